@@ -1,0 +1,1 @@
+"""Policies over token ids: engines, the trajectory ledger, rollouts, evaluation."""

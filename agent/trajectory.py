@@ -1,0 +1,248 @@
+"""`Trajectory`: the one record that flows from rollout to gradient to disk to viewer.
+
+An append-only token ledger. The concatenated ids are exactly what the model saw: text is never re-tokenised, and the
+action mask is born at sampling and never rebuilt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from envs.types import ToolCall
+from sandbox.types import Execution
+
+Ending = Literal["answered", "turn_limit", "token_limit", "time_limit", "infra"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Tokens `start:end` of the ledger. For an assistant turn `call_tokens[i]` is where `calls[i]` begins."""
+
+    role: Role
+    start: int
+    end: int
+    text: str
+    calls: tuple[ToolCall, ...] = ()
+    executions: tuple[Execution | None, ...] = ()
+    call_tokens: tuple[int, ...] = ()
+    void: bool = False  # an assistant turn with neither a complete call nor a final answer
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Frozen when the trajectory starts: SPO++ (arXiv 2608.24870) reads its baseline here, never at arrival."""
+
+    event: int = 0
+    value: float | None = None  # the tracker's v₋₁ at dispatch
+    version: int = 0  # the policy version that was current
+    group: int | None = None  # trajectories of one GRPO/RLOO group share it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory:
+    """One episode in tokens. All arrays have the length of `token_ids`.
+
+    token_ids: int32; action_mask: bool, True only for tokens the policy sampled; logprobs: float32, the sampler's own,
+    NaN (JSON null) where nothing was sampled; versions: int32, the policy version of a sampled token, -1 elsewhere.
+    Raises ValueError when lengths differ, or when a sampled token has no logprob.
+    """
+
+    task_id: str
+    token_ids: np.ndarray
+    action_mask: np.ndarray
+    logprobs: np.ndarray
+    versions: np.ndarray
+    turns: tuple[Turn, ...]
+    reward: float
+    ending: Ending
+    dispatch: Dispatch = field(default_factory=Dispatch)
+    seed: int = 0
+    source: str = ""
+    answer: str | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(a) for a in (self.token_ids, self.action_mask, self.logprobs, self.versions)}
+        if len(lengths) != 1:
+            raise ValueError(f"ledger columns of {self.task_id} have different lengths: {sorted(lengths)}")
+        if np.isnan(self.logprobs[self.action_mask]).any() or (self.versions[self.action_mask] < 0).any():
+            raise ValueError(f"a sampled token of {self.task_id} has no logprob or no policy version")
+        if self.turns and self.turns[-1].end != len(self.token_ids):
+            raise ValueError(f"the turns of {self.task_id} do not cover its ledger")
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Trajectory) and self.to_dict() == other.to_dict()
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the policy first spoke."""
+        return next((t.start for t in self.turns if t.role == "assistant"), len(self))
+
+    @property
+    def n_action_tokens(self) -> int:
+        return int(self.action_mask.sum())
+
+    @property
+    def response_length(self) -> int:
+        """Tokens after the prompt, tool output included."""
+        return len(self) - self.prompt_length
+
+    @property
+    def n_calls(self) -> int:
+        """Calls that were executed ("code rounds")."""
+        return sum(e is not None for t in self.turns for e in t.executions)
+
+    @property
+    def first_call_token(self) -> int | None:
+        """Position in the response of the first complete tool call; None where there is none."""
+        for turn in self.turns:
+            for call, token in zip(turn.calls, turn.call_tokens, strict=True):
+                if call.status == "ok":
+                    return token - self.prompt_length
+        return None
+
+    @property
+    def code_pass_ratio(self) -> float | None:
+        """Share of the executed calls that ended without an error; None without calls."""
+        done = [e.ok for t in self.turns for e in t.executions if e is not None]
+        return sum(done) / len(done) if done else None
+
+    @property
+    def void(self) -> bool:
+        return any(t.void for t in self.turns)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; NaN becomes None."""
+        return {
+            "task_id": self.task_id,
+            "source": self.source,
+            "reward": self.reward,
+            "ending": self.ending,
+            "answer": self.answer,
+            "seed": self.seed,
+            "dispatch": {n: getattr(self.dispatch, n) for n in ("event", "value", "version", "group")},
+            "turns": [
+                {
+                    "role": t.role,
+                    "start": t.start,
+                    "end": t.end,
+                    "text": t.text,
+                    "calls": [c.to_dict() for c in t.calls],
+                    "executions": [e and e.to_dict() for e in t.executions],
+                    "call_tokens": list(t.call_tokens),
+                    "void": t.void,
+                }
+                for t in self.turns
+            ],
+            "token_ids": self.token_ids.tolist(),
+            "action_mask": self.action_mask.astype(int).tolist(),
+            "logprobs": [None if np.isnan(x) else round(float(x), 6) for x in self.logprobs],
+            "versions": self.versions.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Trajectory:
+        """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError on a damaged record."""
+        turns = tuple(
+            Turn(
+                t["role"],
+                t["start"],
+                t["end"],
+                t["text"],
+                tuple(ToolCall.from_dict(c) for c in t["calls"]),
+                tuple(e and Execution.from_dict(e) for e in t["executions"]),
+                tuple(t["call_tokens"]),
+                t["void"],
+            )
+            for t in record["turns"]
+        )
+        return cls(
+            task_id=record["task_id"],
+            token_ids=np.asarray(record["token_ids"], np.int32),
+            action_mask=np.asarray(record["action_mask"], bool),
+            logprobs=np.asarray([np.nan if x is None else x for x in record["logprobs"]], np.float32),
+            versions=np.asarray(record["versions"], np.int32),
+            turns=turns,
+            reward=record["reward"],
+            ending=record["ending"],
+            dispatch=Dispatch(**record["dispatch"]),
+            seed=record["seed"],
+            source=record["source"],
+            answer=record["answer"],
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
+
+
+class Ledger:
+    """Builds a `Trajectory`: tokens are only ever appended."""
+
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self._mask: list[bool] = []
+        self._logprobs: list[float] = []
+        self._versions: list[int] = []
+        self._turns: list[Turn] = []
+
+    def forced(self, role: Role, token_ids: Sequence[int], text: str) -> None:
+        """Append tokens that the policy did not sample: the prompt, a tool's output, template glue."""
+        start = len(self.token_ids)
+        self._append(token_ids, False, [float("nan")] * len(token_ids), [-1] * len(token_ids))
+        self._turns.append(Turn(role, start, len(self.token_ids), text))
+
+    def sampled(
+        self,
+        token_ids: Sequence[int],
+        logprobs: Sequence[float],
+        versions: Sequence[int],
+        text: str,
+        calls: Sequence[ToolCall] = (),
+        executions: Sequence[Execution | None] = (),
+        call_tokens: Sequence[int] = (),
+        void: bool = False,
+    ) -> None:
+        """Append one turn of the policy; `call_tokens` are offsets within this turn's tokens."""
+        start = len(self.token_ids)
+        self._append(token_ids, True, logprobs, versions)
+        turn_calls = tuple(start + offset for offset in call_tokens)
+        self._turns.append(
+            Turn(
+                "assistant",
+                start,
+                len(self.token_ids),
+                text,
+                tuple(calls),
+                tuple(executions),
+                turn_calls,
+                void,
+            )
+        )
+
+    def _append(self, ids: Sequence[int], action: bool, logprobs: Sequence[float], versions: Sequence[int]) -> None:
+        self.token_ids.extend(ids)
+        self._mask.extend([action] * len(ids))
+        self._logprobs.extend(logprobs)
+        self._versions.extend(versions)
+
+    def close(self, task_id: str, reward: float, ending: Ending, **fields: Any) -> Trajectory:
+        """Freeze. `fields` are the remaining fields of `Trajectory`."""
+        return Trajectory(
+            task_id=task_id,
+            token_ids=np.asarray(self.token_ids, np.int32),
+            action_mask=np.asarray(self._mask, bool),
+            logprobs=np.asarray(self._logprobs, np.float32),
+            versions=np.asarray(self._versions, np.int32),
+            turns=tuple(self._turns),
+            reward=reward,
+            ending=ending,
+            **fields,
+        )

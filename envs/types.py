@@ -1,0 +1,67 @@
+"""The language of this floor: text in, text and a reward out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from sandbox.types import Execution
+
+CallStatus = Literal["ok", "unclosed", "malformed"]
+EnvEnding = Literal["answered", "turn_limit", "token_limit", "time_limit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One problem. `id` is stable; data without ids gets a content hash."""
+
+    id: str
+    prompt: str
+    answer: str
+    source: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the policy wrote. `span` is in characters of the turn's text, fences and tags included."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    span: tuple[int, int]
+    status: CallStatus = "ok"
+
+    @property
+    def code(self) -> str:
+        """The Python source of a code call, else ""."""
+        return str(self.arguments.get("code", ""))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "arguments": dict(self.arguments), "span": list(self.span)}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> ToolCall:
+        return cls(**{**record, "span": tuple(record["span"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one `step(text)` did: the trace of an environment is its reset's first message and these, in order.
+
+    `executions[i]` belongs to `calls[i]`; a call that was not executed (malformed, unclosed, over a budget) has None.
+    `messages` are what a chat template appends before the policy speaks again.
+    """
+
+    text: str
+    calls: tuple[ToolCall, ...]
+    executions: tuple[Execution | None, ...]
+    messages: tuple[Mapping[str, Any], ...]
+    reward: float
+    ending: EnvEnding | None  # None: the episode goes on
+    answer: str | None = None
+
+    @property
+    def void(self) -> bool:
+        """Neither a complete call nor a final answer (SimpleTIR, arXiv 2509.02479)."""
+        return self.answer is None and not any(call.status == "ok" for call in self.calls)

@@ -1,0 +1,92 @@
+"""The language of this floor: code in, `Execution` out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+Status = Literal["ok", "error", "timeout", "memory", "killed"]
+
+
+@dataclass(frozen=True, slots=True)
+class CodeError:
+    """An exception that the executed code raised and did not catch."""
+
+    name: str
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What one call did. Infrastructure failures are not executions: they raise `SandboxError`.
+
+    `result` is the repr of the last expression (None when the code ends in a statement or evaluates to None).
+    `state_kept` says whether the session's variables survived the call.
+    """
+
+    stdout: str = ""
+    stderr: str = ""
+    result: str | None = None
+    error: CodeError | None = None
+    status: Status = "ok"
+    stdout_truncated: bool = False
+    stderr_truncated: bool = False
+    result_truncated: bool = False
+    duration_s: float = 0.0
+    state_kept: bool = True
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Execution:
+        error = record.get("error")
+        return cls(**{**record, "error": CodeError(**error) if error else None})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one session may use. A backend that cannot enforce a limit says so in its `isolation`."""
+
+    timeout_s: float = 10.0  # wall clock of one call when `run` names none
+    memory_mb: int = 512
+    processes: int = 64
+    disk_mb: int = 64
+    open_files: int = 256
+    output_bytes: int = 65_536  # kept of each of stdout, stderr and result
+
+
+@runtime_checkable
+class Session(Protocol):
+    """One stateful interpreter."""
+
+    isolation: str  # the tier that is in force, for example "namespaces+seccomp+landlock+rlimits"
+
+    async def run(self, code: str, *, timeout: float | None = None) -> Execution:
+        """Run `code`; `timeout` in seconds (default: the sandbox's limit). Raises `SandboxError`."""
+        ...
+
+    async def close(self) -> None:
+        """Kill everything the session started. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Sandbox(Protocol):
+    """A backend; owns its pool."""
+
+    isolation: str
+    limits: Limits
+
+    async def open(self) -> Session:
+        """A fresh session that has seen no other session's state. Raises `SandboxError`."""
+        ...
+
+    async def close(self) -> None:
+        """Close every session; nothing survives. Idempotent."""
+        ...

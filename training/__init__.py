@@ -1,0 +1,1 @@
+"""From trajectories to gradients: SPO, ASPO, the learner and the pipeline."""

@@ -1,0 +1,78 @@
+"""The `solostream` command: finds the sub-command, imports only what that one needs, turns errors into one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+from sandbox.errors import SandboxError, UserError
+
+# name -> (where, what it does). Nothing is imported before it is asked for: `solostream sandbox run` needs no torch.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": (
+        "training.commands:train",
+        "cold start, reinforcement learning and evaluation from one TOML file",
+    ),
+    "sft": ("training.commands:sft", "supervised cold start only"),
+    "eval": (
+        "agent.cli:evaluate",
+        "avg@k, pass@k, maj@k and tool behaviour of a model, a server or a script",
+    ),
+    "compare": ("agent.cli:compare", "two evaluations side by side: curves, support flow, significance"),
+    "chat": ("agent.cli:chat", "talk to an agent that has the interpreter"),
+    "play": ("envs.cli:play", "be the agent yourself in any registered environment"),
+    "report": ("viewer.cli:report", "one self-contained HTML file of a run"),
+    "view": ("viewer.cli:view", "browse trajectories in a local web app"),
+    "sandbox check": ("sandbox.cli:check", "conformance and abuse suite against any backend"),
+    "sandbox run": ("sandbox.cli:run", "run one file in a sandbox"),
+    "sandbox serve": ("sandbox.cli:serve", "HTTP server: sessions API and SandboxFusion wire format"),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items())
+    return f"usage: solostream COMMAND [OPTIONS]\n\n{rows}\n\nsolostream COMMAND --help shows its options."
+
+
+def _find(argv: list[str]) -> tuple[str, list[str]]:
+    """The command's name and its arguments. Raises UserError."""
+    from difflib import get_close_matches
+
+    for words in (2, 1):
+        name = " ".join(argv[:words])
+        if len(argv) >= words and name in COMMANDS:
+            return name, argv[words:]
+    asked = " ".join(argv[:2]) if argv[0] == "sandbox" else argv[0]
+    near = get_close_matches(asked, COMMANDS, 1, 0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"one of: {', '.join(COMMANDS)}"
+    raise UserError(f"unknown command '{asked}'; {hint}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    try:
+        name, rest = _find(argv)
+        module, _, function = COMMANDS[name][0].partition(":")
+        import tyro
+
+        command: Any = getattr(importlib.import_module(module), function)
+        return int(tyro.cli(command, prog=f"solostream {name}", args=rest) or 0)
+    except UserError as error:
+        print(f"solostream: {error}", file=sys.stderr)
+        return 2
+    except SandboxError as error:
+        print(f"solostream: sandbox failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("solostream: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
