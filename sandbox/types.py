@@ -7,6 +7,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 Status = Literal["ok", "error", "timeout", "memory", "killed"]
 
+# What a backend promises to hold against hostile code. `solostream sandbox check` tests every promise that is claimed.
+Claim = Literal["state", "filesystem", "network", "sessions", "memory", "processes", "disk", "environment", "orphans"]
+
 
 @dataclass(frozen=True, slots=True)
 class CodeError:
@@ -82,6 +85,7 @@ class Sandbox(Protocol):
 
     isolation: str
     limits: Limits
+    claims: frozenset[Claim]
 
     async def open(self) -> Session:
         """A fresh session that has seen no other session's state. Raises `SandboxError`."""
