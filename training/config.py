@@ -1,0 +1,357 @@
+"""The run's configuration: TOML in, frozen pydantic models out; a wrong key or value is one line that names the remedy.
+
+Every field is one key of the TOML file (`[section] key = value`) and of `--set section.key=value`. `[sweep]` maps
+dotted keys to lists; `expand` turns one file into one configuration a combination.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sandbox.errors import UserError
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0)]
+# TOML has lists, a frozen model wants tuples: the one conversion that strict mode would refuse.
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Levels = Annotated[tuple[int, ...], Field(strict=False)]
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, values are never coerced ("3" is not 3), instances are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class BuildConfig(Section):
+    """Shape of a Qwen3-architecture model that is built from scratch; sizes in units, `context` in tokens."""
+
+    hidden_size: Positive = 128
+    layers: Positive = 2
+    heads: Positive = 8
+    kv_heads: Positive = 4
+    head_dim: Positive = 16
+    mlp_size: Positive = 384
+    vocabulary: Positive = 640  # tokens of the BPE that is trained on the problems
+    context: Positive = 1024
+
+
+class ModelConfig(Section):
+    """`path`: a Hugging Face id, a local folder, or "build" for a new model of the shape `build`."""
+
+    path: str = "build"
+    build: BuildConfig = BuildConfig()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class DataConfig(Section):
+    """`path` names JSONL/Parquet/CSV, a preset or a Hugging Face id; without it problems are generated."""
+
+    path: str | None = None
+    kinds: Names = ()  # of generated problems; empty: all
+    levels: Levels = ()
+    train: Positive = 512  # prompts in the pool
+    test: Positive = 256  # held out
+
+
+class EnvConfig(Section):
+    """The environment of an episode; token limits are in tokens, `timeout` in seconds a tool call."""
+
+    id: str = "solostream/Arithmetic-v0"
+    sandbox: str = "fork"
+    max_turns: Positive = 4
+    turn_tokens: Positive = 64
+    episode_tokens: Positive = 192  # of the response, tool output included
+    tool_tokens: Positive = 32
+    timeout: Annotated[float, Field(gt=0)] = 5.0
+
+
+class Phase(Section):
+    """One stretch of the cold start. `mix` maps a behaviour to its share of the demonstrations."""
+
+    steps: Positive
+    mix: dict[str, float]
+
+    @model_validator(mode="after")
+    def _shares(self) -> Phase:
+        if not self.mix or min(self.mix.values()) < 0 or abs(sum(self.mix.values()) - 1) > 1e-6:
+            raise ValueError(f"the shares of mix must be ≥ 0 and add up to 1, not {sum(self.mix.values()):g}")
+        return self
+
+
+class ColdStartConfig(Section):
+    """Supervised steps on demonstrations before reinforcement learning; no phases: none."""
+
+    phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
+    batch: Positive = 32
+    lr: Rate = 2e-3
+    muon_lr: Rate = 0.02  # of the matrices; 0: AdamW for everything
+
+
+class RolloutConfig(Section):
+    """`sync` waits for each batch and is bit-reproducible on CPU; `async` learns while episodes go on."""
+
+    mode: Literal["sync", "async"] = "async"
+    batch: Positive = 128  # trajectories a step ...
+    batch_tokens: Count = 0  # ... or, when set, as many as bring this many action tokens
+    over_provision: Annotated[float, Field(ge=1)] = 1.5  # episodes in flight = batch x this (async)
+    max_staleness: Count = 4  # policy versions; older trajectories are not trained on
+    stale: Literal["drop", "redispatch"] = "drop"
+    retries: Count = 2  # of an episode that the infrastructure failed
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+
+
+AdvantageName = Literal["spo", "grpo", "dr_grpo", "rloo", "reinforce_pp", "opo", "none"]
+LossName = Literal["ppo_clip", "cispo", "gspo", "clip_cov", "kl_cov"]
+
+
+class AlgorithmConfig(Section):
+    """Advantage estimator, tracker and filters; symbols as in the papers (see docs/training.md)."""
+
+    advantage: AdvantageName = "spo"
+    group_size: Positive = 1  # trajectories a prompt
+    sampling: Literal["prioritised", "uniform"] = "prioritised"
+    epsilon: Rate = 0.05
+    start_samples: Count = 1  # rollouts a prompt that initialise the tracker; 0: Beta(0.5, 0.5)
+    rho_min: Share = 0.875
+    rho_max: Share = 0.96
+    d_half: Annotated[float, Field(gt=0)] = 0.06
+    divergence: Literal["drift", "rescore", "constant"] = "drift"
+    measure: Literal["token", "trajectory"] = "token"
+    aspo: bool = True
+    delta: float = -2.0
+    k: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    drop_void: bool = False
+    drop_overlong: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AlgorithmConfig:
+        if self.advantage in ("grpo", "dr_grpo", "rloo", "opo") and self.group_size < 2:
+            raise ValueError(f"advantage = {self.advantage!r} compares within groups: set algorithm.group_size ≥ 2")
+        if self.rho_min > self.rho_max:
+            raise ValueError(f"rho_min = {self.rho_min:g} exceeds rho_max = {self.rho_max:g}")
+        return self
+
+
+class LearnerSection(Section):
+    """The optimiser step: token budget of a packed micro-batch, clipping, schedule."""
+
+    steps: Positive = 40
+    lr: Rate = 5e-4
+    warmup: Count = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: Rate = 0.0
+    grad_clip: Rate = 1.0
+    minibatches: Positive = 1  # optimiser steps a batch
+    epochs: Positive = 1
+    token_budget: Positive = 16_384
+    loss: LossName = "ppo_clip"
+    aggregation: Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum"] = "token_mean"
+    clip_low: Rate = 0.2
+    clip_high: Rate = 0.28
+    entropy_bonus: float = 0.0
+    kl_coefficient: Rate = 0.0  # to the policy after the cold start
+    tis_cap: Rate = 2.0  # truncated importance sampling against the sampler's own logprobs
+    tis_threshold: Rate = 1e-3  # mean |Δlogp| above which it is on
+    gradient_checkpointing: bool = False
+
+
+class EvalConfig(Section):
+    """Held-out evaluation: sampled at `temperature` and greedy, before and after; in between every `every` steps."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    samples: Positive = 1  # a problem
+    greedy: bool = True
+    every: Count = 0  # 0: only before and after
+
+
+class RunConfig(Section):
+    """Where the run lives and what it writes."""
+
+    name: str | None = None  # default: the file's name
+    root: str = "runs"
+    seed: Count = 0
+    engine: Literal["hf", "vllm"] = "hf"
+    checkpoint_every: Positive = 20
+    keep: Positive = 2  # checkpoints
+    trackers: Annotated[tuple[Literal["wandb", "trackio"], ...], Field(strict=False)] = ()
+    project: str = "solostream"
+
+
+class Config(Section):
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    env: EnvConfig = EnvConfig()
+    cold_start: ColdStartConfig = ColdStartConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    learner: LearnerSection = LearnerSection()
+    eval: EvalConfig = EvalConfig()
+
+    def hash(self) -> str:
+        """Of everything that shapes the numbers: a resumed run must match. 16 hex digits."""
+        return hashlib.sha256(json.dumps(self.essence(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def essence(self) -> dict[str, Any]:
+        """The configuration without where the run lives and how long it goes on: those may change on resume."""
+        tree = self.model_dump(mode="json")
+        tree["run"] = {"seed": self.run.seed}
+        del tree["learner"]["steps"], tree["eval"]
+        return tree
+
+    def to_toml(self) -> str:
+        import tomli_w
+
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The TOML file as a tree. Raises UserError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], 1, 0.4)
+        raise UserError(
+            f"no configuration {path}" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def assign(tree: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """A copy of `tree` with each `dotted.key=value` put in: TOML, a bare word is a string. Raises UserError."""
+    result = json.loads(json.dumps(tree))
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set takes key=value, for example learner.lr=1e-4, not '{setting}'")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        _put(result, key.strip(), value)
+    return result
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"'{key}': '{section}' is a value, not a section")
+    tree[last] = value
+
+
+def expand(tree: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(suffix, tree) for every combination of `[sweep]`'s lists; without a sweep one, suffix "". Raises UserError."""
+    axes = tree.get("sweep", {})
+    plain = {name: section for name, section in tree.items() if name != "sweep"}
+    flat = dict(_leaves(axes))
+    for key, values in flat.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"sweep.{key} must be a non-empty list of values, not {values!r}")
+    for values in itertools.product(*flat.values()):
+        copy = json.loads(json.dumps(plain))
+        for key, value in zip(flat, values, strict=True):
+            _put(copy, key, value)
+        yield "".join(f"-{key.split('.')[-1]}={value}" for key, value in zip(flat, values, strict=True)), copy
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def validate(tree: Mapping[str, Any]) -> Config:
+    """Raises UserError: one line a problem would be noise, so the first is named, and how many more there are."""
+    try:
+        return Config.model_validate(dict(tree))
+    except ValidationError as error:
+        # A misspelt key is also a missing one: name the cause first.
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(_explain(problems[0]) + more) from None
+
+
+def load(path: Path, settings: Iterable[str] = ()) -> Config:
+    """`read`, `assign`, `validate` for a file without a sweep."""
+    return validate(assign(read(path), settings))
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        allowed = _keys_at(problem["loc"][:-1])
+        wrong = str(problem["loc"][-1])
+        near = _elsewhere(wrong) or get_close_matches(wrong, allowed, 1, 0.5)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return f"unknown key '{key}'; {hint}allowed: {', '.join(allowed)}"
+    if problem["type"] == "missing":
+        return f"'{key}' is missing"
+    if problem["type"] == "literal_error":
+        allowed = _choices(problem["loc"])
+        near = get_close_matches(str(problem["input"]), allowed, 1, 0.5)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return f"'{key}' cannot be {problem['input']!r}; {hint}allowed: {', '.join(allowed)}"
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return f"'{key}' is a section: write [{key}] and its keys ({', '.join(_keys_at(problem['loc']))})"
+    reason = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    reason = reason[:1].lower() + reason[1:]
+    if isinstance(problem["input"], Mapping):
+        return f"'{key}': {reason}"
+    return f"'{key}' cannot be {problem['input']!r}: {reason}"
+
+
+def _model_at(loc: Iterable[Any]) -> type[BaseModel]:
+    model: type[BaseModel] = Config
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not inner:
+            break
+        model = inner[0]
+    return model
+
+
+def _keys_at(loc: tuple[Any, ...]) -> list[str]:
+    return list(_model_at(loc).model_fields)
+
+
+def _elsewhere(wrong: str) -> list[str]:
+    """Where a key of that name lives when it was put into the wrong section."""
+    places = [f"{name}.{wrong}" for name in Config.model_fields if wrong in _keys_at((name,))]
+    return places[:1]
+
+
+def _choices(loc: tuple[Any, ...]) -> list[str]:
+    names = [part for part in loc if not isinstance(part, int)]
+    found: list[str] = []
+    stack: list[Any] = [_model_at(names[:-1]).model_fields[names[-1]].annotation]
+    while stack:
+        annotation = stack.pop()
+        if isinstance(annotation, str):
+            found.insert(0, annotation)
+        else:
+            stack.extend(get_args(annotation))
+    return found

@@ -1,0 +1,80 @@
+"""The write-ahead trajectory log: every finished trajectory is on disk before it can be trained on.
+
+One JSON object a line (`Trajectory.to_dict`), keyed by its dispatch event. Writing happens in the log's own thread, off
+the token path; a line is handed to the kernel before the episode counts as finished, so a killed process loses none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from agent.trajectory import Trajectory
+from sandbox.errors import UserError
+
+
+class TrajectoryLog:
+    """Appends to `path`; `keep_bytes` cuts an existing file there first (None: only a torn last line is cut)."""
+
+    def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
+        self.path = path
+        self._file = open(path, "ab")  # noqa: SIM115 - closed in close()
+        end = _whole_lines(path)
+        os.truncate(path, end if keep_bytes is None else min(keep_bytes, end))
+        self._file.seek(0, os.SEEK_END)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="trajectory-log")
+
+    async def append(self, *trajectories: Trajectory) -> None:
+        """Returns when the lines are with the kernel. Raises OSError (a full disk)."""
+        import asyncio
+
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._write, trajectories)
+
+    def _write(self, trajectories: Sequence[Trajectory]) -> None:
+        self._file.write(b"".join(t.to_json().encode() + b"\n" for t in trajectories))
+        self._file.flush()
+
+    def sync(self) -> int:
+        """Everything appended so far is on the disk; the file's size in bytes. A checkpoint records it."""
+        return self._writer.submit(self._sync).result()
+
+    def _sync(self) -> int:
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._writer.shutdown()
+        self._file.close()
+
+
+def _whole_lines(path: Path) -> int:
+    """Bytes up to and including the last newline: what a kill in mid-write leaves behind it is not a record."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        end = size
+        while end > 0:
+            start = max(0, end - 65_536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            end = start
+    return 0
+
+
+def read(path: Path) -> Iterator[Trajectory]:
+    """Every whole record, in file order. A damaged line is skipped with a warning; raises UserError without a file."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed by the with below
+    except OSError as error:
+        raise UserError(f"cannot read trajectories: {error}") from None
+    with file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield Trajectory.from_dict(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                warnings.warn(f"{path}:{number} is damaged and skipped: {error}", stacklevel=2)

@@ -1,0 +1,88 @@
+"""Metrics go to `metrics.jsonl` and TensorBoard always, to Weights & Biases or trackio when asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sandbox.errors import UserError
+
+Value = float | int | None
+
+
+class Monitor:
+    """One row a call. `rows` holds everything logged so far, an interrupted run's rows included."""
+
+    def __init__(self, folder: Path, *, trackers: Sequence[str] = (), project: str = "", config: Any = None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._path = folder / "metrics.jsonl"
+        self.rows: list[dict[str, Any]] = read(self._path) if self._path.exists() else []
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+        self._board = EventFileWriter(str(folder / "tensorboard"), flush_secs=20)
+        self._event, self._summary = Event, Summary
+        self._others = [_open_tracker(name, project, folder, config) for name in trackers]
+
+    def forget_after(self, step: int) -> None:
+        """Drop the rows of reinforcement-learning steps after `step`, and of what followed: they will be run again."""
+        self.rows = [row for row in self.rows if row["phase"] == "cold_start" or row["step"] <= step]
+        draft = self._path.with_suffix(".draft")
+        draft.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        self._file.close()
+        os.replace(draft, self._path)
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+
+    def log(self, phase: str, step: int, metrics: Mapping[str, Value]) -> None:
+        """`metrics` maps `group/name` to a number; None (nothing to average) and non-finite numbers become null."""
+        clean = {k: v if v is None or math.isfinite(v) else None for k, v in metrics.items()}
+        now = time.time()
+        row = {"phase": phase, "step": step, "time": round(now, 3), **clean}
+        self.rows.append(row)
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        numbers = {f"{phase}/{k}": v for k, v in clean.items() if v is not None}
+        values = [self._summary.Value(tag=tag, simple_value=v) for tag, v in numbers.items()]
+        self._board.add_event(self._event(wall_time=now, step=step, summary=self._summary(value=values)))
+        for other in self._others:
+            other.log({f"{phase}/step": step, **numbers})
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+        for other in self._others:
+            other.finish()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out. Raises UserError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read metrics: {error}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise UserError(f"{path}:{number} is not JSON: repair or remove that line") from None
+    return rows
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises UserError when a tracker's package is missing, before anything is computed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f'run.trackers has "{name}", which is not installed: pip install {name}')
+
+
+def _open_tracker(name: str, project: str, folder: Path, config: Any) -> Any:
+    return importlib.import_module(name).init(project=project, name=folder.name, config=config)
