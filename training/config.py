@@ -139,7 +139,7 @@ class AlgorithmConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> AlgorithmConfig:
-        if self.advantage in ("grpo", "dr_grpo", "rloo", "opo") and self.group_size < 2:
+        if self.advantage in ("grpo", "dr_grpo", "rloo") and self.group_size < 2:
             raise ValueError(f"advantage = {self.advantage!r} compares within groups: set algorithm.group_size ≥ 2")
         if self.rho_min > self.rho_max:
             raise ValueError(f"rho_min = {self.rho_min:g} exceeds rho_max = {self.rho_max:g}")
@@ -201,6 +201,17 @@ class Config(Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     learner: LearnerSection = LearnerSection()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.rollout.batch_tokens and self.rollout.mode == "sync":
+            raise ValueError('rollout.batch_tokens needs rollout.mode = "async": sync waits for whole batches')
+        if self.rollout.batch % self.algorithm.group_size:
+            raise ValueError(
+                f"rollout.batch = {self.rollout.batch} is no multiple of algorithm.group_size = "
+                f"{self.algorithm.group_size}"
+            )
+        return self
 
     def hash(self) -> str:
         """Of everything that shapes the numbers: a resumed run must match. 16 hex digits."""
@@ -317,7 +328,7 @@ def _explain(problem: Any) -> str:
     reason = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     reason = reason[:1].lower() + reason[1:]
     if isinstance(problem["input"], Mapping):
-        return f"'{key}': {reason}"
+        return f"'{key}': {reason}" if key else reason
     return f"'{key}' cannot be {problem['input']!r}: {reason}"
 
 

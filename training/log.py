@@ -1,20 +1,18 @@
 """The write-ahead trajectory log: every finished trajectory is on disk before it can be trained on.
 
-One JSON object a line (`Trajectory.to_dict`), keyed by its dispatch event. Writing happens in the log's own thread, off
+One JSON object a line (`Trajectory.to_dict`), keyed by its dispatch event; `agent.records` reads it back. Writing happens in the log's own thread, off
 the token path; a line is handed to the kernel before the episode counts as finished, so a killed process loses none.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from agent.trajectory import Trajectory
-from sandbox.errors import UserError
 
 
 class TrajectoryLog:
@@ -30,8 +28,6 @@ class TrajectoryLog:
 
     async def append(self, *trajectories: Trajectory) -> None:
         """Returns when the lines are with the kernel. Raises OSError (a full disk)."""
-        import asyncio
-
         await asyncio.get_running_loop().run_in_executor(self._writer, self._write, trajectories)
 
     def _write(self, trajectories: Sequence[Trajectory]) -> None:
@@ -64,17 +60,3 @@ def _whole_lines(path: Path) -> int:
                 return start + newline + 1
             end = start
     return 0
-
-
-def read(path: Path) -> Iterator[Trajectory]:
-    """Every whole record, in file order. A damaged line is skipped with a warning; raises UserError without a file."""
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - closed by the with below
-    except OSError as error:
-        raise UserError(f"cannot read trajectories: {error}") from None
-    with file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield Trajectory.from_dict(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                warnings.warn(f"{path}:{number} is damaged and skipped: {error}", stacklevel=2)

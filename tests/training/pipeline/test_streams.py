@@ -1,0 +1,244 @@
+"""The pipeline against episodes whose timing the test decides."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from agent.engine import EngineError
+from agent.records import read_lines
+from agent.trajectory import Dispatch, Ledger, Trajectory
+from sandbox.errors import SandboxError
+from training.log import TrajectoryLog
+from training.pipeline import Rounds, Source, Streams, Ticket, oldest_version, unused
+
+
+def episode(ticket: Ticket, tokens: int = 2, version: int | None = None, ending: str = "answered") -> Trajectory:
+    ledger = Ledger()
+    ledger.forced("user", [1, 2], "hi")
+    spoken = ticket.dispatch.version if version is None else version
+    ledger.sampled([3] * tokens, [-0.5] * tokens, [spoken] * tokens, "x")
+    return ledger.close(ticket.task_id, 1.0, ending, dispatch=ticket.dispatch, seed=ticket.seed)  # type: ignore[arg-type]
+
+
+class Tickets:
+    """Numbered tickets; `gates` hold an episode until the test opens it."""
+
+    def __init__(self, group: int = 1, first: int = 0) -> None:
+        self.event, self.group, self.version = first, group, 0
+        self.gates: dict[int, asyncio.Event] = {}
+        self.started: list[int] = []
+        self.mended = 0
+
+    def ticket(self, group: int | None = None) -> Ticket:
+        made = Ticket(f"task-{self.event}", self.event, Dispatch(self.event, 0.5, self.version, group))
+        self.event += 1
+        return made
+
+    def draw(self) -> list[Ticket]:
+        number = self.event // self.group
+        return [self.ticket(number if self.group > 1 else None) for _ in range(self.group)]
+
+    def again(self, old: Ticket) -> Ticket:
+        return Ticket(old.task_id, old.seed, self.ticket().dispatch)
+
+    async def play(self, ticket: Ticket) -> Trajectory:
+        self.started.append(ticket.dispatch.event)
+        gate = self.gates.setdefault(ticket.dispatch.event, asyncio.Event())
+        await gate.wait()
+        return episode(ticket)
+
+    def open(self, *events: int) -> None:
+        for event in events:
+            self.gates.setdefault(event, asyncio.Event()).set()
+
+    async def mend(self, error: EngineError) -> None:
+        self.mended += 1
+
+    def source(self, play: Callable[[Ticket], Awaitable[Trajectory]] | None = None, retries: int = 2) -> Source:
+        return Source(self.draw, self.again, play or self.play, self.mend, retries)
+
+
+@pytest.fixture
+def log(tmp_path: Path):
+    made = TrajectoryLog(tmp_path / "trajectories.jsonl")
+    yield made
+    made.close()
+
+
+def events(batch: list[Trajectory]) -> list[int]:
+    return [t.dispatch.event for t in batch]
+
+
+async def test_the_first_to_finish_are_the_batch_and_the_stragglers_go_on(log: TrajectoryLog) -> None:
+    tickets = Tickets()
+    streams = Streams(tickets.source(), log, batch=2, in_flight=4, max_staleness=9)
+    tickets.open(3, 1)
+    first = await streams.take()
+    assert sorted(events(first)) == [1, 3]
+    streams.advance(1)
+    tickets.open(0, 2)
+    assert sorted(events(await streams.take())) == [0, 2]  # never restarted
+    assert tickets.started.count(0) == 1
+    await streams.close()
+
+
+async def test_a_token_budget_ends_the_batch(log: TrajectoryLog) -> None:
+    tickets = Tickets()
+
+    async def play(ticket: Ticket) -> Trajectory:
+        return episode(ticket, tokens=3)
+
+    streams = Streams(tickets.source(play), log, batch=2, tokens=10, in_flight=2, max_staleness=9)
+    batch = await streams.take()
+    assert (
+        sum(t.n_action_tokens for t in batch) == 12
+    )  # the fourth brings the tenth token, though only two fit in flight
+    await streams.close()
+
+
+async def test_outstanding_episodes_are_bounded(log: TrajectoryLog) -> None:
+    tickets = Tickets()
+    streams = Streams(tickets.source(), log, batch=2, in_flight=3, max_staleness=9)
+    tickets.open(*range(100))
+    await streams.take()
+    for _ in range(50):  # nobody takes: the rest must not run ahead
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.05)
+    assert tickets.event <= 2 + 3
+    await streams.close()
+
+
+@pytest.mark.parametrize("stale", ["drop", "redispatch"])
+async def test_too_old_episodes_are_counted_and_never_trained_on(log: TrajectoryLog, stale: str) -> None:
+    tickets = Tickets()
+    streams = Streams(tickets.source(), log, batch=1, in_flight=3, max_staleness=1, stale=stale)  # type: ignore[arg-type]
+    tickets.open(0)
+    assert events(await streams.take()) == [0]
+    for version in (1, 2):
+        tickets.version = version
+        streams.advance(version)
+    assert streams.counts["stale"] == 3  # events 1, 2 and the refill 3, all dispatched under version 0
+    tickets.open(*range(1, 40))
+    batch = await streams.take()
+    assert oldest_version(batch[0]) == 2
+    if stale == "redispatch":
+        assert batch[0].task_id in {"task-1", "task-2", "task-3"}
+    await streams.close()
+
+
+async def test_a_group_is_taken_whole(log: TrajectoryLog) -> None:
+    tickets = Tickets(group=2)
+    streams = Streams(tickets.source(), log, batch=2, in_flight=4, max_staleness=9)
+    tickets.open(0, 3)
+    taking = asyncio.create_task(streams.take())
+    await asyncio.sleep(0.05)
+    assert not taking.done()  # two have landed, of two groups
+    tickets.open(2)
+    assert sorted(events(await taking)) == [2, 3]
+    await streams.close()
+
+
+async def test_infrastructure_failures_are_retried_then_dropped_and_counted(log: TrajectoryLog) -> None:
+    tickets = Tickets()
+    tries: dict[int, int] = {}
+
+    async def play(ticket: Ticket) -> Trajectory:
+        event = ticket.dispatch.event
+        tries[event] = tries.get(event, 0) + 1
+        if event == 0:
+            raise SandboxError("always")
+        if event == 1 and tries[event] == 1:
+            raise EngineError("once")
+        if event == 2 and tries[event] == 1:
+            return episode(ticket, ending="infra")
+        return episode(ticket)
+
+    streams = Streams(tickets.source(play), log, batch=3, in_flight=3, max_staleness=9)
+    assert 0 not in events(await streams.take())
+    assert tries[0] == 3
+    assert tickets.mended == 1
+    assert streams.counts == {"infra_failures": 5, "infra_dropped": 1, "engine_failures": 1}
+    await streams.close()
+
+
+async def test_when_nothing_works_the_run_stops_and_says_why(log: TrajectoryLog) -> None:
+    async def play(ticket: Ticket) -> Trajectory:
+        raise SandboxError("the daemon is down")
+
+    tickets = Tickets()
+    streams = Streams(tickets.source(play, retries=0), log, batch=2, in_flight=4, max_staleness=9)
+    with pytest.raises(SandboxError, match=r"4 episodes in a row .* the daemon is down"):
+        await asyncio.wait_for(streams.take(), 5)
+    await streams.close()
+
+
+async def test_a_round_is_in_the_order_of_dispatch(log: TrajectoryLog) -> None:
+    tickets = Tickets()
+    rounds = Rounds(tickets.source(), log, batch=3)
+    taking = asyncio.create_task(rounds.take())
+    for event in (2, 0, 1):
+        tickets.open(event)
+        await asyncio.sleep(0)
+    assert events(await taking) == [0, 1, 2]
+
+
+async def test_an_interrupted_round_runs_again_with_the_same_tickets(log: TrajectoryLog) -> None:
+    tickets = Tickets()
+    rounds = Rounds(tickets.source(), log, batch=2)
+    tickets.open(0)
+    taking = asyncio.create_task(rounds.take())
+    await asyncio.sleep(0.02)
+    taking.cancel()
+    await asyncio.gather(taking, return_exceptions=True)
+    state = json.loads(json.dumps(rounds.state_dict()))
+    tickets.open(1)
+    resumed = Rounds(Tickets(first=2).source(episode_now), log, batch=2)
+    resumed.restore(state, [])
+    assert events(await resumed.take()) == [0, 1]
+
+
+async def episode_now(ticket: Ticket) -> Trajectory:
+    return episode(ticket)
+
+
+async def test_killed_anywhere_no_finished_trajectory_is_lost_or_used_twice(tmp_path: Path) -> None:
+    """Random timings, checkpoints and kills; the trained events of the surviving timeline are checked one by one."""
+    path = tmp_path / "trajectories.jsonl"
+    rng = random.Random(0)
+
+    async def play(ticket: Ticket) -> Trajectory:
+        await asyncio.sleep(rng.expovariate(2000))
+        return episode(ticket)
+
+    trained: list[int] = []
+    saved: tuple[dict, int, list[int]] = ({"outstanding": []}, 0, [])
+    for _life in range(12):
+        state, next_event, trained = saved[0], saved[1], list(saved[2])
+        log = TrajectoryLog(path)
+        logged = [line.trajectory for line in read_lines(path) if line.trajectory]
+        finished = unused(logged, next_event, state)
+        tickets = Tickets(first=max([next_event, *(t.dispatch.event + 1 for t in logged)]))
+        streams = Streams(tickets.source(play), log, batch=5, in_flight=9, max_staleness=99)
+        streams.restore(state, finished)
+        for _step in range(rng.randint(1, 5)):
+            batch = events(await streams.take())
+            assert not set(batch) & set(trained)
+            trained += batch
+            if rng.random() < 0.5:
+                saved = json.loads(json.dumps(streams.state_dict())), tickets.event, list(trained)
+        await streams.close()  # as a kill: what is not in the checkpoint or the log is gone
+        log.close()
+        with open(path, "ab") as file:
+            file.write(b'{"task_id": "torn')
+    # One last life that only takes what is left: everything that ever finished has been trained on exactly once.
+    state, next_event, trained = saved
+    logged = [line.trajectory for line in read_lines(path) if line.trajectory]
+    assert len(logged) == len({t.dispatch.event for t in logged})
+    left = [t.dispatch.event for t in unused(logged, next_event, state)]
+    assert sorted(left + trained) == sorted({t.dispatch.event for t in logged})
