@@ -1,7 +1,8 @@
 """The write-ahead trajectory log: every finished trajectory is on disk before it can be trained on.
 
-One JSON object a line (`Trajectory.to_dict`), keyed by its dispatch event; `agent.records` reads it back. Writing happens in the log's own thread, off
-the token path; a line is handed to the kernel before the episode counts as finished, so a killed process loses none.
+One JSON object a line (`Trajectory.to_dict`), keyed by its dispatch event; `agent.records` reads it back.
+Writing happens in the log's own thread, off the token path; a line is handed to the kernel before the episode counts as
+finished, so a killed process loses none.
 """
 
 from __future__ import annotations

@@ -234,8 +234,7 @@ async def test_killed_anywhere_no_finished_trajectory_is_lost_or_used_twice(tmp_
                 saved = json.loads(json.dumps(streams.state_dict())), tickets.event, list(trained)
         await streams.close()  # as a kill: what is not in the checkpoint or the log is gone
         log.close()
-        with open(path, "ab") as file:
-            file.write(b'{"task_id": "torn')
+        path.write_bytes(path.read_bytes() + b'{"task_id": "torn')
     # One last life that only takes what is left: everything that ever finished has been trained on exactly once.
     state, next_event, trained = saved
     logged = [line.trajectory for line in read_lines(path) if line.trajectory]

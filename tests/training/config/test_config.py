@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import itertools
+import typing
+from pathlib import Path
+
+import pytest
+
+from sandbox.errors import UserError
+from training import config as configuration
+from training.config import Config, assign, expand, validate
+
+ROOT = Path(__file__).parents[3]
+
+
+def refusal(*settings: str) -> str:
+    with pytest.raises(UserError) as caught:
+        validate(assign({}, settings))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("learner.lrr=1e-3", ["unknown key 'learner.lrr'", "did you mean 'lr'", "grad_clip"]),
+        ("algorthm.k=0.5", ["unknown key 'algorthm'", "did you mean 'algorithm'", "rollout"]),
+        ("run.engine='vlm'", ["'run.engine' cannot be 'vlm'", "did you mean 'vllm'", "allowed: hf, vllm"]),
+        ("algorithm.advantage=sppo", ["did you mean 'spo'", "rloo"]),
+        ("group_size=8", ["unknown key 'group_size'", "did you mean 'algorithm.group_size'"]),
+        ("learner.steps='40'", ["'learner.steps' cannot be '40'", "integer"]),
+        ("learner.lr=-1.0", ["'learner.lr' cannot be -1.0", "greater than or equal to 0"]),
+        ("learner.lr=nan", ["'learner.lr'", "finite"]),
+        ("algorithm.k=1.0", ["'algorithm.k'", "less than 1"]),
+        ("model=3", ["'model' is a section", "[model]", "path"]),
+        ("run.trackers=['wanb']", ["'run.trackers.0'", "did you mean 'wandb'"]),
+        ("cold_start.phases=[{step = 3, mix = {early = 1.0}}]", ["phases.0.step'", "did you mean 'steps'"]),
+        ("cold_start.phases=[{steps = 3, mix = {early = 0.5}}]", ["add up to 1, not 0.5"]),
+        ("algorithm.advantage=grpo", ["algorithm.group_size ≥ 2"]),
+        ("rollout.batch=100", []),
+    ],
+)
+def test_a_wrong_setting_is_one_line_with_the_remedy(setting: str, words: list[str]) -> None:
+    if not words:
+        assert "no multiple of algorithm.group_size" in refusal(setting, "algorithm.group_size=8")
+        return
+    message = refusal(setting)
+    for word in words:
+        assert word in message
+
+
+def test_set_reads_toml_values_and_bare_words() -> None:
+    config = validate(assign({}, ["run.seed=3", "env.sandbox=docker", "data.levels=[1, 2]", "eval.greedy=false"]))
+    assert (config.run.seed, config.env.sandbox, config.data.levels, config.eval.greedy) == (3, "docker", (1, 2), False)
+
+
+def test_set_without_a_value_is_refused() -> None:
+    with pytest.raises(UserError, match="--set takes key=value"):
+        assign({}, ["learner.lr"])
+
+
+def test_a_sweep_is_every_combination() -> None:
+    tree = assign({"sweep": {"run": {"seed": [0, 1]}, "learner.lr": [1e-3, 1e-4]}}, [])
+    runs = [(suffix, validate(made)) for suffix, made in expand(tree)]
+    assert [s for s, _ in runs] == [f"-seed={s}-lr={lr}" for s, lr in itertools.product([0, 1], [1e-3, 1e-4])]
+    assert [(c.run.seed, c.learner.lr) for _, c in runs] == list(itertools.product([0, 1], [1e-3, 1e-4]))
+    with pytest.raises(UserError, match=r"sweep\.run\.seed must be a non-empty list"):
+        list(expand({"sweep": {"run": {"seed": 3}}}))
+
+
+def test_what_is_written_reads_back(tmp_path: Path) -> None:
+    config = validate(assign({}, ["cold_start.phases=[{steps = 2, mix = {early = 0.5, guess = 0.5}}]", "run.seed=7"]))
+    place = tmp_path / "config.toml"
+    place.write_text(config.to_toml())
+    assert configuration.load(place) == config
+
+
+def test_the_hash_follows_what_shapes_the_numbers_only() -> None:
+    base = Config().hash()
+    same = ["run.name=other", "learner.steps=99", "run.keep=5", "eval.every=3"]
+    assert all(validate(assign({}, [s])).hash() == base for s in same)
+    assert all(validate(assign({}, [s])).hash() != base for s in ("run.seed=1", "learner.lr=1e-4", "rollout.batch=64"))
+
+
+def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.toml").write_text("")
+    with pytest.raises(UserError, match=r"did you mean .*quickstart\.toml"):
+        configuration.load(tmp_path / "quikstart.toml")
+    (tmp_path / "broken.toml").write_text("[run\n")
+    with pytest.raises(UserError, match="not valid TOML"):
+        configuration.load(tmp_path / "broken.toml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.name)
+def test_the_configurations_that_ship_are_valid(path: Path) -> None:
+    for _, tree in expand(configuration.read(path)):
+        validate(tree)
+
+
+def test_the_names_are_those_of_the_registries() -> None:
+    from training.algorithms import ADVANTAGES
+
+    assert set(typing.get_args(configuration.AdvantageName)) == set(ADVANTAGES)
