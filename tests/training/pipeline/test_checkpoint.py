@@ -80,7 +80,7 @@ def test_the_same_step_is_replaced_and_a_kill_between_the_renames_is_mended(tmp_
 
 
 def test_without_any_the_remedy_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no whole checkpoint in .*--name"):
+    with pytest.raises(UserError, match=r"no whole checkpoint in .*--name"):
         newest(tmp_path)
 
 
