@@ -178,11 +178,12 @@ def generate(
     Raises UserError for an unknown kind, level or split, or when the kinds hold fewer than `n` distinct problems.
     """
     kinds, levels = list(kinds or KINDS), list(levels or LEVELS)
-    for name, value, allowed in (
+    checks: list[tuple[str, object, list]] = [
         *(("kind", kind, list(KINDS)) for kind in kinds),
         *(("level", level, list(LEVELS)) for level in levels),
         ("split", split, ["train", "test"]),
-    ):
+    ]
+    for name, value, allowed in checks:
         if value not in allowed:
             raise UserError(f"unknown {name} {value!r}; one of: {', '.join(map(str, allowed))}")
     rng = random.Random(f"{seed}/{split}")
