@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from typing import Literal
-
 import torch
-from pydantic import BaseModel, ConfigDict
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -24,39 +21,14 @@ from transformers import (
 )
 
 from sandbox.errors import UserError
+from training.config import BuildConfig, ModelConfig
 
-BUILD = "build"
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 PROTOCOL = ("```python\n", "\n```\n", "```output\n", "\\boxed{")
-
-
-class BuildConfig(BaseModel):
-    """Shape of a model built from scratch."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    hidden_size: int = 128
-    layers: int = 2
-    heads: int = 8
-    kv_heads: int = 4
-    head_dim: int = 16
-    mlp_size: int = 384
-    vocabulary: int = 640
-    context: int = 1024
-
-
-class ModelConfig(BaseModel):
-    """`path`: a Hugging Face id, a local folder, or "build" for a new model of the shape `build`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: str = BUILD
-    build: BuildConfig = BuildConfig()
-    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 def build_tokenizer(corpus: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -114,7 +86,7 @@ def load_model(
 
     Raises UserError when the path is no model, or its tokenizer has no chat template.
     """
-    if config.path == BUILD:
+    if config.path == "build":
         built = build_tokenizer(corpus, config.build.vocabulary)
         return build_model(config.build, built, seed), built
     try:

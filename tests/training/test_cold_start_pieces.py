@@ -7,8 +7,9 @@ import torch
 
 from envs.families import generate
 from sandbox.errors import UserError
+from training.config import BuildConfig, ModelConfig
 from training.demonstrations import FILLERS, boxed, demonstration, draw_styles, fence
-from training.model import BuildConfig, ModelConfig, build_model, build_tokenizer, load_model
+from training.model import build_model, build_tokenizer, load_model
 
 TASKS = generate(200, seed=0)
 
