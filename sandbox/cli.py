@@ -1,0 +1,96 @@
+"""`solostream sandbox check | run | serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import json as json_format
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sandbox.errors import UserError
+from sandbox.types import Execution
+
+# status -> exit code of `sandbox run`; 124 is what timeout(1) says, 137 what a shell says of SIGKILL
+_EXIT = {"ok": 0, "error": 1, "timeout": 124, "memory": 137, "killed": 137}
+
+
+def check(
+    spec: Annotated[str, tyro.conf.Positional],
+    /,
+    json: bool = False,
+    only: str = "",
+    jobs: int = 4,
+) -> int:
+    """Judge a backend by the conformance and abuse suite. Exit code 1 when a case fails.
+
+    Args:
+        spec: fork, docker, docker-jupyter, jupyter, http://host:port or package.module:Factory.
+        json: print one JSON object instead of the table.
+        only: run the cases whose name contains this, or one group of them.
+        jobs: cases that run at a time.
+    """
+    from sandbox.conformance import check as judge
+
+    report = asyncio.run(judge(spec, only=only, jobs=jobs, tell=(lambda verdict: None) if json else _tell))
+    if json:
+        print(json_format.dumps(report.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        count = {status: sum(v.status == status for v in report.cases) for status in ("pass", "fail", "skip")}
+        print(f"{report.backend} ({report.isolation}): " + ", ".join(f"{n} {status}" for status, n in count.items()))
+    return 1 if report.failed else 0
+
+
+def _tell(verdict) -> None:
+    detail = f"  {verdict.detail}" if verdict.detail else ""
+    print(f"{verdict.status:<4} {verdict.ms:>6} ms  {verdict.group:<9}  {verdict.name}{detail}", flush=True)
+
+
+def run(
+    spec: Annotated[str, tyro.conf.Positional],
+    file: Annotated[str, tyro.conf.Positional],
+    /,
+    timeout: float | None = None,
+) -> int:
+    """Run one file of Python in a sandbox and print its streams and result.
+
+    Exit code: 0 ok, 1 the code raised, 124 timed out, 137 killed or out of memory.
+
+    Args:
+        spec: which sandbox, as for `sandbox check`.
+        file: path of the program; `-` reads it from standard input.
+        timeout: seconds that it may run (default: the sandbox's own limit).
+    """
+    try:
+        code = sys.stdin.read() if file == "-" else Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {file}: {error}; name a Python file, or - for standard input") from error
+    seen = asyncio.run(_run(spec, code, timeout))
+    sys.stdout.write(seen.stdout)
+    sys.stderr.write(seen.stderr)
+    if seen.result is not None:
+        print(seen.result)
+    if seen.error is not None:
+        print(seen.error.traceback.rstrip() or f"{seen.error.name}: {seen.error.message}", file=sys.stderr)
+    elif not seen.ok:
+        print(f"solostream: the code ended as {seen.status} after {seen.duration_s:.1f} s", file=sys.stderr)
+    for name in ("stdout", "stderr", "result"):
+        if getattr(seen, name + "_truncated"):
+            print(f"solostream: {name} was cut at the sandbox's limit", file=sys.stderr)
+    return _EXIT[seen.status]
+
+
+async def _run(spec: str, code: str, timeout: float | None) -> Execution:
+    from sandbox.spec import open_sandbox
+
+    sandbox = open_sandbox(spec)
+    try:
+        session = await sandbox.open()
+        try:
+            return await session.run(code, timeout=timeout)
+        finally:
+            await session.close()
+    finally:
+        await sandbox.close()
