@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -38,6 +39,7 @@ class Execution:
     result_truncated: bool = False
     duration_s: float = 0.0
     state_kept: bool = True
+    display: tuple[Mapping[str, str], ...] = ()  # rich output of notebook backends: MIME type -> data
 
     @property
     def ok(self) -> bool:
@@ -49,7 +51,8 @@ class Execution:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Execution:
         error = record.get("error")
-        return cls(**{**record, "error": CodeError(**error) if error else None})
+        display = tuple(record.get("display", ()))
+        return cls(**{**record, "error": CodeError(**error) if error else None, "display": display})
 
 
 @dataclass(frozen=True, slots=True)
