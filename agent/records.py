@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ FILE_NAMES = ("trajectories.jsonl", "samples.jsonl")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One complete line of a JSONL file: bytes `offset:offset + length`, newline included.
+    """One complete line of a JSONL file: bytes `offset:offset + length`, newline included, and their CRC-32.
 
     record: the JSON object, extra keys ("step", "advantage", "sample") included; None when `damage` says what is wrong.
     """
@@ -27,6 +28,7 @@ class Line:
     number: int
     offset: int
     length: int
+    crc: int
     record: dict[str, Any] | None
     trajectory: Trajectory | None
     damage: str | None
@@ -95,4 +97,4 @@ def _parse(raw: bytes, offset: int, number: int) -> Line:
         damage = f"field {error} is missing"
     except (ValueError, TypeError, AttributeError) as error:
         damage = f"not a trajectory: {error}"
-    return Line(number, offset, len(raw), record if damage is None else None, trajectory, damage)
+    return Line(number, offset, len(raw), zlib.crc32(raw), record if damage is None else None, trajectory, damage)

@@ -149,7 +149,7 @@ def training_records(count: int, *, per_step: int = 64, problems: int = 200, see
         skill = 0.1 + 0.85 * (step + 1) / steps
         one = episode(task, skill, tokens, rng, step=step, dispatch=dispatch)
         known[task.id] = [0.9 * alpha + one.reward, 0.9 * beta + 1 - one.reward]
-        yield {**one.to_dict(), "step": step, "advantage": round((one.reward - value) / 0.45, 4)}
+        yield {**json.loads(one.to_json()), "step": step, "advantage": round((one.reward - value) / 0.45, 4)}
 
 
 def write_training_run(folder: Path, count: int = 640, **options: int) -> Path:
@@ -164,16 +164,26 @@ def write_training_run(folder: Path, count: int = 640, **options: int) -> Path:
             out.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
     rng = random.Random(1)
     with (folder / "metrics.jsonl").open("w") as out:
+        for step in range(40):
+            row = {"phase": "cold_start", "step": step, "time": 1.7e9 - 40 + step, "loss/nll": 3 * 0.93**step}
+            out.write(json.dumps(row) + "\n")
         for step, records in rows.items():
             reward = sum(r["reward"] for r in records) / len(records)
+            calls = [t.first_call_token for t in map(Trajectory.from_dict, records)]
+            called = [token for token in calls if token is not None]
             row = {
+                "phase": "rl",
                 "step": step,
-                "reward": reward,
-                "loss": -0.1 * reward + rng.gauss(0, 0.01),
-                "entropy": 0.9 - 0.5 * reward,
-                "grad_norm": rng.uniform(0.2, 0.5),
-                "clip_fraction": rng.uniform(0, 0.1),
-                "lr": 1e-6,
+                "time": 1.7e9 + 3 * step,
+                "reward/mean": reward,
+                "reward/no_tool": reward * 0.7,
+                "code/first_call_token": sum(called) / len(called) if called else None,
+                "code/ratio": len(called) / len(calls),
+                "loss/policy": -0.1 * reward + rng.gauss(0, 0.01),
+                "loss/entropy": 0.9 - 0.5 * reward,
+                "loss/clip_fraction": rng.uniform(0, 0.1),
+                "tracker/value": sum(r["dispatch"]["value"] for r in records) / len(records),
+                "time/rollout": rng.uniform(2, 3),
             }
             out.write(json.dumps(row) + "\n")
     (folder / "summary.json").write_text(json.dumps({"reward": reward, "trajectories": count}))
@@ -184,7 +194,7 @@ def evaluation_records(problems: int, k: int, skill: float, *, tool: bool = True
     rng, tokens = random.Random(seed), tokenizer()
     for task in tasks(problems):
         for sample in range(k):
-            yield {**episode(task, skill, tokens, rng, tool=tool).to_dict(), "sample": sample}
+            yield {**json.loads(episode(task, skill, tokens, rng, tool=tool).to_json()), "sample": sample}
 
 
 def write_evaluation(folder: Path, problems: int = 40, k: int = 8, skill: float = 0.7, **options: object) -> Path:
