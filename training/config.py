@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sandbox.errors import UserError
+from training.learner_config import LearnerConfig
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -95,8 +96,11 @@ class ColdStartConfig(Section):
 
     phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
     batch: Positive = 32
-    lr: Rate = 2e-3
-    muon_lr: Rate = 0.02  # of the matrices; 0: AdamW for everything
+    learner: LearnerConfig = LearnerConfig(optimiser="muon", lr=2e-3, muon_lr=0.02)
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
 
 
 class RolloutConfig(Section):
@@ -112,10 +116,11 @@ class RolloutConfig(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
+    tis_threshold: Rate = 1e-3  # mean |Δlogp| of sampler and learner above which TIS is switched on ...
+    tis_cap: Rate = 2.0  # ... with this cap
 
 
 AdvantageName = Literal["spo", "grpo", "dr_grpo", "rloo", "reinforce_pp", "opo", "none"]
-LossName = Literal["ppo_clip", "cispo", "gspo", "clip_cov", "kl_cov"]
 
 
 class AlgorithmConfig(Section):
@@ -134,8 +139,8 @@ class AlgorithmConfig(Section):
     aspo: bool = True
     delta: float = -2.0
     k: Annotated[float, Field(gt=0, lt=1)] = 0.7
-    drop_void: bool = False
-    drop_overlong: bool = False
+    compare: Literal["batch", "group", "running"] = "batch"
+    eligible: Literal["code", "executed", "passed"] = "code"
 
     @model_validator(mode="after")
     def _consistent(self) -> AlgorithmConfig:
@@ -144,29 +149,6 @@ class AlgorithmConfig(Section):
         if self.rho_min > self.rho_max:
             raise ValueError(f"rho_min = {self.rho_min:g} exceeds rho_max = {self.rho_max:g}")
         return self
-
-
-class LearnerSection(Section):
-    """The optimiser step: token budget of a packed micro-batch, clipping, schedule."""
-
-    steps: Positive = 40
-    lr: Rate = 5e-4
-    warmup: Count = 0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    weight_decay: Rate = 0.0
-    grad_clip: Rate = 1.0
-    minibatches: Positive = 1  # optimiser steps a batch
-    epochs: Positive = 1
-    token_budget: Positive = 16_384
-    loss: LossName = "ppo_clip"
-    aggregation: Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum"] = "token_mean"
-    clip_low: Rate = 0.2
-    clip_high: Rate = 0.28
-    entropy_bonus: float = 0.0
-    kl_coefficient: Rate = 0.0  # to the policy after the cold start
-    tis_cap: Rate = 2.0  # truncated importance sampling against the sampler's own logprobs
-    tis_threshold: Rate = 1e-3  # mean |Δlogp| above which it is on
-    gradient_checkpointing: bool = False
 
 
 class EvalConfig(Section):
@@ -185,6 +167,7 @@ class RunConfig(Section):
     root: str = "runs"
     seed: Count = 0
     engine: Literal["hf", "vllm"] = "hf"
+    steps: Positive = 40  # of reinforcement learning: batches
     checkpoint_every: Positive = 20
     keep: Positive = 2  # checkpoints
     trackers: Annotated[tuple[Literal["wandb", "trackio"], ...], Field(strict=False)] = ()
@@ -199,8 +182,22 @@ class Config(Section):
     cold_start: ColdStartConfig = ColdStartConfig()
     rollout: RolloutConfig = RolloutConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
-    learner: LearnerSection = LearnerSection()
+    learner: LearnerConfig = LearnerConfig(lr=5e-4)
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schedules_end_with_the_run(cls, tree: Any) -> Any:
+        """`total_steps` follows from the number of batches where the file does not say otherwise."""
+        if not isinstance(tree, dict):
+            return tree
+        tree = json.loads(json.dumps(tree))
+        _end_schedule(tree.get("learner"), _section(tree, "run").get("steps", RunConfig().steps))
+        phases = _section(tree, "cold_start").get("phases", [])
+        steps = [p.get("steps") for p in phases if isinstance(p, dict)] if isinstance(phases, list) else []
+        if steps and all(isinstance(n, int) for n in steps):
+            _end_schedule(_section(tree, "cold_start").get("learner"), sum(steps))
+        return tree
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -221,13 +218,25 @@ class Config(Section):
         """The configuration without where the run lives and how long it goes on: those may change on resume."""
         tree = self.model_dump(mode="json")
         tree["run"] = {"seed": self.run.seed}
-        del tree["learner"]["steps"], tree["eval"]
+        del tree["eval"]
         return tree
 
     def to_toml(self) -> str:
         import tomli_w
 
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    section = tree.get(name, {})
+    return section if isinstance(section, dict) else {}
+
+
+def _end_schedule(learner: Any, batches: Any) -> None:
+    if isinstance(learner, dict) and learner.get("schedule", "constant") != "constant" and isinstance(batches, int):
+        a_batch = [learner.get(name, 1) for name in ("minibatches", "epochs")]
+        if all(isinstance(n, int) for n in a_batch):
+            learner.setdefault("total_steps", batches * a_batch[0] * a_batch[1])
 
 
 def read(path: Path) -> dict[str, Any]:
