@@ -1,0 +1,101 @@
+"""Count and cut text in tokens, on a floor that knows no tokenizer: any pair of `encode` and `decode` will do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from sandbox.errors import UserError
+
+MARKER = "\n[… {} tokens cut …]\n"
+
+
+class TokenCounter(Protocol):
+    """Every Hugging Face tokenizer is one."""
+
+    def encode(self, text: str, /) -> Sequence[int]: ...
+
+    def decode(self, ids: Sequence[int], /) -> str: ...
+
+
+class ApproximateTokens:
+    """Three characters a token: no tokenizer needed, and rather too many tokens than too few.
+
+    (Current vocabularies average 3 to 4.5 characters a token on English and code, 1 to 3 on digits.) The ids are 63-bit
+    packings of three code points, so that `decode(encode(text)) == text`.
+    """
+
+    def encode(self, text: str, /) -> list[int]:
+        points = [ord(char) + 1 for char in text]
+        points += [0] * (-len(points) % 3)
+        return [a | b << 21 | c << 42 for a, b, c in zip(points[::3], points[1::3], points[2::3], strict=True)]
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        points = (token >> shift & 0x1FFFFF for token in ids for shift in (0, 21, 42))
+        return "".join(chr(point - 1) for point in points if point)
+
+
+class _Tokenizers:
+    """A `tokenizer.json`, special tokens neither added nor dropped."""
+
+    def __init__(self, path: str) -> None:
+        from tokenizers import Tokenizer
+
+        local = Path(path, "tokenizer.json") if Path(path).is_dir() else Path(path)
+        self._tokenizer = Tokenizer.from_file(str(local)) if local.is_file() else Tokenizer.from_pretrained(path)
+
+    def encode(self, text: str, /) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+
+@lru_cache(maxsize=8)
+def _named(name: str) -> TokenCounter:
+    try:
+        return _Tokenizers(name)
+    except ImportError:
+        raise UserError("counting with a model's tokenizer needs it: pip install tokenizers") from None
+    except (
+        Exception
+    ) as error:  # the library raises bare Exception for a missing file, a bad file, a name it cannot reach
+        raise UserError(
+            f"no tokenizer at {name!r} ({error}); give a folder with tokenizer.json or a model id that is in the cache"
+        ) from None
+
+
+def token_counter(source: str | TokenCounter | Callable[[], TokenCounter] | None) -> TokenCounter:
+    """A folder or model id, an object with `encode` and `decode`, a factory of one, or None for the approximation.
+
+    Raises UserError when there is no such tokenizer.
+    """
+    if source is None:
+        return ApproximateTokens()
+    if isinstance(source, str):
+        return _named(source)
+    if hasattr(source, "encode") and hasattr(source, "decode"):
+        return source
+    return source()
+
+
+def clip(text: str, cap: int, counter: TokenCounter) -> str:
+    """`text` within `cap` tokens: head and tail are kept, and the marker between them counts too."""
+    if len(text.encode(errors="replace")) <= cap:  # no token is shorter than a byte
+        return text
+    ids = counter.encode(text)
+    if len(ids) <= cap:
+        return text
+    kept = cap - len(counter.encode(MARKER.format(len(ids))))
+    while kept > 0:
+        head = (kept + 1) // 2
+        marker = MARKER.format(len(ids) - kept)
+        tail = counter.decode(ids[len(ids) - (kept - head) :]) if kept > head else ""
+        short = counter.decode(ids[:head]) + marker + tail
+        excess = len(counter.encode(short)) - cap  # joining pieces can split tokens
+        if excess <= 0:
+            return short
+        kept -= excess
+    return counter.decode(ids[: max(cap, 0)])

@@ -1,0 +1,122 @@
+"""Are two answers the same? Exact and fast for numbers and strings, `math-verify` for the rest.
+
+math-verify bounds its work with signals, which only the main thread may use, and SymPy can hang where no exception
+reaches (`9^{9^{9^9}}`). So it runs in a child process that serves one pair at a time: the kernel's alarm kills it, its
+answer is then "no", and the next pair starts another. Safe from any thread and any worker process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from fractions import Fraction
+from functools import lru_cache
+
+from sandbox.errors import UserError
+
+SECONDS = 5  # of one comparison, in the child
+MAX_ANSWER = 2_000  # characters; a longer answer is not one
+_NUMBER = re.compile(r"[+-]?(?:\d{1,400}|\d{1,3}(?:,\d{3}){1,40})(?:\.\d{1,400})?|[+-]?\.\d{1,400}")
+_RATIO = re.compile(
+    r"(?P<sign>-?)(?:\\[dt]?frac\{(?P<a>-?\d{1,400})\}\{(?P<b>\d{1,400})\}|(?P<c>-?\d{1,400})/(?P<d>\d{1,400}))"
+)
+_DECORATION = re.compile(r"\\(?:left|right|displaystyle|,|;|!|:)|\\(?:text|mathrm|mbox|mathbf)\{([^{}]*)\}|\$|\s+")
+
+
+@lru_cache(maxsize=65_536)
+def equivalent(gold: str, answer: str) -> bool:
+    """Whether `answer` equals `gold` as mathematics. May take seconds. Raises UserError without math-verify."""
+    verdict = quick(gold, answer)
+    return _compare(gold, answer) if verdict is None else verdict
+
+
+def quick(gold: str, answer: str) -> bool | None:
+    """Microseconds: decided for plain numbers, fractions and equal strings; None where it takes math-verify."""
+    gold, answer = _plain(gold), _plain(answer)
+    if not answer or len(answer) > MAX_ANSWER:
+        return False
+    if gold == answer:
+        return True
+    left, right = _rational(gold), _rational(answer)
+    return left == right if left is not None and right is not None else None
+
+
+def _plain(text: str) -> str:
+    if text.isalnum() and text.isascii():
+        return text
+    text = _DECORATION.sub(lambda match: match[1] or "", text.strip())
+    return text.rstrip(".")
+
+
+def _rational(text: str) -> Fraction | None:
+    if _NUMBER.fullmatch(text):
+        return Fraction(text.replace(",", ""))
+    if match := _RATIO.fullmatch(text):
+        top, bottom = int(match["a"] or match["c"]), int(match["b"] or match["d"])
+        return Fraction(-top if match["sign"] else top, bottom) if bottom else None
+    return None
+
+
+class _Child:
+    def __init__(self) -> None:
+        self.pid = os.getpid()  # a forked copy of this object must not talk into its parent's pipes
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, gold: str, answer: str) -> bool:
+        with self._lock:
+            if self._process is None:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "envs.grading_child", str(SECONDS)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    env={k: v for k, v in os.environ.items() if k != "LD_PRELOAD"},
+                )
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            try:
+                print(json.dumps([gold, answer]), file=self._process.stdin, flush=True)
+                line = self._process.stdout.readline()
+            except BrokenPipeError:
+                line = ""
+            if line:
+                return _verdict(line)
+            self.stop()
+            return False
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            process.stdin.close()  # type: ignore[union-attr]
+            process.stdout.close()  # type: ignore[union-attr]
+
+
+def _verdict(line: str) -> bool:
+    if line.startswith("missing"):
+        raise UserError("comparing LaTeX answers needs math-verify: pip install 'math-verify[antlr4_13_2]'")
+    return line.startswith("yes")
+
+
+_child = _Child()
+
+
+@atexit.register
+def _stop_child() -> None:
+    if _child.pid == os.getpid():
+        _child.stop()
+
+
+def _compare(gold: str, answer: str) -> bool:
+    global _child
+    if _child.pid != os.getpid():
+        _child = _Child()
+    return _child.ask(gold, answer)

@@ -1,0 +1,24 @@
+"""Default system prompts: how to call, how to answer. An environment's `system_prompt=""` sends none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_CALLS = {
+    "fence": "To run Python, write a block that starts with a line ```python and ends with a line ```.",
+    "code": "To run Python, write it between <code> and </code>.",
+    "python": "To run Python, write it between <python> and </python>.",
+    "hermes": 'To call a tool, write <tool_call>{"name": …, "arguments": {…}}</tool_call>.',
+    "openai": 'To call a tool, write on a line of its own {"name": …, "arguments": {…}}.',
+}
+_ANSWERS = {
+    "boxed": r"Put your final answer in \boxed{}.",
+    "line": "End with a line that says Answer: and your final answer.",
+    "tag": "Put your final answer between <answer> and </answer>.",
+}
+
+
+def system_prompt(syntaxes: Sequence[str], answer: str) -> str:
+    """One paragraph for these call syntaxes and this answer style."""
+    calls = " ".join(_CALLS[name] for name in syntaxes)
+    return f"Solve the problem step by step. {calls} You then see what it returned and go on. {_ANSWERS[answer]}"

@@ -1,0 +1,315 @@
+"""`ToolEnv`: a Gymnasium environment in which a policy writes text, calls tools and gives a final answer.
+
+One turn (`step`) is one text of the policy. What ends an episode, in this order:
+1. a turn or an episode over its token budget, or over its time: truncated, `token_limit` or `time_limit`;
+2. a final answer: terminated, `answered`. Calls that begin before it are executed, for the record; later ones are not;
+3. a turn without answer and without a closed call (void): terminated, `answered` with answer None;
+4. the last turn allowed: truncated, `turn_limit`; its calls are not executed, as nobody would read their output.
+A closed but malformed call, an unknown tool and wrong arguments get an error message and the episode goes on.
+Only infrastructure failures raise (`SandboxError`, after retries); they are never an observation or a reward.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar, get_args
+
+import gymnasium
+
+from envs import data
+from envs.answers import AnswerStyle, final_answer
+from envs.budgets import TokenCounter, clip, token_counter
+from envs.grading import equivalent, quick
+from envs.observation import observe
+from envs.parse import STOPS, Parsed, Parser, Think, parse, syntaxes
+from envs.prompts import system_prompt as default_prompt
+from envs.rewards import Episode, Rubric
+from envs.space import SURROGATE, UnicodeText
+from envs.tools import ToolSource, json_schema, make_tool, wrong_arguments
+from envs.types import EnvEnding, Step, Task, ToolCall
+from envs.workspace import SandboxSource, Workspace
+from sandbox.errors import UserError
+from sandbox.types import CodeError, Execution
+
+Message = dict[str, Any]
+T = TypeVar("T")
+
+
+class ToolEnv(gymnasium.Env[str, str]):
+    """Text in, text and a reward in [0, 1] out. `areset`/`astep` are the core; `reset`/`step` call them and wait.
+
+    tasks: what `envs.data.tasks` takes (a preset, a path, a mapping, a list of `Task`).
+    sandbox, sandbox_options: a spec string or a factory; opened once a process and shared (see `envs.workspace`).
+    tools: names, {"tool": name, **options} or factories; fence and tag syntaxes can call only `python`.
+    syntax, think: see `envs.parse`. parallel_calls: a turn may hold several calls (then only the policy ends its turn).
+    answer: `boxed`, `line` or `tag`. reward: see `envs.rewards.Rubric`.
+    system_prompt: None: how to call and to answer; "": no system message.
+    timeout_s: of one call; None: the sandbox's limit. time_limit_s: of one episode, checked between calls.
+    turn_tokens, output_tokens, episode_tokens: budgets of one turn, one tool output, and all text after the prompt,
+    counted by `tokenizer` (see `envs.budgets`). show_budget: tool messages end with what remains.
+    retries: of a call whose sandbox failed; the session is rebuilt by running the episode's earlier calls again.
+
+    Raises UserError for settings that make no sense together.
+    """
+
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (Gymnasium's own form)
+
+    def __init__(
+        self,
+        tasks: data.TaskSource = "sample",
+        *,
+        sandbox: SandboxSource = "fork",
+        sandbox_options: Mapping[str, Any] | None = None,
+        tools: Sequence[ToolSource] = ("python",),
+        syntax: str | Sequence[str] = "fence",
+        think: Think = "run",
+        parallel_calls: bool = False,
+        answer: AnswerStyle = "boxed",
+        reward: str | Mapping[str, float] = "correct",
+        system_prompt: str | None = None,
+        max_turns: int = 8,
+        max_calls_per_turn: int = 8,
+        timeout_s: float | None = None,
+        time_limit_s: float | None = None,
+        turn_tokens: int | None = None,
+        output_tokens: int = 1024,
+        episode_tokens: int | None = None,
+        show_budget: bool = False,
+        tokenizer: str | TokenCounter | Callable[[], TokenCounter] | None = None,
+        retries: int = 2,
+        render_mode: str | None = None,
+    ) -> None:
+        if answer not in get_args(AnswerStyle):
+            raise UserError(f"unknown answer style {answer!r}; one of: {', '.join(get_args(AnswerStyle))}")
+        if max_turns < 1 or output_tokens < 1 or max_calls_per_turn < 1:
+            raise UserError("max_turns, max_calls_per_turn and output_tokens must be at least 1")
+        self.observation_space = UnicodeText()
+        self.action_space = UnicodeText()
+        self.render_mode = render_mode
+        self.tasks = data.tasks(tasks)
+        self._by_id: dict[str, Task] = {}
+        self._syntax = syntaxes(syntax)
+        self._think: Think = think
+        Parser(self._syntax, think=think)  # refuses an unknown policy now, not in the first step
+        self._parallel = parallel_calls
+        self._answer_style: AnswerStyle = answer
+        self._rubric = Rubric(reward)
+        self._tools = {tool.name: tool for tool in map(make_tool, tools)}
+        if not {"hermes", "openai"} & set(self._syntax) and (others := set(self._tools) - {"python"}):
+            raise UserError(f"tools {sorted(others)} need a JSON call syntax: set syntax='hermes'")
+        self._system = default_prompt(self._syntax, answer) if system_prompt is None else system_prompt
+        self._max_turns, self._max_calls = max_turns, max_calls_per_turn
+        self._turn_tokens, self._output_tokens, self._episode_tokens = turn_tokens, output_tokens, episode_tokens
+        self._time_limit_s, self._show_budget = time_limit_s, show_budget
+        self._counter = token_counter(tokenizer)
+        self._workspace = Workspace(sandbox, sandbox_options or {}, timeout_s=timeout_s, retries=retries)
+        self.task: Task | None = None
+        self.trace: list[Step] = []
+        self._over = True
+        self._tokens = 0
+        self._started = 0.0
+
+    @property
+    def tools(self) -> tuple[dict[str, Any], ...]:
+        """JSON schemas for the chat template; none where the syntax is not the template's business."""
+        if not {"hermes", "openai"} & set(self._syntax):
+            return ()
+        return tuple(json_schema(tool) for tool in self._tools.values())
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Strings that may end a call: hints for an engine. Whether one did, `complete` or a parser says."""
+        if self._parallel or self._think != "run":
+            return ()
+        return tuple(stop for name in self._syntax for stop in STOPS[name])
+
+    def complete(self, text: str) -> int | None:
+        """Where a turn must stop: one past the first closed call in `text`; None while it may go on."""
+        return None if self._parallel else self.parser().feed(text)
+
+    def parser(self) -> Parser:
+        """A fresh incremental parser for one turn: `feed` says what `complete` says, without starting over."""
+        return Parser(self._syntax, think=self._think)
+
+    async def areset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Start an episode. options: {"task_id": …} or {"task": Task}; else the seeded generator draws a task.
+
+        Raises UserError for an unknown task id.
+        """
+        super().reset(seed=seed)
+        if self._workspace.loop not in (None, asyncio.get_running_loop()):
+            self._workspace.shutdown()
+        await self._workspace.end_episode()
+        self.task = self._choose(options or {})
+        self.trace, self._over, self._tokens, self._started = [], False, 0, time.monotonic()
+        return self.task.prompt, {"messages": self._opening(), "task_id": self.task.id}
+
+    async def astep(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """One turn of the policy. Raises SandboxError; the episode is then over and `reset` starts another."""
+        if self._over or self.task is None:
+            raise gymnasium.error.ResetNeeded("the episode is over: call reset() before step()")
+        self._over = True  # until this step has succeeded
+        text = SURROGATE.sub("\ufffd", text)
+        parsed = parse(text, self._syntax, think=self._think)
+        final = final_answer(text, parsed, self._answer_style)
+        ending = self._ending(text, parsed, final is not None)
+        answer = final[0] if final and ending == "answered" else None
+        executions, messages = await self._execute(parsed.calls, final[1] if final else None, ending)
+        ending = ending or self._spent(messages)
+        reward, scores = 0.0, dict[str, float]()
+        step = Step(text, parsed.calls, executions, () if ending else messages, reward, ending, answer)
+        if ending:
+            reward, scores = await self._score(step)
+            step = Step(text, parsed.calls, executions, (), reward, ending, answer)
+            await self._workspace.end_episode()
+        self.trace.append(step)
+        self._over = ending is not None
+        info = {
+            "messages": tuple(dict(message) for message in step.messages),
+            "task_id": self.task.id,
+            "ending": ending,
+            "answer": answer,
+            "void": step.void,
+            "scores": scores,
+        }
+        observation = "\n".join(message["content"] for message in step.messages)
+        return observation, reward, ending == "answered", ending not in (None, "answered"), info
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        return _wait(self.areset(seed=seed, options=options))
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return _wait(self.astep(action))
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """The transcript so far, for `render_mode="ansi"`."""
+        if self.render_mode is None:
+            return None
+        blocks = [] if self.task is None else [f"[{m['role']}] {m['content']}" for m in self._opening()]
+        for step in self.trace:
+            blocks.append(f"[assistant] {step.text}")
+            blocks += [f"[{message['role']}] {message['content']}" for message in step.messages]
+            if step.ending:
+                blocks.append(f"[{step.ending}] answer {step.answer!r}, reward {step.reward:g}")
+        return "\n".join(blocks)
+
+    def close(self) -> None:
+        """End the episode and give the sandbox back. Idempotent; callable from any thread."""
+        self._over = True
+        self._workspace.shutdown()
+
+    async def aclose(self) -> None:
+        """`close` for callers on the environment's own event loop: returns when everything is closed."""
+        self._over = True
+        await self._workspace.close()
+
+    def _choose(self, options: Mapping[str, Any]) -> Task:
+        if "task" in options:
+            return options["task"]
+        if "task_id" not in options:
+            return self.tasks[int(self.np_random.integers(len(self.tasks)))]
+        self._by_id = self._by_id or {task.id: task for task in self.tasks}
+        if options["task_id"] not in self._by_id:
+            raise UserError(f"no task {options['task_id']!r} among the {len(self.tasks)} of this environment")
+        return self._by_id[options["task_id"]]
+
+    def _opening(self) -> tuple[Message, ...]:
+        assert self.task is not None
+        system = ({"role": "system", "content": self._system},) if self._system else ()
+        return (*system, {"role": "user", "content": self.task.prompt})
+
+    def _count(self, text: str) -> int:
+        return len(self._counter.encode(text)) if self._turn_tokens or self._episode_tokens else 0
+
+    def _ending(self, text: str, parsed: Parsed, has_answer: bool) -> EnvEnding | None:
+        """How the turn's text alone ends the episode."""
+        tokens = self._count(text)
+        self._tokens += tokens
+        if self._turn_tokens and tokens > self._turn_tokens:
+            return "token_limit"
+        if self._episode_tokens and self._tokens > self._episode_tokens:
+            return "token_limit"
+        if self._out_of_time():
+            return "time_limit"
+        if has_answer or all(call.status == "unclosed" for call in parsed.calls):
+            return "answered"
+        return "turn_limit" if len(self.trace) + 1 >= self._max_turns else None
+
+    def _out_of_time(self) -> bool:
+        return self._time_limit_s is not None and time.monotonic() - self._started > self._time_limit_s
+
+    def _spent(self, messages: Sequence[Message]) -> EnvEnding | None:
+        """Whether the tools used up a budget."""
+        self._tokens += sum(self._count(message["content"]) for message in messages)
+        if self._episode_tokens and self._tokens >= self._episode_tokens:
+            return "token_limit"
+        return "time_limit" if self._out_of_time() else None
+
+    async def _execute(
+        self, calls: Sequence[ToolCall], before: int | None, ending: EnvEnding | None
+    ) -> tuple[tuple[Execution | None, ...], tuple[Message, ...]]:
+        """Run the calls in order. `before`: where the final answer begins; later calls are not run."""
+        executions: list[Execution | None] = []
+        messages: list[Message] = []
+        for index, call in enumerate(calls):
+            runs = ending is None or (ending == "answered" and before is not None and call.span[0] < before)
+            if not runs or self._out_of_time():
+                executions.append(None)
+                continue
+            execution, content = await self._call(call, index)
+            executions.append(execution)
+            messages.append({"role": "tool", "name": call.name, "content": content})
+        if messages and self._show_budget:
+            messages[-1]["content"] += self._remaining(messages)
+        return tuple(executions), tuple(messages)
+
+    async def _call(self, call: ToolCall, index: int) -> tuple[Execution | None, str]:
+        """(what was executed, what the policy sees). Raises SandboxError."""
+        if call.status != "ok":
+            why = call.arguments.get("error", "no closing tag")
+            return None, clip(f"Error: this call could not be read: {why}", self._output_tokens, self._counter)
+        if index >= self._max_calls:
+            return None, f"Error: not executed: at most {self._max_calls} calls a turn"
+        tool = self._tools.get(call.name)
+        if tool is None:
+            return None, f"Error: no such tool; there is: {', '.join(self._tools)}"
+        if wrong := wrong_arguments(tool, call.arguments):
+            return None, clip(f"Error: {wrong}", self._output_tokens, self._counter)
+        try:
+            result = await tool(call.arguments, self._workspace)
+        except ValueError as error:
+            result = Execution(status="error", error=CodeError(type(error).__name__, str(error), ""))
+        execution = Execution(stdout=result) if isinstance(result, str) else result
+        return execution, clip(observe(execution), self._output_tokens, self._counter)
+
+    def _remaining(self, messages: Sequence[Message]) -> str:
+        turns = self._max_turns - len(self.trace) - 1
+        if not self._episode_tokens:
+            return f"\n[{turns} turns left]"
+        tokens = self._episode_tokens - self._tokens - sum(self._count(m["content"]) for m in messages)
+        return f"\n[{turns} turns and {max(tokens, 0)} tokens left]"
+
+    async def _score(self, last: Step) -> tuple[float, dict[str, float]]:
+        assert self.task is not None
+        assert last.ending is not None
+        if last.answer is not None and quick(self.task.answer, last.answer) is None:
+            await asyncio.to_thread(equivalent, self.task.answer, last.answer)  # slow once, off the loop; then cached
+        episode = Episode(self.task, (*self.trace, last), last.answer, last.ending, self._max_turns)
+        scores = self._rubric.scores(episode)
+        return self._rubric.total(scores), scores
+
+
+def _wait(work: Coroutine[Any, Any, T]) -> T:
+    """Run on the process's background event loop, where the sandbox sessions of the synchronous face live."""
+    from sandbox.interpreter import background_loop
+
+    future = asyncio.run_coroutine_threadsafe(work, background_loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise

@@ -1,0 +1,87 @@
+"""Tools that a policy may call. A tool is a name, a JSON schema and `async def __call__`.
+
+Found by name through the entry-point group `solostream.tools` (name -> factory; its keyword arguments are the tool's
+options), or given as a factory. A tool keeps nothing between episodes: what must last within one lives in the
+workspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol, runtime_checkable
+
+from envs.workspace import Workspace
+from sandbox.errors import UserError
+from sandbox.types import Execution
+
+
+@runtime_checkable
+class Tool(Protocol):
+    """`parameters` is the JSON schema of the arguments: an object with `properties` and `required`."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+    async def __call__(self, arguments: Mapping[str, Any], workspace: Workspace) -> Execution | str:
+        """Text is shown as it is. A ValueError becomes an error that the policy sees. Raises SandboxError."""
+        ...
+
+
+ToolSource = str | Mapping[str, Any] | Callable[..., Tool]  # a name, {"tool": name, **options}, a factory
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "string": str,
+    "number": (int, float),
+    "integer": int,
+    "boolean": bool,
+    "array": list,
+    "object": dict,
+}
+
+
+@cache
+def _registered() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group="solostream.tools")}
+
+
+def make_tool(source: ToolSource) -> Tool:
+    """Raises UserError when there is no such tool or when it refuses its options."""
+    if callable(source):
+        return source()
+    options = {} if isinstance(source, str) else dict(source)
+    name = source if isinstance(source, str) else options.pop("tool", "")
+    if name not in _registered():
+        near = get_close_matches(name, _registered(), 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"installed: {', '.join(sorted(_registered()))}"
+        raise UserError(f"no tool {name!r}; {hint}")
+    try:
+        return _registered()[name].load()(**options)
+    except TypeError as error:
+        raise UserError(f"tool {name!r} does not take these options: {error}") from None
+
+
+def json_schema(tool: Tool) -> dict[str, Any]:
+    """The function schema that chat templates and OpenAI's API take."""
+    function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+    return {"type": "function", "function": function}
+
+
+def wrong_arguments(tool: Tool, arguments: Mapping[str, Any]) -> str | None:
+    """What is wrong with them, in words for the policy, or None. Checks presence, names and top-level types."""
+    properties: Mapping[str, Any] = tool.parameters.get("properties", {})
+    required: Sequence[str] = tool.parameters.get("required", ())
+    for name in required:
+        if name not in arguments:
+            return f"argument {name!r} is missing"
+    for name, value in arguments.items():
+        if name not in properties:
+            return f"unknown argument {name!r}; {tool.name} takes: {', '.join(properties)}"
+        expected = properties[name].get("type")
+        if expected in _TYPES and (
+            not isinstance(value, _TYPES[expected]) or (expected != "boolean" and value is True)
+        ):
+            return f"argument {name!r} must be of type {expected}"
+    return None

@@ -1,0 +1,159 @@
+"""`Workspace`: the interpreter of one episode, and the sandboxes that all environments of a process share.
+
+A sandbox is opened once for each (spec, options, event loop) and closed with the last environment that uses it; a
+session is opened by an episode's first call and closed at its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sandbox.errors import SandboxError
+from sandbox.types import Execution, Sandbox, Session
+
+SandboxSource = str | Callable[..., Sandbox]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Shared:
+    sandbox: Sandbox
+    users: int
+
+
+Key = tuple[SandboxSource, str, asyncio.AbstractEventLoop]
+_shared: dict[Key, _Shared] = {}  # a loop only ever touches its own keys: no lock
+
+
+def _key(source: SandboxSource, options: Mapping[str, Any]) -> Key:
+    return source, json.dumps(options, sort_keys=True, default=repr), asyncio.get_running_loop()
+
+
+def _acquire(source: SandboxSource, options: Mapping[str, Any]) -> Sandbox:
+    key = _key(source, options)
+    if key not in _shared:
+        if callable(source):
+            sandbox = source(**options)
+        else:
+            from sandbox.spec import open_sandbox
+
+            sandbox = open_sandbox(source, **options)
+        _shared[key] = _Shared(sandbox, 0)
+    _shared[key].users += 1
+    return _shared[key].sandbox
+
+
+async def _release(source: SandboxSource, options: Mapping[str, Any]) -> None:
+    key = _key(source, options)
+    shared = _shared[key]
+    shared.users -= 1
+    if shared.users == 0:
+        del _shared[key]
+        await shared.sandbox.close()
+
+
+class Workspace:
+    """What a tool may run code in. One episode at a time, on one event loop."""
+
+    def __init__(
+        self, source: SandboxSource, options: Mapping[str, Any], *, timeout_s: float | None = None, retries: int = 2
+    ) -> None:
+        self._source, self._options = source, options
+        self._timeout_s, self._retries = timeout_s, retries
+        self._sandbox: Sandbox | None = None
+        self._session: Session | None = None
+        self._history: list[str] = []  # what built the session's state: replayed when infrastructure loses it
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def run(self, code: str) -> Execution:
+        """Run in the episode's own session: variables stay. Raises SandboxError after the last retry."""
+        execution = await self._try(lambda: self._run_here(code))
+        if execution.state_kept:
+            self._history.append(code)
+        else:
+            self._history.clear()
+        return execution
+
+    async def run_fresh(self, code: str) -> Execution:
+        """Run in a session of its own, which is closed after. Raises SandboxError after the last retry."""
+        return await self._try(lambda: self._run_apart(code))
+
+    async def _try(self, attempt: Callable[[], Awaitable[Execution]]) -> Execution:
+        for left in range(self._retries, -1, -1):
+            try:
+                return await attempt()
+            except SandboxError as error:
+                await self._drop_session()
+                if left == 0:
+                    raise
+                _log.warning("sandbox failed (%s); %d tries left", error, left)
+        raise AssertionError("unreachable")
+
+    async def _run_here(self, code: str) -> Execution:
+        if self._session is None:
+            self._session = await self._open()
+            for earlier in self._history:
+                await self._session.run(earlier, timeout=self._timeout_s)
+        return await self._session.run(code, timeout=self._timeout_s)
+
+    async def _run_apart(self, code: str) -> Execution:
+        session = await self._open()
+        try:
+            return await session.run(code, timeout=self._timeout_s)
+        finally:
+            await session.close()
+
+    async def _open(self) -> Session:
+        if self._sandbox is None:
+            self._sandbox = _acquire(self._source, self._options)
+            self.loop = asyncio.get_running_loop()
+        return await self._sandbox.open()
+
+    async def _drop_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            try:
+                await session.close()
+            except SandboxError as error:
+                _log.warning("a failed session would not close: %s", error)
+
+    async def end_episode(self) -> None:
+        """Close the session; the sandbox stays."""
+        self._history.clear()
+        await self._drop_session()
+
+    async def close(self) -> None:
+        """Give the sandbox back too. Idempotent."""
+        await self.end_episode()
+        if self._sandbox is not None:
+            self._sandbox, self.loop = None, None
+            await _release(self._source, self._options)
+
+    def shutdown(self) -> None:
+        """`close` from outside its event loop: any thread, also when the loop is gone (its sessions died with it)."""
+        loop = self.loop
+        if loop is None or loop.is_closed():
+            self._sandbox = self._session = self.loop = None
+        elif not loop.is_running():
+            loop.run_until_complete(self.close())
+        elif loop is _running_loop():
+            task = loop.create_task(self.close())
+            _closing.add(task)
+            task.add_done_callback(_closing.discard)
+        else:
+            asyncio.run_coroutine_threadsafe(self.close(), loop).result()
+
+
+_closing: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks only weakly
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
