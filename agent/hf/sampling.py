@@ -1,0 +1,64 @@
+"""Sampling a batch in one go, each row from its own counter-based stream.
+
+The n-th token of a request is chosen by the uniform number hash(seed, n) through the inverse of the cumulative distribution:
+it does not depend on the neighbours in the batch, nor on how often any generator was called before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
+    """Numbers in [0, 1), float32, one for each (seed, counter); both uint64. Two rounds of splitmix64 (Steele et al. 2014)."""
+    bits = _mix(_mix(seeds + _GOLDEN) + (counters + np.uint64(1)) * _GOLDEN)
+    return (bits >> np.uint64(41)).astype(np.float32) * np.float32(2.0**-23)
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def sample(
+    logits: torch.Tensor,
+    uniform: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token and its logprob for each row of `logits` (rows, vocabulary); the other arguments are (rows,).
+
+    The logprob is under the distribution that was sampled from: after temperature, top-k and top-p. A greedy row
+    (temperature 0) reports its token under the unscaled softmax.
+    """
+    logits = logits.float()
+    greedy = temperature == 0
+    if not bool((temperature == 1).all()):
+        logits = logits / torch.where(greedy, 1.0, temperature)[:, None]
+    if bool(((top_k > 0) | (top_p < 1)).any()):
+        logits = torch.where(_kept(logits, top_k, top_p) | greedy[:, None], logits, -torch.inf)
+    probabilities = logits.softmax(-1)
+    cumulative = probabilities.cumsum(-1)
+    # `right` skips entries of probability 0; 23 random bits keep the product strictly under the total.
+    tokens = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+    if bool(greedy.any()):
+        tokens = torch.where(greedy[:, None], logits.argmax(-1, keepdim=True), tokens)
+    return tokens[:, 0], probabilities.gather(1, tokens)[:, 0].log()
+
+
+def _kept(logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """(rows, vocabulary) bool: top-k first, then the smallest set of the rest whose probability reaches top-p."""
+    size = logits.shape[1]
+    ordered, order = logits.sort(-1, descending=True, stable=True)
+    k = torch.where(top_k > 0, top_k, size).clamp(max=size)
+    keep = torch.arange(size, device=logits.device) < k[:, None]
+    probabilities = torch.where(keep, ordered, -torch.inf).softmax(-1)
+    # A token stays while the mass before it is under top-p: the first always does.
+    keep &= (probabilities.cumsum(-1) - probabilities < top_p[:, None]) | (top_p >= 1)[:, None]
+    keep[:, 0] = True
+    return torch.zeros_like(keep).scatter(1, order, keep)
