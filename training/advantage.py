@@ -42,7 +42,7 @@ class Advantage(Protocol):
 
 
 def rewards(batch: Sequence[Trajectory]) -> list[float]:
-    """The rewards of `batch`. Raises UserError for non-finite ones and for infrastructure failures, naming the tasks."""
+    """The rewards of `batch`. Raises UserError, with the task ids, for non-finite ones and infrastructure failures."""
     bad = [t.task_id for t in batch if not math.isfinite(t.reward)]
     if bad:
         raise UserError(f"rewards that are not finite, tasks {', '.join(bad)}; mend the environment's scoring")

@@ -2,8 +2,8 @@
 
 `none`  A = r                            the plain score-function estimator
 `batch` A = (r − mean)/std               REINFORCE++ (arXiv 2501.03262) without its token-level KL penalty
-`opo`   A = r − Σ l_i r_i / Σ l_i        OPO (arXiv 2505.23585): the variance-minimising baseline when a gradient's squared
-                                         norm grows with the response length l; within groups where the batch has them
+`opo`   A = r − Σ l_i r_i / Σ l_i        OPO (arXiv 2505.23585): the variance-minimising baseline when a gradient's
+                                         squared norm grows with the length l; within groups where there are any
 """
 
 from __future__ import annotations

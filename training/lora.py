@@ -1,0 +1,42 @@
+"""Adapters by peft, and the merged weights that a sampler needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from sandbox.errors import UserError
+from training.learner_config import LoraConfig
+
+
+def wrap(model: Any, config: LoraConfig) -> nn.Module:
+    """`model` with fresh adapters; only they are trained. Raises UserError when peft is missing or fits nothing."""
+    try:
+        import peft
+    except ImportError:
+        raise UserError("lora needs peft: pip install peft") from None
+    targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+    try:
+        return peft.get_peft_model(
+            model,
+            peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM"),
+        )
+    except ValueError as error:
+        raise UserError(f"lora.targets = {config.targets!r} does not fit this model: {error}") from None
+
+
+def merged(model: Any) -> dict[str, Tensor]:
+    """The weights of a plain model of the same behaviour, under its own names; the base weights are not touched."""
+    base = model.get_base_model()
+    deltas = {
+        f"{name}.base_layer.weight": module.get_delta_weight("default")
+        for name, module in base.named_modules()
+        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer")
+    }
+    weights = {}
+    for name, tensor in base.state_dict().items():
+        if ".lora_" not in name:
+            whole = tensor + deltas[name].to(tensor.dtype) if name in deltas else tensor
+            weights[name.replace(".base_layer.", ".")] = whole.detach()
+    return weights

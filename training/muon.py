@@ -1,0 +1,56 @@
+"""Muon (kellerjordan.github.io/posts/muon): momentum, then each matrix update replaced by its nearest orthogonal one.
+
+The orthogonalisation is five quintic Newton-Schulz steps; matrices of one shape are stacked and go through together.
+The step is scaled by √max(1, rows/columns).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
+    """[m, rows, columns] -> the same shape, singular values near 1. bfloat16 on GPU, else as it comes."""
+    x = stack.bfloat16() if stack.is_cuda else stack
+    tall = x.size(-2) > x.size(-1)
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    a, b, c = COEFFICIENTS
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(stack.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """For weight matrices only; weight decay is decoupled."""
+
+    def __init__(
+        self, matrices: Iterable[Tensor], lr: float, *, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    shapes[matrix.shape].append(matrix)
+            for (rows, columns), matrices in shapes.items():
+                updates = []
+                for matrix in matrices:
+                    state = self.state[matrix]
+                    if not state:
+                        state["momentum"] = torch.zeros_like(matrix)
+                    state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
+                    updates.append(torch.lerp(matrix.grad, state["momentum"], group["momentum"]))  # Nesterov
+                scale = group["lr"] * max(1.0, rows / columns) ** 0.5
+                for matrix, update in zip(matrices, orthogonalise(torch.stack(updates)), strict=True):
+                    matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
