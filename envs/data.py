@@ -1,36 +1,360 @@
-"""Tasks from anywhere."""
+"""Tasks from files, from Hugging Face data sets, from generators and from mixtures of them.
+
+Rows are mapped by `columns`: our field -> the column it is in, dots reaching into nested values
+(`reward_model.ground_truth`, `prompt.0.content`). Fields are `prompt`, `answer`, `id`; any other goes into the task's
+`meta`. Rows without id get a hash of their content, so ids are stable whatever the order of the rows.
+"""
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from envs.types import Task
+from sandbox.errors import UserError
 
-TaskSource = str | Mapping[str, Any] | Sequence[Task]
-BUILTIN = {"sample": "sample.jsonl", "lookup": "lookup.jsonl"}
+TaskSource = str | Mapping[str, Any] | Sequence[Task] | Sequence[Mapping[str, Any]]
+Row = tuple[int, Any]  # (line or row number, from 1; the row, or a ValueError that says why there is none)
+_log = logging.getLogger(__name__)
+_PROBLEMS = Path(__file__).parent / "problems"
+_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_FIELDS: Mapping[str, str] = {"prompt": "prompt", "answer": "answer", "id": "id"}
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Where a well-known data set lives. `answer_after`: the answer is what follows the last of these strings."""
+
+    path: str
+    split: str
+    columns: Mapping[str, str]
+    config: str | None = None
+    answer_after: str = ""
+
+
+def _arena(path: str) -> Preset:
+    return Preset(f"MathArena/{path}", "train", {"prompt": "problem", "answer": "answer", "id": "problem_idx"})
+
+
+PRESETS: Mapping[str, Preset] = {
+    "dapo-math-17k": Preset(
+        "open-r1/DAPO-Math-17k-Processed", "train", {"prompt": "prompt", "answer": "solution"}, config="en"
+    ),
+    "aime24": Preset("HuggingFaceH4/aime_2024", "train", {"prompt": "problem", "answer": "answer", "id": "id"}),
+    "aime25": _arena("aime_2025"),
+    "hmmt25": _arena("hmmt_feb_2025"),
+    "brumo25": _arena("brumo_2025"),
+    "beyond-aime": Preset("ByteDance-Seed/BeyondAIME", "test", {"prompt": "problem", "answer": "answer"}),
+    "math-500": Preset(
+        "HuggingFaceH4/MATH-500",
+        "test",
+        {"prompt": "problem", "answer": "answer", "id": "unique_id", "level": "level", "subject": "subject"},
+    ),
+    "gsm8k": Preset(
+        "openai/gsm8k", "test", {"prompt": "question", "answer": "answer"}, config="main", answer_after="####"
+    ),
+}
+
+
+def load(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    config: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    answer_after: str | None = None,
+    skip_bad: bool = False,
+    limit: int | None = None,
+) -> list[Task]:
+    """Tasks of a preset ("aime25"), a .jsonl/.json/.csv/.parquet file, a folder with SPLIT.*, or a Hugging Face id.
+
+    columns adds to the preset's map, or to prompt/answer/id as they are. Equal prompts are kept once.
+    Raises UserError for a name that is none of these, when a data set is neither in the cache nor reachable, and for
+    bad rows, a prompt with two different answers among them: all are listed with their line numbers. `skip_bad` drops
+    these rows and logs the list instead.
+    """
+    name = str(source)
+    preset = PRESETS.get(name.lower())
+    if preset is not None:
+        columns = {**preset.columns, **(columns or {})}
+        after = preset.answer_after if answer_after is None else answer_after
+        rows, at = _hub_rows(preset.path, config or preset.config, split or preset.split), "row"
+    else:
+        columns = {**_FIELDS, **(columns or {})}
+        after = answer_after or ""
+        rows, at = _rows(name, config, split)
+    found = from_rows(rows, source=name, columns=columns, answer_after=after, at=at, skip_bad=skip_bad)
+    return found[:limit]
 
 
 def tasks(source: TaskSource) -> Sequence[Task]:
+    """What environments and configurations take; strings and mappings are loaded once a process.
+
+    A string is `load`'s source. Mappings: {"load": source, …`load`'s options}, {"generate": n, …`families.generate`'s},
+    {"mix": [[source, weight], …], "n": …, "seed": …}. A sequence holds `Task`s or rows (prompt, answer, id).
+    Raises UserError, also when there is no task at all.
+    """
     if isinstance(source, str):
-        return _load(source)
+        return _cached(json.dumps({"load": source}))
     if isinstance(source, Mapping):
-        return _generate(json.dumps(source))
-    return source
+        try:
+            return _cached(json.dumps(source))
+        except TypeError as error:
+            raise UserError(f"tasks={dict(source)}: {error}") from None
+    if all(isinstance(item, Task) for item in source):
+        found: Sequence[Task] = source  # type: ignore[assignment]
+    else:
+        found = from_rows(enumerate(source, 1), source="tasks", columns=_FIELDS, at="row")
+    if not found:
+        raise UserError("an environment needs at least one task")
+    return found
 
 
-@lru_cache
-def _load(source: str) -> tuple[Task, ...]:
-    path = Path(__file__).parent / "problems" / BUILTIN[source]
-    return tuple(Task(**json.loads(line)) for line in path.read_text().splitlines())
-
-
-@lru_cache
-def _generate(source: str) -> tuple[Task, ...]:
-    from envs.families import generate
-
+@lru_cache(maxsize=32)
+def _cached(source: str) -> tuple[Task, ...]:
     options = json.loads(source)
-    return tuple(generate(options.pop("generate"), **options))
+    if "generate" in options:
+        from envs.families import generate
+
+        found = generate(options.pop("generate"), **options)
+    elif "mix" in options:
+        found = mix([(tasks(part), weight) for part, weight in options.pop("mix")], **options)
+    elif "load" in options:
+        found = load(options.pop("load"), **options)
+    else:
+        raise UserError(f'tasks need "load", "generate" or "mix", not {sorted(options)}')
+    return tuple(found)
+
+
+def from_rows(
+    rows: Iterable[Row],
+    *,
+    source: str,
+    columns: Mapping[str, str],
+    answer_after: str = "",
+    at: str = "line",
+    skip_bad: bool = False,
+) -> list[Task]:
+    """Validate and convert; `at` names what the numbers count. Raises UserError that lists every bad row."""
+    found: dict[str, Task] = {}
+    problems = _Problems()
+    for number, row in rows:
+        try:
+            task = _task(row, source, columns, answer_after)
+        except ValueError as error:
+            problems.add(str(error), number)
+            continue
+        earlier = found.setdefault(task.prompt, task)
+        if earlier.answer != task.answer:
+            problems.add(f"the prompt of task {earlier.id} again, with another answer", number)
+    if problems.lines:
+        if not skip_bad:
+            raise UserError(f"{source}: {problems.report(at)}. Fix these rows, name the columns, or set skip_bad")
+        _log.warning("%s: dropped %s", source, problems.report(at))
+    if len({task.id for task in found.values()}) < len(found):
+        raise UserError(f"{source}: one id names two prompts; map another column to id with columns={{'id': …}}")
+    if not found:
+        raise UserError(f"{source} holds no task")
+    return list(found.values())
+
+
+def _task(row: Any, source: str, columns: Mapping[str, str], answer_after: str) -> Task:
+    if isinstance(row, ValueError):
+        raise row
+    if not isinstance(row, Mapping):
+        raise ValueError(f"not an object but {type(row).__name__}")
+    values = {name: _reach(row, path) for name, path in columns.items()}
+    for name in ("prompt", "answer"):
+        if values.get(name) is None:
+            raise ValueError(f"no {columns.get(name, name)!r} (it has: {', '.join(map(str, row))})")
+        if isinstance(values[name], bool) or not isinstance(values[name], str | int | float):
+            raise ValueError(f"{columns[name]!r} is not text")
+    prompt, answer = str(values["prompt"]).strip(), str(values["answer"])
+    if answer_after:
+        if answer_after not in answer:
+            raise ValueError(f"{columns['answer']!r} holds no {answer_after!r}")
+        answer = answer.rpartition(answer_after)[2]
+    answer = answer.strip()
+    for name, value in (("prompt", prompt), ("answer", answer)):
+        if not value:
+            raise ValueError(f"{columns[name]!r} is empty")
+    task_id = str(values["id"]) if values.get("id") is not None else _content_id(prompt, answer)
+    meta = {k: v for k, v in values.items() if k not in _FIELDS and v is not None}
+    return Task(task_id, prompt, answer, source, meta)
+
+
+def _reach(row: Any, path: str) -> Any:
+    if isinstance(row, Mapping) and path in row:
+        return row[path]
+    for key in path.split("."):
+        if isinstance(row, Mapping):
+            row = row.get(key)
+        elif isinstance(row, list) and key.isdigit() and int(key) < len(row):
+            row = row[int(key)]
+        else:
+            return None
+    return row
+
+
+def _content_id(prompt: str, answer: str) -> str:
+    return hashlib.blake2b(f"{prompt}\0{answer}".encode(errors="replace"), digest_size=8).hexdigest()
+
+
+@dataclass(slots=True)
+class _Problems:
+    lines: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, what: str, number: int) -> None:
+        self.lines.setdefault(what, []).append(number)
+
+    def report(self, at: str) -> str:
+        return "; ".join(f"{at} {_ranges(numbers)}: {what}" for what, numbers in self.lines.items())
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """[1, 2, 3, 7] -> "1-3, 7"."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def _rows(name: str, config: str | None, split: str | None) -> tuple[Iterator[Row], str]:
+    """The rows of a file, a folder, a built-in list or a Hub data set, and what their numbers count."""
+    path = Path(name)
+    if (_PROBLEMS / f"{name}.jsonl").is_file() and name in ("sample", "lookup"):
+        path = _PROBLEMS / f"{name}.jsonl"
+    elif path.is_dir() and split:
+        path = next((p for s in _SUFFIXES if (p := path / f"{split}{s}").is_file()), path)
+    if path.is_file():
+        if split and path.stem != split:
+            raise UserError(f"{name} is one file and has no splits; divide it with envs.data.split")
+        return _file_rows(path), "row" if path.suffix == ".parquet" else "line"
+    if path.is_dir():
+        inside = ", ".join(sorted(p.name for p in path.iterdir() if p.suffix in _SUFFIXES)) or "no data file"
+        raise UserError(f"{name} is a folder with {inside}: name a file, or a split that is one")
+    if name.count("/") != 1 or path.suffix in _SUFFIXES:
+        near = get_close_matches(name, PRESETS, 1, 0.5)
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"give a file, a Hugging Face id or one of: {', '.join(PRESETS)}"
+        )
+        raise UserError(f"no data {name!r}; {hint}")
+    return _hub_rows(name, config, split or "train"), "row"
+
+
+def _file_rows(path: Path) -> Iterator[Row]:
+    if path.suffix == ".parquet":
+        from pyarrow import ArrowInvalid, parquet
+
+        try:
+            table = parquet.read_table(path)
+        except ArrowInvalid as error:
+            raise UserError(f"{path} is no Parquet file: {error}") from None
+        yield from enumerate(table.to_pylist(), 1)
+    elif path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader, start = csv.DictReader(file), 2
+            for row in reader:
+                yield start, ValueError("more cells than the header") if None in row else row
+                start = reader.line_num + 1
+    elif path.suffix == ".json":
+        try:
+            yield from enumerate(json.loads(path.read_text(encoding="utf-8")), 1)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path} is no JSON list: {error}") from None
+    elif path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _json_line(line)
+    else:
+        raise UserError(f"{path}: data must end in one of {', '.join(_SUFFIXES)}")
+
+
+def _json_line(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        return ValueError(f"not JSON ({error})")
+
+
+def _hub_rows(path: str, config: str | None, split: str) -> Iterator[Row]:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"loading {path} needs the datasets library: pip install 'solostream[train]'") from None
+    try:
+        rows = datasets.load_dataset(path, config, split=split)
+    except ValueError as error:  # a wrong split or configuration: the message names the right ones
+        if "cache" not in str(error):
+            raise UserError(f"{path}: {error}".replace("\n", " ")) from None
+        raise _unreachable(path, error) from None
+    except (OSError, RuntimeError) as error:  # ConnectionError, DatasetNotFoundError, offline mode, a missing file
+        raise _unreachable(path, error) from None
+    yield from enumerate(rows, 1)
+
+
+def _unreachable(path: str, error: Exception) -> UserError:
+    why = str(error).split("\n")[0]
+    return UserError(
+        f"data set {path} is not in the cache and cannot be downloaded ({why}); "
+        f"run `hf download --repo-type dataset {path}` with a network, point HF_HOME to its cache, or give a local file"
+    )
+
+
+def dedup(items: Iterable[Task]) -> list[Task]:
+    """The first task of each prompt; white space and letter case do not make prompts different."""
+    found: dict[str, Task] = {}
+    for task in items:
+        found.setdefault(" ".join(task.prompt.lower().split()), task)
+    return list(found.values())
+
+
+def split(items: Iterable[Task], share: float, *, seed: int = 0) -> tuple[list[Task], list[Task]]:
+    """(train, test), `share` of the tasks in expectation going to test.
+
+    A task's side follows from its prompt and the seed alone: it stays there when other tasks come or go, and equal
+    prompts are never on both sides. Raises UserError unless 0 < share < 1.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"share must be between 0 and 1, not {share}")
+    sides: tuple[list[Task], list[Task]] = ([], [])
+    for task in items:
+        digest = hashlib.blake2b(f"{seed}\0{task.prompt}".encode(errors="replace"), digest_size=8).digest()
+        sides[int.from_bytes(digest) < share * 2**64].append(task)
+    return sides
+
+
+def mix(parts: Sequence[tuple[Sequence[Task], float]], n: int, *, seed: int = 0) -> list[Task]:
+    """`n` tasks, each source with its share of them (largest remainder), in random order.
+
+    Within a source tasks are drawn without replacement; once all were drawn they start over. Raises UserError for
+    weights that are negative or all zero, and for an empty source.
+    """
+    weights = [weight for _, weight in parts]
+    if not weights or min(weights) < 0 or sum(weights) <= 0 or not all(items for items, _ in parts):
+        raise UserError("mix needs sources that hold tasks, and weights that are not negative and not all 0")
+    exact = [n * weight / sum(weights) for weight in weights]
+    counts = [int(x) for x in exact]
+    for index in sorted(range(len(parts)), key=lambda i: counts[i] - exact[i])[: n - sum(counts)]:
+        counts[index] += 1
+    rng = random.Random(seed)
+    drawn: list[Task] = []
+    for (items, _), count in zip(parts, counts, strict=True):
+        while count > 0:
+            drawn += rng.sample(list(items), min(count, len(items)))
+            count -= min(count, len(items))
+    rng.shuffle(drawn)
+    return drawn

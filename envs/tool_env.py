@@ -119,6 +119,14 @@ class ToolEnv(gymnasium.Env[str, str]):
         return tuple(json_schema(tool) for tool in self._tools.values())
 
     @property
+    def opening(self) -> tuple[Message, ...]:
+        """The messages before the policy first speaks; none before the first reset."""
+        if self.task is None:
+            return ()
+        system = ({"role": "system", "content": self._system},) if self._system else ()
+        return (*system, {"role": "user", "content": self.task.prompt})
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """Strings that may end a call: hints for an engine. Whether one did, `complete` or a parser says."""
         if self._parallel or self._think != "run":
@@ -128,6 +136,11 @@ class ToolEnv(gymnasium.Env[str, str]):
     def complete(self, text: str) -> int | None:
         """Where a turn must stop: one past the first closed call in `text`; None while it may go on."""
         return None if self._parallel else self.parser().feed(text)
+
+    def inside_call(self, text: str) -> bool:
+        """Whether `text` ends in a call that is still open."""
+        calls = parse(text, self._syntax, think=self._think).calls
+        return bool(calls) and calls[-1].status == "unclosed"
 
     def parser(self) -> Parser:
         """A fresh incremental parser for one turn: `feed` says what `complete` says, without starting over."""
@@ -146,7 +159,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         await self._workspace.end_episode()
         self.task = self._choose(options or {})
         self.trace, self._over, self._tokens, self._started = [], False, 0, time.monotonic()
-        return self.task.prompt, {"messages": self._opening(), "task_id": self.task.id}
+        return self.task.prompt, {"messages": self.opening, "task_id": self.task.id}
 
     async def astep(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """One turn of the policy. Raises SandboxError; the episode is then over and `reset` starts another."""
@@ -180,16 +193,16 @@ class ToolEnv(gymnasium.Env[str, str]):
         return observation, reward, ending == "answered", ending not in (None, "answered"), info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        return _wait(self.areset(seed=seed, options=options))
+        return wait(self.areset(seed=seed, options=options))
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        return _wait(self.astep(action))
+        return wait(self.astep(action))
 
     def render(self) -> str | None:  # type: ignore[override]
         """The transcript so far, for `render_mode="ansi"`."""
         if self.render_mode is None:
             return None
-        blocks = [] if self.task is None else [f"[{m['role']}] {m['content']}" for m in self._opening()]
+        blocks = [f"[{m['role']}] {m['content']}" for m in self.opening]
         for step in self.trace:
             blocks.append(f"[assistant] {step.text}")
             blocks += [f"[{message['role']}] {message['content']}" for message in step.messages]
@@ -216,11 +229,6 @@ class ToolEnv(gymnasium.Env[str, str]):
         if options["task_id"] not in self._by_id:
             raise UserError(f"no task {options['task_id']!r} among the {len(self.tasks)} of this environment")
         return self._by_id[options["task_id"]]
-
-    def _opening(self) -> tuple[Message, ...]:
-        assert self.task is not None
-        system = ({"role": "system", "content": self._system},) if self._system else ()
-        return (*system, {"role": "user", "content": self.task.prompt})
 
     def _count(self, text: str) -> int:
         return len(self._counter.encode(text)) if self._turn_tokens or self._episode_tokens else 0
@@ -303,7 +311,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         return self._rubric.total(scores), scores
 
 
-def _wait(work: Coroutine[Any, Any, T]) -> T:
+def wait(work: Coroutine[Any, Any, T]) -> T:
     """Run on the process's background event loop, where the sandbox sessions of the synchronous face live."""
     from sandbox.interpreter import background_loop
 
