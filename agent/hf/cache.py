@@ -1,7 +1,7 @@
 """The KV cache of the HF engine: one slot an episode, preallocated, grown by doubling.
 
-A layer's keys and values are (slots, heads, columns, head_dim). The last column is a bin: padding and idle rows write there
-and nobody reads it.
+A layer's keys and values are (slots, heads, columns, head_dim). The last column is a bin: padding and idle rows write
+there and nobody reads it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 class Feed:
     """One forward pass: the newest tokens of some slots, left-padded so that the last column is each row's last token.
 
-    tokens, positions, columns: (rows, width) int64; `columns` is where keys are written. slots: (rows,), or None when row i
-    is slot i, so that the cache can be read without a copy. n_keys: how many columns any row attends to.
+    tokens, positions, columns: (rows, width) int64; `columns` is where keys are written. slots: (rows,), or None when
+    row i is slot i, so that the cache is read without a copy. n_keys: how many columns any row attends to.
     """
 
     tokens: torch.Tensor
@@ -41,7 +41,7 @@ def feed(
     bin_column: int,
     device: torch.device,
 ) -> Feed:
-    """Tokens `start[i]:end[i]` of slot `rows[i]` for each i; a row with start == end is padding only. ids: (slots, length)."""
+    """Tokens `start[i]:end[i]` of slot `rows[i]`; a row with start == end is padding only. ids: (slots, length)."""
     width = max(1, int((end - start).max()))
     positions = end[:, None] - width + np.arange(width)
     padding = positions < start[:, None]
@@ -86,7 +86,7 @@ class SlotCache:
     def update(
         self, layer: int, batch: Feed, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (rows, heads, width, head_dim); returns everything the rows may attend to, (rows, heads, n_keys, head_dim)."""
+        """Write (rows, heads, width, head_dim); returns all that rows may attend to, (rows, heads, n_keys, head_dim)."""
         if layer == len(self._layers):
             shape = (self.slots, keys.shape[1], self.columns)
             self._layers.append(

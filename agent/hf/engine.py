@@ -1,9 +1,9 @@
-"""`HFEngine`: sequences join and leave the batch as they come and finish; an episode's KV cache is kept across its turns.
+"""`HFEngine`: sequences join and leave the batch as they come and finish; an episode keeps its KV cache across turns.
 
-The step loop runs on the event loop between the callbacks of the episodes (small models) or in one worker thread (large ones,
-GPUs); either way sandboxes run their code while the model decodes the others. Sampling depends on a request's seed and position
-only, so neighbours change a request's tokens no more than floating point does: matrix products of another batch size round
-differently. `reproducible=True` keeps every product's shape fixed and removes that too, at the cost of speed.
+The step loop runs on the event loop between the callbacks of the episodes (small models) or in one worker thread (large
+ones, GPUs); either way sandboxes run their code while the model decodes the others. A token is chosen by its request's
+seed and position only, so neighbours change it no more than floating point does: matrix products of another batch size
+round differently. `reproducible=True` keeps every product's shape fixed and removes that too, at the cost of speed.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class HFEngine:
     """An `Engine` over a model of transformers, in its dtype and on its device.
 
     slots: sequences that decode at the same time, and episodes whose cache is kept; more requests wait, and the idle
-    episode that spoke longest ago makes room. max_len: tokens of a ledger (default: the model's context, at most 32,768). The
-    engine owns `model`: give it a copy of one that is being trained. Requests without a seed draw one from `seed`.
+    episode that spoke longest ago makes room. max_len: tokens of a ledger (default: the model's context, at most
+    32,768). The engine owns `model`: give it a copy of one that is being trained. Requests without a seed draw one from
+    `seed`. `reproducible` holds while there are at least as many slots as episodes.
     Raises UserError for a model with other than full attention.
     """
 
@@ -102,11 +103,11 @@ class HFEngine:
         self._broken: str | None = None
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        """See `Engine.generate`. Cancelling the awaiting task frees the slot. Raises UserError for a prompt that does not fit."""
+        """See `Engine.generate`. Cancelling the task frees the slot. Raises UserError for a prompt that does not fit."""
         if not 0 < len(prompt_ids) < self.max_len:
             raise UserError(
-                f"a prompt of {len(prompt_ids)} tokens does not fit a context of {self.max_len}: lower the token budgets of the"
-                " environment or raise max_len"
+                f"a prompt of {len(prompt_ids)} tokens does not fit a context of {self.max_len}: lower the token budgets"
+                " of the environment or raise max_len"
             )
         if sampling.max_tokens < 1:
             raise UserError(f"max_tokens must be at least 1, not {sampling.max_tokens}")
@@ -128,7 +129,7 @@ class HFEngine:
             self._free.append(slot)
 
     async def load_weights(self, weights: Weights, version: int) -> None:
-        """See `Engine.load_weights`. Kept caches are computed anew under the new weights. Raises UserError if they do not fit."""
+        """See `Engine.load_weights`. Kept caches are computed anew. Raises UserError if the weights do not fit."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pending_weights.append((weights, version, done))
         self._drive()
@@ -222,7 +223,7 @@ class HFEngine:
         while self._waiting:
             request = self._waiting[0]
             key = request.sampling.key
-            if key in self._idle:
+            if key is not None and key in self._idle:
                 slot = self._idle.pop(key)
             elif self._free:
                 slot = self._free.pop()
@@ -301,7 +302,7 @@ class HFEngine:
         return self._choose(rows, logits) if len(rows) else []
 
     def _logits(self, rows: np.ndarray, end: np.ndarray) -> torch.Tensor:
-        """(rows, vocabulary). Mostly active slots are computed together with their idle neighbours: that saves copying the cache."""
+        """(rows, vocabulary). Few idle slots among active ones are computed too: cheaper than a copy of the cache."""
         decode = bool((end - self._cached[rows] == 1).all())
         fixed = self._reproducible and decode
         span = len(self._active) if fixed else int(rows[-1]) + 1

@@ -1,7 +1,7 @@
 """Sampling a batch in one go, each row from its own counter-based stream.
 
-The n-th token of a request is chosen by the uniform number hash(seed, n) through the inverse of the cumulative distribution:
-it does not depend on the neighbours in the batch, nor on how often any generator was called before.
+The token at position n of a request's ledger is chosen by the uniform number hash(seed, n) through the inverse of the
+cumulative distribution: it does not depend on neighbours in the batch, nor on how often a generator was called before.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1), float32, one for each (seed, counter); both uint64. Two rounds of splitmix64 (Steele et al. 2014)."""
+    """Numbers in [0, 1), float32, one a (seed, counter), both uint64: splitmix64 (Steele et al. 2014) twice."""
     bits = _mix(_mix(seeds + _GOLDEN) + (counters + np.uint64(1)) * _GOLDEN)
     return (bits >> np.uint64(41)).astype(np.float32) * np.float32(2.0**-23)
 
@@ -54,7 +54,7 @@ def sample(
 def _kept(logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     """(rows, vocabulary) bool: top-k first, then the smallest set of the rest whose probability reaches top-p."""
     size = logits.shape[1]
-    ordered, order = logits.sort(-1, descending=True, stable=True)
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     k = torch.where(top_k > 0, top_k, size).clamp(max=size)
     keep = torch.arange(size, device=logits.device) < k[:, None]
     probabilities = torch.where(keep, ordered, -torch.inf).softmax(-1)
