@@ -1,0 +1,92 @@
+"""One session gives up its rights, between fork and the first line of code that a model wrote.
+
+Tiers, as `tier` names them:
+    namespaces  own user, pid and mount namespace inside the fork server's (which has no network and no host files),
+                own tmpfs; then all of the next
+    landlock    Landlock, seccomp, no_new_privs, no capabilities, rlimits; a process group and a folder of its own
+    rlimits     as before without Landlock: files of the same user are open to it
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from dataclasses import dataclass
+
+from . import landlock, linux, rootfs, seccomp
+
+INSIDE_UID = 1000
+
+
+@dataclass
+class Confinement:
+    """What the host asked for (memory in MB above what the fork server has mapped), and what the kernel offers."""
+
+    tier: str
+    memory_mb: int
+    processes: int
+    disk_mb: int
+    open_files: int
+    output_bytes: int
+    landlock_abi: int
+    seccomp: bytes
+    folder: str = "/tmp"  # where sessions write; without namespaces each gets a folder below it
+
+    @property
+    def isolation(self) -> str:
+        parts = ["namespaces"] if self.tier == "namespaces" else []
+        parts += ["seccomp"] if self.seccomp else []
+        parts += [f"landlock{self.landlock_abi}"] if self.landlock_abi and self.tier != "rlimits" else []
+        return "+".join([*parts, "rlimits"])
+
+
+def enter_namespaces(confinement: Confinement) -> None:
+    """Called by process 1 of a new pid namespace, still with the fork server's capabilities."""
+    proc_self = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    uid, gid = os.getuid(), os.getgid()
+    linux.unshare(linux.CLONE_NEWNS)
+    rootfs.mount_tmp(confinement.disk_mb)
+    rootfs.mount_proc(linux.MS_RDONLY)
+    # The namespaces above belong to the fork server's user namespace: whoever breaks into root here does not own them.
+    linux.unshare(linux.CLONE_NEWUSER)
+    linux.map_user(INSIDE_UID, uid, gid, proc_self)
+    os.close(proc_self)
+
+
+def give_up_rights(confinement: Confinement, folder: str) -> None:
+    """The part that every tier shares; irrevocable, and inherited by all that the session starts."""
+    os.chdir(folder)
+    os.environ["HOME"] = os.environ["TMPDIR"] = os.environ["PWD"] = folder
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    linux.drop_capabilities()
+    _limit(confinement)
+    if confinement.landlock_abi and confinement.tier != "rlimits":
+        readable = ["/"] if confinement.tier == "namespaces" else rootfs.readable()
+        landlock.restrict(confinement.landlock_abi, readable, [folder], list(rootfs.DEVICES))
+    if confinement.seccomp:
+        seccomp.install(confinement.seccomp)
+    # After the last change of credentials, which clears it.
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _limit(confinement: Confinement) -> None:
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    processes = confinement.processes
+    if confinement.tier != "namespaces":
+        # RLIMIT_NPROC counts every task of the user, ours or not: leave room for those that run now.
+        with open("/proc/loadavg") as file:
+            processes += int(file.read().split()[3].split("/")[1])
+    for limit, value in (
+        (resource.RLIMIT_AS, mapped + (confinement.memory_mb << 20)),
+        (resource.RLIMIT_NPROC, processes),
+        (resource.RLIMIT_FSIZE, max(confinement.disk_mb << 20, 32 * confinement.output_bytes)),
+        (resource.RLIMIT_NOFILE, confinement.open_files),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+    ):
+        hard = resource.getrlimit(limit)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (value, value))

@@ -1,0 +1,101 @@
+"""The file tree that sessions see: an empty root with read-only views of Python and the system libraries.
+
+Built once, in the fork server's own mount namespace; each session then mounts its own /tmp over the shared one. No
+home, no project, no host /tmp, no /run, no sockets, no devices beyond the harmless five. /dev/shm and /var/tmp are
+links into the session's /tmp, so one size limit covers all that a session can write.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from . import linux
+
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_ETC = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+_OLD = "/.host"
+_READ_ONLY = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
+
+
+def readable() -> list[str]:
+    """What a session may read: the system's programs and libraries, and this Python with its packages."""
+    prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
+    prefixes |= {os.path.realpath(prefix) for prefix in prefixes}
+    # The interpreter's symbolic link may pass through other folders (a venv made from a linked python).
+    prefixes.add(os.path.dirname(os.path.dirname(os.path.realpath(sys.executable))))
+    outside = sorted(p for p in prefixes if p != "/" and not any(_inside(p, system) for system in _SYSTEM))
+    topmost = [p for p in outside if not any(p != other and _inside(p, other) for other in outside)]
+    return [*_SYSTEM, *_ETC, *topmost]
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder + "/")
+
+
+def build() -> None:
+    """Replace this mount namespace's root. Needs CAP_SYS_ADMIN over the namespace; /proc stays the host's until
+    `mount_proc` covers it."""
+    linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
+    linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=1m,mode=755")
+    os.mkdir("/tmp" + _OLD, 0o700)
+    linux.pivot_root("/tmp", "/tmp" + _OLD)
+    os.chdir("/")
+    os.umask(0o022)
+    for path in readable():
+        _show(path, _READ_ONLY)
+    os.mkdir("/dev", 0o755)
+    for device in DEVICES:
+        _show(device, linux.MS_RDONLY | linux.MS_NOSUID)
+    for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        os.symlink(f"/proc/self/{target}", f"/dev/{name}")
+    os.makedirs("/etc", 0o755, exist_ok=True)
+    for name, text in (
+        ("passwd", "sandbox:x:1000:1000:sandbox:/tmp:/bin/sh\n"),
+        ("group", "sandbox:x:1000:\n"),
+        ("hosts", "127.0.0.1 localhost\n"),
+    ):
+        with open(f"/etc/{name}", "w") as file:
+            file.write(text)
+    os.makedirs("/var", 0o755, exist_ok=True)
+    for folder in ("/tmp", "/proc"):
+        os.mkdir(folder, 0o755)
+    for link in ("/dev/shm", "/var/tmp"):
+        os.symlink("/tmp", link)
+    linux.mount(_OLD + "/proc", "/proc", flags=linux.MS_BIND | linux.MS_REC)
+    linux.unmount(_OLD)
+    os.rmdir(_OLD)
+    linux.mount("none", "/", flags=linux.MS_REMOUNT | linux.MS_BIND | _READ_ONLY)
+
+
+def _show(path: str, flags: int) -> None:
+    """Bind the host's `path`; a link stays a link when it is relative or stays within what is shown."""
+    source = _OLD + path
+    if os.path.islink(source):
+        target = os.readlink(source)
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        if not target.startswith("/") or any(_inside(target, shown) for shown in _SYSTEM):
+            os.symlink(target, path)
+            return
+        source = _OLD + target
+    if not os.path.exists(source):
+        return
+    if os.path.isdir(source):
+        os.makedirs(path, 0o755, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
+    linux.mount(source, path, flags=linux.MS_BIND | linux.MS_REC)
+    linux.protect_mount(path, flags)
+
+
+def mount_proc(flags: int = 0) -> None:
+    """The process list of the current pid namespace, over whatever /proc shows now."""
+    linux.mount("proc", "/proc", "proc", flags | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+
+
+def mount_tmp(size_mb: int) -> None:
+    """This session's own writable space: /tmp, and through links /dev/shm and /var/tmp."""
+    quiet = linux.MS_NOSUID | linux.MS_NODEV
+    linux.mount("tmpfs", "/tmp", "tmpfs", quiet, f"size={size_mb}m,nr_inodes=4096,mode=1777")

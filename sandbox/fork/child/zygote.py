@@ -1,0 +1,273 @@
+"""The fork server: imports what models import, freezes it, and forks one confined process a session.
+
+Two processes. The first (the guard) is what the host starts: it builds the namespaces and the file tree, forks the
+second and waits; when the host dies, however, it kills the second. The second is process 1 of a pid namespace (tier
+"namespaces"), so that its death is the death of everything below it.
+
+The host asks for a session by sending one end of a socket pair; the answer on it is READY's socket and a pidfd. A few
+sessions are forked ahead of demand.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import gc
+import importlib
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections import deque
+from typing import NoReturn
+
+from . import confine, landlock, linux, rootfs, seccomp, wire, worker
+
+# nobody: what the fork server becomes when root starts it
+NOBODY = 65534
+_CLOSE_RANGE = 436
+_FALL = ("namespaces", "landlock", "rlimits")
+
+
+def main() -> NoReturn:
+    """Arguments: a JSON object; the control socket's descriptor; the host's pidfd, or -1 to only probe the tier."""
+    options = json.loads(sys.argv[1])
+    control = socket.socket(fileno=int(sys.argv[2]))
+    host = int(sys.argv[3])
+    sys.argv[:] = [""]
+    try:
+        confinement = _confinement(options)
+    except OSError as error:
+        control.send(json.dumps({"failed": f"isolation {options['isolation']}: {error}"}).encode())
+        os._exit(1)
+    first = os.fork()
+    if first:
+        _guard(host, first)
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if confinement.tier == "namespaces":
+        rootfs.mount_proc()
+    if host < 0:
+        control.send(json.dumps({"tier": confinement.tier, "isolation": confinement.isolation}).encode())
+        os._exit(0)
+    os.close(host)
+    resident = _warm(options["preimport"])
+    control.send(json.dumps({"isolation": confinement.isolation, "resident": resident}).encode())
+    _Server(control, confinement, options).serve()
+    os._exit(0)
+
+
+def _guard(host: int, server: int) -> NoReturn:
+    """Wait for the end of the host or of the server; leave with neither running."""
+    pidfd = os.pidfd_open(server)
+    watched = [pidfd] if host < 0 else [pidfd, host]
+    select.select(watched, [], [])
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    _, status = os.waitpid(server, 0)
+    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _confinement(options: dict) -> confine.Confinement:
+    """Enter the strongest tier that this kernel grants, or the one that was asked for. Raises OSError.
+
+    What can fail is tried in a child first: an attempt that breaks off half-way must not leave a half-built root.
+    """
+    asked = options["isolation"]
+    tier = next(t for t in (_FALL if asked == "auto" else (asked,)) if t == asked or _grants(t))
+    abi = landlock.abi()
+    if tier == "landlock" and not abi:
+        raise OSError("this kernel has no Landlock")
+    program = seccomp.build(os.uname().machine, tier != "namespaces") if seccomp.supported() else b""
+    limits = {name: options[name] for name in ("memory_mb", "processes", "disk_mb", "open_files", "output_bytes")}
+    folder = "/tmp"
+    if tier == "namespaces":
+        _enter_namespaces()
+    else:
+        folder = options["folder"] or tempfile.gettempdir()
+        _drop_root()
+    return confine.Confinement(tier, **limits, landlock_abi=abi, seccomp=program, folder=folder)
+
+
+def _grants(tier: str) -> bool:
+    if tier == "landlock":
+        return landlock.abi() > 0
+    if tier == "rlimits":
+        return True
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    try:
+        _enter_namespaces()
+        inner = os.fork()
+        if inner:
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]))
+        rootfs.mount_proc()
+        # What a session does: this also needs a user namespace within ours.
+        linux.unshare(linux.CLONE_NEWPID)
+        child = os.fork()
+        if child:
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        confine.enter_namespaces(confine.Confinement("namespaces", 64, 8, 1, 64, 1, 0, b""))
+        os._exit(0)
+    except BaseException:
+        os._exit(1)
+
+
+def _enter_namespaces() -> None:
+    """As root the tree is built with root's eyes (Python may live in /root), then root is given up for good."""
+    ours = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS
+    root = os.geteuid() == 0
+    if root:
+        linux.unshare(linux.CLONE_NEWNS)
+        rootfs.build()
+        _drop_root()
+    uid, gid = os.getuid(), os.getgid()
+    linux.unshare(linux.CLONE_NEWUSER | ours)
+    linux.map_user(confine.INSIDE_UID, uid, gid)
+    if not root:
+        rootfs.build()
+
+
+def _drop_root() -> None:
+    if os.geteuid() != 0:
+        return
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    linux.prctl(linux.PR_SET_DUMPABLE, 1)  # else /proc/self belongs to root and the user map cannot be written
+
+
+def _warm(modules: list[str]) -> list[str]:
+    """Import, exercise and freeze; returns what could be imported."""
+    done = []
+    for name in modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+            done.append(name)
+    if "sympy" in done:
+        # The first factorisation and print build caches and import much that is lazy.
+        sympy = sys.modules["sympy"]
+        x = sympy.Symbol("x")
+        str(sympy.factor(x**2 - 1)), str(sympy.solve(x**2 - 2, x)), str(sympy.integrate(x, x))
+    for name in [name for name in sys.modules if name == "child" or name.startswith("child.")]:
+        del sys.modules[name]
+    worker.prepare()
+    gc.collect()
+    gc.freeze()
+    return done
+
+
+class _Server:
+    """The loop: hand out sessions, fork the next ones, bury the dead."""
+
+    def __init__(self, control: socket.socket, confinement: confine.Confinement, options: dict) -> None:
+        self.control, self.confinement = control, confinement
+        self.pool_size, self.snapshot = options["pool"], options["snapshot"]
+        self.ready: deque[tuple[int, socket.socket, int]] = deque()  # pid, the host's end, pidfd
+        self.living: dict[int, tuple[socket.socket, str]] = {}  # pid -> the session's end, its folder
+        self.waiting: deque[socket.socket] = deque()
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self.own_pids = None
+        if confinement.tier == "namespaces":
+            self.own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self.wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def serve(self) -> None:
+        """Until the host closes the control socket."""
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        poll.register(self.wake, select.POLLIN)
+        while True:
+            lacking = len(self.ready) < self.pool_size or bool(self.waiting)
+            events = poll.poll(0 if lacking else None)
+            for fd, _ in events:
+                if fd == self.wake:
+                    os.read(self.wake, 4096)
+                    self._bury()
+                elif not self._asked():
+                    return
+            while self.waiting and self.ready:
+                self._hand_out(self.waiting.popleft())
+            if len(self.ready) < self.pool_size or self.waiting:
+                self._fork()
+
+    def _asked(self) -> bool:
+        data, ancillary, _, _ = self.control.recvmsg(16, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            return False
+        fds = array.array("i")
+        fds.frombytes(ancillary[0][2])
+        self.waiting.append(socket.socket(fileno=fds[0]))
+        return True
+
+    def _hand_out(self, asker: socket.socket) -> None:
+        _, end, pidfd = self.ready.popleft()
+        with contextlib.suppress(OSError):  # the asker has gone: the session dies with the last copy of its socket
+            socket.send_fds(asker, [wire.READY], [end.fileno(), pidfd])
+        asker.close()
+        end.close()
+        os.close(pidfd)
+
+    def _fork(self) -> None:
+        host_end, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        folder = self.confinement.folder
+        if self.own_pids is None:
+            folder = tempfile.mkdtemp(prefix="session-", dir=folder)
+        else:
+            linux.unshare(linux.CLONE_NEWPID)  # for the next child; `setns` takes it back
+        pid = os.fork()
+        if pid == 0:
+            self._become_session(end, folder)
+        if self.own_pids is not None:
+            linux.setns(self.own_pids, linux.CLONE_NEWPID)
+        self.living[pid] = (end, folder)
+        self.ready.append((pid, host_end, os.pidfd_open(pid)))
+
+    def _become_session(self, end: socket.socket, folder: str) -> NoReturn:
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            keep = os.dup2(end.fileno(), 3, inheritable=False) if end.fileno() != 3 else 3
+            linux.syscall(_CLOSE_RANGE, 4, 0x7FFFFFFF, 0)
+            if self.own_pids is not None:
+                confine.enter_namespaces(self.confinement)
+            else:
+                os.setsid()
+            confine.give_up_rights(self.confinement, folder)
+            worker.serve(keep, self.confinement.output_bytes, self.snapshot)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.write(3, wire.FAILED + repr(error).encode()[:400])
+        finally:
+            os._exit(70)
+
+    def _bury(self) -> None:
+        while True:
+            try:
+                dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if dead is None:
+                return
+            pid = dead.si_pid
+            end, folder = self.living.pop(pid, (None, ""))
+            if self.own_pids is None and end is not None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)  # the leader is still unburied, so the number is still its own
+                shutil.rmtree(folder, ignore_errors=True)
+            _, status = os.waitpid(pid, 0)
+            for entry in [e for e in self.ready if e[0] == pid]:
+                self.ready.remove(entry)
+                entry[1].close()
+                os.close(entry[2])
+            if end is not None:
+                with contextlib.suppress(OSError):
+                    end.send(wire.DEAD + wire.STATUS.pack(status), socket.MSG_DONTWAIT)
+                end.close()

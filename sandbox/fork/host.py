@@ -1,0 +1,164 @@
+"""`ForkSandbox`: sessions forked from a warm interpreter, confined by the kernel.
+
+Protects, in the tier "namespaces", the host's files, environment, network, processes and other sessions from the code,
+and bounds its memory, processes, disk, output and time. It does not protect from a hole in the Linux kernel, from
+timing side channels between sessions, and CPU time is bounded by the time-out only. What the weaker tiers leave open is
+said in docs/sandbox.md and left out of `claims`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Sequence
+from typing import get_args
+
+from sandbox.errors import SandboxError, UserError
+from sandbox.fork import cgroup
+from sandbox.fork.process import Process
+from sandbox.fork.server import Options, Server, probe
+from sandbox.types import Claim, Execution, Limits
+
+log = logging.getLogger("sandbox.fork")
+
+_TIERS = ("auto", "namespaces", "landlock", "rlimits")
+_LOST: dict[str, frozenset[Claim]] = {  # what a tier does not hold
+    "namespaces": frozenset(),
+    "landlock": frozenset({"disk", "processes", "memory", "sessions"}),
+    "rlimits": frozenset({"disk", "processes", "memory", "sessions", "filesystem"}),
+}
+
+
+class ForkSandbox:
+    """Fork server and pool. Made without side effects; the server starts with the first `open`.
+
+    Args:
+        limits: of each session.
+        isolation: the tier, or "auto" for the strongest that this machine grants.
+        allow_unisolated: accept the tier "rlimits", where code can read and write the files of its user.
+        snapshot: fork before each call, so that a time-out or crash rolls the session back (2 ms a call).
+        pool: sessions that are forked ahead of demand.
+        preimport: modules that every session finds imported; a missing one is skipped.
+
+    Raises: UserError for a bad argument, or, at first use, for a tier that this machine does not grant.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        isolation: str = "auto",
+        allow_unisolated: bool = False,
+        snapshot: bool = False,
+        pool: int = 8,
+        preimport: Sequence[str] = ("numpy", "sympy", "math", "random", "itertools", "collections", "fractions"),
+    ) -> None:
+        if isolation not in _TIERS:
+            raise UserError(f"isolation='{isolation}' is unknown; one of {', '.join(_TIERS)}")
+        if pool < 1:
+            raise UserError(f"pool={pool} must be at least 1")
+        self.limits = limits or Limits()
+        self._options = Options(isolation, self.limits, snapshot, pool, tuple(preimport))
+        self._allow_unisolated = allow_unisolated
+        self._server: Server | None = None
+        self._starting = threading.Lock()
+        self._sessions: set[ForkSession] = set()
+
+    @property
+    def tier(self) -> str:
+        """ "namespaces", "landlock" or "rlimits". Raises UserError where it is refused."""
+        tier, _ = probe(self._options.isolation)
+        if tier == "rlimits" and not self._allow_unisolated:
+            raise UserError(
+                "this machine grants neither namespaces nor Landlock, so code could read and write your files; use the "
+                "'docker' sandbox, or pass allow_unisolated=True where that is acceptable (inside a container)"
+            )
+        if tier != "namespaces" and self._options.snapshot:
+            raise UserError(f"snapshot=True needs the tier 'namespaces', and this one is '{tier}'")
+        return tier
+
+    @property
+    def isolation(self) -> str:
+        """What is in force, for example "namespaces+seccomp+landlock7+rlimits+cgroup"."""
+        return probe(self._options.isolation)[1] + ("+cgroup" if cgroup.available() else "")
+
+    @property
+    def claims(self) -> frozenset[Claim]:
+        return frozenset(get_args(Claim)) - _LOST[self.tier]
+
+    async def open(self) -> ForkSession:
+        """A fresh session. Raises SandboxError, UserError."""
+        session = ForkSession(self, await self._process())
+        self._sessions.add(session)
+        return session
+
+    async def close(self) -> None:
+        """Kill every session and the fork server. Idempotent; a later `open` starts anew."""
+        await asyncio.gather(*(session.close() for session in list(self._sessions)))
+        server, self._server = self._server, None
+        if server is not None:
+            await asyncio.to_thread(server.stop)
+
+    async def _process(self) -> Process:
+        """A ready process from the pool; a dead fork server is replaced."""
+        server = self._server
+        if server is None or not server.alive:
+            server = await asyncio.to_thread(self._start)
+        return await Process.take(server, self.limits.memory_mb)
+
+    def _start(self) -> Server:
+        with self._starting:
+            old = self._server
+            if old is not None and old.alive:
+                return old
+            if old is not None:
+                old.stop()
+            if self.tier == "rlimits":
+                log.warning("ISOLATION IS WEAK (%s): code can read and write the files of its user", self.isolation)
+            self._server = Server(self._options)
+            return self._server
+
+    def _forget(self, session: ForkSession) -> None:
+        self._sessions.discard(session)
+
+
+class ForkSession:
+    """One stateful interpreter. After its process has died the next call gets a fresh one."""
+
+    def __init__(self, sandbox: ForkSandbox, process: Process) -> None:
+        self.isolation = process.isolation
+        self._sandbox = sandbox
+        self._process: Process | None = process
+        self._turn = asyncio.Lock()
+        self._closed = False
+
+    async def run(self, code: str, *, timeout: float | None = None) -> Execution:
+        """Run `code`; see `sandbox.types.Session`. Calls to one session take turns."""
+        limits = self._sandbox.limits
+        timeout = limits.timeout_s if timeout is None else timeout
+        async with self._turn:
+            if self._closed:
+                raise SandboxError("the session is closed")
+            process = self._process
+            if process is None:
+                process = self._process = await self._sandbox._process()
+            try:
+                execution = await process.run(code, timeout, limits.output_bytes, self._sandbox._options.snapshot)
+            except BaseException:
+                # Cancelled or broken in the middle of a call: whatever runs there must not go on.
+                self._process = None
+                await asyncio.shield(process.kill())
+                raise
+            if process.dead:
+                self._process = None
+            if self._closed:
+                raise SandboxError("the session was closed while it ran")
+            return execution
+
+    async def close(self) -> None:
+        """Kill everything the session started; returns when it is gone. Idempotent."""
+        self._closed = True
+        self._sandbox._forget(self)
+        if self._process is not None:
+            await self._process.kill()

@@ -1,0 +1,222 @@
+"""One session's process, seen from the host: a socket, a pidfd, sometimes a memory cgroup.
+
+Everything that comes from the process is bounded before it is read, and believed only as far as it concerns the
+process itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from sandbox.errors import SandboxError
+from sandbox.fork import cgroup
+from sandbox.fork.child import wire
+from sandbox.fork.files import MemoryFiles
+from sandbox.fork.server import Server
+from sandbox.types import CodeError, Execution, Status
+
+_INTERRUPT_S = 0.3  # between SIGINT and SIGKILL
+_OPEN_S = 60.0  # a session that takes longer to come is an infrastructure failure
+_DEATH_S = 30.0
+
+
+async def _readable(fd: int, seconds: float | None) -> bool:
+    """Wait until `fd` can be read; False when the time is over."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[bool] = loop.create_future()
+
+    def settle(value: bool) -> None:
+        if not future.done():
+            future.set_result(value)
+
+    loop.add_reader(fd, settle, True)
+    timer = loop.call_later(max(seconds, 0), settle, False) if seconds is not None else None
+    try:
+        return await future
+    finally:
+        loop.remove_reader(fd)
+        if timer is not None:
+            timer.cancel()
+
+
+def _host_pid(pidfd: int) -> int:
+    """The process number in our namespace. Raises OSError when the process is gone."""
+    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
+        if line.startswith("Pid:") and int(line[4:]) > 0:
+            return int(line[4:])
+    raise ProcessLookupError("no such process")
+
+
+class Process:
+    """Born confined and ready; dies once."""
+
+    def __init__(self, server: Server, channel: socket.socket, pidfd: int, group: cgroup.MemoryGroup | None) -> None:
+        self.isolation = server.isolation + ("+cgroup" if group else "")
+        self.dead = False
+        self._server, self._channel, self._pidfd, self._group = server, channel, pidfd, group
+        self._receiving = self._released = self._group_overflowed = False
+
+    @classmethod
+    async def take(cls, server: Server, memory_mb: int) -> Process:
+        """The next session of the pool. Raises SandboxError."""
+        with server.ask() as answer:
+            if not await _readable(answer.fileno(), _OPEN_S):
+                raise SandboxError(f"the fork server gave no session within {_OPEN_S:.0f} s")
+            _, fds, _, _ = socket.recv_fds(answer, 16, 2)
+        if len(fds) != 2:
+            raise SandboxError("the fork server died")
+        channel = socket.socket(fileno=fds[0])
+        channel.setblocking(False)
+        group = cgroup.create(memory_mb)
+        process = cls(server, channel, fds[1], group)
+        try:
+            if group is not None:
+                group.add(_host_pid(fds[1]))
+            first = await process._receive(_OPEN_S)
+            if first != wire.READY:
+                why = first[1:].decode(errors="replace") if first and first[:1] == wire.FAILED else "it died"
+                raise SandboxError(f"a session could not be confined: {why}")
+        except OSError as error:
+            await asyncio.shield(process.kill())
+            raise SandboxError(f"a session died while it was made: {error}") from error
+        except BaseException:
+            await asyncio.shield(process.kill())
+            raise
+        return process
+
+    async def run(self, code: str, timeout: float, room: int, snapshot: bool) -> Execution:
+        """One call; texts are cut at `room` bytes. Raises SandboxError when the fork server died."""
+        source = code.encode("utf-8", "surrogatepass")
+        if len(source) > wire.MAX_CODE:
+            message = f"the code has {len(source)} bytes, more than {wire.MAX_CODE}"
+            return Execution(status="error", error=CodeError("ValueError", message, ""))
+        start = time.monotonic()
+        with MemoryFiles(source) as files:
+            nonce = os.urandom(wire.NONCE)
+            with contextlib.suppress(OSError):  # a dead process is noticed in `_answer`
+                request = wire.REQUEST.pack(nonce, len(source))
+                socket.send_fds(self._channel, [request], files.descriptors)
+            answer, timed_out = await self._answer(nonce, timeout), False
+            if answer is None:
+                timed_out = True
+                answer = await self._stop(nonce, snapshot)
+            kind = answer[:1]
+            if kind not in (wire.REPLY, wire.BACK):
+                await self.kill()
+                if not answer and not timed_out:
+                    await self._check_server()
+            duration = time.monotonic() - start
+            reply = files.reply(room) if kind == wire.REPLY else Execution()
+            if reply is None:  # a reply that contradicts itself
+                await self.kill()
+                reply, answer, kind = Execution(), b"", b""
+            stdout, stdout_cut = files.output(1, room)
+            stderr, stderr_cut = files.output(2, room)
+        status: Status = reply.status
+        error = reply.error
+        if kind != wire.REPLY:
+            status, error = self._death(answer)
+        if timed_out:
+            status = "timeout"
+            error = CodeError("TimeoutError", f"no result after {timeout:g} s", error.traceback if error else "")
+        return replace(
+            reply,
+            stdout=stdout,
+            stderr=stderr,
+            stdout_truncated=stdout_cut,
+            stderr_truncated=stderr_cut,
+            status=status,
+            error=error,
+            duration_s=duration,
+            state_kept=kind in (wire.REPLY, wire.BACK),
+        )
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait until the kernel has taken everything down. Idempotent."""
+        self.dead = True
+        if self._released:
+            return
+        pidfd = os.dup(self._pidfd)  # a descriptor of its own: an event loop knows one reader a descriptor
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            if not await _readable(pidfd, _DEATH_S):
+                raise SandboxError(f"a killed session is still there after {_DEATH_S:.0f} s")
+        finally:
+            os.close(pidfd)
+        if not self._receiving:
+            self._release()
+
+    async def _receive(self, seconds: float) -> bytes | None:
+        """The next packet; b"" at the end of the stream; None when the time is over."""
+        try:
+            return self._channel.recv(wire.PACKET)
+        except BlockingIOError:
+            pass
+        except OSError:
+            return b""
+        self._receiving = True
+        try:
+            if not await _readable(self._channel.fileno(), seconds):
+                return None
+            return self._channel.recv(wire.PACKET)
+        except OSError:
+            return b""
+        finally:
+            self._receiving = False
+
+    async def _answer(self, nonce: bytes, seconds: float) -> bytes | None:
+        """The reply to `nonce`, or DEAD, or b"" for an end without one and for a frame that no honest session sends."""
+        packet = await self._receive(seconds)
+        if packet is None or packet[:1] == wire.DEAD:
+            return packet
+        honest = packet == wire.REPLY + nonce or packet[:-4] == wire.BACK + nonce
+        return packet if honest else b""
+
+    async def _stop(self, nonce: bytes, snapshot: bool) -> bytes:
+        """SIGINT, 300 ms, SIGKILL; with a snapshot its keeper passes both on, and the session survives the second."""
+        for number, seconds in ((signal.SIGINT, _INTERRUPT_S), (signal.SIGTERM, 10 * _INTERRUPT_S)):
+            if number == signal.SIGTERM and not snapshot:
+                break
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+            answer = await self._answer(nonce, seconds)
+            if answer is not None:
+                return answer
+        return b""
+
+    async def _check_server(self) -> None:
+        """An end without a word: either the session hung up, or the fork server is going down with all its sessions."""
+        for _ in range(20):
+            if not self._server.alive:
+                raise SandboxError("the fork server died during the call; repeat it in a new session")
+            await asyncio.sleep(0.005)
+
+    def _death(self, last: bytes) -> tuple[Status, CodeError]:
+        """How the code's process ended, as an execution's status and error."""
+        if self._group_overflowed:
+            return "memory", CodeError("MemoryError", "the session was killed at its memory limit", "")
+        if last[:1] not in (wire.DEAD, wire.BACK) or len(last) < wire.STATUS.size + 1:
+            return "killed", CodeError("ProcessKilled", "the session broke its protocol", "")
+        code = os.waitstatus_to_exitcode(wire.STATUS.unpack(last[-wire.STATUS.size :])[0])
+        if code >= 0:
+            return "killed", CodeError("ProcessExit", f"the interpreter exited with code {code}", "")
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        return "killed", CodeError("ProcessKilled", f"the interpreter was killed by signal {-code} ({name})", "")
+
+    def _release(self) -> None:
+        if self._released:
+            return
+        self._released = True
+        self._channel.close()
+        os.close(self._pidfd)
+        self._group_overflowed = self._group is not None and self._group.overflowed()
+        if self._group is not None:
+            self._group.remove()

@@ -1,0 +1,157 @@
+"""The host's handle on the fork server: start it, ask it for sessions, notice its death."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sandbox.errors import SandboxError, UserError
+from sandbox.types import Limits
+
+log = logging.getLogger("sandbox.fork")
+
+_START_S = 120.0  # imports on a loaded machine
+_BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); import child.zygote as z; del sys.path[0]; z.main()"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the fork server is told."""
+
+    isolation: str
+    limits: Limits
+    snapshot: bool
+    pool: int
+    preimport: tuple[str, ...]
+
+
+class Server:
+    """One running fork server. Thread-safe: every question has a socket of its own."""
+
+    def __init__(self, options: Options) -> None:
+        """Blocks until the server is ready (about a second). Raises SandboxError, UserError."""
+        self.owner = os.getpid()
+        self.folder = _session_folder()
+        self._lock = threading.Lock()
+        try:
+            self._process, self._control, hello = _launch(options, self.folder, probe=False)
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        self.isolation: str = hello["isolation"]
+        log.info("fork server ready: %s; imported: %s", self.isolation, ", ".join(hello["resident"]) or "nothing")
+
+    @property
+    def alive(self) -> bool:
+        return self.owner == os.getpid() and self._process.poll() is None
+
+    def ask(self) -> socket.socket:
+        """Ask for a session: the socket on which it will come, not blocking. Raises SandboxError."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        try:
+            with theirs, self._lock:
+                socket.send_fds(self._control, [b"s"], [theirs.fileno()])
+        except OSError as error:
+            ours.close()
+            raise SandboxError(f"the fork server is gone ({error})") from error
+        return ours
+
+    def stop(self) -> None:
+        """End the server and every session. Blocks for a few milliseconds. Idempotent."""
+        self._control.close()
+        if self.owner == os.getpid():
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@functools.cache
+def probe(isolation: str) -> tuple[str, str]:
+    """(tier, what is in force) that this machine grants, found by trying it. Raises UserError, SandboxError."""
+    process, control, hello = _launch(Options(isolation, Limits(), False, 0, ()), "", probe=True)
+    control.close()
+    process.wait()
+    return hello["tier"], hello["isolation"]
+
+
+def _session_folder() -> str:
+    """Where sessions without a file system of their own write."""
+    folder = tempfile.mkdtemp(prefix="solostream-")
+    if os.geteuid() == 0:
+        os.chown(folder, 65534, 65534)
+    return folder
+
+
+def _launch(options: Options, folder: str, probe: bool) -> tuple[subprocess.Popen, socket.socket, dict[str, Any]]:
+    told = {**asdict(options.limits), "folder": folder}
+    told |= {name: getattr(options, name) for name in ("isolation", "snapshot", "pool", "preimport")}
+    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # The server watches this process itself: its end is noticed even when a forked copy of it keeps the socket open.
+    host = -1 if probe else os.pidfd_open(os.getpid())
+    passed = [fd for fd in (theirs.fileno(), host) if fd >= 0]
+    command = [sys.executable, "-I", "-X", "utf8", "-c", _BOOT, str(Path(__file__).parent)]
+    command += [json.dumps(told), str(theirs.fileno()), str(host)]
+    with tempfile.TemporaryFile() as complaints:
+        try:
+            process = subprocess.Popen(
+                command,
+                env=_environment(),
+                cwd="/",
+                pass_fds=passed,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=complaints,
+            )
+        finally:
+            theirs.close()
+            if host >= 0:
+                os.close(host)
+        control.settimeout(_START_S)
+        with contextlib.suppress(OSError):
+            answer = control.recv(65536)
+            if answer:
+                hello = json.loads(answer)
+                if "failed" not in hello:
+                    control.settimeout(None)
+                    return process, control, hello
+                process.wait()
+                control.close()
+                raise UserError(f"{hello['failed']}; use isolation='auto'")
+        process.kill()
+        process.wait()
+        control.close()
+        complaints.seek(0)
+        last = complaints.read().decode(errors="replace").strip().splitlines()[-1:]
+    raise SandboxError(f"the fork server did not start: {last[0] if last else 'no answer'}")
+
+
+def _environment() -> dict[str, str]:
+    """All that a session will find in os.environ: nothing of the host's but its time zone."""
+    fixed = {
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), "/usr/local/bin", "/usr/bin", "/bin"]),
+        "LANG": "C.UTF-8",
+        "HOME": "/tmp",
+        "MALLOC_ARENA_MAX": "2",  # glibc reserves 64 MB of address space per arena, which counts
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return fixed | ({"TZ": os.environ["TZ"]} if "TZ" in os.environ else {})
