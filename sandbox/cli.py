@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json as json_format
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,8 @@ from typing import Annotated
 import tyro
 
 from sandbox.errors import UserError
-from sandbox.types import Execution
+from sandbox.server.settings import SERVER_LIMITS, Settings
+from sandbox.types import Execution, Limits
 
 # status -> exit code of `sandbox run`; 124 is what timeout(1) says, 137 what a shell says of SIGKILL
 _EXIT = {"ok": 0, "error": 1, "timeout": 124, "memory": 137, "killed": 137}
@@ -80,6 +82,79 @@ def run(
         if getattr(seen, name + "_truncated"):
             print(f"solostream: {name} was cut at the sandbox's limit", file=sys.stderr)
     return _EXIT[seen.status]
+
+
+def serve(
+    sandbox: str = "fork",
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    token: str = "",
+    token_file: Path | None = None,
+    workers: int = 1,
+    sessions: int = 1024,
+    running: int = 64,
+    queue: int = 1024,
+    queue_timeout: float = 30.0,
+    idle: float = 600.0,
+    max_timeout: float = 600.0,
+    max_body_mb: float = 32.0,
+    limits: Limits = SERVER_LIMITS,
+) -> int:
+    """HTTP server: sessions API and SandboxFusion wire format. Stops on SIGINT or SIGTERM.
+
+    Args:
+        sandbox: the backend, as for `sandbox check`.
+        host: address to listen on; anything but loopback should have a token.
+        port: TCP port; 0 takes a free one.
+        token: bearer token that clients must send (better: the environment's SOLOSTREAM_SANDBOX_TOKEN, or a file).
+        token_file: file that holds the token.
+        workers: server processes behind the port.
+        sessions: open at a time, in each worker.
+        running: calls at a time, in each worker.
+        queue: calls that may wait for their turn, in each worker; more get 503 (504 in SandboxFusion's format).
+        queue_timeout: seconds that a call may wait before it gets 504.
+        idle: seconds after which a session that nobody calls is closed.
+        max_timeout: the longest time-out in seconds that a request may ask for.
+        max_body_mb: the largest request, and the largest sum of fetched files.
+        limits: of one session.
+    """
+    from sandbox.server.workers import serve as serve_settings
+
+    settings = Settings(
+        sandbox=sandbox,
+        host=host,
+        port=port,
+        token=_token(token, token_file),
+        workers=_at_least("workers", workers, 1),
+        sessions=_at_least("sessions", sessions, 1),
+        running=_at_least("running", running, 1),
+        queue=_at_least("queue", queue, 0),
+        queue_timeout_s=queue_timeout,
+        idle_s=idle,
+        max_timeout_s=max_timeout,
+        max_body_mb=max_body_mb,
+        limits=limits,
+    )
+    return serve_settings(settings)
+
+
+def _at_least(name: str, value: int, least: int) -> int:
+    if value < least:
+        raise UserError(f"--{name} is at least {least}, not {value}")
+    return value
+
+
+def _token(token: str, file: Path | None) -> str:
+    """From the flag, the file or the environment, in this order. Raises UserError."""
+    if file is None:
+        return token or os.environ.get("SOLOSTREAM_SANDBOX_TOKEN", "")
+    try:
+        read = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read --token-file: {error}") from error
+    if not read:
+        raise UserError(f"--token-file {file} is empty; write the token into it")
+    return read
 
 
 async def _run(spec: str, code: str, timeout: float | None) -> Execution:

@@ -18,8 +18,8 @@ for _ in range({asked}):
         why = type(error).__name__
         break
     if pid == 0:
-        signal.alarm(8)
-        time.sleep(8)
+        signal.alarm(4)
+        time.sleep(4)
         os._exit(0)
     made += 1
 print(made, why)
@@ -134,14 +134,14 @@ async def fork_bomb(arena: Arena) -> None:
 async def exponential_fork_bomb(arena: Arena) -> None:
     code = """
 import os, signal, time
-signal.alarm(8)
+signal.alarm(4)
 for _ in range(9):  # 2**9 processes if nothing holds it
     try:
         os.fork()
-        signal.alarm(8)
+        signal.alarm(4)
     except OSError:
         break
-time.sleep(8)
+time.sleep(4)
 """
     seen = await arena.run(code, timeout=1.5)
     expect(seen.status in ("timeout", "killed", "memory", "error"), "the call is ended", seen)

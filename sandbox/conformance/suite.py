@@ -87,6 +87,7 @@ async def check(
     with canaries(secret) as hidden:
         sandbox = _open(spec) if spec is not None else backend()  # type: ignore[operator]
         try:
+            await (await sandbox.open()).close()  # a backend may learn its claims only when it starts
             async with _witness(sandbox) as witness:
                 make = _arenas(sandbox, spec, secret, hidden)
                 await _run_all(chosen, make, witness, jobs, add)
