@@ -11,8 +11,8 @@ import numpy as np
 class StopTable:
     """Finds stop strings without decoding every token of every row.
 
-    A token can complete a stop string only if it contains the string or begins with the string's end. `mask` finds those
-    once for each set of stops; only where the mask hits is the tail of the row decoded.
+    A token can complete a stop string only if it contains the string or begins with the string's end. `mask` finds
+    those once for each set of stops; only where the mask hits is the tail of the row decoded.
     """
 
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:

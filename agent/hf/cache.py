@@ -86,7 +86,7 @@ class SlotCache:
     def update(
         self, layer: int, batch: Feed, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (rows, heads, width, head_dim); returns all that rows may attend to, (rows, heads, n_keys, head_dim)."""
+        """Write (rows, heads, width, head_dim); returns what rows may attend to, (rows, heads, n_keys, head_dim)."""
         if layer == len(self._layers):
             shape = (self.slots, keys.shape[1], self.columns)
             self._layers.append(

@@ -103,11 +103,11 @@ class HFEngine:
         self._broken: str | None = None
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        """See `Engine.generate`. Cancelling the task frees the slot. Raises UserError for a prompt that does not fit."""
+        """See `Engine.generate`. Cancelling the task frees the slot. Raises UserError when the prompt does not fit."""
         if not 0 < len(prompt_ids) < self.max_len:
             raise UserError(
-                f"a prompt of {len(prompt_ids)} tokens does not fit a context of {self.max_len}: lower the token budgets"
-                " of the environment or raise max_len"
+                f"a prompt of {len(prompt_ids)} tokens does not fit a context of {self.max_len}: lower the token"
+                " budgets of the environment or raise max_len"
             )
         if sampling.max_tokens < 1:
             raise UserError(f"max_tokens must be at least 1, not {sampling.max_tokens}")

@@ -1,0 +1,163 @@
+"""One episode: an environment, an engine and the ledger between them.
+
+The engine samples a turn up to a stop string; whether that really completed a call the environment's parser says, and
+if not the turn goes on. A `SandboxError` starts the episode anew a bounded number of times and then ends it as `infra`:
+no reward, not data. An `EngineError` is raised: who runs many episodes restarts the engine and dispatches them again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from agent.chat import Chat
+from agent.engine import Engine, Sampling
+from agent.stops import decode
+from agent.trajectory import Dispatch, Ending, Ledger, Role, Trajectory
+from envs.types import Step, ToolCall
+from sandbox.errors import SandboxError
+
+_episodes = itertools.count()
+
+
+class TextEnv(Protocol):
+    """What a rollout needs of an environment; `envs.ToolEnv` is one."""
+
+    trace: list[Step]
+    task: Any
+
+    @property
+    def stops(self) -> tuple[str, ...]: ...
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]: ...
+    def complete(self, text: str) -> int | None: ...
+    async def areset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]: ...
+    async def astep(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]: ...
+
+
+@dataclass(slots=True)
+class _Sampled:
+    """One turn so far."""
+
+    ids: list[int]
+    logprobs: list[float]
+    versions: list[int]
+    text: str = ""
+    cut: bool = False  # by a token budget, not by the policy
+
+
+async def rollout(
+    env: TextEnv,
+    engine: Engine,
+    chat: Chat,
+    *,
+    sampling: Sampling,
+    max_tokens: int,
+    task_id: str | None = None,
+    dispatch: Dispatch | None = None,
+    seed: int = 0,
+    retries: int = 1,
+) -> Trajectory:
+    """Play one episode.
+
+    sampling: of one turn; its stop strings, stop ids, seed and key are set here. max_tokens: of the whole ledger,
+    prompt included. task_id: None lets the environment draw one from `seed`. retries: whole episodes started again
+    after a `SandboxError`, beyond the retries of the environment. Raises EngineError, and UserError for an unknown task
+    or a prompt that does not fit the engine's context.
+    """
+    key = f"{next(_episodes)}"
+    sampling = replace(sampling, stop=env.stops, stop_token_ids=chat.stop_token_ids, key=key)
+    options = None if task_id is None else {"task_id": task_id}
+    for attempt in range(retries + 1):
+        ledger = Ledger()
+        step: Step | None = None
+        try:
+            _, info = await env.areset(seed=seed, options=options)
+            task_id = info["task_id"]
+            opening = info["messages"]
+            ledger.forced("user", chat.open(opening, env.tools), "\n\n".join(m["content"] for m in opening))
+            step, ending = await _play(env, engine, chat, ledger, sampling, max_tokens, seed)
+        except SandboxError:
+            if attempt < retries:
+                continue
+            ending = "infra"
+        finally:
+            await engine.release(key)
+        return ledger.close(
+            task_id or "",
+            step.reward if step else 0.0,
+            ending,
+            dispatch=dispatch or Dispatch(),
+            seed=seed,
+            source=getattr(env.task, "source", ""),
+            answer=step.answer if step else None,
+        )
+    raise AssertionError("the last attempt returns")
+
+
+async def _play(
+    env: TextEnv, engine: Engine, chat: Chat, ledger: Ledger, sampling: Sampling, max_tokens: int, seed: int
+) -> tuple[Step | None, Ending]:
+    """Turns until the environment or a budget ends the episode."""
+    while True:
+        room = max_tokens - len(ledger.token_ids)
+        if room < 1:
+            return (env.trace[-1] if env.trace else None), "token_limit"
+        turn = await _turn(env, engine, chat, ledger.token_ids, sampling, min(room, sampling.max_tokens), seed)
+        _, _, terminated, truncated, info = await env.astep(turn.text)
+        step = env.trace[-1]
+        starts = call_tokens(chat.tokenizer, turn.ids, step.calls)
+        ledger.sampled(
+            turn.ids, turn.logprobs, turn.versions, turn.text, step.calls, step.executions, starts, step.void
+        )
+        if turn.cut and step.answer is None and not info["messages"]:
+            return step, "token_limit"
+        if terminated or truncated:
+            return step, step.ending or "answered"
+        ids = chat.append(info["messages"], turn.ids)
+        if len(ledger.token_ids) + len(ids) >= max_tokens:
+            return step, "token_limit"
+        role: Role = "tool" if info["messages"][0]["role"] == "tool" else "user"
+        ledger.forced(role, ids, "\n".join(m["content"] for m in info["messages"]))
+
+
+async def _turn(
+    env: TextEnv, engine: Engine, chat: Chat, prompt: list[int], sampling: Sampling, budget: int, seed: int
+) -> _Sampled:
+    """Sample until the policy ends its turn, a call is complete, or the budget is spent."""
+    turn = _Sampled([], [], [])
+    while True:
+        so_far = prompt + turn.ids
+        # Engines draw a request's numbers from its seed: each request of an episode needs its own.
+        own_seed = (seed * 1_000_003 + len(so_far)) & 0x7FFFFFFFFFFFFFFF
+        part = await engine.generate(so_far, replace(sampling, max_tokens=budget - len(turn.ids), seed=own_seed))
+        turn.ids += part.token_ids
+        turn.logprobs += part.logprobs
+        turn.versions += part.versions
+        ended = bool(turn.ids) and turn.ids[-1] in chat.stop_token_ids
+        turn.text = decode(chat.tokenizer, turn.ids[:-1] if ended else turn.ids)
+        spent = len(turn.ids) >= budget or part.finish != "stop"
+        if ended or env.complete(turn.text) is not None:
+            return turn
+        if spent:
+            turn.cut = True
+            return turn
+
+
+def call_tokens(tokenizer: Any, ids: Sequence[int], calls: Sequence[ToolCall]) -> list[int]:
+    """For each call the index of the token in which its span begins. `ids` are those of the turn's text."""
+    found = []
+    for call in calls:
+        low, high = 0, max(len(ids) - 1, 0)  # the last token before which no more text than span[0] was written
+        while low < high:
+            middle = (low + high + 1) // 2
+            if len(decode(tokenizer, ids[:middle])) <= call.span[0]:
+                low = middle
+            else:
+                high = middle - 1
+        found.append(low)
+    return found
