@@ -1,0 +1,94 @@
+"""The `docker-jupyter` backend: one Jupyter kernel a session, each in a container of its own.
+
+For notebook semantics and rich output (`Execution.display`). The container is the boundary (see `hardening`); Landlock,
+seccomp and rlimits hold inside it. A kernel starts in about a second, so one waits warm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import replace
+
+from sandbox.docker import door
+from sandbox.docker.daemon import Daemon
+from sandbox.docker.hardening import Container
+from sandbox.kernel import Kernel, Kernels, KernelSession, start_kernel
+from sandbox.types import Claim, Limits
+
+_OWN_MB = 160  # what kernel, guard and container need besides what the session may use
+_OWN_PROCESSES = 24
+
+
+class KernelContainer:
+    """The home of one kernel."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._name: str | None = None
+
+    async def start(self) -> socket.socket:
+        self._name, connection = await door.start(self._daemon, "sandbox.kernel_launcher")
+        return connection
+
+    async def end(self) -> None:
+        name, self._name = self._name, None
+        if name is not None:
+            await asyncio.to_thread(self._daemon.remove, name)
+
+
+class DockerJupyterSandbox:
+    """A kernel in a container for each session.
+
+    Args:
+        limits: of each session; memory, processes and disk are also the container's.
+        container: image, runtime and CPUs.
+
+    Raises (on the first `open`): UserError when Docker, the image or jupyter_client is missing, SandboxError when no
+    kernel starts.
+    """
+
+    claims: frozenset[Claim] = frozenset(
+        {"state", "filesystem", "network", "sessions", "memory", "processes", "disk", "environment", "orphans"}
+    )
+
+    def __init__(self, *, limits: Limits | None = None, container: Container | None = None) -> None:
+        self.limits = limits or Limits()
+        self.isolation = "container+seccomp+landlock+rlimits"
+        self._container = replace(
+            container or Container(),
+            memory_mb=self.limits.memory_mb + self.limits.disk_mb + _OWN_MB,
+            processes=self.limits.processes + _OWN_PROCESSES,
+            disk_mb=self.limits.disk_mb,
+        )
+        self._daemon: Daemon | None = None
+        self._connecting = asyncio.Lock()
+        self._kernels = Kernels(self._start)
+
+    async def open(self) -> KernelSession:
+        kernel = await self._kernels.take()
+        self.isolation = kernel.isolation
+        return KernelSession(self._kernels, kernel, self.limits)
+
+    async def close(self) -> None:
+        await self._kernels.close()
+        if self._daemon is not None:
+            daemon, self._daemon = self._daemon, None
+            await asyncio.to_thread(daemon.close)
+
+    async def _start(self) -> Kernel:
+        async with self._connecting:
+            if self._daemon is None:
+                self._daemon = await asyncio.to_thread(Daemon, self._container)
+        confinement = {
+            "isolation": "landlock",
+            "memory_mb": self.limits.memory_mb + 1024,  # until the kernel runs; then the launcher sets it exactly
+            "processes": self.limits.processes,
+            "disk_mb": self.limits.disk_mb,
+            "open_files": self.limits.open_files,
+            "output_bytes": self.limits.output_bytes,
+            "folder": "/tmp",
+        }
+        kernel = await start_kernel(KernelContainer(self._daemon), confinement, self.limits)
+        kernel.isolation = "container+" + kernel.isolation
+        return kernel

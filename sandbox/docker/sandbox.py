@@ -1,0 +1,233 @@
+"""The `docker` backend: a fork server in a container, many sessions in one.
+
+The container is the outer boundary (see `hardening`); inside, each session has its own namespaces, Landlock and
+seccomp, as with the `fork` backend. One container serves one `DockerSandbox`: use one object for each party that must
+not meet another. The host listens on a Unix socket in a folder that is mounted read-only, takes exactly one connection,
+made before any session exists, and removes the folder: the two sides share nothing but that connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from typing import Any
+
+from sandbox.docker import door, frames, hardening
+from sandbox.docker.daemon import Daemon
+from sandbox.docker.hardening import Container
+from sandbox.errors import SandboxError, UserError
+from sandbox.types import Claim, Execution, Limits
+
+START_S = 60.0  # until the server in a new container greets
+GRACE_S = 15.0  # beyond a call's time-out, before the host gives up on the container
+
+
+class Server:
+    """One running container and the connection to the server in it."""
+
+    def __init__(self, daemon: Daemon, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.daemon = daemon
+        self.name = name
+        self.isolation = ""
+        self.opened = 0  # sessions, ever
+        self.live = 0
+        self.broken: str | None = None
+        self._reader = reader
+        self._writer = writer
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._numbers = itertools.count(1)
+        self._listener: asyncio.Task[None] | None = None
+
+    async def greet(self, limits: Limits) -> None:
+        """Tell the limits, hear what isolation works inside. Raises SandboxError."""
+        fields = {name: getattr(limits, name) for name in limits.__slots__}
+        self._writer.write(frames.pack({"limits": fields}))
+        try:
+            hello = await asyncio.wait_for(frames.read(self._reader, 65_536), START_S)
+        except (TimeoutError, asyncio.IncompleteReadError, frames.BadFrame) as error:
+            raise SandboxError(f"the server in the container does not greet: {type(error).__name__}") from None
+        if hello.get("protocol") != frames.PROTOCOL:
+            raise SandboxError("the image is of another version; build it again: scripts/build-image-offline.sh")
+        if hello.get("failed"):
+            raise SandboxError(f"no session opens in the container: {str(hello['failed'])[:500]}")
+        self.isolation = f"container+{str(hello.get('isolation'))[:100]}"
+        self._listener = asyncio.create_task(self._listen(frames.reply_bytes(limits)))
+
+    async def call(self, patience: float, **request: Any) -> dict[str, Any]:
+        """One request and its reply. Raises SandboxError; a reply that is late or malformed ends the container."""
+        if self.broken:
+            raise SandboxError(self.broken)
+        number = next(self._numbers)
+        reply = self._waiting[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._writer.write(frames.pack({"id": number, **request}))
+            answer = await asyncio.wait_for(reply, patience)
+        except TimeoutError:
+            await self.end(f"the container gave no answer within {patience:.0f} s")
+            raise SandboxError(self.broken) from None
+        except ConnectionError:
+            await self.end("the connection to the container is lost")
+            raise SandboxError(self.broken) from None
+        finally:
+            self._waiting.pop(number, None)
+        if "failed" in answer:
+            raise SandboxError(str(answer["failed"])[:500])
+        return answer
+
+    async def end(self, why: str) -> None:
+        """Remove the container; whoever still waits for it gets a SandboxError. Idempotent."""
+        if self.broken is None:
+            self.broken = why
+            for reply in self._waiting.values():
+                if not reply.done():
+                    reply.set_exception(SandboxError(why))
+            self._writer.close()
+        if self._listener is not None and self._listener is not asyncio.current_task():
+            self._listener.cancel()
+        await asyncio.to_thread(self.daemon.remove, self.name)
+
+    async def _listen(self, cap: int) -> None:
+        try:
+            while True:
+                frame = await frames.read(self._reader, cap)
+                reply = self._waiting.get(frame.get("id"))  # type: ignore[arg-type]
+                if reply is None:
+                    raise frames.BadFrame("an answer to no question")
+                if not reply.done():
+                    reply.set_result(frame)
+        except (asyncio.IncompleteReadError, OSError):
+            await self.end("the container ended")
+        except frames.BadFrame as error:
+            await self.end(f"the server in the container broke the protocol: {error}")
+
+
+async def start_server(daemon: Daemon, limits: Limits) -> Server:
+    """Raises SandboxError, with what the container said last."""
+    name, connection = await door.start(
+        daemon,
+        "sandbox.docker.inside",
+        security_opt=["no-new-privileges", f"seccomp={hardening.seccomp_profile()}"],
+        # A session's own /proc may be mounted only where the container's is whole. What Docker masks is root's to read.
+        MaskedPaths=[],
+        ReadonlyPaths=[],
+    )
+    server = Server(daemon, name, *await asyncio.open_unix_connection(sock=connection))
+    try:
+        await server.greet(limits)
+    except BaseException:
+        await asyncio.shield(server.end("the server in the container does not greet"))
+        raise
+    return server
+
+
+class DockerSandbox:
+    """Sessions in a container.
+
+    Args:
+        limits: of each session.
+        container: image, runtime and limits of the container, all sessions together.
+        recycle_after: sessions that a container opens before a new one takes its place; 1 gives each its own container.
+
+    Raises (on the first `open`): UserError when Docker or the image is missing, SandboxError when no container starts.
+    """
+
+    claims: frozenset[Claim] = frozenset(
+        {"state", "filesystem", "network", "sessions", "memory", "processes", "disk", "environment", "orphans"}
+    )
+
+    def __init__(
+        self, *, limits: Limits | None = None, container: Container | None = None, recycle_after: int = 1000
+    ) -> None:
+        if recycle_after < 1:
+            raise UserError(f"recycle_after is {recycle_after}; it must be at least 1")
+        self.limits = limits or Limits()
+        self.container = container or Container()
+        self.recycle_after = recycle_after
+        self.isolation = "container+namespaces+seccomp+landlock+rlimits"
+        self._daemon: Daemon | None = None
+        self._servers: set[Server] = set()
+        self._current: Server | None = None
+        self._starting = asyncio.Lock()
+        self._closed = False
+
+    async def open(self) -> DockerSession:
+        server = await self._server()
+        try:
+            answer = await server.call(START_S, op="open")
+            number = answer.get("session")
+            if not isinstance(number, int):
+                raise SandboxError("the server in the container opened a session without a number")
+        except BaseException:
+            await self._left(server)
+            raise
+        return DockerSession(self, server, number)
+
+    async def close(self) -> None:
+        self._closed = True
+        async with self._starting:
+            servers, self._servers, self._current = self._servers, set(), None
+            await asyncio.gather(*(server.end("the sandbox is closed") for server in servers))
+            if self._daemon is not None:
+                daemon, self._daemon = self._daemon, None
+                await asyncio.to_thread(daemon.close)
+
+    async def _server(self) -> Server:
+        """A server with a place for one session more; the place is taken."""
+        async with self._starting:
+            if self._closed:
+                raise SandboxError("the sandbox is closed")
+            server = self._current
+            if server is None or server.broken or server.opened >= self.recycle_after:
+                if self._daemon is None:
+                    self._daemon = await asyncio.to_thread(Daemon, self.container)
+                self._servers = {old for old in self._servers if not old.broken}
+                server = self._current = await start_server(self._daemon, self.limits)
+                self._servers.add(server)
+                self.isolation = server.isolation
+            server.opened += 1
+            server.live += 1
+            return server
+
+    async def _left(self, server: Server) -> None:
+        """A session is over. The last one of a container that takes no more ends it."""
+        server.live -= 1
+        if server.live == 0 and (server.opened >= self.recycle_after or server is not self._current):
+            self._servers.discard(server)
+            await server.end("the container was recycled")
+
+
+class DockerSession:
+    """One interpreter in a container that others may share."""
+
+    def __init__(self, sandbox: DockerSandbox, server: Server, number: int) -> None:
+        self.isolation = server.isolation
+        self._sandbox = sandbox
+        self._server = server
+        self._number = number
+        self._turn = asyncio.Lock()  # held here, so that waiting for one's turn is on nobody's clock
+        self._closed = False
+
+    async def run(self, code: str, *, timeout: float | None = None) -> Execution:
+        seconds = self._sandbox.limits.timeout_s if timeout is None else timeout
+        if len(code) > frames.CODE_BYTES:
+            raise UserError(f"the code has {len(code)} characters; allowed are {frames.CODE_BYTES}")
+        async with self._turn:
+            if self._closed:
+                raise SandboxError("the session is closed")
+            answer = await self._server.call(
+                seconds + GRACE_S, op="run", session=self._number, code=code, timeout=seconds
+            )
+        try:
+            return frames.execution(answer.get("execution"), self._sandbox.limits)
+        except frames.BadFrame as error:
+            await self._server.end(f"the server in the container broke the protocol: {error}")
+            raise SandboxError(self._server.broken) from None
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(SandboxError):  # a container that ended took the session with it
+            await self._server.call(GRACE_S, op="close", session=self._number)
+        await self._sandbox._left(self._server)

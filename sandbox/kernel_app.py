@@ -1,0 +1,151 @@
+"""The ipykernel application that `kernel_launcher` runs: sockets that the host made, and caps on all that is sent.
+
+The caps keep an endless print cheap and the kernel interruptible; the host applies its own and trusts none of these.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import struct
+import sys
+import termios
+import threading
+import time
+from typing import Any
+
+import zmq
+from ipykernel.iostream import OutStream
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelapp import IPKernelApp
+from ipykernel.zmqshell import ZMQInteractiveShell
+from IPython.core.formatters import PlainTextFormatter
+from traitlets.config import Config
+
+CHANNELS = ("shell", "iopub", "stdin", "control")  # the order of the listening sockets
+_cap = 65_536  # bytes of each text, set by `build`
+
+
+def build(fds: list[int], path: str, key: str, output_bytes: int) -> App:
+    """An application, not yet initialised, that listens on `fds`: sockets bound to `path`-1 to `path`-4 elsewhere."""
+    global _cap
+    _cap = output_bytes + 1  # one more than the host keeps tells it that something was cut
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "nocolor"
+    config.InteractiveShell.xmode = "Plain"
+    config.Session.key = key.encode()
+    ports = {f"{name}_port": number for number, name in enumerate(CHANNELS, 1)}
+    app = App(config=config, transport="ipc", ip=path, **ports)
+    app.fds = fds
+    return app
+
+
+def _clip(text: str) -> str:
+    return text[:_cap].encode(errors="replace").decode()
+
+
+class Stream(OutStream):
+    """Drops what exceeds the cap of one call, and loses nothing of what children wrote before the call ended."""
+
+    _fid: int
+
+    def _setup_stream_redirects(self, name: str) -> None:
+        self._reading = threading.Lock()
+        self._sent: dict[str, int] = {}
+        super()._setup_stream_redirects(name)
+
+    def _watch_pipe_fd(self) -> None:
+        while True:
+            select.select([self._fid], [], [])
+            with self._reading:
+                piece = os.read(self._fid, 65_536)
+                if not piece:
+                    return
+                self.write(piece.decode(errors="replace"))
+
+    def write(self, string: str) -> int:
+        if not isinstance(string, str):
+            raise TypeError(f"write() argument must be str, not {type(string).__name__}")
+        call = self.parent_header.get("msg_id", "")
+        sent = self._sent.get(call, 0)
+        if sent < _cap:
+            if not sent and len(self._sent) > 64:
+                self._sent.clear()
+            self._sent[call] = sent + len(string)
+            super().write(_clip(string[: _cap - sent]))
+        return len(string)
+
+    def flush(self) -> None:
+        deadline = time.monotonic() + 0.2
+        while self._unread() and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        super().flush()
+
+    def _unread(self) -> bool:
+        with self._reading:
+            return struct.unpack("i", fcntl.ioctl(self._fid, termios.FIONREAD, b"\0" * 4))[0] > 0
+
+
+class Shell(ZMQInteractiveShell):
+    def ask_exit(self) -> None:
+        """`exit()` ends the code, not the session."""
+
+    def _showtraceback(self, etype: type, evalue: Any, stb: list[str]) -> None:
+        stb = [_clip("\n".join(stb))]
+        super()._showtraceback(etype, _clip(str(evalue)), stb)
+        self._last_traceback = stb
+
+
+class Kernel(IPythonKernel):
+    shell_class = Shell
+
+    async def do_execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        reply = await super().do_execute(*args, **kwargs)
+        return reply | {"evalue": _clip(str(reply.get("evalue", "")))}
+
+
+class Text(PlainTextFormatter):
+    """The result is the repr, as with every backend; a notebook's pretty printer abbreviates."""
+
+    def __call__(self, value: Any) -> str:
+        try:
+            return _clip(repr(value))
+        except Exception as error:
+            return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+
+
+class App(IPKernelApp):
+    kernel_class = Kernel
+    fds: list[int]
+    shell: Any
+
+    def _try_bind_socket(self, s: Any, port: int) -> int:
+        s.setsockopt(zmq.USE_FD, self.fds[port - 1])
+        s.bind(f"ipc://{self.ip}-{port}")
+        return port
+
+    def init_connection_file(self) -> None:
+        """The launcher was told what such a file would say."""
+
+    def write_connection_file(self, **kwargs: Any) -> None:
+        """Nobody reads it."""
+
+    def init_heartbeat(self) -> None:
+        """The guard knows when the kernel dies."""
+
+    def init_io(self) -> None:
+        sys.stdout = Stream(self.session, self.iopub_thread, "stdout")
+        sys.stderr = Stream(self.session, self.iopub_thread, "stderr")
+        self.outstream_class = ""
+        super().init_io()
+
+    def init_kernel(self) -> None:
+        self.debug_shell_socket.close()  # it would try for ever to connect to a path that does not exist in here
+        super().init_kernel()
+
+    def init_shell(self) -> None:
+        super().init_shell()
+        formatter = self.shell.display_formatter
+        formatter.formatters["text/plain"] = Text(parent=formatter)
