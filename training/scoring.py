@@ -22,7 +22,7 @@ from training.packing import ATTENTION, Pack, pack
 class Scorer:
     """Scores packs with `model` (a causal LM, or a peft model around one).
 
-    The first call checks, on a few tokens, that packing changes nothing for this architecture; where it does, the
+    Creating it checks, on a few tokens, that packing changes nothing for this architecture; where it does, the
     block-diagonal mask of transformers is used in place of the packed kernel. Raises UserError when neither is exact.
     """
 

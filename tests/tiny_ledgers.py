@@ -1,0 +1,47 @@
+"""Trajectories with the numbers that a test of the algorithms needs, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from agent.trajectory import Dispatch, Ledger, Trajectory
+from envs.types import ToolCall
+from sandbox.types import CodeError, Execution
+
+CALL = ToolCall("python", {"code": "1 + 1"}, (0, 1))
+
+
+def trajectory(
+    task_id: str = "task",
+    reward: float = 1.0,
+    *,
+    prompt: Sequence[int] = (1, 2, 3),
+    response: Sequence[int] = (4, 5, 6, 7),
+    logprobs: Sequence[float] | None = None,
+    version: int = 0,
+    event: int = 0,
+    value: float | None = 0.5,
+    group: int | None = None,
+    call_at: int | None = None,
+    calls: int | None = None,
+    passed: bool = True,
+    **fields: Any,
+) -> Trajectory:
+    """One prompt and one sampled turn; `call_at`: where in the response its first call begins, None for no call."""
+    ledger = Ledger()
+    ledger.forced("user", list(prompt), "question")
+    n = 0 if call_at is None else 1 if calls is None else calls
+    execution = Execution() if passed else Execution(status="error", error=CodeError("ValueError", "no", "no"))
+    ledger.sampled(
+        list(response),
+        [-1.0] * len(response) if logprobs is None else list(logprobs),
+        [version] * len(response),
+        "answer",
+        [CALL] * n,
+        [execution] * n,
+        [call_at or 0] * n,
+        void=fields.pop("void", False),
+    )
+    ending = fields.pop("ending", "answered")
+    return ledger.close(task_id, reward, ending, dispatch=Dispatch(event, value, version, group), **fields)
