@@ -24,13 +24,14 @@ import socket
 import sys
 import tempfile
 from collections import deque
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from . import confine, landlock, linux, rootfs, seccomp, wire, worker
 
 # nobody: what the fork server becomes when root starts it
 NOBODY = 65534
 _CLOSE_RANGE = 436
+_SLEEP = "/bin/sleep"
 _FALL = ("namespaces", "landlock", "rlimits")
 
 
@@ -39,6 +40,7 @@ def main() -> NoReturn:
     options = json.loads(sys.argv[1])
     control = socket.socket(fileno=int(sys.argv[2]))
     host = int(sys.argv[3])
+    control.set_inheritable(False)
     sys.argv[:] = [""]
     try:
         confinement = _confinement(options)
@@ -161,6 +163,12 @@ def _warm(modules: list[str]) -> list[str]:
     return done
 
 
+class _Living(NamedTuple):
+    end: socket.socket  # the session's end of its pair
+    folder: str
+    init: int | None  # process 1 of its namespace
+
+
 class _Server:
     """The loop: hand out sessions, fork the next ones, bury the dead."""
 
@@ -168,7 +176,7 @@ class _Server:
         self.control, self.confinement = control, confinement
         self.pool_size, self.snapshot = options["pool"], options["snapshot"]
         self.ready: deque[tuple[int, socket.socket, int]] = deque()  # pid, the host's end, pidfd
-        self.living: dict[int, tuple[socket.socket, str]] = {}  # pid -> the session's end, its folder
+        self.living: dict[int, _Living] = {}
         self.waiting: deque[socket.socket] = deque()
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -217,17 +225,20 @@ class _Server:
 
     def _fork(self) -> None:
         host_end, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        folder = self.confinement.folder
+        folder, init = self.confinement.folder, None
         if self.own_pids is None:
             folder = tempfile.mkdtemp(prefix="session-", dir=folder)
         else:
-            linux.unshare(linux.CLONE_NEWPID)  # for the next child; `setns` takes it back
+            # The next children live in a pid namespace of their own, until `setns` takes that back. Process 1 is a bare
+            # `sleep`: its death is the death of all, and the session, as process 2, dies of signals like any other.
+            linux.unshare(linux.CLONE_NEWPID)
+            init = os.posix_spawn(_SLEEP, ["sleep", "infinity"], {})
         pid = os.fork()
         if pid == 0:
             self._become_session(end, folder)
         if self.own_pids is not None:
             linux.setns(self.own_pids, linux.CLONE_NEWPID)
-        self.living[pid] = (end, folder)
+        self.living[pid] = _Living(end, folder, init)
         self.ready.append((pid, host_end, os.pidfd_open(pid)))
 
     def _become_session(self, end: socket.socket, folder: str) -> NoReturn:
@@ -236,10 +247,9 @@ class _Server:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             keep = os.dup2(end.fileno(), 3, inheritable=False) if end.fileno() != 3 else 3
             linux.syscall(_CLOSE_RANGE, 4, 0x7FFFFFFF, 0)
+            os.setsid()  # in every tier: kill(0) crosses a pid namespace to the rest of the process group
             if self.own_pids is not None:
                 confine.enter_namespaces(self.confinement)
-            else:
-                os.setsid()
             confine.give_up_rights(self.confinement, folder)
             worker.serve(keep, self.confinement.output_bytes, self.snapshot)
         except BaseException as error:
@@ -249,6 +259,7 @@ class _Server:
             os._exit(70)
 
     def _bury(self) -> None:
+        """Take down what dead sessions left, then tell the host: it hears of a death when all of it is over."""
         while True:
             try:
                 dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -256,18 +267,20 @@ class _Server:
                 return
             if dead is None:
                 return
-            pid = dead.si_pid
-            end, folder = self.living.pop(pid, (None, ""))
-            if self.own_pids is None and end is not None:
+            session = self.living.pop(dead.si_pid, None)
+            if session is not None and session.init is not None:
+                os.kill(session.init, signal.SIGKILL)
+                os.waitpid(session.init, 0)  # returns when the namespace is empty
+            elif session is not None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)  # the leader is still unburied, so the number is still its own
-                shutil.rmtree(folder, ignore_errors=True)
-            _, status = os.waitpid(pid, 0)
-            for entry in [e for e in self.ready if e[0] == pid]:
+                    os.killpg(dead.si_pid, signal.SIGKILL)  # its leader is unburied, so the number is still its own
+                shutil.rmtree(session.folder, ignore_errors=True)
+            _, status = os.waitpid(dead.si_pid, 0)
+            for entry in [e for e in self.ready if e[0] == dead.si_pid]:
                 self.ready.remove(entry)
                 entry[1].close()
                 os.close(entry[2])
-            if end is not None:
+            if session is not None:
                 with contextlib.suppress(OSError):
-                    end.send(wire.DEAD + wire.STATUS.pack(status), socket.MSG_DONTWAIT)
-                end.close()
+                    session.end.send(wire.DEAD + wire.STATUS.pack(status), socket.MSG_DONTWAIT)
+                session.end.close()
