@@ -7,6 +7,7 @@ action mask is born at sampling and never rebuilt.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -210,9 +211,14 @@ class Ledger:
         call_tokens: Sequence[int] = (),
         void: bool = False,
     ) -> None:
-        """Append one turn of the policy; `call_tokens` are offsets within this turn's tokens."""
+        """Append one turn of the policy; `call_tokens` are offsets within this turn's tokens.
+
+        A sampler that did not tell its probabilities (NaN) gives a turn that can be read and scored, but not trained
+        on.
+        """
         start = len(self.token_ids)
-        self._append(token_ids, True, logprobs, versions)
+        told = not any(math.isnan(x) for x in logprobs)
+        self._append(token_ids, told, logprobs, versions if told else [-1] * len(token_ids))
         turn_calls = tuple(start + offset for offset in call_tokens)
         self._turns.append(
             Turn(

@@ -208,3 +208,21 @@ def load_state(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value)
+
+
+def load_model(name: str, dtype: str = "auto") -> PreTrainedModel:
+    """A causal language model, on the GPU if there is one. dtype: "auto": as stored, but float32 on a CPU.
+
+    Raises UserError when there is no such model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from agent.spec import no_model
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    wanted = "float32" if dtype == "auto" and device == "cpu" else dtype
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=wanted)
+        return model.to(device).eval()
+    except (OSError, ValueError) as error:
+        raise UserError(no_model(name, error)) from None

@@ -1,0 +1,87 @@
+"""Spec strings for engines, as they stand on the command line and in configurations."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from agent.engine import Engine
+from sandbox.errors import UserError
+
+FORMS = (
+    "PATH or a Hugging Face id, vllm:PATH, http://HOST:PORT (a vLLM server; several, separated by commas), "
+    "chat:URL#MODEL (any OpenAI-compatible endpoint, evaluation only), scripted:MODULE:FUNCTION"
+)
+
+
+async def open_engine(
+    spec: str,
+    *,
+    tokenizer: str | None = None,
+    slots: int = 256,
+    max_len: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    reproducible: bool = False,
+) -> tuple[Engine, Any]:
+    """The engine and the tokenizer that `spec` names; see `FORMS`. Load the model, connect to the server.
+
+    tokenizer: a path or id where it differs from the model's (needed for a server whose model is not on this machine).
+    slots: concurrent episodes. max_len: tokens of a ledger. dtype: "auto", "float32" or "bfloat16", of a model loaded
+    here. Raises UserError for a spec, model or server that does not exist, and for what an engine refuses.
+    """
+    kind, colon, rest = spec.partition(":")
+    if not spec or (colon and kind in ("vllm", "scripted", "chat") and not rest):
+        raise UserError(f"engine {spec!r} is incomplete; give {FORMS}")
+    if kind == "scripted":
+        from agent.scripted import ScriptedEngine
+
+        script = ScriptedEngine(_function(rest), load_tokenizer(tokenizer) if tokenizer else None)
+        return script, script.tokenizer
+    if kind == "chat":
+        from agent.remote import chat_endpoint
+
+        endpoint = chat_endpoint(rest)
+        return endpoint, endpoint.tokenizer
+    if kind in ("http", "https"):
+        from agent.remote import ServerEngine
+
+        server = await ServerEngine.connect(spec.split(","), tokenizer, max_len=max_len)
+        return server, server.tokenizer
+    if kind == "vllm":
+        from agent.vllm import VllmEngine
+
+        vllm = await VllmEngine.open(rest, slots=slots, max_len=max_len, seed=seed, dtype=dtype)
+        return vllm, load_tokenizer(tokenizer or rest)
+    from agent.hf import HFEngine, load_model
+
+    model, known = load_model(spec, dtype), load_tokenizer(tokenizer or spec)
+    return HFEngine(model, known, slots=slots, max_len=max_len, seed=seed, reproducible=reproducible), known
+
+
+def load_tokenizer(name: str) -> Any:
+    """A tokenizer of transformers. Raises UserError when there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(no_model(name, error)) from None
+
+
+def no_model(name: str, error: Exception) -> str:
+    """One line for a model or tokenizer that does not load."""
+    if not Path(name).exists():
+        why = "no such folder, and no Hugging Face id that is cached or can be reached"
+    else:
+        why = str(error).strip().split("\n")[0]
+    return f"cannot load {name!r}: {why}; an engine is {FORMS}"
+
+
+def _function(spec: str) -> Any:
+    name, _, function = spec.partition(":")
+    try:
+        return getattr(importlib.import_module(name), function or "policy")
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"no policy at {spec!r}: {error}; write scripted:MODULE:FUNCTION") from None
