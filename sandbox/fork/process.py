@@ -27,7 +27,7 @@ _OPEN_S = 60.0  # a session that takes longer to come is an infrastructure failu
 _DEATH_S = 30.0
 
 
-async def _readable(fd: int, seconds: float | None) -> bool:
+async def _readable(fd: int, seconds: float) -> bool:
     """Wait until `fd` can be read; False when the time is over."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[bool] = loop.create_future()
@@ -37,13 +37,26 @@ async def _readable(fd: int, seconds: float | None) -> bool:
             future.set_result(value)
 
     loop.add_reader(fd, settle, True)
-    timer = loop.call_later(max(seconds, 0), settle, False) if seconds is not None else None
+    timer = loop.call_later(max(seconds, 0), settle, False)
     try:
         return await future
     finally:
         loop.remove_reader(fd)
-        if timer is not None:
-            timer.cancel()
+        timer.cancel()
+
+
+async def _receive(channel: socket.socket, seconds: float) -> bytes | None:
+    """The next packet; b"" at the end of the stream; None when the time is over."""
+    try:
+        return channel.recv(wire.PACKET)
+    except BlockingIOError:
+        pass
+    except OSError:
+        return b""
+    try:
+        return channel.recv(wire.PACKET) if await _readable(channel.fileno(), seconds) else None
+    except OSError:
+        return b""
 
 
 def _host_pid(pidfd: int) -> int:
@@ -79,7 +92,7 @@ class Process:
         try:
             if group is not None:
                 group.add(_host_pid(fds[1]))
-            first = await process._receive(_OPEN_S)
+            first = await _receive(channel, _OPEN_S)
             if first != wire.READY:
                 why = first[1:].decode(errors="replace") if first and first[:1] == wire.FAILED else "it died"
                 raise SandboxError(f"a session could not be confined: {why}")
@@ -139,42 +152,29 @@ class Process:
         )
 
     async def kill(self) -> None:
-        """SIGKILL, and wait until the kernel has taken everything down. Idempotent."""
+        """SIGKILL, and wait until the fork server has buried everything that the session started. Idempotent."""
         self.dead = True
         if self._released:
             return
-        pidfd = os.dup(self._pidfd)  # a descriptor of its own: an event loop knows one reader a descriptor
-        try:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            if not await _readable(pidfd, _DEATH_S):
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        deadline = time.monotonic() + _DEATH_S
+        # A descriptor of its own: an event loop knows one reader a descriptor, and a call may be waiting on the first.
+        with self._channel.dup() as channel:
+            while await _receive(channel, deadline - time.monotonic()):
+                pass  # last words, true or forged; the end of the stream cannot be forged
+            if time.monotonic() > deadline:
                 raise SandboxError(f"a killed session is still there after {_DEATH_S:.0f} s")
-        finally:
-            os.close(pidfd)
         if not self._receiving:
             self._release()
 
-    async def _receive(self, seconds: float) -> bytes | None:
-        """The next packet; b"" at the end of the stream; None when the time is over."""
-        try:
-            return self._channel.recv(wire.PACKET)
-        except BlockingIOError:
-            pass
-        except OSError:
-            return b""
-        self._receiving = True
-        try:
-            if not await _readable(self._channel.fileno(), seconds):
-                return None
-            return self._channel.recv(wire.PACKET)
-        except OSError:
-            return b""
-        finally:
-            self._receiving = False
-
     async def _answer(self, nonce: bytes, seconds: float) -> bytes | None:
         """The reply to `nonce`, or DEAD, or b"" for an end without one and for a frame that no honest session sends."""
-        packet = await self._receive(seconds)
+        self._receiving = True
+        try:
+            packet = await _receive(self._channel, seconds)
+        finally:
+            self._receiving = False
         if packet is None or packet[:1] == wire.DEAD:
             return packet
         honest = packet == wire.REPLY + nonce or packet[:-4] == wire.BACK + nonce

@@ -42,7 +42,7 @@ class Confinement:
 
 
 def enter_namespaces(confinement: Confinement) -> None:
-    """Called by process 1 of a new pid namespace, still with the fork server's capabilities."""
+    """Called in a new pid namespace, still with the fork server's capabilities."""
     proc_self = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     uid, gid = os.getuid(), os.getgid()
     linux.unshare(linux.CLONE_NEWNS)

@@ -1,6 +1,6 @@
 """A fork before each call, so that a time-out or a crash rolls the variables back to the state before it.
 
-Three processes: the keeper (process 1 of the namespace; it runs no user code and forwards the host's signals), the
+Three processes: the keeper (it is the one that the host knows, runs no user code and forwards signals), the
 snapshot (waits, holds the state before the call) and the runner. When the call ends well the snapshot leaves and the
 runner carries on; when the runner dies the snapshot kills what it left and takes over. Files are not rolled back.
 """
@@ -17,14 +17,17 @@ from collections.abc import Callable
 
 from . import linux, wire
 
+_PR_SET_CHILD_SUBREAPER = 36
 _PID = struct.Struct("<i")
 
 
 class Rollback:
-    """Made in process 1 before the first request: from then on the caller is process 1's child."""
+    """Made before the first request: from then on the caller is a child of the keeper."""
 
     def __init__(self, send: Callable[[bytes], int]) -> None:
         self._send = send
+        linux.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        self._keeper = os.getpid()
         self._active = mmap.mmap(-1, _PID.size)  # shared with the keeper
         pid = os.fork()
         if pid:
@@ -56,7 +59,7 @@ class Rollback:
         os.close(done)
         os.close(pidfd)
         _PID.pack_into(self._active, 0, os.getpid())
-        _kill_strays()
+        _kill_all_but(1, self._keeper, os.getpid())
         self._send(wire.BACK + nonce + wire.STATUS.pack(status))
         return False
 
@@ -84,13 +87,11 @@ def _keep(active: mmap.mmap) -> None:
             os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
-def _kill_strays() -> None:
-    """Everything in this pid namespace but the keeper and us, until nothing new appears."""
-    me = os.getpid()
+def _kill_all_but(*spared: int) -> None:
+    """Kill everything in this pid namespace but these, until nothing new appears."""
     while True:
-        others = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in (1, me)]
         alive = []
-        for pid in others:
+        for pid in [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in spared]:
             with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
                 if file.read().rpartition(")")[2].split()[0] not in "ZX":
                     alive.append(pid)

@@ -268,14 +268,14 @@ class _Server:
             if dead is None:
                 return
             session = self.living.pop(dead.si_pid, None)
-            if session is not None and session.init is not None:
-                os.kill(session.init, signal.SIGKILL)
-                os.waitpid(session.init, 0)  # returns when the namespace is empty
-            elif session is not None:
+            if session is not None and session.init is None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(dead.si_pid, signal.SIGKILL)  # its leader is unburied, so the number is still its own
                 shutil.rmtree(session.folder, ignore_errors=True)
             _, status = os.waitpid(dead.si_pid, 0)
+            if session is not None and session.init is not None:
+                os.kill(session.init, signal.SIGKILL)
+                os.waitpid(session.init, 0)  # returns when the namespace is empty
             for entry in [e for e in self.ready if e[0] == dead.si_pid]:
                 self.ready.remove(entry)
                 entry[1].close()
