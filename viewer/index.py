@@ -24,8 +24,8 @@ _SCHEMA = """
 CREATE TABLE rows (
     id INTEGER PRIMARY KEY, offset INTEGER, length INTEGER, task_id TEXT, prompt TEXT, answer TEXT, step INTEGER,
     sample INTEGER, reward REAL, advantage REAL, value REAL, ending TEXT, response_length INTEGER,
-    action_tokens INTEGER, first_call INTEGER, calls INTEGER, errors INTEGER, error_names TEXT, late_calls INTEGER, trivial INTEGER,
-    void INTEGER, sandbox_s REAL);
+    action_tokens INTEGER, first_call INTEGER, calls INTEGER, errors INTEGER, error_names TEXT, late_calls INTEGER,
+    trivial INTEGER, void INTEGER, sandbox_s REAL);
 CREATE INDEX rows_of_task ON rows (task_id);
 CREATE TABLE damage (number INTEGER PRIMARY KEY, why TEXT);
 CREATE TABLE progress (offset INTEGER, number INTEGER, last_offset INTEGER, last_length INTEGER, last_crc INTEGER);

@@ -1,0 +1,63 @@
+"""Chromium for the tests: absent for a developer means skip, absent in CI means failure."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from viewer.cli import listen
+from viewer.server import make_app
+
+CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+ARTEFACTS = Path(os.environ.get("SCREENSHOTS", "build/screenshots"))
+
+
+@contextmanager
+def chromium() -> Iterator:
+    """A browser. Skips without Chromium, except under CI."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        sync_playwright = None
+    if sync_playwright is None or not CHROMIUM.exists():
+        why = f"needs playwright and Chromium at {CHROMIUM} (or in $CHROMIUM)"
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def serving(places: Sequence[Path]) -> Iterator[str]:
+    """The viewer's address, on a free port."""
+    server = uvicorn.Server(uvicorn.Config(make_app(places), log_level="warning"))
+    with listen("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+def keep(page, name: str) -> None:
+    """A screenshot as a test artefact."""
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=str(ARTEFACTS / f"{name}.png"))

@@ -1,0 +1,69 @@
+"""What the server refuses, and how it says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from browser import serving
+from synthetic_runs import training_records
+
+from sandbox.errors import UserError
+from viewer.cli import listen, view
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "trajectories.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in training_records(20, problems=5)))
+    return path
+
+
+@pytest.fixture
+def client(path: Path) -> Iterator[httpx.Client]:
+    with serving([path]) as address, httpx.Client(base_url=address) as client:
+        yield client
+
+
+def test_wrong_questions_get_an_answer(client: httpx.Client) -> None:
+    assert client.get("/api/runs/0/rows", params={"filters": "wrogn"}).status_code == 400
+    assert "unknown filter 'wrogn'" in client.get("/api/runs/0/rows", params={"filters": "wrogn"}).json()["detail"]
+    assert client.get("/api/runs/7/rows").status_code == 404
+    assert client.get("/api/runs/0/rows/99").status_code == 404
+    assert client.get("/api/runs/0/rows", params={"limit": 10**9}).status_code == 422
+    assert client.get("/static/../server.py").status_code == 404
+
+
+def test_another_host_name_is_refused(client: httpx.Client) -> None:
+    assert client.get("/api/runs", headers={"Host": "evil.example"}).status_code == 400
+
+
+def test_a_file_cut_under_the_server_is_said(client: httpx.Client, path: Path) -> None:
+    while client.get("/api/runs").json()[0]["rows"] < 20:
+        time.sleep(0.01)
+    row = client.get("/api/runs/0/rows/19").json()
+    assert row["record"]["task_id"] == row["row"]["task_id"]
+    os.truncate(path, 10)
+    answer = client.get("/api/runs/0/rows/19")
+    assert answer.status_code in (404, 410)
+
+
+def test_port_in_use_names_the_flag() -> None:
+    with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match="choose another with --port"):
+        listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run at"):
+        view((tmp_path / "absent",), port=0)
+    done = subprocess.run([sys.executable, "-m", "training.cli", "view", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "trajectories.jsonl" in done.stderr

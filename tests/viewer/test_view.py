@@ -1,0 +1,226 @@
+"""The viewer in a real browser: load, filter, open, navigate, follow; and nothing a model wrote may run."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import chromium, keep, serving
+from synthetic_runs import Writer, run_code, tokenizer, training_records, write_evaluation, write_training_run
+
+from envs.types import Task
+
+pytestmark = pytest.mark.browser
+
+HOSTILE = '<script>window.hacked=1</script><img src=x onerror="window.hacked=2">\' "</pre>'
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    with chromium() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_training_run(tmp_path_factory.mktemp("runs") / "first", 400, problems=30)
+
+
+@pytest.fixture(scope="module")
+def site(place: Path) -> Iterator[str]:
+    other = write_evaluation(place.parent / "second", 10, 2)
+    with serving([place, other]) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser, site: str) -> Iterator:
+    page = browser.new_page(viewport={"width": 1280, "height": 820})
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.goto(site)
+    page.wait_for_selector(".turn")
+    yield page
+    page.close()
+    assert complaints == []
+
+
+def records(place: Path) -> list[dict]:
+    return [json.loads(line) for line in (place / "trajectories.jsonl").read_text().splitlines()]
+
+
+def chip(page, name: str):
+    return page.locator(f'#filters [data-name="{name}"]')
+
+
+def picked(page) -> str:
+    page.wait_for_selector(".row.picked")
+    return page.locator(".row.picked").get_attribute("id")
+
+
+def test_load_shows_the_first_trajectory(page, place: Path) -> None:
+    first = records(place)[0]
+    assert page.locator("h1").inner_text().startswith("✓" if first["reward"] > 0.5 else "✗")
+    assert first["task_id"] in page.locator("h1").inner_text()
+    assert page.locator("#state").inner_text() == "400 trajectories"
+    assert first["turns"][-1]["text"].strip().splitlines()[-1] in page.locator("#detail").inner_text()
+
+
+def test_only_rows_in_view_are_in_the_page(page) -> None:
+    assert page.locator(".row").count() < 40
+    page.evaluate("document.getElementById('list').scrollTop = 1e9")
+    page.wait_for_selector("#row-399")
+    assert page.locator(".row").count() < 40
+
+
+def test_filters_search_and_sort(page, place: Path) -> None:
+    wrong = [i for i, r in enumerate(records(place)) if r["reward"] <= 0.5]
+    chip(page, "wrong").click()
+    page.wait_for_function(f"document.getElementById('found').textContent === '{len(wrong)} found'")
+    assert chip(page, "wrong").get_attribute("aria-pressed") == "true"
+    assert page.locator(".row .mark.good").count() == 0
+    assert page.locator(".row").first.get_attribute("id") == f"row-{wrong[0]}"
+    task = records(place)[0]["task_id"]
+    chip(page, "wrong").click()
+    page.fill("#search", task)
+    page.wait_for_function(f"[...document.querySelectorAll('.row .name')].every(n => n.textContent === '{task}')")
+    page.fill("#search", "")
+    page.select_option("#sort", "-response_length")
+    longest = max(records(place), key=lambda r: len(r["token_ids"]) - r["turns"][1]["start"])
+    page.wait_for_function(f"document.querySelector('.row .name').textContent === '{longest['task_id']}'")
+    assert "sort=-response_length" in page.url
+
+
+def test_keyboard_moves_through_the_list_and_the_tabs(page) -> None:
+    assert picked(page) == "row-0"
+    page.keyboard.press("j")
+    page.wait_for_selector("#row-1.picked")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_selector("#row-2.picked")
+    page.keyboard.press("k")
+    page.wait_for_selector("#row-1.picked")
+    page.keyboard.press("G")
+    page.wait_for_selector("#row-399.picked")
+    page.keyboard.press("2")
+    page.wait_for_selector(".tokens span")
+    page.keyboard.press("3")
+    page.wait_for_selector(".ledger .entry")
+    page.keyboard.press("?")
+    assert page.locator("#keys").is_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "search"
+    page.keyboard.type("NameError")
+    page.wait_for_function("document.getElementById('found').textContent.includes('found')")
+
+
+def test_tokens_carry_their_logprob_version_and_advantage(page, place: Path) -> None:
+    record = records(place)[0]
+    page.keyboard.press("2")
+    i = record["action_mask"].index(1)
+    page.wait_for_selector(".tokens span")
+    assert page.locator(".tokens span").count() == len(record["token_ids"])
+    page.locator(f'.tokens [data-i="{i}"]').hover()
+    shown = page.locator(".probe").inner_text()
+    assert f"id {record['token_ids'][i]}" in shown
+    assert f"logprob {record['logprobs'][i]:.3f}" in shown
+    assert f"version {record['versions'][i]}" in shown
+    assert f"advantage {record['advantage']:.3f}" in shown
+    page.locator('.tokens [data-i="0"]').hover()
+    assert "forced" in page.locator(".probe").inner_text()
+    text = "".join(turn["text"] for turn in record["turns"])
+    assert page.locator(".tokens").evaluate("node => node.textContent") == text
+    page.select_option("#colour", "advantage")
+    page.wait_for_function("document.querySelector('.scale')")
+    page.reload()  # the address remembers the view
+    page.wait_for_selector(".tokens")
+
+
+def test_two_attempts_side_by_side(page) -> None:
+    page.keyboard.press("5")
+    page.wait_for_selector(".pair")
+    assert page.locator(".pair > section").count() == 2
+    texts = page.locator(".pair > section").evaluate_all(
+        "s => s.map(x => x.querySelector('.turn.assistant').innerText)"
+    )
+    if texts[0] != texts[1]:
+        assert page.locator(".pair mark").count() > 0
+    keep(page, "compare")
+
+
+def test_the_other_run(page, place: Path) -> None:
+    page.select_option("#run", "1")
+    page.wait_for_function("document.getElementById('state').textContent === '20 trajectories'")
+    page.keyboard.press("2")
+    page.wait_for_selector(".tokens.ids span")  # no tokenizer there: ids
+    assert "--tokenizer" in page.locator("#detail").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_dark_and_light(browser, site: str, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": 1360, "height": 860}, color_scheme=scheme)
+    page.goto(f"{site}/#row=3")
+    page.wait_for_selector(".turn")
+    background = "getComputedStyle(document.body).backgroundColor"
+    red = lambda: int(page.evaluate(background).split("(")[1].split(",")[0])
+    assert (red() > 200) == (scheme == "light")
+    keep(page, f"view-{scheme}")
+    page.keyboard.press("t")
+    assert (red() > 200) == (scheme == "dark")
+    page.close()
+
+
+def hostile_record() -> dict:
+    writer = Writer(tokenizer(), random.Random(0))
+    writer.hear("user", HOSTILE)
+    writer.say(HOSTILE, f"print('''{HOSTILE}''')", run_code("x", out=HOSTILE))
+    writer.say(f"\\boxed{{{HOSTILE}}}")
+    return writer.close(Task(HOSTILE, "", "1"), 0.0, answer=HOSTILE).to_dict()
+
+
+def test_what_a_model_wrote_never_runs(browser, tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text((json.dumps(hostile_record()) + "\n") * 2)
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    with serving([tmp_path]) as address:
+        page = browser.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        answer = page.goto(address)
+        assert "script-src 'self'" in answer.headers["content-security-policy"]
+        page.wait_for_selector(".turn")
+        assert HOSTILE in page.locator(".turn.user .text").evaluate("node => node.textContent")
+        for key, selector in zip("12345", (".turn", ".tokens", ".ledger", ".raw", ".pair"), strict=True):
+            page.keyboard.press(key)
+            page.wait_for_selector(selector)
+            assert page.evaluate("window.hacked") is None
+            assert page.locator("#detail script, #list script, img[src=x]").count() == 0
+        assert all(url.startswith(address) or url.startswith("data:") for url in asked)
+        page.close()
+
+
+def test_follows_a_run_that_is_still_writing(browser, tmp_path: Path) -> None:
+    rows = list(training_records(12, problems=5))
+    path = tmp_path / "trajectories.jsonl"
+    path.write_text("")
+    with serving([tmp_path]) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector(".empty")
+        page.keyboard.press("f")
+        with path.open("a") as file:
+            for i, row in enumerate(rows):
+                text = json.dumps(row) + "\n"
+                file.write(text[:50])
+                file.flush()
+                file.write(text[50:])
+                file.flush()
+                if i in (5, 11):
+                    page.wait_for_selector(f"#row-{i}.picked")
+                    assert row["task_id"] in page.locator("h1").inner_text()
+            file.write('{"broken\n')
+        page.wait_for_function("document.getElementById('state').textContent.includes('1 damaged line skipped')")
+        page.close()

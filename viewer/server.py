@@ -1,0 +1,152 @@
+"""The local web app behind `solostream view`: pages of an index as JSON, one body at a time, and a static front end.
+
+What a model wrote is data: it travels as JSON, the front end only ever sets it as text, and the Content-Security-Policy
+allows no script but the app's own files. Requests for another host name are refused (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+
+from agent.behaviour import observe
+from agent.records import find_file
+from agent.trajectory import Trajectory
+from sandbox.errors import UserError
+from viewer.index import FILTERS, Index
+from viewer.tokens import Pieces, find_tokenizer
+
+STATIC = Path(__file__).parent / "static"
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class Source:
+    """One run that can be looked at: its index, its tokenizer, and the thread that keeps the index up to date."""
+
+    def __init__(self, place: Path, tokenizer: Path | None = None) -> None:
+        self.path = find_file(place)
+        self.name = place.resolve().name if place.is_dir() else place.name
+        self.index = Index(self.path)
+        found = tokenizer or find_tokenizer(place)
+        self.pieces = Pieces(found) if found else None
+        self.trouble: str | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name=f"index {self.name}", daemon=True)
+
+    def start(self) -> None:
+        self.index.refresh(100)  # the first page is there when the first request comes
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(10)
+
+    def _follow(self) -> None:
+        while not self._stop.is_set():
+            try:
+                read = self.index.refresh(250)  # small batches: requests are served between them
+                self.trouble = None
+            except OSError as error:  # the run was moved or its disk is gone: say so, and look again
+                self.trouble, read = str(error), 0
+            self._stop.wait(0.002 if read else 0.5)
+
+
+def make_app(places: Sequence[Path], *, tokenizer: Path | None = None, hosts: Sequence[str] = ()) -> FastAPI:
+    """The app over one or more runs. hosts: names besides localhost under which it may be reached. Raises UserError."""
+    sources = [Source(place, tokenizer) for place in places]
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> Any:
+        for source in sources:
+            source.start()
+        yield
+        for source in sources:
+            source.stop()
+
+    app = FastAPI(title="solostream view", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", "::1", *hosts])
+
+    @app.middleware("http")
+    async def harden(request: Request, call_next: Any) -> Response:
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = CSP
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    @app.exception_handler(UserError)
+    async def refuse(_: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": str(error)}, 400)
+
+    def source(run: int) -> Source:
+        if not 0 <= run < len(sources):
+            raise HTTPException(404, f"there is no run {run}")
+        return sources[run]
+
+    @app.get("/api/runs")
+    def runs() -> list[dict[str, Any]]:
+        return [
+            {
+                "name": s.name,
+                "path": str(s.path),
+                "tokens": s.pieces is not None,
+                "trouble": s.trouble,
+                **s.index.status(),
+            }
+            for s in sources
+        ]
+
+    @app.get("/api/runs/{run}/rows")
+    def rows(
+        run: int, filters: str = "", query: str = "", sort: str = "id", descending: bool = False,
+        offset: int = Query(0, ge=0), limit: int = Query(100, ge=1, le=500),
+    ) -> dict[str, Any]:  # fmt: skip
+        wanted = [name for name in filters.split(",") if name]
+        return source(run).index.page(wanted, query, sort, descending, offset, limit)
+
+    @app.get("/api/runs/{run}/counts")
+    def counts(run: int, query: str = "") -> dict[str, int]:
+        return source(run).index.counts(query)
+
+    @app.get("/api/runs/{run}/rows/{row}")
+    def trajectory(run: int, row: int) -> dict[str, Any]:
+        here = source(run)
+        try:
+            found = here.index.record(row)
+            if found is None:
+                raise HTTPException(404, f"there is no trajectory {row} in {here.name}")
+            fields, record = found
+            behaviour = asdict(observe(Trajectory.from_dict(record)))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HTTPException(410, f"trajectory {row} is not where it was, the file changed: {error}") from None
+        pieces = here.pieces(record["token_ids"]) if here.pieces else None
+        return {"row": fields, "record": record, "behaviour": behaviour, "pieces": pieces}
+
+    @app.get("/api/tasks")
+    def task(task_id: str) -> list[list[dict[str, Any]]]:
+        """The rows of one task in every run."""
+        return [s.index.task(task_id) for s in sources]
+
+    @app.get("/api/filters")
+    def filters() -> list[str]:
+        return list(FILTERS)
+
+    @app.get("/")
+    def front() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    return app
