@@ -13,6 +13,7 @@ import ast
 import asyncio
 import base64
 import binascii
+import re
 import time
 from pathlib import PurePosixPath
 from typing import Annotated, Any
@@ -127,12 +128,14 @@ async def _run_code(sessions: Sessions, body: RunCode) -> dict[str, Any]:
 def _command(seen: Execution) -> dict[str, Any]:
     """An execution of `program.script` as a CommandRunResult."""
     stderr, code = seen.stderr, None
-    if seen.ok and seen.result is not None and seen.result.lstrip("-").isdigit():
+    if seen.ok and seen.result is not None and seen.result.isdigit():
         code = int(seen.result)
-    elif seen.status == "error":  # the program itself failed: no room for the files, no process to be had
+    elif seen.status == "error":  # outside of the code: no room for its files, or an interrupt of its own
         stderr, code = stderr + (seen.error.traceback if seen.error else ""), 1
-    elif seen.status != "timeout":
-        code = -9
+    elif seen.status == "memory":
+        code = 1
+    elif seen.status == "killed":
+        code = _death(seen.error.message if seen.error else "")
     return {
         "status": "TimeLimitExceeded" if seen.status == "timeout" else "Finished",
         "execution_time": seen.duration_s,
@@ -140,6 +143,14 @@ def _command(seen: Execution) -> dict[str, Any]:
         "stdout": seen.stdout,
         "stderr": stderr,
     }
+
+
+def _death(message: str) -> int:
+    """A backend that knows says "signal 11" or "code 3"; of one that does not, SIGKILL is the best guess."""
+    found = re.search(r"\b(signal|code) (\d+)", message)
+    if found is None:
+        return -9
+    return -int(found[2]) if found[1] == "signal" else int(found[2])
 
 
 def _cut(seen: Execution) -> str:

@@ -1,8 +1,7 @@
 """What runs inside the session for the SandboxFusion format, as text that needs only the standard library.
 
-The code is a script there: it runs as `__main__` in a forked child, so that its exit code or signal can be told
-exactly; the interpreter that prepared the files waits, and reads the files back afterwards. Files are written and read
-by code in the sandbox, never by the server: a path can lead nowhere that the code itself could not go.
+The code is a script there: it runs as `__main__`, with its standard input, and the result is its exit code. Files are
+written and read by code in the sandbox, never by the server: a path can lead nowhere that the code itself could not go.
 """
 
 from __future__ import annotations
@@ -30,20 +29,21 @@ def _limit(mb):
 """
 
 _SCRIPT = r"""
-def _child(job):
-    import atexit, os, sys, tempfile, threading, traceback, types
-    atexit._clear()
-    with tempfile.TemporaryFile() as stdin:
-        stdin.write(job["stdin"].encode("utf-8", "surrogatepass"))
-        stdin.flush()
-        stdin.seek(0)
-        os.dup2(stdin.fileno(), 0)
+def _run(job):
+    import atexit, linecache, os, sys, threading, traceback, types
+    _write(job["files"])
+    with open(".stdin", "w+b") as file:  # by hand: importing `tempfile` would cost as much as all the rest
+        os.unlink(".stdin")
+        file.write(job["stdin"].encode("utf-8", "surrogatepass"))
+        file.seek(0)
+        os.dup2(file.fileno(), 0)
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)
-    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.argv = ["main.py"]
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__file__ = "main.py"
+    linecache.cache["main.py"] = (len(job["code"]), None, job["code"].splitlines(True), "main.py")
+    ours = set(threading.enumerate())
+    atexit._clear()
     status = 0
     try:
         if job["memory_mb"] > 0:
@@ -54,36 +54,17 @@ def _child(job):
         if status is not None and not isinstance(status, int):
             print(status, file=sys.stderr)
             status = 1
+    except KeyboardInterrupt:
+        raise  # the sandbox's clock, or the code's own: the caller can tell
     except BaseException as error:
         error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
         traceback.print_exception(error)
         status = 1
     for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
+        if thread not in ours and not thread.daemon:
             thread.join()
     atexit._run_exitfuncs()
-    return status or 0
-
-
-def _run(job):
-    import os, sys, warnings
-    _write(job["files"])
-    sys.stdout.flush()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.12 warns of threads that a fork does not copy; none is ours
-        pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            status = _child(job)
-            sys.stdout.flush()
-        finally:
-            os._exit(status & 255)
-    try:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    except BaseException:
-        os.kill(pid, 9)  # out of time
-        raise
+    return (status or 0) & 255
 """
 
 _READ = r"""
@@ -99,7 +80,10 @@ def _read(path, start, size):
 
 
 def script(code: str, stdin: str, files: dict[str, str], memory_mb: int) -> str:
-    """A program whose result is the exit code of `code`, -signal when one ended it. `files`: path -> base64."""
+    """A program whose result is the exit code of `code`. `files`: path -> base64.
+
+    `memory_mb` is counted above what the interpreter has mapped; 0 or less sets no limit but the sandbox's.
+    """
     job = {"code": code, "stdin": stdin, "files": files, "memory_mb": memory_mb}
     return f"{_PREPARE}{_SCRIPT}\n_run({_literal(job)})"
 
