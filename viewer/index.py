@@ -194,7 +194,8 @@ def _row(line: Line) -> tuple:
     assert record is not None
     sample, dispatch = reduce(trajectory), trajectory.dispatch
     seen = sample.behaviour
-    asked = next((turn.text for turn in trajectory.turns if turn.role == "user"), "")
+    opening = next((turn.text for turn in trajectory.turns if turn.role == "user"), "")
+    asked = record.get("prompt") or opening.strip().rpartition("\n\n")[2]  # instructions come first, the problem last
     return (
         line.number, line.offset, line.length, sample.task_id, " ".join(asked.split())[:200], sample.answer,
         record.get("step", dispatch.version), record.get("sample"), sample.reward, record.get("advantage"),

@@ -61,3 +61,11 @@ def keep(page, name: str) -> None:
     """A screenshot as a test artefact."""
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=str(ARTEFACTS / f"{name}.png"))
+
+
+def until(page, expression: str, seconds: float = 20.0) -> None:
+    """Wait for a JavaScript expression. (Playwright's own wait evaluates in the page, which the page's CSP forbids.)"""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"never true: {expression}"
+        time.sleep(0.03)

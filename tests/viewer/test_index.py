@@ -155,7 +155,7 @@ def test_index_of_a_script_in_the_prompt(tmp_path: Path) -> None:
     from envs.types import Task
 
     writer = Writer(tokenizer(), random.Random(0))
-    writer.hear("user", "<script>alert(1)</script>\n\n  what?")
+    writer.hear("user", "<script>alert(1)</script>\n  what?")
     writer.say("\\boxed{1}")
     one = writer.close(Task("t", "", "1"), 0.0)
     index = built(write(tmp_path / "samples.jsonl", [one.to_dict()]))

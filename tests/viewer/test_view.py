@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import chromium, keep, serving
+from browser import chromium, keep, serving, until
 from synthetic_runs import Writer, run_code, tokenizer, training_records, write_evaluation, write_training_run
 
 from envs.types import Task
@@ -80,18 +80,18 @@ def test_only_rows_in_view_are_in_the_page(page) -> None:
 def test_filters_search_and_sort(page, place: Path) -> None:
     wrong = [i for i, r in enumerate(records(place)) if r["reward"] <= 0.5]
     chip(page, "wrong").click()
-    page.wait_for_function(f"document.getElementById('found').textContent === '{len(wrong)} found'")
+    until(page, f"document.getElementById('found').textContent === '{len(wrong)} found'")
     assert chip(page, "wrong").get_attribute("aria-pressed") == "true"
     assert page.locator(".row .mark.good").count() == 0
     assert page.locator(".row").first.get_attribute("id") == f"row-{wrong[0]}"
     task = records(place)[0]["task_id"]
     chip(page, "wrong").click()
     page.fill("#search", task)
-    page.wait_for_function(f"[...document.querySelectorAll('.row .name')].every(n => n.textContent === '{task}')")
+    until(page, f"[...document.querySelectorAll('.row .name')].every(n => n.textContent === '{task}')")
     page.fill("#search", "")
     page.select_option("#sort", "-response_length")
     longest = max(records(place), key=lambda r: len(r["token_ids"]) - r["turns"][1]["start"])
-    page.wait_for_function(f"document.querySelector('.row .name').textContent === '{longest['task_id']}'")
+    until(page, f"document.querySelector('.row .name').textContent === '{longest['task_id']}'")
     assert "sort=-response_length" in page.url
 
 
@@ -115,7 +115,7 @@ def test_keyboard_moves_through_the_list_and_the_tabs(page) -> None:
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "search"
     page.keyboard.type("NameError")
-    page.wait_for_function("document.getElementById('found').textContent.includes('found')")
+    until(page, "document.getElementById('found').textContent.includes('found')")
 
 
 def test_tokens_carry_their_logprob_version_and_advantage(page, place: Path) -> None:
@@ -135,7 +135,7 @@ def test_tokens_carry_their_logprob_version_and_advantage(page, place: Path) -> 
     text = "".join(turn["text"] for turn in record["turns"])
     assert page.locator(".tokens").evaluate("node => node.textContent") == text
     page.select_option("#colour", "advantage")
-    page.wait_for_function("document.querySelector('.scale')")
+    until(page, "document.querySelector('.scale')")
     page.reload()  # the address remembers the view
     page.wait_for_selector(".tokens")
 
@@ -154,7 +154,7 @@ def test_two_attempts_side_by_side(page) -> None:
 
 def test_the_other_run(page, place: Path) -> None:
     page.select_option("#run", "1")
-    page.wait_for_function("document.getElementById('state').textContent === '20 trajectories'")
+    until(page, "document.getElementById('state').textContent === '20 trajectories'")
     page.keyboard.press("2")
     page.wait_for_selector(".tokens.ids span")  # no tokenizer there: ids
     assert "--tokenizer" in page.locator("#detail").inner_text()
@@ -222,5 +222,5 @@ def test_follows_a_run_that_is_still_writing(browser, tmp_path: Path) -> None:
                     page.wait_for_selector(f"#row-{i}.picked")
                     assert row["task_id"] in page.locator("h1").inner_text()
             file.write('{"broken\n')
-        page.wait_for_function("document.getElementById('state').textContent.includes('1 damaged line skipped')")
+        until(page, "document.getElementById('state').textContent.includes('1 damaged line skipped')")
         page.close()
