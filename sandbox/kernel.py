@@ -180,6 +180,8 @@ async def start_kernel(home: Home, confinement: dict[str, Any], limits: Limits) 
         connection.setblocking(False)
         door = _Door(*await asyncio.open_unix_connection(sock=connection))
         isolation = await door.ready()
+        client.shell_channel.start()
+        client.iopub_channel.start()
         kernel = Kernel(client, home, door, isolation, limits)
         await kernel.hear()
         return kernel
@@ -196,7 +198,7 @@ async def start_kernel(home: Home, confinement: dict[str, Any], limits: Limits) 
 
 
 def _client(path: str, key: str, limits: Limits) -> Any:
-    """A jupyter_client whose sockets are capped and never connect a second time. Its channels are started."""
+    """A jupyter_client whose sockets are capped and never connect a second time; its channels are not started."""
     try:
         import zmq.asyncio
         from jupyter_client.asynchronous import AsyncKernelClient
@@ -207,11 +209,9 @@ def _client(path: str, key: str, limits: Limits) -> Any:
     context.setsockopt(zmq.RCVHWM, _QUEUE)
     context.setsockopt(zmq.RECONNECT_IVL, -1)
     context.setsockopt(zmq.LINGER, 0)
-    client = AsyncKernelClient(context=context, transport="ipc", ip=path)
+    client = AsyncKernelClient(context=context)
     info: Any = {f"{name}_port": number for number, name in enumerate(CHANNELS, 1)}
-    client.load_connection_info(info | {"key": key, "signature_scheme": "hmac-sha256"})
-    client.shell_channel.start()
-    client.iopub_channel.start()
+    client.load_connection_info(info | {"transport": "ipc", "ip": path, "key": key, "signature_scheme": "hmac-sha256"})
     return client
 
 

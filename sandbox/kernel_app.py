@@ -9,14 +9,14 @@ import fcntl
 import os
 import select
 import struct
-import sys
 import termios
 import threading
 import time
 from typing import Any
 
 import zmq
-from ipykernel.iostream import OutStream
+from ipykernel import kernelapp
+from ipykernel.iostream import IOPubThread, OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from ipykernel.zmqshell import ZMQInteractiveShell
@@ -35,6 +35,8 @@ def build(fds: list[int], path: str, key: str, output_bytes: int) -> App:
     config.HistoryManager.enabled = False
     config.InteractiveShell.colors = "nocolor"
     config.InteractiveShell.xmode = "Plain"
+    config.Application.log_level = "CRITICAL"
+    config.IPKernelApp.outstream_class = f"{__name__}.Stream"
     config.Session.key = key.encode()
     ports = {f"{name}_port": number for number, name in enumerate(CHANNELS, 1)}
     app = App(config=config, transport="ipc", ip=path, **ports)
@@ -44,6 +46,16 @@ def build(fds: list[int], path: str, key: str, output_bytes: int) -> App:
 
 def _clip(text: str) -> str:
     return text[:_cap].encode(errors="replace").decode()
+
+
+class Publisher(IOPubThread):
+    """Without the TCP port that collects what forks print: `Stream` has another way, and sockets are refused."""
+
+    def __init__(self, socket: Any, pipe: bool = False, **options: Any) -> None:
+        super().__init__(socket, pipe=False, **options)
+
+
+kernelapp.IOPubThread = Publisher  # type: ignore[assignment, misc]
 
 
 class Stream(OutStream):
@@ -68,6 +80,8 @@ class Stream(OutStream):
     def write(self, string: str) -> int:
         if not isinstance(string, str):
             raise TypeError(f"write() argument must be str, not {type(string).__name__}")
+        if os.getpid() != self._master_pid:  # a fork of the kernel prints where every other child prints
+            return os.write(self._original_stdstream_fd, string.encode(errors="replace"))
         call = self.parent_header.get("msg_id", "")
         sent = self._sent.get(call, 0)
         if sent < _cap:
@@ -78,6 +92,8 @@ class Stream(OutStream):
         return len(string)
 
     def flush(self) -> None:
+        if os.getpid() != self._master_pid:
+            return
         deadline = time.monotonic() + 0.2
         while self._unread() and time.monotonic() < deadline:
             time.sleep(0.0005)
@@ -134,12 +150,6 @@ class App(IPKernelApp):
 
     def init_heartbeat(self) -> None:
         """The guard knows when the kernel dies."""
-
-    def init_io(self) -> None:
-        sys.stdout = Stream(self.session, self.iopub_thread, "stdout")
-        sys.stderr = Stream(self.session, self.iopub_thread, "stderr")
-        self.outstream_class = ""
-        super().init_io()
 
     def init_kernel(self) -> None:
         self.debug_shell_socket.close()  # it would try for ever to connect to a path that does not exist in here

@@ -54,12 +54,16 @@ class Collector:
 
     def execution(self, duration_s: float, *, timed_out: bool, state_kept: bool) -> Execution:
         status: Status = "ok"
+        error = self._error
         if timed_out:
             status = "timeout"
+            traceback = "" if error is None else error.traceback
+            error = CodeError("TimeoutError", f"no result after {duration_s:.0f} s", traceback)
         elif not state_kept:
             status = "killed"
-        elif self._error is not None:
-            status = "memory" if self._error.name == "MemoryError" else "error"
+            error = CodeError("ProcessExit", "the interpreter died", "")
+        elif error is not None:
+            status = "memory" if error.name == "MemoryError" else "error"
         stdout, stdout_cut = _decode(self._streams["stdout"], self._cap)
         stderr, stderr_cut = _decode(self._streams["stderr"], self._cap)
         result, result_cut = (None, False) if self._result is None else self._cut(self._result)
@@ -67,7 +71,7 @@ class Collector:
             stdout=stdout,
             stderr=stderr,
             result=result,
-            error=self._error,
+            error=error,
             status=status,
             stdout_truncated=stdout_cut,
             stderr_truncated=stderr_cut,

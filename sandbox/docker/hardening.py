@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+IMAGE = "solostream-sandbox"
 LABEL = "solostream.owner"  # pid of the process that owns the container
 LABEL_START = "solostream.owner-start"  # its start time, because pids are used again
 LABEL_HOST = "solostream.owner-host"  # boot and pid namespace in which that pid means something
@@ -24,12 +25,12 @@ LABEL_HOST = "solostream.owner-host"  # boot and pid namespace in which that pid
 class Container:
     """How one container runs. Its limits hold for all its sessions together; `Limits` holds for each of them."""
 
-    image: str = "solostream-sandbox"
-    runtime: str | None = None  # for example "runsc"; None: the daemon's default
-    memory_mb: int = 4096
-    cpus: float | None = None  # None: all of the machine's
-    processes: int = 2048
-    disk_mb: int = 256  # of the container's own /tmp, which lives in its memory
+    image: str
+    runtime: str | None  # None: the daemon's default
+    memory_mb: int
+    cpus: float | None  # None: all of the machine's
+    processes: int
+    disk_mb: int  # of the container's own /tmp, which lives in its memory
 
 
 # System calls that nothing in a session needs and that have opened kernels before. Everything else is allowed, because

@@ -15,13 +15,13 @@ from typing import Any
 from sandbox.docker import frames
 from sandbox.errors import SandboxError, UserError
 from sandbox.fork import ForkSandbox
-from sandbox.types import Limits, Sandbox, Session
+from sandbox.types import Limits, Session
 
 
 class Server:
     """Answers each request in its own task, so that one session's long call holds up nobody."""
 
-    def __init__(self, sandbox: Sandbox, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, sandbox: ForkSandbox, writer: asyncio.StreamWriter) -> None:
         self.sandbox = sandbox
         self.writer = writer
         self.sessions: dict[int, Session] = {}

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import replace
 
 from sandbox.docker import door
 from sandbox.docker.daemon import Daemon
-from sandbox.docker.hardening import Container
+from sandbox.docker.hardening import IMAGE, Container
 from sandbox.kernel import Kernel, Kernels, KernelSession, start_kernel
 from sandbox.types import Claim, Limits
 
@@ -42,7 +41,9 @@ class DockerJupyterSandbox:
 
     Args:
         limits: of each session; memory, processes and disk are also the container's.
-        container: image, runtime and CPUs.
+        image: the image of the containers.
+        runtime: Docker's runtime; None is the daemon's default. gVisor cannot run kernels: it passes no sockets in.
+        cpus: of each container; None is all of the machine's.
 
     Raises (on the first `open`): UserError when Docker, the image or jupyter_client is missing, SandboxError when no
     kernel starts.
@@ -52,11 +53,20 @@ class DockerJupyterSandbox:
         {"state", "filesystem", "network", "sessions", "memory", "processes", "disk", "environment", "orphans"}
     )
 
-    def __init__(self, *, limits: Limits | None = None, container: Container | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        image: str = IMAGE,
+        runtime: str | None = None,
+        cpus: float | None = None,
+    ) -> None:
         self.limits = limits or Limits()
         self.isolation = "container+seccomp+landlock+rlimits"
-        self._container = replace(
-            container or Container(),
+        self._container = Container(
+            image=image,
+            runtime=runtime,
+            cpus=cpus,
             memory_mb=self.limits.memory_mb + self.limits.disk_mb + _OWN_MB,
             processes=self.limits.processes + _OWN_PROCESSES,
             disk_mb=self.limits.disk_mb,
@@ -83,7 +93,7 @@ class DockerJupyterSandbox:
         confinement = {
             "isolation": "landlock",
             "memory_mb": self.limits.memory_mb + 1024,  # until the kernel runs; then the launcher sets it exactly
-            "processes": self.limits.processes,
+            "processes": self.limits.processes + _OWN_PROCESSES,
             "disk_mb": self.limits.disk_mb,
             "open_files": self.limits.open_files,
             "output_bytes": self.limits.output_bytes,

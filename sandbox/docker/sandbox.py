@@ -20,6 +20,7 @@ from sandbox.errors import SandboxError, UserError
 from sandbox.types import Claim, Execution, Limits
 
 START_S = 60.0  # until the server in a new container greets
+_PROCESSES = 4096  # of all sessions together; each has its own limit below that
 GRACE_S = 15.0  # beyond a call's time-out, before the host gives up on the container
 
 
@@ -126,7 +127,10 @@ class DockerSandbox:
 
     Args:
         limits: of each session.
-        container: image, runtime and limits of the container, all sessions together.
+        image: the image of the container.
+        runtime: Docker's runtime, for example "runsc"; None is the daemon's default.
+        cpus: of the container; None is all of the machine's.
+        container_memory_mb: of all sessions together, their files included.
         recycle_after: sessions that a container opens before a new one takes its place; 1 gives each its own container.
 
     Raises (on the first `open`): UserError when Docker or the image is missing, SandboxError when no container starts.
@@ -137,12 +141,19 @@ class DockerSandbox:
     )
 
     def __init__(
-        self, *, limits: Limits | None = None, container: Container | None = None, recycle_after: int = 1000
+        self,
+        *,
+        limits: Limits | None = None,
+        image: str = hardening.IMAGE,
+        runtime: str | None = None,
+        cpus: float | None = None,
+        container_memory_mb: int = 4096,
+        recycle_after: int = 1000,
     ) -> None:
         if recycle_after < 1:
             raise UserError(f"recycle_after is {recycle_after}; it must be at least 1")
         self.limits = limits or Limits()
-        self.container = container or Container()
+        self.container = Container(image, runtime, container_memory_mb, cpus, processes=_PROCESSES, disk_mb=64)
         self.recycle_after = recycle_after
         self.isolation = "container+namespaces+seccomp+landlock+rlimits"
         self._daemon: Daemon | None = None
