@@ -19,6 +19,8 @@ _ANSWERS = {
 
 
 def system_prompt(syntaxes: Sequence[str], answer: str) -> str:
-    """One paragraph for these call syntaxes and this answer style."""
+    """One paragraph for these call syntaxes and this answer style; no syntax: text only."""
+    if not syntaxes:
+        return f"Solve the problem step by step. {_ANSWERS[answer]}"
     calls = " ".join(_CALLS[name] for name in syntaxes)
     return f"Solve the problem step by step. {calls} You then see what it returned and go on. {_ANSWERS[answer]}"
