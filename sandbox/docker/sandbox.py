@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from typing import Any
 
 from sandbox.docker import door, frames, hardening
@@ -37,7 +36,7 @@ class Server:
         self._reader = reader
         self._writer = writer
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._numbers = itertools.count(1)
+        self._asked = 0
         self._listener: asyncio.Task[None] | None = None
 
     async def greet(self, limits: Limits) -> None:
@@ -59,7 +58,8 @@ class Server:
         """One request and its reply. Raises SandboxError; a reply that is late or malformed ends the container."""
         if self.broken:
             raise SandboxError(self.broken)
-        number = next(self._numbers)
+        self._asked += 1
+        number = self._asked
         reply = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
             self._writer.write(frames.pack({"id": number, **request}))
@@ -92,10 +92,11 @@ class Server:
         try:
             while True:
                 frame = await frames.read(self._reader, cap)
-                reply = self._waiting.get(frame.get("id"))  # type: ignore[arg-type]
-                if reply is None:
+                number = frame.get("id")
+                if not isinstance(number, int) or not 0 < number <= self._asked:
                     raise frames.BadFrame("an answer to no question")
-                if not reply.done():
+                reply = self._waiting.get(number)
+                if reply is not None and not reply.done():  # else whoever asked has gone
                     reply.set_result(frame)
         except (asyncio.IncompleteReadError, OSError):
             await self.end("the container ended")
