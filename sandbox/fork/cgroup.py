@@ -1,7 +1,7 @@
-"""One memory cgroup a session, where this process may make some: then the limit binds all of its processes together.
+"""Where this process may make memory cgroups: a folder for the sessions of one fork server.
 
-Version 2 where the memory controller is switched on for the children of our own cgroup (a delegated, empty one),
-else version 1 where its hierarchy is writable.
+Version 2 where the memory controller is switched on for the children of our own cgroup (a delegated one), else version
+1 where its hierarchy is writable. Elsewhere there is none, and RLIMIT_AS bounds each process by itself.
 """
 
 from __future__ import annotations
@@ -10,83 +10,56 @@ import contextlib
 import functools
 import itertools
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 _numbers = itertools.count()
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryGroup:
-    """A session's cgroup: kills its processes at the limit, page cache and tmpfs included."""
-
-    path: Path
-
-    def add(self, pid: int) -> None:
-        """Move a process, and all it will start, into the group. Raises OSError."""
-        (self.path / "cgroup.procs").write_text(str(pid))
-
-    def overflowed(self) -> bool:
-        """Whether the kernel has killed a process of the group for its memory."""
-        for name in ("memory.events", "memory.oom_control"):
-            with contextlib.suppress(OSError):
-                lines = dict(line.split() for line in (self.path / name).read_text().splitlines())
-                return int(lines.get("oom_kill", 0)) > 0
-        return False
-
-    def remove(self) -> bool:
-        """False while a process is still in it."""
-        try:
-            self.path.rmdir()
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        return True
-
-
-def available() -> bool:
-    """Whether this process may make memory groups."""
-    return _parent(os.getpid()) is not None
-
-
-def create(memory_mb: int) -> MemoryGroup | None:
-    """A new group, or None where none can be made."""
-    parent = _parent(os.getpid())
-    if parent is None:
-        return None
-    path = parent / f"solostream-{os.getpid()}-{next(_numbers)}"
-    limit = str(memory_mb << 20)
-    try:
-        path.mkdir()
-        if (path / "memory.max").exists():
-            (path / "memory.max").write_text(limit)
-            with contextlib.suppress(OSError):
-                (path / "memory.swap.max").write_text("0")
-        else:
-            (path / "memory.limit_in_bytes").write_text(limit)
-            with contextlib.suppress(OSError):
-                (path / "memory.memsw.limit_in_bytes").write_text(limit)
-    except OSError:
-        with contextlib.suppress(OSError):
-            path.rmdir()
-        return None
-    return MemoryGroup(path)
-
-
 @functools.lru_cache(maxsize=1)
-def _parent(pid: int) -> Path | None:
-    """The folder under which process `pid` may make groups with a memory limit."""
+def parent(pid: int) -> Path | None:
+    """The cgroup of process `pid` (this one) if groups with a memory limit can be made below it."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return None
     own = {controllers: path.lstrip("/") for _, controllers, path in (line.split(":", 2) for line in lines)}
-    candidates = [(Path("/sys/fs/cgroup", own[""]), "cgroup.subtree_control")] if "" in own else []
-    candidates += [(Path("/sys/fs/cgroup/memory", own["memory"]), "memory.limit_in_bytes")] if "memory" in own else []
-    for folder, proof in candidates:
-        with contextlib.suppress(OSError):
-            offered = proof != "cgroup.subtree_control" or "memory" in (folder / proof).read_text().split()
-            if offered and (folder / proof).exists() and os.access(folder, os.W_OK):
-                return folder
+    with contextlib.suppress(OSError, KeyError):
+        folder = Path("/sys/fs/cgroup", own[""])
+        if "memory" in (folder / "cgroup.subtree_control").read_text().split() and os.access(folder, os.W_OK):
+            return folder
+    with contextlib.suppress(OSError, KeyError):
+        folder = Path("/sys/fs/cgroup/memory", own["memory"])
+        if (folder / "memory.limit_in_bytes").exists() and os.access(folder, os.W_OK):
+            return folder
     return None
+
+
+def make(owner: int) -> Path | None:
+    """A new folder that user `owner` may use, or None."""
+    above = parent(os.getpid())
+    if above is None:
+        return None
+    for left in above.glob("solostream-*-*"):  # by a host that was killed
+        if not Path("/proc", left.name.split("-")[1]).exists():
+            remove(left)
+    folder = above / f"solostream-{os.getpid()}-{next(_numbers)}"
+    try:
+        folder.mkdir()
+        if (folder / "cgroup.subtree_control").exists():
+            (folder / "cgroup.subtree_control").write_text("+memory")
+        if os.geteuid() == 0:
+            for path in (folder, folder / "cgroup.procs"):
+                os.chown(path, owner, owner)
+    except OSError:
+        remove(folder)
+        return None
+    return folder
+
+
+def remove(folder: Path) -> None:
+    """Remove the folder and the empty groups in it."""
+    with contextlib.suppress(OSError):
+        for group in [path for path in folder.iterdir() if path.is_dir()]:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+        folder.rmdir()

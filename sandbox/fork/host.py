@@ -12,10 +12,10 @@ import asyncio
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 from sandbox.errors import SandboxError, UserError
-from sandbox.fork import cgroup
 from sandbox.fork.process import Process
 from sandbox.fork.server import Options, Server, probe
 from sandbox.types import Claim, Execution, Limits
@@ -81,7 +81,7 @@ class ForkSandbox:
     @property
     def isolation(self) -> str:
         """What is in force, for example "namespaces+seccomp+landlock7+rlimits+cgroup"."""
-        return probe(self._options.isolation)[1] + ("+cgroup" if cgroup.available() else "")
+        return probe(self._options.isolation)[1]
 
     @property
     def claims(self) -> frozenset[Claim]:
@@ -105,7 +105,7 @@ class ForkSandbox:
         server = self._server
         if server is None or not server.alive:
             server = await asyncio.to_thread(self._start)
-        return await Process.take(server, self.limits.memory_mb)
+        return await Process.take(server)
 
     def _start(self) -> Server:
         with self._starting:
@@ -114,9 +114,10 @@ class ForkSandbox:
                 return old
             if old is not None:
                 old.stop()
-            if self.tier == "rlimits":
+            tier = self.tier
+            if tier == "rlimits":
                 log.warning("ISOLATION IS WEAK (%s): code can read and write the files of its user", self.isolation)
-            self._server = Server(self._options)
+            self._server = Server(replace(self._options, isolation=tier))
             return self._server
 
     def _forget(self, session: ForkSession) -> None:

@@ -11,12 +11,11 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from sandbox.errors import SandboxError
-from sandbox.fork import cgroup
 from sandbox.fork.child import wire
 from sandbox.fork.files import MemoryFiles
 from sandbox.fork.server import Server
@@ -59,25 +58,17 @@ async def _receive(channel: socket.socket, seconds: float) -> bytes | None:
         return b""
 
 
-def _host_pid(pidfd: int) -> int:
-    """The process number in our namespace. Raises OSError when the process is gone."""
-    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
-        if line.startswith("Pid:") and int(line[4:]) > 0:
-            return int(line[4:])
-    raise ProcessLookupError("no such process")
-
-
 class Process:
     """Born confined and ready; dies once."""
 
-    def __init__(self, server: Server, channel: socket.socket, pidfd: int, group: cgroup.MemoryGroup | None) -> None:
-        self.isolation = server.isolation + ("+cgroup" if group else "")
+    def __init__(self, server: Server, channel: socket.socket, pidfd: int) -> None:
+        self.isolation = server.isolation
         self.dead = False
-        self._server, self._channel, self._pidfd, self._group = server, channel, pidfd, group
-        self._receiving = self._released = self._group_overflowed = False
+        self._server, self._channel, self._pidfd = server, channel, pidfd
+        self._receiving = self._released = False
 
     @classmethod
-    async def take(cls, server: Server, memory_mb: int) -> Process:
+    async def take(cls, server: Server) -> Process:
         """The next session of the pool. Raises SandboxError."""
         with server.ask() as answer:
             if not await _readable(answer.fileno(), _OPEN_S):
@@ -87,18 +78,12 @@ class Process:
             raise SandboxError("the fork server died")
         channel = socket.socket(fileno=fds[0])
         channel.setblocking(False)
-        group = cgroup.create(memory_mb)
-        process = cls(server, channel, fds[1], group)
+        process = cls(server, channel, fds[1])
         try:
-            if group is not None:
-                group.add(_host_pid(fds[1]))
             first = await _receive(channel, _OPEN_S)
             if first != wire.READY:
                 why = first[1:].decode(errors="replace") if first and first[:1] == wire.FAILED else "it died"
                 raise SandboxError(f"a session could not be confined: {why}")
-        except OSError as error:
-            await asyncio.shield(process.kill())
-            raise SandboxError(f"a session died while it was made: {error}") from error
         except BaseException:
             await asyncio.shield(process.kill())
             raise
@@ -177,7 +162,7 @@ class Process:
             self._receiving = False
         if packet is None or packet[:1] == wire.DEAD:
             return packet
-        honest = packet == wire.REPLY + nonce or packet[:-4] == wire.BACK + nonce
+        honest = packet == wire.REPLY + nonce or packet[: -wire.STATUS.size] == wire.BACK + nonce
         return packet if honest else b""
 
     async def _stop(self, nonce: bytes, snapshot: bool) -> bytes:
@@ -201,11 +186,13 @@ class Process:
 
     def _death(self, last: bytes) -> tuple[Status, CodeError]:
         """How the code's process ended, as an execution's status and error."""
-        if self._group_overflowed:
-            return "memory", CodeError("MemoryError", "the session was killed at its memory limit", "")
-        if last[:1] not in (wire.DEAD, wire.BACK) or len(last) < wire.STATUS.size + 1:
+        try:
+            status, overflowed = wire.STATUS.unpack(last[-wire.STATUS.size :])
+            code = os.waitstatus_to_exitcode(status)
+        except (struct.error, ValueError):
             return "killed", CodeError("ProcessKilled", "the session broke its protocol", "")
-        code = os.waitstatus_to_exitcode(wire.STATUS.unpack(last[-wire.STATUS.size :])[0])
+        if overflowed:
+            return "memory", CodeError("MemoryError", "the session was killed at its memory limit", "")
         if code >= 0:
             return "killed", CodeError("ProcessExit", f"the interpreter exited with code {code}", "")
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
@@ -217,6 +204,3 @@ class Process:
         self._released = True
         self._channel.close()
         os.close(self._pidfd)
-        self._group_overflowed = self._group is not None and self._group.overflowed()
-        if self._group is not None:
-            self._group.remove()

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.errors import SandboxError, UserError
+from sandbox.fork import cgroup
 from sandbox.types import Limits
 
 log = logging.getLogger("sandbox.fork")
 
+_NOBODY = 65534  # what root becomes, see child/zygote.py
 _START_S = 120.0  # imports on a loaded machine
 _BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); import child.zygote as z; del sys.path[0]; z.main()"
 
@@ -43,12 +45,13 @@ class Server:
     def __init__(self, options: Options) -> None:
         """Blocks until the server is ready (about a second). Raises SandboxError, UserError."""
         self.owner = os.getpid()
-        self.folder = _session_folder()
+        self.folder = "" if options.isolation == "namespaces" else _session_folder()
+        self.memory_groups = cgroup.make(_NOBODY)
         self._lock = threading.Lock()
         try:
-            self._process, self._control, hello = _launch(options, self.folder, probe=False)
+            self._process, self._control, hello = _launch(options, self.folder, self.memory_groups)
         except BaseException:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._tidy()
             raise
         self.isolation: str = hello["isolation"]
         log.info("fork server ready: %s; imported: %s", self.isolation, ", ".join(hello["resident"]) or "nothing")
@@ -78,35 +81,45 @@ class Server:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+            self._tidy()
+
+    def _tidy(self) -> None:
+        if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
+        if self.memory_groups is not None:
+            cgroup.remove(self.memory_groups)
 
 
 @functools.cache
 def probe(isolation: str) -> tuple[str, str]:
     """(tier, what is in force) that this machine grants, found by trying it. Raises UserError, SandboxError."""
-    process, control, hello = _launch(Options(isolation, Limits(), False, 0, ()), "", probe=True)
+    process, control, hello = _launch(Options(isolation, Limits(), False, 0, ()), None, None)
     control.close()
     process.wait()
-    return hello["tier"], hello["isolation"]
+    return hello["tier"], hello["isolation"] + ("+cgroup" if cgroup.parent(os.getpid()) else "")
 
 
 def _session_folder() -> str:
     """Where sessions without a file system of their own write."""
     folder = tempfile.mkdtemp(prefix="solostream-")
     if os.geteuid() == 0:
-        os.chown(folder, 65534, 65534)
+        os.chown(folder, _NOBODY, _NOBODY)
     return folder
 
 
-def _launch(options: Options, folder: str, probe: bool) -> tuple[subprocess.Popen, socket.socket, dict[str, Any]]:
+def _launch(
+    options: Options, folder: str | None, groups: Path | None
+) -> tuple[subprocess.Popen, socket.socket, dict[str, Any]]:
+    """Start a fork server, or without `folder` a probe that only reports its tier. Raises SandboxError, UserError."""
     told = {**asdict(options.limits), "folder": folder}
     told |= {name: getattr(options, name) for name in ("isolation", "snapshot", "pool", "preimport")}
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # The server watches this process itself: its end is noticed even when a forked copy of it keeps the socket open.
-    host = -1 if probe else os.pidfd_open(os.getpid())
-    passed = [fd for fd in (theirs.fileno(), host) if fd >= 0]
+    host = -1 if folder is None else os.pidfd_open(os.getpid())
+    groups_fd = -1 if groups is None else os.open(groups, os.O_RDONLY | os.O_DIRECTORY)
+    passed = [fd for fd in (theirs.fileno(), host, groups_fd) if fd >= 0]
     command = [sys.executable, "-I", "-X", "utf8", "-c", _BOOT, str(Path(__file__).parent)]
-    command += [json.dumps(told), str(theirs.fileno()), str(host)]
+    command += [json.dumps(told), *map(str, (theirs.fileno(), host, groups_fd))]
     with tempfile.TemporaryFile() as complaints:
         try:
             process = subprocess.Popen(
@@ -120,9 +133,9 @@ def _launch(options: Options, folder: str, probe: bool) -> tuple[subprocess.Pope
                 stderr=complaints,
             )
         finally:
+            for fd in passed[1:]:
+                os.close(fd)
             theirs.close()
-            if host >= 0:
-                os.close(host)
         control.settimeout(_START_S)
         with contextlib.suppress(OSError):
             answer = control.recv(65536)

@@ -60,7 +60,7 @@ class Rollback:
         os.close(pidfd)
         _PID.pack_into(self._active, 0, os.getpid())
         _kill_all_but(1, self._keeper, os.getpid())
-        self._send(wire.BACK + nonce + wire.STATUS.pack(status))
+        self._send(wire.BACK + nonce + wire.STATUS.pack(status, False))
         return False
 
     def release(self) -> None:

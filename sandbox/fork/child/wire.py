@@ -5,8 +5,8 @@ do not travel in frames but in memory files that the host made: a request carrie
 reply overwrites; stdout; stderr), and what the code printed survives its death.
 
     host -> session   REQUEST  nonce, length of the code in bytes          + 3 descriptors
-    session -> host   READY | REPLY, nonce | BACK, nonce (rolled back)
-    fork server -> host (same socket)   DEAD, wait status
+    session -> host   READY | REPLY, nonce | BACK, nonce, as DEAD (rolled back)
+    fork server -> host (same socket)   DEAD, wait status, whether it was killed for its memory
 
 The reply in the first memory file: HEAD = flags and four lengths, then result, error name, message and traceback in
 UTF-8. The nonce is drawn by the host for each call: a reply that was forged in advance does not know it. A session can
@@ -19,7 +19,7 @@ import struct
 
 REQUEST = struct.Struct("<16sI")
 HEAD = struct.Struct("<BIIII")
-STATUS = struct.Struct("<i")
+STATUS = struct.Struct("<i?")
 NONCE = 16
 PACKET = 512  # no frame is longer
 

@@ -84,6 +84,7 @@ def serve(fd: int, output_bytes: int, snapshot: bool) -> None:
     signal.signal(signal.SIGINT, interrupts)
     rollback = Rollback(send) if snapshot else None
     namespace = _fresh_main()
+    _reseed()
     send(wire.READY)
     space, cells = socket.CMSG_SPACE(3 * 4), itertools.count(1)
     while True:
@@ -107,6 +108,13 @@ def serve(fd: int, output_bytes: int, snapshot: bool) -> None:
         send(wire.REPLY + nonce)
         if rollback:
             rollback.release()
+
+
+def _reseed() -> None:
+    """Forks share the state of every generator: without this, all sessions would draw the same numbers."""
+    for name in ("random", "numpy.random"):
+        if name in sys.modules:
+            sys.modules[name].seed()
 
 
 def _fresh_main() -> dict[str, Any]:

@@ -26,21 +26,25 @@ import tempfile
 from collections import deque
 from typing import NamedTuple, NoReturn
 
-from . import confine, landlock, linux, rootfs, seccomp, wire, worker
+from . import confine, landlock, linux, memory, rootfs, seccomp, wire, worker
 
 # nobody: what the fork server becomes when root starts it
 NOBODY = 65534
 _CLOSE_RANGE = 436
+_FAREWELL_S = 5.0
 _SLEEP = "/bin/sleep"
 _FALL = ("namespaces", "landlock", "rlimits")
 
 
 def main() -> NoReturn:
-    """Arguments: a JSON object; the control socket's descriptor; the host's pidfd, or -1 to only probe the tier."""
+    """Arguments: a JSON object; descriptors of the control socket, of the host's pidfd (-1: only probe the tier) and of
+    the folder for memory groups (-1: none)."""
     options = json.loads(sys.argv[1])
     control = socket.socket(fileno=int(sys.argv[2]))
-    host = int(sys.argv[3])
-    control.set_inheritable(False)
+    host, groups = int(sys.argv[3]), int(sys.argv[4])
+    for fd in (control.fileno(), host, groups):
+        if fd >= 0:
+            os.set_inheritable(fd, False)
     sys.argv[:] = [""]
     try:
         confinement = _confinement(options)
@@ -49,7 +53,7 @@ def main() -> NoReturn:
         os._exit(1)
     first = os.fork()
     if first:
-        _guard(host, first)
+        _guard(host, first, options["folder"])
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     if confinement.tier == "namespaces":
         rootfs.mount_proc()
@@ -58,18 +62,23 @@ def main() -> NoReturn:
         os._exit(0)
     os.close(host)
     resident = _warm(options["preimport"])
-    control.send(json.dumps({"isolation": confinement.isolation, "resident": resident}).encode())
-    _Server(control, confinement, options).serve()
-    os._exit(0)
+    control.send(
+        json.dumps({"isolation": confinement.isolation + "+cgroup" * (groups >= 0), "resident": resident}).encode()
+    )
+    _Server(control, groups, confinement, options).serve()
 
 
-def _guard(host: int, server: int) -> NoReturn:
-    """Wait for the end of the host or of the server; leave with neither running."""
+def _guard(host: int, server: int, folder: str | None) -> NoReturn:
+    """Wait for the end of the host or of the server; leave with neither running, nor a session, nor its files."""
     pidfd = os.pidfd_open(server)
     watched = [pidfd] if host < 0 else [pidfd, host]
     select.select(watched, [], [])
+    signal.pidfd_send_signal(pidfd, signal.SIGTERM)  # without namespaces it has groups to kill
+    select.select([pidfd], [], [], _FAREWELL_S)
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     _, status = os.waitpid(server, 0)
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
@@ -167,13 +176,15 @@ class _Living(NamedTuple):
     end: socket.socket  # the session's end of its pair
     folder: str
     init: int | None  # process 1 of its namespace
+    group: str  # its memory group's name
 
 
 class _Server:
     """The loop: hand out sessions, fork the next ones, bury the dead."""
 
-    def __init__(self, control: socket.socket, confinement: confine.Confinement, options: dict) -> None:
-        self.control, self.confinement = control, confinement
+    def __init__(self, control: socket.socket, groups: int, confinement: confine.Confinement, options: dict) -> None:
+        self.control, self.groups, self.confinement = control, groups, confinement
+        self.count = 0
         self.pool_size, self.snapshot = options["pool"], options["snapshot"]
         self.ready: deque[tuple[int, socket.socket, int]] = deque()  # pid, the host's end, pidfd
         self.living: dict[int, _Living] = {}
@@ -186,8 +197,9 @@ class _Server:
         self.wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: self.stop())
 
-    def serve(self) -> None:
+    def serve(self) -> NoReturn:
         """Until the host closes the control socket."""
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
@@ -200,11 +212,19 @@ class _Server:
                     os.read(self.wake, 4096)
                     self._bury()
                 elif not self._asked():
-                    return
+                    self.stop()
             while self.waiting and self.ready:
                 self._hand_out(self.waiting.popleft())
             if len(self.ready) < self.pool_size or self.waiting:
                 self._fork()
+
+    def stop(self) -> NoReturn:
+        """Where the end of this process is not the end of its sessions, kill their groups first."""
+        if self.own_pids is None:
+            for pid in self.living:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)
+        os._exit(0)
 
     def _asked(self) -> bool:
         data, ancillary, _, _ = self.control.recvmsg(16, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
@@ -233,25 +253,29 @@ class _Server:
             # `sleep`: its death is the death of all, and the session, as process 2, dies of signals like any other.
             linux.unshare(linux.CLONE_NEWPID)
             init = os.posix_spawn(_SLEEP, ["sleep", "infinity"], {})
-        pid = os.fork()
+        self.count += 1
+        pid = linux.fork()
         if pid == 0:
             self._become_session(end, folder)
         if self.own_pids is not None:
             linux.setns(self.own_pids, linux.CLONE_NEWPID)
-        self.living[pid] = _Living(end, folder, init)
+        self.living[pid] = _Living(end, folder, init, str(self.count))
         self.ready.append((pid, host_end, os.pidfd_open(pid)))
 
     def _become_session(self, end: socket.socket, folder: str) -> NoReturn:
         try:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            keep = os.dup2(end.fileno(), 3, inheritable=False) if end.fileno() != 3 else 3
+            for number in (signal.SIGCHLD, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            if self.groups >= 0:
+                memory.join(self.groups, str(self.count), self.confinement.memory_mb)
+            os.dup2(end.fileno(), 3, inheritable=False)
             linux.syscall(_CLOSE_RANGE, 4, 0x7FFFFFFF, 0)
             os.setsid()  # in every tier: kill(0) crosses a pid namespace to the rest of the process group
             if self.own_pids is not None:
                 confine.enter_namespaces(self.confinement)
             confine.give_up_rights(self.confinement, folder)
-            worker.serve(keep, self.confinement.output_bytes, self.snapshot)
+            worker.serve(3, self.confinement.output_bytes, self.snapshot)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 os.write(3, wire.FAILED + repr(error).encode()[:400])
@@ -281,6 +305,7 @@ class _Server:
                 entry[1].close()
                 os.close(entry[2])
             if session is not None:
+                overflowed = self.groups >= 0 and memory.leave(self.groups, session.group)
                 with contextlib.suppress(OSError):
-                    session.end.send(wire.DEAD + wire.STATUS.pack(status), socket.MSG_DONTWAIT)
+                    session.end.send(wire.DEAD + wire.STATUS.pack(status, overflowed), socket.MSG_DONTWAIT)
                 session.end.close()
