@@ -70,7 +70,7 @@ class Learner:
     dump_dir: where a batch that cannot be trained on is written. Raises UserError when the model cannot be packed.
     """
 
-    def __init__(self, model: nn.Module, config: LearnerConfig, *, dump_dir: Path = Path()) -> None:
+    def __init__(self, model: Any, config: LearnerConfig, *, dump_dir: Path = Path()) -> None:
         self.config, self.dump_dir = config, dump_dir
         self.model: Any = lora.wrap(model, config.lora) if config.lora else model
         for module in self.model.modules():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sandbox.errors import UserError
 from training.learner_config import LoraConfig
 
 
-def wrap(model: Any, config: LoraConfig) -> nn.Module:
+def wrap(model: Any, config: LoraConfig) -> Any:
     """`model` with fresh adapters; only they are trained. Raises UserError when peft is missing or fits nothing."""
     try:
         import peft

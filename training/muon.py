@@ -46,11 +46,12 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), matrices in shapes.items():
                 updates = []
                 for matrix in matrices:
-                    state = self.state[matrix]
+                    state, gradient = self.state[matrix], matrix.grad
+                    assert gradient is not None
                     if not state:
                         state["momentum"] = torch.zeros_like(matrix)
-                    state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
-                    updates.append(torch.lerp(matrix.grad, state["momentum"], group["momentum"]))  # Nesterov
+                    state["momentum"].lerp_(gradient, 1 - group["momentum"])
+                    updates.append(torch.lerp(gradient, state["momentum"], group["momentum"]))  # Nesterov
                 scale = group["lr"] * max(1.0, rows / columns) ** 0.5
                 for matrix, update in zip(matrices, orthogonalise(torch.stack(updates)), strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)

@@ -26,13 +26,12 @@ BLOCK_SLACK = 4  # ... plus this many tokens
 class Layout:
     """How the T tokens of a pack become padded blocks of P rows: `blocks` are (sequences, length) in order.
 
-    gather: int64 [P], the token of each row (any token for padding); scatter: int64 [T], the row of each token.
-    None when no block has padding: rows and tokens coincide.
+    rows: (gather, scatter); gather: int64 [P], the token of each row (the last of its sequence for padding), scatter:
+    int64 [T], the row of each token. None when no block has padding: rows and tokens coincide.
     """
 
     blocks: tuple[tuple[int, int], ...]
-    gather: Tensor | None
-    scatter: Tensor | None
+    rows: tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,36 +111,36 @@ def _layout(
         rows += longest * (last - first)
         first = last
     if rows == len(segment):
-        return Layout(tuple(blocks), None, None)
+        return Layout(tuple(blocks), None)
     scatter = first_row[segment] + positions
     to = lambda array: torch.from_numpy(array).to(device)
-    return Layout(tuple(blocks), to(np.concatenate(gather)), to(scatter))
+    return Layout(tuple(blocks), (to(np.concatenate(gather)), to(scatter)))
 
 
 class _Pad(torch.autograd.Function):
     """[T, ...] -> [P, ...]. Padded rows get no gradient (a causal query never sees what comes after it)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layout: Layout) -> Tensor:
-        ctx.layout = layout
-        return x.index_select(0, layout.gather)
+    def forward(ctx: Any, x: Tensor, gather: Tensor, scatter: Tensor) -> Tensor:
+        ctx.scatter = scatter
+        return x.index_select(0, gather)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad.index_select(0, ctx.layout.scatter), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return grad.index_select(0, ctx.scatter), None, None
 
 
 class _Unpad(torch.autograd.Function):
     """[P, ...] -> [T, ...]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layout: Layout) -> Tensor:
-        ctx.layout, ctx.shape = layout, x.shape
-        return x.index_select(0, layout.scatter)
+    def forward(ctx: Any, x: Tensor, scatter: Tensor) -> Tensor:
+        ctx.scatter, ctx.shape = scatter, x.shape
+        return x.index_select(0, scatter)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad.new_zeros(ctx.shape).index_copy_(0, ctx.layout.scatter, grad), None
+        return grad.new_zeros(ctx.shape).index_copy_(0, ctx.scatter, grad), None
 
 
 def packed_attention(
@@ -164,8 +163,8 @@ def packed_attention(
         raise NotImplementedError("packed attention needs the layout, and neither soft-capping nor sinks")
     repeat = query.shape[1] // key.shape[1]
     rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, heads, d]
-    if layout.gather is not None:
-        rows = [_Pad.apply(x, layout) for x in rows]
+    if layout.rows is not None:
+        rows = [_Pad.apply(x, *layout.rows) for x in rows]
     out, start = [], 0
     for n, length in layout.blocks:
         q, k, v = (x[start : start + n * length].unflatten(0, (n, length)).transpose(1, 2) for x in rows)
@@ -176,7 +175,7 @@ def packed_attention(
         out.append(block.transpose(1, 2).flatten(0, 1))
         start += n * length
     joined = torch.cat(out) if len(out) > 1 else out[0]
-    return (joined if layout.scatter is None else _Unpad.apply(joined, layout))[None], None
+    return (joined if layout.rows is None else _Unpad.apply(joined, layout.rows[1]))[None], None
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sandbox.errors import UserError
@@ -27,12 +27,14 @@ class Scorer:
     """
 
     def __init__(
-        self, model: nn.Module, *, chunk: int, temperature: float = 1.0, dtype: torch.dtype = torch.float32
+        self, model: Any, *, chunk: int, temperature: float = 1.0, dtype: torch.dtype = torch.float32
     ) -> None:
         self.model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.head: Any = self.model.get_output_embeddings()
         self.chunk, self.temperature, self.dtype = chunk, temperature, dtype
         self.device = next(model.parameters()).device
+        self.own_attention = self.model.config._attn_implementation
+        self.softcap = getattr(self.model.config, "final_logit_softcapping", None)
         self.packed = self._exact_kernel()
 
     def __call__(self, packed: Pack, *, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
@@ -52,7 +54,7 @@ class Scorer:
 
     def active(self) -> AbstractContextManager[None]:
         """Held around forward and backward: gradient checkpointing runs the forward pass again in the backward pass."""
-        return _attention(self.model, ATTENTION if self.packed else "sdpa")
+        return _attention(self.model, ATTENTION if self.packed else self.own_attention)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
@@ -68,6 +70,8 @@ class Scorer:
         with self.autocast():
             logits = self.head(hidden)
         logits = logits.float()
+        if self.softcap:
+            logits = self.softcap * (logits / self.softcap).tanh()
         if self.temperature != 1.0:
             logits = logits / self.temperature
         every = logits.log_softmax(-1)
@@ -99,7 +103,7 @@ class Scorer:
     def _plain(self, ids: np.ndarray) -> Tensor:
         """The model's own log-probabilities of ids[1:], one sequence at a time."""
         tokens = torch.from_numpy(ids).to(self.device)
-        with _attention(self.model, "sdpa"), self.autocast():
+        with _attention(self.model, self.own_attention), self.autocast():
             logits = self.model(input_ids=tokens[None], use_cache=False).logits[0, :-1]
         return (logits.float() / self.temperature).log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
 

@@ -1,0 +1,309 @@
+"""The learner as the trainer uses it: metrics by hand, state, weights, cold start, and input that must stop it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from pydantic import ValidationError
+from tiny_ledgers import trajectory
+
+from agent.trajectory import Trajectory
+from sandbox.errors import UserError
+from training.advantage import Advantages
+from training.correction import importance_weights
+from training.learner import Learner
+from training.learner_config import LearnerConfig, LoraConfig
+from training.losses.aggregation import token_weights
+from training.muon import orthogonalise
+from training.optimiser import factor
+
+
+def learner(seed: int = 0, **settings) -> Learner:
+    return Learner(tiny_models.model(seed=seed), LearnerConfig(**{"lr": 1e-3, **settings}))
+
+
+def on_policy(by: Learner, n: int = 8, shift: float = 0.0, seed: int = 0, **fields) -> list[Trajectory]:
+    """Random responses whose log-probabilities are `by`'s own, less `shift`."""
+    rng = np.random.default_rng(seed)
+    blank = [
+        trajectory(
+            f"t{i}",
+            float(i % 2),
+            prompt=rng.integers(0, 64, 4).tolist(),
+            response=rng.integers(0, 64, int(rng.integers(3, 20))).tolist(),
+            **fields,
+        )
+        for i in range(n)
+    ]
+    scored = by.logprobs(blank)
+    return [
+        trajectory(
+            t.task_id,
+            t.reward,
+            prompt=t.token_ids[:4].tolist(),
+            response=t.token_ids[4:].tolist(),
+            logprobs=lp - shift,
+            **fields,
+        )
+        for t, lp in zip(blank, scored, strict=True)
+    ]
+
+
+def signs(n: int = 8) -> Advantages:
+    return Advantages([1.0 if i % 2 else -1.0 for i in range(n)])
+
+
+def test_update_makes_rewarded_answers_likelier() -> None:
+    one = learner()
+    batch = on_policy(one)
+    for _ in range(5):
+        one.update(batch, signs())
+    change = [float((a - t.logprobs[t.action_mask]).mean()) for a, t in zip(one.logprobs(batch), batch, strict=True)]
+    assert np.mean(change[1::2]) > 0.05 > -0.05 > np.mean(change[::2])
+
+
+def test_metrics_on_policy_are_exactly_quiet() -> None:
+    one = learner()
+    got = one.update(on_policy(one, version=3), signs(), version=3)
+    assert got["mismatch/max"] == got["mismatch/on_policy_max"] < 1e-5
+    assert got["mismatch/ess"] == pytest.approx(1)
+    assert got["clip/low"] == got["clip/high"] == got["clip/dual"] == 0
+    assert abs(got["kl/k1"]) < 1e-5
+    assert got["optimiser_steps"] == one.step == 1
+    assert got["drift"] > 0
+
+
+def test_metrics_of_a_shifted_sampler_by_hand() -> None:
+    """Every token 0.3 nats likelier under the learner: ratio 1.35 > 1.28, clipped where A > 0."""
+    one = learner()
+    batch = on_policy(one, shift=0.3, version=1)
+    got = one.update(batch, signs(), version=2)
+    tokens = [t.n_action_tokens for t in batch]
+    assert got["clip/high"] == pytest.approx(sum(tokens[1::2]) / sum(tokens), abs=1e-6)
+    assert got["clip/low"] == 0
+    assert got["kl/k1"] == pytest.approx(-0.3, abs=1e-4)  # of KL(old ‖ new) on tokens the new policy likes more
+    assert got["kl/k2"] == pytest.approx(0.045, abs=1e-4)
+    assert got["kl/k3"] == pytest.approx(math.exp(0.3) - 1 - 0.3, abs=1e-4)
+    assert got["mismatch/kl"] == pytest.approx(got["kl/k3"], rel=1e-4)
+    assert got["mismatch/max"] == pytest.approx(0.3, abs=1e-4)
+    assert "mismatch/on_policy_max" not in got
+
+
+def test_effective_sample_size_by_hand() -> None:
+    """Two tokens with weights 1 and 3: (1 + 3)²/(2·(1 + 9)) = 0.8."""
+    one = learner()
+    lp = one.logprobs([trajectory("a", response=[4, 5])])[0]
+    batch = [trajectory("a", response=[4, 5], logprobs=[lp[0], lp[1] - math.log(3)])]
+    assert one.update(batch, Advantages([1.0]))["mismatch/ess"] == pytest.approx(0.8, rel=1e-4)
+
+
+def test_decoupled_ratio_starts_at_one_and_the_mismatch_is_capped() -> None:
+    one = learner(tis_cap=1.2)
+    got = one.update(on_policy(one, shift=0.3), signs())
+    assert got["clip/high"] == got["clip/low"] == 0
+    assert got["tis/weight"] == pytest.approx(1.2, rel=1e-5)
+    assert got["tis/clipped"] == 1
+    assert got["mismatch/max"] == pytest.approx(0.3, abs=1e-4)
+
+
+def test_importance_weights_by_hand() -> None:
+    """Trajectory 0: ratios 2 and 0.5, geometric mean 1, kept; 1: ratio 4, rejected. TIS caps 2 at 1.5."""
+    old = torch.tensor([math.log(2.0), math.log(0.5), math.log(4.0)])
+    config = LearnerConfig(tis_cap=1.5, reject_outside=(0.5, 2.0))
+    weight, metrics = importance_weights(old, torch.zeros(3), torch.tensor([0, 0, 1]), 2, config)
+    assert weight.tolist() == pytest.approx([1.5, 0.5, 0.0])
+    assert int(metrics["tis/clipped"]) == 2
+    assert int(metrics["tis/rejected"]) == 1
+
+
+def test_aggregation_weights_by_hand() -> None:
+    assert token_weights("token_mean", [1, 3]) == [0.25, 0.25]
+    assert token_weights("seq_mean_token_mean", [1, 3]) == [0.5, 1 / 6]
+    assert token_weights("seq_mean_token_sum", [1, 3], 10) == [0.05, 0.05]
+
+
+def test_filters_are_counted_by_their_first_cause() -> None:
+    one = learner(drop_void=True, drop_overlong=True)
+    batch = [
+        *on_policy(one, 2),
+        trajectory("infra", ending="infra", void=True),
+        trajectory("void", void=True, ending="token_limit"),
+        trajectory("long", ending="token_limit"),
+        trajectory("empty", response=[]),
+    ]
+    got = one.update(batch, Advantages([1.0, -1.0, float("nan"), 1.0, 1.0, 1.0]))  # infra has no advantage
+    assert [got[f"dropped/{name}"] for name in ("infra", "void", "overlong", "empty")] == [1, 1, 1, 1]
+    assert got["tokens"] == sum(map(len, batch[:2]))
+
+
+def test_a_batch_of_which_nothing_is_left_takes_no_step() -> None:
+    one = learner(drop_void=True)
+    got = one.update([trajectory("void", void=True)], Advantages([1.0]))
+    assert got["optimiser_steps"] == one.step == 0
+
+
+def test_minibatches_and_epochs_are_optimiser_steps() -> None:
+    one = learner(minibatches=4, epochs=2)
+    got = one.update(on_policy(one), signs())
+    assert got["optimiser_steps"] == one.step == 8
+    assert got["kl/k3"] > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimiser": "muon"}, {"lora": LoraConfig(rank=4)}, {"kl_coefficient": 0.1}])
+def test_resumed_equals_uninterrupted(settings, tmp_path) -> None:
+    settings = {"minibatches": 2, "schedule": "linear", "total_steps": 20, "warmup_steps": 3, **settings}
+    one = learner(**settings)
+    batch = on_policy(one)
+    one.update(batch, signs())
+    torch.save(one.state_dict(), tmp_path / "state.pt")
+    two = learner(**settings)
+    two.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for each in (one, two):
+        each.update(batch, signs())
+    assert one.step == two.step == 4
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_checkpoint_of_another_model_is_refused() -> None:
+    with pytest.raises(UserError, match="another model"):
+        learner().load_state_dict(learner(lora=LoraConfig()).state_dict())
+
+
+def test_weights_include_the_tied_head() -> None:
+    one = learner()
+    assert one.weights().keys() == tiny_models.model().state_dict().keys()
+    assert "lm_head.weight" in one.weights()
+
+
+def test_adapters_are_merged_for_the_sampler_and_the_base_is_untouched() -> None:
+    one = learner(lora=LoraConfig(rank=4), lr=1e-2)
+    batch = on_policy(one)
+    for _ in range(3):
+        one.update(batch, signs())
+    plain = tiny_models.model()
+    assert one.weights().keys() == plain.state_dict().keys()
+    before = {n: p.clone() for n, p in one.model.get_base_model().state_dict().items() if "lora" not in n}
+    plain.load_state_dict(dict(one.weights()))
+    merged = Learner(plain, LearnerConfig()).logprobs(batch)
+    adapted = one.logprobs(batch)
+    assert max(float(np.abs(a - b).max()) for a, b in zip(merged, adapted, strict=True)) < 1e-4
+    assert max(float(np.abs(a - t.logprobs[4:]).max()) for a, t in zip(adapted, batch, strict=True)) > 1e-2
+    assert all(torch.equal(before[n], p) for n, p in one.model.get_base_model().state_dict().items() if n in before)
+
+
+def test_kl_reference_pulls_back() -> None:
+    free, held = learner(), learner(kl_coefficient=5.0)
+    batch = on_policy(free)
+    for _ in range(10):
+        free.update(batch, signs())
+        got = held.update(batch, signs())
+    assert got["kl/reference"] >= 0
+
+    def distance(one: Learner) -> float:
+        return float(
+            np.mean([np.abs(a - t.logprobs[4:]).mean() for a, t in zip(one.logprobs(batch), batch, strict=True)])
+        )
+
+    assert distance(held) < 0.5 * distance(free)
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_cold_start_learns_the_masked_tokens_only(optimiser: str) -> None:
+    """Tokens 9 after 8 are taught, 3 after 2 are not; the first loss is the mean over masked tokens, by hand."""
+    one = Learner(tiny_models.model(scale=1.0), LearnerConfig(optimiser=optimiser, lr=1e-2))
+    data = [(np.array([2, 3, 8, 9]), np.array([False, False, False, True])) for _ in range(4)]
+    start = one.logprobs([trajectory(prompt=[2, 3, 8], response=[9]), trajectory(prompt=[2], response=[3])])
+    losses = [one.sft_step(data)["loss"] for _ in range(25)]
+    assert losses[0] == pytest.approx(-start[0][0], abs=1e-5)
+    end = one.logprobs([trajectory(prompt=[2, 3, 8], response=[9]), trajectory(prompt=[2], response=[3])])
+    assert end[0][0] > -0.2
+    assert end[1][0] < start[1][0] + 0.5
+    assert one.step == 25
+
+
+def test_schedule() -> None:
+    linear = LearnerConfig(schedule="linear", warmup_steps=2, total_steps=6)
+    assert [factor(linear, s) for s in range(8)] == [0.5, 1, 1, 0.75, 0.5, 0.25, 0, 0]
+    cosine = LearnerConfig(schedule="cosine", total_steps=4)
+    assert [factor(cosine, s) for s in (0, 2, 4)] == pytest.approx([1, 0.5, 0])
+    assert factor(LearnerConfig(), 10**6) == 1
+
+
+def test_orthogonalise() -> None:
+    """Singular values within Muon's band around 1, singular vectors kept."""
+    torch.manual_seed(0)
+    for shape in ((3, 8, 20), (2, 20, 8)):
+        g = torch.randn(shape)
+        out = orthogonalise(g)
+        assert (torch.linalg.svdvals(out) - 1).abs().max() < 0.35
+        u, _, vh = torch.linalg.svd(g, full_matrices=False)
+        assert ((out - u @ vh).norm() / (u @ vh).norm()) < 0.3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_rewards_and_advantages_that_are_not_finite(bad: float, tmp_path) -> None:
+    one = Learner(tiny_models.model(), LearnerConfig(), dump_dir=tmp_path)
+    weights = {n: p.clone() for n, p in one.weights().items()}
+    batch = on_policy(one, 3)
+    with pytest.raises(UserError, match=r"tasks t1; no step was taken") as error:
+        one.update(batch, Advantages([1.0, bad, 1.0]))
+    path = re.search(r"the batch is in (\S+):", str(error.value))[1]
+    with open(path, encoding="utf-8") as lines:
+        assert [Trajectory.from_dict(json.loads(line)) for line in lines] == batch
+    with pytest.raises(UserError, match="tasks rogue"):
+        one.update([trajectory("rogue", bad), *batch], signs(4))
+    assert all(torch.equal(p, weights[n]) for n, p in one.weights().items())
+
+
+def test_a_gradient_that_is_not_finite_names_the_tasks_of_its_micro_batch(tmp_path) -> None:
+    """An infinite weight in the row of token 60: only the trajectory that reads it breaks."""
+    one = Learner(tiny_models.model("llama"), LearnerConfig(token_budget=1), dump_dir=tmp_path)
+    with torch.no_grad():
+        one.model.get_input_embeddings().weight[60] = float("inf")
+    batch = [trajectory(f"t{i}", response=[5, 6, 60 if i == 2 else 7, 8]) for i in range(4)]
+    before = one.weights()["lm_head.weight"].clone()
+    with pytest.raises(UserError, match=r"gradients that are not finite, tasks t2;"):
+        one.update(batch, signs(4))
+    assert torch.equal(one.weights()["lm_head.weight"], before)
+    assert all(p.grad is None for p in one.model.parameters())
+    assert one.step == 0
+    assert (tmp_path / "bad-batch-0.jsonl").read_text().count("\n") == 4
+
+
+def test_out_of_memory_names_the_budget_to_try() -> None:
+    one = learner(token_budget=4096)
+
+    def exhausted(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    one.model.base_model.layers[0].forward = exhausted
+    batch = [trajectory("a")]
+    with pytest.raises(UserError, match="try token_budget = 2048, or gradient_checkpointing"):
+        one.update(batch, Advantages([1.0]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": "linear"}, "total_steps"),
+        ({"dual_clip": 0.5}, "dual_clip"),
+        ({"los": "ppo_clip"}, "los"),
+        ({"loss": "ppo"}, "ppo_clip"),
+        ({"token_budget": 0}, "token_budget"),
+    ],
+)
+def test_impossible_configurations(settings: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        LearnerConfig(**settings)
+
+
+def test_adapters_that_fit_nothing() -> None:
+    with pytest.raises(UserError, match=r"lora.targets"):
+        learner(lora=LoraConfig(targets=("no_such_layer",)))
