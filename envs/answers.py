@@ -20,9 +20,11 @@ _FENCE_LINE = re.compile(r"^ {0,3}(?P<ticks>`{3,})(?P<info>[^`\n]*)$", re.MULTIL
 
 def final_answer(text: str, parsed: Parsed, style: AnswerStyle = "boxed") -> tuple[str, int] | None:
     """(answer, position where it begins) or None. `parsed` is the parse of the same `text`. Linear in the text."""
-    hidden = [call.span for call in parsed.calls] + list(parsed.thinking) + list(_fenced(text))
+    hidden = bytearray(len(text))
+    for start, end in {call.span for call in parsed.calls} | {*parsed.thinking, *_fenced(text)}:
+        hidden[start:end] = b"x" * (end - start)
     for answer, start in reversed(list(_CANDIDATES[style](text))):
-        if answer.strip() and not any(a <= start < b for a, b in hidden):
+        if answer.strip() and not hidden[start]:
             return answer.strip(), start
     return None
 

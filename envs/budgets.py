@@ -76,9 +76,9 @@ def token_counter(source: str | TokenCounter | Callable[[], TokenCounter] | None
         return ApproximateTokens()
     if isinstance(source, str):
         return _named(source)
-    if hasattr(source, "encode") and hasattr(source, "decode"):
+    if not isinstance(source, type) and hasattr(source, "encode") and hasattr(source, "decode"):
         return source
-    return source()
+    return source()  # type: ignore[operator]
 
 
 def clip(text: str, cap: int, counter: TokenCounter) -> str:
@@ -88,14 +88,20 @@ def clip(text: str, cap: int, counter: TokenCounter) -> str:
     ids = counter.encode(text)
     if len(ids) <= cap:
         return text
-    kept = cap - len(counter.encode(MARKER.format(len(ids))))
-    while kept > 0:
+    marker_size = len(counter.encode(MARKER.format(len(ids))))
+    for kept in range(cap - marker_size, 0, -1):  # joining pieces may split tokens: then keep fewer
         head = (kept + 1) // 2
-        marker = MARKER.format(len(ids) - kept)
-        tail = counter.decode(ids[len(ids) - (kept - head) :]) if kept > head else ""
-        short = counter.decode(ids[:head]) + marker + tail
-        excess = len(counter.encode(short)) - cap  # joining pieces can split tokens
-        if excess <= 0:
+        tail = _text(counter, ids[len(ids) - (kept - head) :]) if kept > head else ""
+        short = _text(counter, ids[:head]) + MARKER.format(len(ids) - kept) + tail
+        if len(counter.encode(short)) <= cap:
             return short
-        kept -= excess
-    return counter.decode(ids[: max(cap, 0)])
+    for kept in range(cap, 0, -1):  # no room for the marker
+        short = _text(counter, ids[:kept])
+        if len(counter.encode(short)) <= cap:
+            return short
+    return ""
+
+
+def _text(counter: TokenCounter, ids: Sequence[int]) -> str:
+    """Decoded, without the halves of characters at the cuts."""
+    return counter.decode(ids).strip("\ufffd")

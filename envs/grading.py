@@ -1,7 +1,7 @@
 """Are two answers the same? Exact and fast for numbers and strings, `math-verify` for the rest.
 
 math-verify bounds its work with signals, which only the main thread may use, and SymPy can hang where no exception
-reaches (`9^{9^{9^9}}`). So it runs in a child process that serves one pair at a time: the kernel's alarm kills it, its
+reaches (`9^{9^{9^9}}`). So it runs in a child process that serves one pair at a time: the kernel's timer kills it, its
 answer is then "no", and the next pair starts another. Safe from any thread and any worker process.
 """
 
@@ -19,9 +19,9 @@ from functools import lru_cache
 
 from sandbox.errors import UserError
 
-SECONDS = 5  # of one comparison, in the child
+SECONDS = 5  # of processor time for one comparison, in the child: a busy machine changes no verdict
 MAX_ANSWER = 2_000  # characters; a longer answer is not one
-_NUMBER = re.compile(r"[+-]?(?:\d{1,400}|\d{1,3}(?:,\d{3}){1,40})(?:\.\d{1,400})?|[+-]?\.\d{1,400}")
+_NUMBER = re.compile(r"[+-]?(?:\d{1,400}|\d{1,3}(?:,\d{3}){1,40})(?:\.\d{1,400})?|[+-]?\.\d{1,400}", re.ASCII)
 _RATIO = re.compile(
     r"(?P<sign>-?)(?:\\[dt]?frac\{(?P<a>-?\d{1,400})\}\{(?P<b>\d{1,400})\}|(?P<c>-?\d{1,400})/(?P<d>\d{1,400}))"
 )

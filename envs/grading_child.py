@@ -1,4 +1,4 @@
-"""The child process of `envs.grading`: JSON pairs in, "yes" or "no" out; its alarm kills it when one takes too long."""
+"""The child process of `envs.grading`: JSON pairs in, "yes" or "no" out; its timer kills it when one takes too long."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MEMORY = 2 << 30  # bytes of address space
 
 
 def main() -> None:
-    """Serve until stdin closes. SIGALRM keeps its default action: the kernel ends the process even inside C code."""
+    """Serve until stdin closes. SIGPROF keeps its default action: the kernel ends the process even inside C code."""
     try:
         import math_verify
     except ImportError:
@@ -21,14 +21,15 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
+    math_verify.verify(_read(math_verify, "\\sqrt{2}"), _read(math_verify, "2"), timeout_seconds=None)  # imports lazily
     for line in sys.stdin:
-        signal.alarm(int(sys.argv[1]))
+        signal.setitimer(signal.ITIMER_PROF, float(sys.argv[1]))
         gold, answer = json.loads(line)
         try:
             same = math_verify.verify(_read(math_verify, gold), _read(math_verify, answer), timeout_seconds=None)
         except Exception:  # whatever SymPy throws at strange input: not the same
             same = False
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print("yes" if same else "no", flush=True)
 
 

@@ -37,15 +37,16 @@ STOPS: Mapping[str, tuple[str, ...]] = {
 }
 _OPENERS: Mapping[str, str] = {
     # Neither "<" nor "`" in the info string: an unfinished line can then never hide an opener that comes later in it.
-    "fence": r"^ {0,3}(?P<ticks>`{3,})(?P<info>[^`<\n]*)\n",
+    "fence": r"^ {0,3}(?P<ticks>`{3,40})(?P<info>[^`<\n]{0,100})\n",
     "code": r"<code>",
     "python": r"<python>",
     "hermes": r"<tool_call>",
-    "openai": r'^[ \t]*(?P<json>(?:\[\s{0,32})?\{\s{0,32}"(?:tool_calls|name|function|type|id|role)")',
+    "openai": r'^[ \t]{0,32}(?P<json>(?:\[\s{0,32})?\{\s{0,32}"(?:tool_calls|name|function|type|id|role)")',
 }
-# What may still become an opener when more text arrives.
+# What may still become an opener when more text arrives. (Everything is bounded: no line makes the scan quadratic.)
 _PARTIAL = re.compile(
-    r'(?:<[/a-z_]{0,10}|^ {0,3}(?:`+[^`<\n]*)?|^[ \t]*(?:\[\s{0,32})?(?:\{\s{0,32}(?:"\w{0,10})?)?)\Z', re.MULTILINE
+    r'(?:<[/a-z_]{0,10}|^ {0,3}(?:`{1,40}[^`<\n]{0,100})?|^[ \t]{0,32}(?:\[\s{0,32})?(?:\{\s{0,32}(?:"\w{0,10})?)?)\Z',
+    re.MULTILINE,
 )
 _INNER_FENCE = re.compile(r"```(?:python3?|py)?[ \t\r]*\n")
 _JSON_MARK = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
@@ -89,7 +90,7 @@ def _opener(names: tuple[str, ...]) -> re.Pattern[str]:
 @lru_cache
 def _fence_end(ticks: int, final: bool) -> re.Pattern[str]:
     newline = r"(?:\n|\Z)" if final else r"\n"
-    return re.compile(rf"^ {{0,3}}`{{{ticks},}}[ \t\r]*{newline}", re.MULTILINE)
+    return re.compile(rf"^ {{0,3}}`{{{ticks},60}}[ \t\r]{{0,100}}{newline}", re.MULTILINE)
 
 
 def parse(text: str, syntax: str | Sequence[str] = "fence", *, think: Think = "run") -> Parsed:
@@ -198,7 +199,8 @@ class Parser:
         if block.kind in ("fence", "text"):
             if match := _fence_end(block.ticks, final).search(text, block.resume):
                 return match.start(), match.end()
-            block.resume = max(block.resume, text.rfind("\n") + 1)
+            line = max(block.resume, text.rfind("\n", block.resume) + 1)
+            block.resume = line if len(text) - line < 200 else len(text)  # too long a line to be the closer
             return None
         if block.kind == "openai":
             return self._json_end(block)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
 
 import gymnasium
 
@@ -31,10 +31,10 @@ from envs.tools import ToolSource, json_schema, make_tool, wrong_arguments
 from envs.types import EnvEnding, Step, Task, ToolCall
 from envs.workspace import SandboxSource, Workspace
 from sandbox.errors import UserError
+from sandbox.interpreter import wait
 from sandbox.types import CodeError, Execution
 
 Message = dict[str, Any]
-T = TypeVar("T")
 
 
 class ToolEnv(gymnasium.Env[str, str]):
@@ -155,7 +155,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         """
         super().reset(seed=seed)
         if self._workspace.loop not in (None, asyncio.get_running_loop()):
-            self._workspace.shutdown()
+            self._workspace = self._workspace.successor()
         await self._workspace.end_episode()
         self.task = self._choose(options or {})
         self.trace, self._over, self._tokens, self._started = [], False, 0, time.monotonic()
@@ -309,15 +309,3 @@ class ToolEnv(gymnasium.Env[str, str]):
         episode = Episode(self.task, (*self.trace, last), last.answer, last.ending, self._max_turns)
         scores = self._rubric.scores(episode)
         return self._rubric.total(scores), scores
-
-
-def wait(work: Coroutine[Any, Any, T]) -> T:
-    """Run on the process's background event loop, where the sandbox sessions of the synchronous face live."""
-    from sandbox.interpreter import background_loop
-
-    future = asyncio.run_coroutine_threadsafe(work, background_loop())
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise

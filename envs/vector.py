@@ -14,8 +14,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from envs.tool_env import ToolEnv, wait
+from envs.tool_env import ToolEnv
 from sandbox.errors import UserError
+from sandbox.interpreter import wait
 
 Arrays = tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 Result = tuple[str, float, bool, bool, dict[str, Any]]

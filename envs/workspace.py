@@ -134,19 +134,26 @@ class Workspace:
             self._sandbox, self.loop = None, None
             await _release(self._source, self._options)
 
-    def shutdown(self) -> None:
+    def successor(self) -> Workspace:
+        """A workspace with the same settings for the loop that runs now; this one is closed on its own loop."""
+        self.shutdown(wait=False)
+        return Workspace(self._source, self._options, timeout_s=self._timeout_s, retries=self._retries)
+
+    def shutdown(self, *, wait: bool = True) -> None:
         """`close` from outside its event loop: any thread, also when the loop is gone (its sessions died with it)."""
         loop = self.loop
-        if loop is None or loop.is_closed():
-            self._sandbox = self._session = self.loop = None
-        elif not loop.is_running():
+        if loop is not None and not loop.is_running() and not loop.is_closed() and _running_loop() is None:
             loop.run_until_complete(self.close())
+        elif loop is None or not loop.is_running():
+            self._sandbox = self._session = self.loop = None
         elif loop is _running_loop():
             task = loop.create_task(self.close())
             _closing.add(task)
             task.add_done_callback(_closing.discard)
         else:
-            asyncio.run_coroutine_threadsafe(self.close(), loop).result()
+            closed = asyncio.run_coroutine_threadsafe(self.close(), loop)
+            if wait:
+                closed.result()
 
 
 _closing: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks only weakly

@@ -1,0 +1,89 @@
+"""What every registered environment promises, with a scripted and with a real sandbox; Gymnasium's checker first."""
+
+import subprocess
+import sys
+import warnings
+
+import gymnasium
+import pytest
+from gymnasium.utils.env_checker import check_env, data_equivalence
+
+import envs
+from envs import ToolEnv
+from envs.space import UnicodeText
+
+IDS = sorted(name for name in gymnasium.registry if name.startswith("solostream/"))
+SANDBOXES = ["scripted:Scripted", "fork"]
+CALLS = {
+    "fence": "```python\nprint(6 * 7)\n```\n",
+    "hermes": '<tool_call>{"name": "python", "arguments": {"code": "print(6 * 7)"}}</tool_call>',
+}
+
+
+@pytest.fixture(params=[(name, sandbox) for name in IDS for sandbox in SANDBOXES], ids=lambda p: "-".join(p))
+def env(request):
+    name, sandbox = request.param
+    made = gymnasium.make(name, sandbox=sandbox)
+    yield made
+    made.close()
+
+
+def test_the_names_that_others_rely_on():
+    assert {"solostream/Math-v0", "solostream/Arithmetic-v0", "solostream/MathRetrieval-v0"} <= set(IDS)
+    assert envs.register is gymnasium.register
+
+
+def test_gymnasiums_checker_is_content(env):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env.unwrapped)
+
+
+def test_same_seed_same_text_same_everything(env):
+    """info included: no timing, no container id, no path may enter it."""
+    core = env.unwrapped
+    call = CALLS["hermes" if core.tools else "fence"]
+    runs = []
+    for _ in range(2):
+        run = [env.reset(seed=5), env.step(call), env.step(f"\\boxed{{{core.task.answer}}}")]
+        runs.append(run)
+    assert data_equivalence(runs[0], runs[1], exact=True)
+    assert runs[0][-1][1:4] == (1.0, True, False)
+
+
+def test_the_spec_survives_json_and_makes_the_same_environment(env):
+    again = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert again.reset(seed=1)[0] == env.reset(seed=1)[0]
+    again.close()
+
+
+def test_found_through_its_package():
+    """`make("package:ns/Name-v0")` in a process that has imported nothing of ours."""
+    code = "import gymnasium; print(gymnasium.make('envs:solostream/Arithmetic-v0').reset(seed=0)[0])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    env = gymnasium.make("solostream/Arithmetic-v0")
+    assert done.stdout.strip() == env.reset(seed=0)[0]
+
+
+def test_the_real_sandbox_runs_the_code():
+    env = ToolEnv(sandbox="fork")
+    env.reset(seed=0)
+    assert env.step("```python\nx = 6\nprint(x * 7)\n```\n")[0] == "42"
+    assert env.step("```python\nx\n```\n")[0] == "6"
+    assert "ZeroDivisionError" in env.step("```python\n1 / 0\n```\n")[0]
+    env.close()
+
+
+def test_text_space():
+    space = UnicodeText(seed=1)
+    samples = [space.sample() for _ in range(200)]
+    assert all(sample in space for sample in samples)
+    assert max(map(ord, "".join(samples))) > 0xFFFF
+    assert "\n" in "".join(samples)
+    assert "\ud800" not in space
+    assert b"bytes" not in space
+    assert "abc" not in UnicodeText(2)
+    assert UnicodeText(2) != space == UnicodeText()
+    assert space.from_jsonable(space.to_jsonable(samples)) == samples
+    again = UnicodeText(seed=1)
+    assert [again.sample() for _ in range(200)] == samples
