@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 from sandbox.types import CodeError, Execution, Limits, Status
 
 PROTOCOL = 1  # both sides must speak the same: an old image is refused
-CODE_BYTES = 32 << 20  # of one request
+CODE_LENGTH = 16 << 20  # characters of one request
 _LENGTH = struct.Struct(">I")
 
 

@@ -12,7 +12,7 @@ import itertools
 import sys
 from typing import Any
 
-from sandbox.docker import frames
+from sandbox.docker import frames, memory
 from sandbox.errors import SandboxError, UserError
 from sandbox.fork import ForkSandbox
 from sandbox.types import Limits, Session
@@ -32,7 +32,7 @@ class Server:
         """Until the connection ends."""
         while True:
             try:
-                request = await frames.read(reader, frames.CODE_BYTES * 6 + 4096)
+                request = await frames.read(reader, frames.CODE_LENGTH * 12 + 4096)
             except (asyncio.IncompleteReadError, ConnectionError):
                 return
             task = asyncio.create_task(self.answer(request))
@@ -78,6 +78,7 @@ async def main(path: str) -> None:
         hello |= {"isolation": sandbox.isolation, "claims": sorted(sandbox.claims)}
     except (SandboxError, UserError) as error:
         hello["failed"] = str(error)
+    memory.watch(limits.memory_mb)
     writer.write(frames.pack(hello))
     try:
         await Server(sandbox, writer).serve(reader)

@@ -16,7 +16,7 @@ from sandbox.docker import door, frames, hardening
 from sandbox.docker.daemon import Daemon
 from sandbox.docker.hardening import Container
 from sandbox.errors import SandboxError, UserError
-from sandbox.types import Claim, Execution, Limits
+from sandbox.types import Claim, CodeError, Execution, Limits
 
 START_S = 60.0  # until the server in a new container greets
 _PROCESSES = 4096  # of all sessions together; each has its own limit below that
@@ -222,8 +222,9 @@ class DockerSession:
 
     async def run(self, code: str, *, timeout: float | None = None) -> Execution:
         seconds = self._sandbox.limits.timeout_s if timeout is None else timeout
-        if len(code) > frames.CODE_BYTES:
-            raise UserError(f"the code has {len(code)} characters; allowed are {frames.CODE_BYTES}")
+        if len(code) > frames.CODE_LENGTH:
+            message = f"the code has {len(code)} characters, more than {frames.CODE_LENGTH}"
+            return Execution(status="error", error=CodeError("ValueError", message, ""))
         async with self._turn:
             if self._closed:
                 raise SandboxError("the session is closed")

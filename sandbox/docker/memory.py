@@ -1,0 +1,75 @@
+"""Each session's memory limit where no cgroup can be made, as in a container: a watch over what its processes hold.
+
+RLIMIT_AS bounds one process; this bounds a session's processes together. It looks ten times a second, so a session may
+go over for that long; the container's own limit holds at all times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_EVERY_S = 0.1
+_DEPTH = 3  # pid namespaces around a session's processes: the container's, the fork server's, the session's
+
+
+def watch(limit_mb: int) -> None:
+    """Kill sessions that hold more than `limit_mb`, from a thread, for as long as this process runs."""
+
+    def loop() -> None:
+        while True:
+            start = time.monotonic()
+            for session in sessions().values():
+                if _held(session, limit_mb << 20):
+                    _kill(session)
+            # However many sessions there are, looking takes at most a tenth of one core.
+            time.sleep(max(_EVERY_S, 9 * (time.monotonic() - start)))
+
+    threading.Thread(target=loop, name="memory", daemon=True).start()
+
+
+def sessions() -> dict[int, dict[int, int]]:
+    """pid namespace -> its processes: pid out here -> pid in there."""
+    found: dict[int, dict[int, int]] = defaultdict(dict)
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, StopIteration):
+                with open(f"/proc/{entry}/status") as file:
+                    numbers = next(line for line in file if line.startswith("NSpid:")).split()[1:]
+                if len(numbers) >= _DEPTH:
+                    found[os.stat(f"/proc/{entry}/ns/pid").st_ino][int(entry)] = int(numbers[-1])
+    return found
+
+
+def _held(session: dict[int, int], limit: int) -> bool:
+    """Whether the processes hold more than `limit` bytes. Shared pages (what the fork server had imported) count by
+    share, but that is slow to read: it is asked only when the plain sum is too much."""
+    return sum(map(_resident, session)) > limit and sum(map(_proportional, session)) > limit
+
+
+def _resident(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+    return 0
+
+
+def _proportional(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _kill(session: dict[int, int]) -> None:
+    """Its first process takes all others with it."""
+    for pid, inside in session.items():
+        if inside == 1:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
