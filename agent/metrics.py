@@ -102,9 +102,8 @@ class Problem:
     def rewards(self) -> list[float]:
         return [s.reward for s in self.samples]
 
-    @property
-    def majority(self) -> bool:
-        return majority_solved([s.answer for s in self.samples], [s.solved for s in self.samples])
+    def majority(self, same: Callable[[str, str], bool] | None = None) -> bool:
+        return majority_solved([s.answer for s in self.samples], [s.solved for s in self.samples], same)
 
 
 def by_problem(samples: Iterable[Sample]) -> list[Problem]:
@@ -172,8 +171,11 @@ def behaviours(rows: Sequence[Behaviour]) -> dict[str, Any]:
     }
 
 
-def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Everything an evaluation says about its samples, as plain JSON types (the `metrics` of summary.json)."""
+def summarise(samples: Sequence[Sample], same: Callable[[str, str], bool] | None = None) -> dict[str, Any]:
+    """Everything an evaluation says about its samples, as plain JSON types (the `metrics` of summary.json).
+
+    same: the verifier's equality of two answers, for maj@k.
+    """
     problems = by_problem(samples)
     rows = [s.behaviour for s in samples]
     errors = Counter(name for b in rows for name in b.errors)
@@ -186,7 +188,7 @@ def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
         "samples_a_problem": [min((p.n for p in problems), default=0), max((p.n for p in problems), default=0)],
         "avg": estimate([sum(p.rewards) / p.n for p in problems]),
         "solved": estimate([p.c / p.n for p in problems]),
-        "maj": estimate([float(p.majority) for p in problems]),
+        "maj": estimate([float(p.majority(same)) for p in problems]),
         "pass": pass_curve(problems),
         "behaviour": behaviours(rows),
         "errors": dict(errors.most_common()),
