@@ -110,9 +110,9 @@ class HttpSandbox:
                 async for line in answer.aiter_lines():
                     if not number.done():
                         number.set_result(json.loads(line)["id"])
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        except (httpx.HTTPError, RuntimeError, ValueError, KeyError, TypeError) as error:
             if not number.done():
-                number.set_exception(SandboxError(f"{self.url} gives no lease: {error}"))
+                number.set_exception(SandboxError(f"{self.url} gives no lease, or the sandbox is closed: {error}"))
         finally:
             if not number.done():
                 number.set_exception(SandboxError(f"{self.url} gives no lease"))

@@ -64,7 +64,7 @@ def create_app(settings: Settings, open_sandbox: Callable[[], Sandbox], peers: P
     app.add_middleware(Guard, token=settings.token, max_body=int(settings.max_body_mb * (1 << 20)))
     app.include_router(fusion.router)
     _routes(app)
-    _errors(app)
+    answer_errors(app)
     return app
 
 
@@ -133,7 +133,7 @@ async def _object(request: Request) -> dict[str, Any]:
     return body
 
 
-def _errors(app: FastAPI) -> None:
+def answer_errors(app: FastAPI) -> None:
     """Every failure is one line of JSON: {"detail": ...}."""
 
     def say(status: int, detail: str, retry_after_s: int | None = None) -> Response:

@@ -8,7 +8,6 @@ its lost sessions get 404.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -69,8 +68,9 @@ def _work(settings: Settings, listener: socket.socket, peers: Peers, own: str | 
         local.bind(own)
         local.listen(2048)
         sockets.append(local)
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has shut down
-        server.run(sockets=sockets)
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again once it has shut down
+        signal.signal(number, lambda *_: None)
+    server.run(sockets=sockets)
     if app.state.failure is not None:
         raise app.state.failure
     return 0
@@ -85,7 +85,6 @@ class _Worker:
     name: str
     folder: str
     process: subprocess.Popen[bytes] = field(init=False)
-    started: float = field(init=False)
 
     def start(self) -> None:
         own = Path(self.folder, self.name)
@@ -102,16 +101,15 @@ class _Worker:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({**job, "own": str(own), "others": others}).encode() + b"\n")
         self.process.stdin.flush()
-        self.started = time.monotonic()
 
     def watch(self) -> None:
-        """Start it again if it ended. Raises SandboxError when it ended at once."""
+        """Start it again if something killed it. Raises SandboxError when it gave up by itself."""
         if self.process.poll() is None:
             return
         for gauge in Path(self.folder, "metrics").glob(f"gauge_live*_{self.process.pid}.db"):
             gauge.unlink()  # its counters still count
-        if time.monotonic() - self.started < 5:
-            raise SandboxError(f"worker {self.name} ended at once with exit code {self.process.returncode}")
+        if self.process.returncode >= 0:
+            raise SandboxError(f"worker {self.name} ended with exit code {self.process.returncode}; it said why above")
         print(f"solostream: worker {self.name} ended and is started again", file=sys.stderr, flush=True)
         self.start()
 

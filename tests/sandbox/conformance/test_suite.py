@@ -83,7 +83,7 @@ async def test_a_child_left_by_close_is_seen() -> None:
         helper: subprocess.Popen[bytes] | None = None
 
         async def open(self):
-            self.helper = self.helper or subprocess.Popen(["sleep", "60"])
+            self.helper = self.helper or subprocess.Popen(["sleep", "60"])  # noqa: ASYNC220
             return await super().open()
 
     sandbox = Careless()
