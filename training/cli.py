@@ -6,6 +6,7 @@ import importlib
 import sys
 from typing import Any
 
+from agent.engine import EngineError
 from sandbox.errors import SandboxError, UserError
 
 # name -> (where, what it does). Nothing is imported before it is asked for: `solostream sandbox run` needs no torch.
@@ -30,6 +31,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+# Options that may stand alone: `--resume` means `--resume auto`.
+ALONE = {"--resume": "auto"}
+
+
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items())
@@ -50,6 +55,16 @@ def _find(argv: list[str]) -> tuple[str, list[str]]:
     raise UserError(f"unknown command '{asked}'; {hint}")
 
 
+def _complete(args: list[str]) -> list[str]:
+    """Give every option of `ALONE` that stands alone its value."""
+    done: list[str] = []
+    for i, arg in enumerate(args):
+        done.append(arg)
+        if arg in ALONE and (i + 1 == len(args) or args[i + 1].startswith("--") or args[i + 1].endswith(".toml")):
+            done.append(ALONE[arg])
+    return done
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
@@ -62,12 +77,13 @@ def main(argv: list[str] | None = None) -> int:
         import tyro
 
         command: Any = getattr(importlib.import_module(module), function)
-        return int(tyro.cli(command, prog=f"solostream {name}", args=rest) or 0)
+        return int(tyro.cli(command, prog=f"solostream {name}", args=_complete(rest)) or 0)
     except UserError as error:
         print(f"solostream: {error}", file=sys.stderr)
         return 2
-    except SandboxError as error:
-        print(f"solostream: sandbox failed: {error}", file=sys.stderr)
+    except (SandboxError, EngineError) as error:
+        part = "sandbox" if isinstance(error, SandboxError) else "engine"
+        print(f"solostream: {part} failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("solostream: interrupted", file=sys.stderr)

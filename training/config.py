@@ -64,18 +64,20 @@ class DataConfig(Section):
     levels: Levels = ()
     train: Positive = 512  # prompts in the pool
     test: Positive = 256  # held out
+    seed: Count = 0  # of generated problems: the same for every run.seed, so that runs compare
 
 
 class EnvConfig(Section):
-    """The environment of an episode; token limits are in tokens, `timeout` in seconds a tool call."""
+    """The environment of an episode; limits in tokens. `options` go to `gymnasium.make` as they are."""
 
     id: str = "solostream/Arithmetic-v0"
     sandbox: str = "fork"
     max_turns: Positive = 4
-    turn_tokens: Positive = 64
-    episode_tokens: Positive = 192  # of the response, tool output included
-    tool_tokens: Positive = 32
-    timeout: Annotated[float, Field(gt=0)] = 5.0
+    timeout_s: Annotated[float, Field(gt=0)] = 5.0  # of one tool call
+    turn_tokens: Positive = 96  # sampled in one turn
+    output_tokens: Positive = 32  # of one tool output
+    episode_tokens: Positive = 256  # of the whole response, tool output included
+    options: dict[str, Any] = {}
 
 
 class Phase(Section):
@@ -116,7 +118,7 @@ class RolloutConfig(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
-    tis_threshold: Rate = 1e-3  # mean |Δlogp| of sampler and learner above which TIS is switched on ...
+    tis_threshold: Rate = 0.01  # largest |Δlogp| of sampler and learner above which TIS is switched on ...
     tis_cap: Rate = 2.0  # ... with this cap
 
 
@@ -134,7 +136,7 @@ class AlgorithmConfig(Section):
     rho_min: Share = 0.875
     rho_max: Share = 0.96
     d_half: Annotated[float, Field(gt=0)] = 0.06
-    divergence: Literal["drift", "rescore", "constant"] = "drift"
+    divergence: Literal["drift", "rescore"] = "drift"  # rho_min = rho_max: constant forgetting
     measure: Literal["token", "trajectory"] = "token"
     aspo: bool = True
     delta: float = -2.0

@@ -56,26 +56,6 @@ def of_code(batch: Sequence[Trajectory]) -> dict[str, Value]:
     }
 
 
-def of_mismatch(batch: Sequence[Trajectory], learner: Sequence[np.ndarray], version: int) -> dict[str, Value]:
-    """How far the sampler's logprobs are from the learner's, on action tokens.
-
-    learner: per trajectory the learner's logprobs of its action tokens. Only tokens that `version` itself sampled tell
-    the two engines apart; on older ones the policies differ too, and the effective sample size counts them all.
-    """
-    ours = np.concatenate([np.asarray(x, np.float64) for x in learner]) if learner else np.empty(0)
-    theirs = np.concatenate([t.logprobs[t.action_mask] for t in batch]).astype(np.float64) if batch else np.empty(0)
-    now = np.concatenate([t.versions[t.action_mask] for t in batch]) == version if batch else np.empty(0, bool)
-    d = ours - theirs
-    same = d[now]
-    ratio = np.exp(np.clip(d, -20, 20))
-    return {
-        "mismatch/max": float(np.abs(same).max()) if len(same) else None,
-        "mismatch/mean": float(np.abs(same).mean()) if len(same) else None,
-        "mismatch/kl": float(np.mean(np.expm1(same) - same)) if len(same) else None,
-        "mismatch/ess": float(ratio.sum() ** 2 / (len(d) * (ratio**2).sum())) if len(d) else None,
-    }
-
-
 def calibration(batch: Sequence[Trajectory], bins: int = 10) -> dict[str, Value]:
     """The tracked values against what came: mean value, Brier score, expected calibration error."""
     pairs = [(t.dispatch.value, t.reward) for t in batch if t.dispatch.value is not None]

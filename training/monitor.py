@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ class Monitor:
         self._event, self._summary = Event, Summary
         self._others = [_open_tracker(name, project, folder, config) for name in trackers]
 
-    def forget_after(self, step: int) -> None:
-        """Drop the rows of reinforcement-learning steps after `step`, and of what followed: they will be run again."""
-        self.rows = [row for row in self.rows if row["phase"] == "cold_start" or row["step"] <= step]
+    def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Drop the rows that are not `wanted`: a resumed run will write them again."""
+        self.rows = [row for row in self.rows if wanted(row)]
         draft = self._path.with_suffix(".draft")
         draft.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         self._file.close()

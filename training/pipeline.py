@@ -42,6 +42,9 @@ class Ticket:
         return cls(record["task_id"], record["seed"], Dispatch(**record["dispatch"]))
 
 
+Play = Callable[[Ticket], Awaitable[Trajectory]]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """What a pipeline is made of.
@@ -49,35 +52,31 @@ class Source:
     draw: new tickets, one or a whole group, with fresh events, values and the current version.
     again: a fresh ticket for the task of an old one.
     play: runs an episode. Raises SandboxError or EngineError, or ends it as "infra", when the infrastructure failed.
-    mend: called with an EngineError before the episode is run again; raises when the engine is beyond repair.
     """
 
     draw: Callable[[], Sequence[Ticket]]
     again: Callable[[Ticket], Ticket]
-    play: Callable[[Ticket], Awaitable[Trajectory]]
-    mend: Callable[[EngineError], Awaitable[None]]
+    play: Play
     retries: int
 
 
 class Effort:
     """Runs episodes against failing infrastructure: bounded retries, every failure counted, none becomes a reward."""
 
-    def __init__(self, source: Source, patience: int) -> None:
-        self._source, self._patience = source, patience
+    def __init__(self, play: Play, *, retries: int, patience: int) -> None:
+        """patience: so many episodes given up in a row end the run."""
+        self._play, self._retries, self._patience = play, retries, patience
         self._dropped_in_a_row = 0
         self.counts: Counter[str] = Counter()
 
     async def run(self, ticket: Ticket) -> Trajectory | None:
         """The finished episode; None when it was given up. Raises when nothing works any more."""
-        for _ in range(self._source.retries + 1):
+        for _ in range(self._retries + 1):
             try:
-                trajectory = await self._source.play(ticket)
-            except SandboxError as error:
-                failure: Exception = error
-            except EngineError as error:
-                failure = error
-                self.counts["engine_failures"] += 1
-                await self._source.mend(error)
+                trajectory = await self._play(ticket)
+            except (SandboxError, EngineError) as error:
+                failure: SandboxError | EngineError = error
+                self.counts["engine_failures"] += isinstance(error, EngineError)
             else:
                 if trajectory.ending != "infra":
                     self._dropped_in_a_row = 0
@@ -87,7 +86,7 @@ class Effort:
         self.counts["infra_dropped"] += 1
         self._dropped_in_a_row += 1
         if self._dropped_in_a_row >= self._patience:
-            raise SandboxError(f"{self._dropped_in_a_row} episodes in a row were given up; the last: {failure}")
+            raise type(failure)(f"{self._dropped_in_a_row} episodes in a row were given up; the last: {failure}")
         return None
 
 
@@ -111,11 +110,12 @@ class Streams:
         self._source, self._log = source, log
         self._batch, self._tokens, self._limit = batch, tokens, max(in_flight, batch)
         self._max_staleness, self._stale = max_staleness, stale
-        self._effort = Effort(source, patience=self._limit)
+        self._effort = Effort(source.play, retries=source.retries, patience=self._limit)
         self._flying: dict[int, tuple[Ticket, asyncio.Task[None]]] = {}
         self._landed: dict[int, tuple[Ticket, Trajectory]] = {}  # by event, in order of arrival
         self._queued: list[Ticket] = []
         self._changed = asyncio.Event()
+        self._finished = False
         self._failure: BaseException | None = None
         self._busy_since, self._busy_s = 0.0, 0.0
         self.version = 0
@@ -169,6 +169,14 @@ class Streams:
         tickets = map(Ticket.from_dict, state["outstanding"])
         self._queued = [t for t in tickets if t.dispatch.event not in self._landed]
 
+    def finish(self) -> None:
+        """No batch will be taken any more: stop what is in flight, and remember it for a run that goes on."""
+        self._finished = True
+        for ticket, task in list(self._flying.values()):
+            task.cancel()
+            self._leave(ticket)
+            self._queued.append(ticket)
+
     async def close(self) -> None:
         tasks = [task for _, task in self._flying.values()]
         for task in tasks:
@@ -176,7 +184,7 @@ class Streams:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _fill(self) -> None:
-        while len(self._flying) + len(self._landed) < self._limit or self._starved():
+        while not self._finished and (len(self._flying) + len(self._landed) < self._limit or self._starved()):
             if not self._queued:
                 self._queued.extend(self._source.draw())
             ticket = self._queued.pop(0)
@@ -245,7 +253,7 @@ class Rounds:
 
     def __init__(self, source: Source, log: TrajectoryLog, *, batch: int) -> None:
         self._source, self._log, self._batch = source, log, batch
-        self._effort = Effort(source, patience=batch)
+        self._effort = Effort(source.play, retries=source.retries, patience=batch)
         self._open: list[Ticket] = []  # of the round that runs now
         self._episodes: asyncio.Future[list[Trajectory | None]] | None = None
         self._busy_s = 0.0
@@ -273,6 +281,9 @@ class Rounds:
 
     def advance(self, version: int) -> None:
         self.version = version
+
+    def finish(self) -> None:
+        """Nothing runs between rounds."""
 
     def state_dict(self) -> dict[str, Any]:
         """The tickets of an unfinished round: all of it runs again."""

@@ -67,7 +67,7 @@ def _first_call(axes: Any, steps: Rows) -> bool:
 def _entropy(axes: Any, steps: Rows) -> bool:
     axes.set_title("Entropy of the policy")
     axes.set_ylabel("nats a token")
-    drawn = _line(axes, steps, "loss/entropy", LINE, "entropy")
+    drawn = _line(axes, steps, "learner/entropy", LINE, "entropy")
     axes.set_ylim(bottom=0)
     return drawn
 

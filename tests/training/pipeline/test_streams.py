@@ -33,7 +33,6 @@ class Tickets:
         self.event, self.group, self.version = first, group, 0
         self.gates: dict[int, asyncio.Event] = {}
         self.started: list[int] = []
-        self.mended = 0
 
     def ticket(self, group: int | None = None) -> Ticket:
         made = Ticket(f"task-{self.event}", self.event, Dispatch(self.event, 0.5, self.version, group))
@@ -57,11 +56,8 @@ class Tickets:
         for event in events:
             self.gates.setdefault(event, asyncio.Event()).set()
 
-    async def mend(self, error: EngineError) -> None:
-        self.mended += 1
-
     def source(self, play: Callable[[Ticket], Awaitable[Trajectory]] | None = None, retries: int = 2) -> Source:
-        return Source(self.draw, self.again, play or self.play, self.mend, retries)
+        return Source(self.draw, self.again, play or self.play, retries)
 
 
 @pytest.fixture
@@ -162,7 +158,6 @@ async def test_infrastructure_failures_are_retried_then_dropped_and_counted(log:
     streams = Streams(tickets.source(play), log, batch=3, in_flight=3, max_staleness=9)
     assert 0 not in events(await streams.take())
     assert tries[0] == 3
-    assert tickets.mended == 1
     assert streams.counts == {"infra_failures": 5, "infra_dropped": 1, "engine_failures": 1}
     await streams.close()
 

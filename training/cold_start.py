@@ -1,0 +1,115 @@
+"""The cold start: supervised steps on demonstrations that ran through the real environment.
+
+A demonstration's texts are spoken by a scripted policy, so that its trajectory has the ledger, the tool outputs and the
+action mask that the policy will meet. Demonstrations of step i depend on (seed, i) only: a resumed run sees the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from agent.engine import Generation, Sampling, Weights
+from agent.trajectory import Dispatch
+from envs.families import generate
+from envs.types import Task
+from sandbox.errors import SandboxError, UserError
+from sandbox.spec import open_sandbox
+from training.config import Config, Phase
+from training.demonstrations import STYLES, Style, demonstration, draw_styles
+from training.episodes import Episodes
+from training.practice import Practice
+from training.setup import Parts, Tasks
+
+Demonstration = tuple[np.ndarray, np.ndarray]  # token ids, mask of the tokens to learn
+AHEAD = 4  # batches of demonstrations that may wait for the learner
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One supervised step: problems of the training split and how each is to be solved."""
+
+    tasks: tuple[Task, ...]
+    styles: tuple[Style, ...]
+    seed: str
+
+
+def lessons(config: Config) -> list[Lesson]:
+    """All of them, in order. Raises UserError for an unknown style, or data that has no demonstrations."""
+    c, d = config.cold_start, config.data
+    if c.phases and d.path is not None:
+        raise UserError("cold_start needs generated problems (their reference code): remove its phases, or data.path")
+    for phase in c.phases:
+        unknown = sorted(set(phase.mix) - set(STYLES))
+        if unknown:
+            raise UserError(f"cold_start mix has '{unknown[0]}'; allowed: {', '.join(STYLES)}")
+    phases: list[Phase] = [phase for phase in c.phases for _ in range(phase.steps)]
+    made = []
+    for i, phase in enumerate(phases):
+        seed = f"{config.run.seed}/cold start/{i}"
+        styles = draw_styles(c.batch, phase.mix, random.Random(seed))  # type: ignore[arg-type]
+        number = random.Random(seed + "/problems").getrandbits(48)
+        tasks = generate(c.batch, seed=number, split="train", kinds=d.kinds or None, levels=d.levels or None)
+        made.append(Lesson(tuple(tasks), tuple(styles), seed))
+    return made
+
+
+async def demonstrate(config: Config, parts: Parts, lessons: Sequence[Lesson]) -> AsyncIterator[list[Demonstration]]:
+    """The sequences of each lesson; up to `AHEAD` lessons are played before they are asked for."""
+    tasks = Tasks({task.id: task for lesson in lessons for task in lesson.tasks}.values())
+    options = config.env.options.get("sandbox_options", {})
+    episodes = Episodes(config, parts, tasks, lambda **_: Practice(open_sandbox(config.env.sandbox, **options)))
+    running: list[asyncio.Task[list[Demonstration]]] = []
+    rest = iter(lessons)
+    try:
+        while True:
+            while len(running) < AHEAD and (lesson := next(rest, None)) is not None:
+                running.append(asyncio.create_task(_play(lesson, episodes, parts.tokenizer)))
+            if not running:
+                return
+            yield await running.pop(0)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await episodes.close()
+
+
+async def _play(lesson: Lesson, episodes: Episodes, tokenizer: Any) -> list[Demonstration]:
+    """One after the other, so that lessons are ready in their order."""
+    rng = random.Random(f"{lesson.seed}/texts")
+    played = []
+    for task, style in zip(lesson.tasks, lesson.styles, strict=True):
+        script = Script(demonstration(task, style, rng), tokenizer)
+        trajectory = await episodes.play(script, task.id, episodes.sampling(1.0), Dispatch(), 0)
+        if trajectory.ending == "infra":
+            raise SandboxError(f"the demonstration of {task.id} failed; check the sandbox: solostream sandbox check")
+        played.append((trajectory.token_ids, trajectory.action_mask))
+    return played
+
+
+class Script:
+    """An `Engine` that says given texts: a deterministic policy, so every logprob is 0 (probability 1)."""
+
+    version = 0
+
+    def __init__(self, texts: Sequence[str], tokenizer: Any) -> None:
+        self._turns = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        self._turns[-1].append(tokenizer.eos_token_id)
+        self._next = 0
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        ids = self._turns[self._next]
+        self._next += 1
+        return Generation(ids, [0.0] * len(ids), [0] * len(ids), "stop")
+
+    async def release(self, key: str) -> None: ...
+
+    async def load_weights(self, weights: Weights, version: int) -> None: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,129 @@
+"""`solostream train` and `solostream sft`: everything that can be refused is refused before anything is computed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sandbox.errors import UserError
+from training import config as configuration
+from training.config import Config
+from training.progress import View
+
+Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
+
+def train(
+    config: tyro.conf.Positional[Path],
+    name: str | None = None,
+    engine: Literal["hf", "vllm"] | None = None,
+    seed: int | None = None,
+    resume: str | None = None,
+    set: Settings = (),
+    dry_run: bool = False,
+) -> int:
+    """Cold start, reinforcement learning and evaluation from one TOML file, into runs/NAME.
+
+    Args:
+        config: the TOML file; a [sweep] section runs every combination, one after the other.
+        name: folder under runs/; default: the file's name.
+        engine: what samples: hf (in this process) or vllm.
+        seed: of the model, the data order and the sampling.
+        resume: go on from the newest whole checkpoint ("auto", also when nothing follows) or from a checkpoint folder.
+        set: section.key=value, as often as wanted, on top of the file.
+        dry_run: print the plan (tokens, memory, steps) and stop.
+    """
+    for settings, folder in _runs(config, name, engine, seed, set):
+        if dry_run:
+            from training.plan import describe
+
+            print(f"{folder}\n{describe(settings)}\n")
+        else:
+            _train_one(settings, folder, resume)
+    return 0
+
+
+def sft(
+    config: tyro.conf.Positional[Path],
+    name: str | None = None,
+    seed: int | None = None,
+    resume: str | None = None,
+    set: Settings = (),
+) -> int:
+    """The supervised cold start only, with the evaluation that follows it; `solostream train --resume` goes on from it.
+
+    Args:
+        config: the TOML file.
+        name: folder under runs/; default: the file's name.
+        seed: of the model, the demonstrations and the sampling.
+        resume: "auto" or a checkpoint folder.
+        set: section.key=value, as often as wanted, on top of the file.
+    """
+    for settings, folder in _runs(config, name, None, seed, set):
+        if not settings.cold_start.phases:
+            raise UserError("there is no cold start: give [cold_start] phases, or use solostream train")
+        _train_one(settings, folder, resume, cold_start_only=True)
+    return 0
+
+
+def _runs(
+    path: Path, name: str | None, engine: str | None, seed: int | None, settings: Sequence[str]
+) -> list[tuple[Config, Path]]:
+    """Every run that the command asks for and where it goes; a swept key that an option also sets is refused."""
+    given = [f"run.{key}={_toml(value)}" for key, value in (("engine", engine), ("seed", seed)) if value is not None]
+    runs = []
+    for suffix, tree in configuration.expand(configuration.assign(configuration.read(path), settings)):
+        made = configuration.validate(configuration.assign(tree, given))
+        folder = Path(made.run.root) / ((name or made.run.name or path.stem) + suffix)
+        runs.append((made, folder))
+    if len({folder for _, folder in runs}) < len(runs):
+        raise UserError("two runs of the sweep have the same name: its keys must differ in their last part")
+    return runs
+
+
+def _toml(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _train_one(config: Config, folder: Path, resume: str | None, *, cold_start_only: bool = False) -> None:
+    checkpoint = _checkpoint(folder, resume)
+    _quiet()
+    from training.interrupt import Interrupted
+    from training.job import Job
+
+    view = View()
+    try:
+        Job(config, folder, view, checkpoint).run(cold_start_only=cold_start_only)
+    except Interrupted:
+        view.say(f"stopped with a checkpoint in {folder}/checkpoints; --resume goes on from it")
+        raise KeyboardInterrupt from None
+
+
+def _checkpoint(folder: Path, resume: str | None) -> Path | None:
+    """The checkpoint to go on from; None starts from the beginning. Raises UserError rather than overwrite a run."""
+    if resume is None:
+        if folder.exists():
+            raise UserError(f"{folder} exists: choose another --name, or go on with --resume")
+        return None
+    if resume != "auto":
+        if not (Path(resume) / "manifest.json").exists():
+            raise UserError(f"--resume {resume}: no checkpoint; give a folder like {folder}/checkpoints/step-000020")
+        return Path(resume)
+    from training.checkpoint import complete, newest
+
+    root = folder / "checkpoints"
+    return newest(root)[0] if complete(root) else None
+
+
+def _quiet() -> None:
+    """One-line warnings, and libraries that keep to themselves: the terminal belongs to the run."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.showwarning = lambda message, *_, **__: print(f"solostream: warning: {message}", file=sys.stderr)

