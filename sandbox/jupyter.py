@@ -20,7 +20,6 @@ from sandbox.kernel import Kernel, Kernels, KernelSession, start_kernel
 from sandbox.types import Claim, Limits
 
 _TIERS = ("auto", "namespaces", "landlock")
-_OWN_MB = 160  # what kernel and guard need besides what the session may use
 _STARTING_MB = 1024  # address space that a kernel maps while it starts; then the launcher sets the limit exactly
 _OWN_THREADS = 16
 _END_S = 10.0  # for the guard to bury what its kernel started
@@ -29,26 +28,30 @@ _END_S = 10.0  # for the guard to bury what its kernel started
 class KernelProcess:
     """The home of one kernel: its guard, in a memory cgroup where this process may make some."""
 
-    def __init__(self, memory_mb: int) -> None:
-        self._group = cgroup.create(memory_mb + _OWN_MB)
+    def __init__(self) -> None:
+        self._groups = cgroup.make(os.geteuid())
         self._guard: asyncio.subprocess.Process | None = None
 
     async def start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
-        with theirs:  # the launcher waits for its settings, so it is in the group before it forks
+        groups = -1 if self._groups is None else os.open(self._groups, os.O_PATH | os.O_DIRECTORY)
+        passed = [fd for fd in (theirs.fileno(), groups) if fd >= 0]
+        try:
             self._guard = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-P", "-X", "utf8", "-m", "sandbox.kernel_launcher", str(theirs.fileno())),
+                *("-P", "-X", "utf8", "-m", "sandbox.kernel_launcher", *map(str, passed)),
                 env=_environment(),
                 cwd="/",
-                pass_fds=[theirs.fileno()],
+                pass_fds=passed,
                 start_new_session=True,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
             )
-            if self._group is not None:
-                self._group.add(self._guard.pid)
+        finally:
+            theirs.close()
+            if groups >= 0:
+                os.close(groups)
         return ours
 
     async def end(self) -> None:
@@ -60,9 +63,8 @@ class KernelProcess:
             except TimeoutError:
                 guard.kill()
                 await guard.wait()
-        group, self._group = self._group, None
-        while group is not None and not group.remove():  # noqa: ASYNC110  # the kernel is still burying
-            await asyncio.sleep(0.01)
+        if self._groups is not None:
+            cgroup.remove(self._groups)
 
 
 class JupyterSandbox:
@@ -93,7 +95,7 @@ class JupyterSandbox:
 
     @property
     def isolation(self) -> str:
-        return probe(self._asked)[1] + ("+cgroup" if cgroup.available() else "")
+        return probe(self._asked)[1] + ("+cgroup" if cgroup.parent(os.getpid()) else "")
 
     @property
     def claims(self) -> frozenset[Claim]:
@@ -118,8 +120,8 @@ class JupyterSandbox:
             "output_bytes": self.limits.output_bytes,
             "folder": "",
         }
-        kernel = await start_kernel(KernelProcess(self.limits.memory_mb), confinement, self.limits)
-        kernel.isolation += "+cgroup" if cgroup.available() else ""
+        kernel = await start_kernel(KernelProcess(), confinement, self.limits)
+        kernel.isolation += "+cgroup" if cgroup.parent(os.getpid()) else ""
         return kernel
 
 

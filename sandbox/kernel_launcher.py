@@ -1,7 +1,8 @@
-"""Runs one Jupyter kernel that the host does not trust: `python -m sandbox.kernel_launcher DOOR`.
+"""Runs one Jupyter kernel that the host does not trust: `python -m sandbox.kernel_launcher DOOR [GROUPS]`.
 
 DOOR is the descriptor of a Unix socket, or the path of one to connect to. Over it the host hands in the settings and
-four sockets that already listen: the kernel opens no path of its own, so host and kernel share no folder.
+four sockets that already listen: the kernel opens no path of its own, so host and kernel share no folder. GROUPS is the
+descriptor of a folder in which a memory cgroup can be made.
 
 Two processes. The guard stays outside the confinement and keeps the door: an `i` interrupts the kernel, the end of the
 connection (the host closed it, or died) kills it with all that it started. The kernel goes through the same confinement
@@ -23,10 +24,12 @@ import tempfile
 from typing import Any, NoReturn
 
 from sandbox import kernel_app
-from sandbox.fork.child import confine, rootfs, zygote
+from sandbox.fork.child import confine, memory, rootfs, zygote
+
+_OWN_MB = 160  # what kernel and guard need besides what the session may use
 
 
-def main(door: str) -> NoReturn:
+def main(door: str, groups: str | None = None) -> NoReturn:
     if door.isdigit():
         host = socket.socket(fileno=int(door))
     else:
@@ -34,6 +37,9 @@ def main(door: str) -> NoReturn:
         host.connect(door)
     data, fds, _, _ = socket.recv_fds(host, 65536, len(kernel_app.CHANNELS))
     settings = json.loads(data)
+    if groups is not None:
+        memory.join(int(groups), "kernel", settings["memory_mb"] + _OWN_MB)
+        os.close(int(groups))
     folder = None
     try:
         confinement = zygote._confinement(settings["confinement"])
@@ -105,4 +111,4 @@ def _serve(host: socket.socket, fds: list[int], settings: dict[str, Any], confin
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
