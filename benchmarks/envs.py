@@ -119,15 +119,16 @@ def parsing() -> None:
 FRAGMENTS = (
     "```python\n,```,\n```\n,````,<code>,</code>,<python>,</python>,<tool_call>,</tool_call>,<think>,</think>,<,tool,"
     '_call>,x = 1,\\boxed{4},é,🙂,\ud800,\r,[{"name",{"name": "f"; "arguments": {"code": "1"}},"},{,},],",\\,\n, '
-).split(",")  # noqa: SIM905 (thirty lines else)
+)
 
 
 def fuzz(cases: int) -> None:
     """Every text must parse, and alike whether it comes at once or in pieces. Raises AssertionError."""
     rng, found = random.Random(0), 0
+    fragments = [fragment.replace(";", ",") for fragment in FRAGMENTS.split(",")]
     wall = time.perf_counter()
     for case in range(cases):
-        text = "".join(rng.choices(FRAGMENTS, k=rng.randrange(25))).replace(";", ",")
+        text = "".join(rng.choices(fragments, k=rng.randrange(25)))
         syntax = rng.sample(list(STOPS), rng.randint(1, len(STOPS)))
         think = rng.choice(("run", "skip", "prefilled"))
         whole, parser, position = parse(text, syntax, think=think), Parser(syntax, think=think), 0
