@@ -190,11 +190,25 @@ class FusionSession:
     def __init__(self, sandbox: HttpSandbox) -> None:
         self._sandbox = sandbox
         self._closed = False
+        self._calls: set[asyncio.Task[Execution]] = set()
 
     async def run(self, code: str, *, timeout: float | None = None) -> Execution:
         """`state_kept` is always False. Raises SandboxError."""
         if self._closed:
             raise SandboxError("the session is closed; open another")
+        call = asyncio.create_task(self._run(code, timeout))
+        self._calls.add(call)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            if not self._closed:
+                raise
+            raise SandboxError("the session was closed during the call") from None
+        finally:
+            call.cancel()
+            self._calls.discard(call)
+
+    async def _run(self, code: str, timeout: float | None) -> Execution:
         limits = self._sandbox.limits
         timeout = limits.timeout_s if timeout is None else timeout
         body = {"code": code, "language": "python", "run_timeout": timeout, "memory_limit_MB": limits.memory_mb}
@@ -205,7 +219,10 @@ class FusionSession:
         return _execution(result, limits.output_bytes)
 
     async def close(self) -> None:
+        """Hangs up on the calls in progress; what the server then does with them is its own affair."""
         self._closed = True
+        for call in self._calls:
+            call.cancel()
 
 
 def _execution(result: dict[str, Any], limit: int) -> Execution:
@@ -221,7 +238,7 @@ def _execution(result: dict[str, Any], limit: int) -> Execution:
     head, found, tail = stderr.rpartition("Traceback (most recent call last):")
     if status == "error":
         name, _, message = (tail.strip().splitlines() or [f"SystemExit: {code}"])[-1].partition(": ")
-        error = CodeError(name, message, found + tail)
+        error = CodeError(name[:limit], message[:limit], (found + tail)[-limit:])
         stderr = head
     return Execution(
         stdout=stdout[:limit],

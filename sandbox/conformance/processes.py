@@ -27,12 +27,12 @@ async def dies(arena: Arena, code: str) -> None:
     expect(after.stdout == "False\n", "the session goes on afresh", after)
 
 
-@case("os._exit(0) is never ok")
+@case("os._exit(0) is never ok", "state")
 async def exit_0(arena: Arena) -> None:
     await dies(arena, "import os\nos._exit(0)")
 
 
-@case("os._exit(3) from a thread")
+@case("os._exit(3) from a thread", "state")
 async def exit_3(arena: Arena) -> None:
     await dies(arena, "import os, threading, time\nthreading.Timer(0.1, os._exit, [3]).start()\ntime.sleep(30)")
 
