@@ -1,0 +1,123 @@
+"""How much signal a batch carries: SPO, GRPO (G = 8) and no baseline, on one fixed policy (shapes of SPO's Fig. 3).
+
+The policy is the table of its success rates, one a prompt: p ~ Beta(a, a), which for small a is the U of a policy that
+solves most prompts always or never. Trajectories, estimators, tracker and sampler are the trainer's own. The tracker
+starts from 8 outcomes a prompt and warms up for some batches; GRPO gets the same number of trajectories in groups.
+
+    python benchmarks/advantage_signal.py [--quick] [--plot signal.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from pathlib import Path
+from statistics import fmean
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from agent.trajectory import Dispatch, Ledger, Trajectory
+from training.advantage import Advantage
+from training.grpo import GRPO
+from training.sampler import TaskSampler
+from training.spo import SPO
+from training.tracker import ValueTracker
+
+PROMPTS, BATCH, GROUP = 1000, 256, 8
+POPULATIONS = {"U-shaped, Beta(0.15, 0.15)": 0.15, "U-shaped, Beta(0.25, 0.25)": 0.25, "uniform, Beta(1, 1)": 1.0}
+Curve = list[dict[str, float]]
+
+
+def play(task_id: str, p: float, dispatch: Dispatch, rng: random.Random) -> Trajectory:
+    ledger = Ledger()
+    ledger.forced("user", [1], "")
+    tokens = rng.randint(20, 200)
+    ledger.sampled([2] * tokens, [-1.0] * tokens, [0] * tokens, "")
+    return ledger.close(task_id, float(rng.random() < p), "answered", dispatch=dispatch)
+
+
+def run(
+    rates: dict[str, float], estimator: Advantage, sampler: TaskSampler, tracker: ValueTracker, batches: int, seed: int
+) -> Curve:
+    rng, curve, event = random.Random(seed), [], 0
+    for _ in range(batches):
+        batch = []
+        for _ in range(BATCH):
+            task_id, group = sampler.draw()
+            dispatch = Dispatch(event, tracker.value(task_id), 0, group)
+            batch.append(play(task_id, rates[task_id], dispatch, rng))
+            event += 1
+        curve.append(estimator(batch).metrics)
+    return curve
+
+
+def compare(a: float, batches: int, seed: int) -> dict[str, Curve]:
+    rng = random.Random(seed)
+    rates = {f"t{i}": rng.betavariate(a, a) for i in range(PROMPTS)}
+    found = {}
+    for name in ("prioritised", "uniform"):
+        tracker = ValueTracker()
+        for task_id, p in rates.items():
+            tracker.initialise(task_id, [float(rng.random() < p) for _ in range(8)])
+        sampler = TaskSampler(list(rates), tracker if name == "prioritised" else None, seed=seed)
+        found[f"SPO, {name}"] = run(rates, SPO(tracker), sampler, tracker, batches, seed)
+    grouped = TaskSampler(list(rates), streams=GROUP, seed=seed)
+    found["GRPO"] = run(rates, GRPO(), grouped, ValueTracker(), batches, seed)
+    return found
+
+
+def late(curve: Curve, name: str) -> float:
+    """The mean over the second half of a run: once warmed up."""
+    return fmean(row[name] for row in curve[len(curve) // 2 :])
+
+
+def plot(path: str, runs: dict[str, Curve], title: str) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    for name, curve in runs.items():
+        share = "advantage/degenerate" if name == "GRPO" else "advantage/near_zero"
+        left.plot([row[share] for row in curve], label=f"{name}: {share.split('/')[1]}")
+        right.plot([row["advantage/variance"] for row in curve], label=name)
+    right.plot([row["reward/variance"] for row in runs["SPO, uniform"]], label="no baseline (raw reward)")
+    left.set(title="Share without signal", xlabel="batch", ylim=(0, 1))
+    right.set(title="Advantage variance", xlabel="batch")
+    left.legend()
+    right.legend()
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, fewer batches")
+    parser.add_argument("--plot", help="write the curves of the first population here")
+    options = parser.parse_args()
+    batches, seeds = (20, 1) if options.quick else (60, 5)
+    header = ("no signal", "advantage var.", "reward var.", "ratio")
+    print(f"{'second half of ' + str(batches) + ' batches':<30}" + "".join(f"{h:>16}" for h in header))
+    for title, a in POPULATIONS.items():
+        print(title)
+        runs = [compare(a, batches, seed) for seed in range(seeds)]
+        for name in runs[0]:
+            share = "advantage/degenerate" if name == "GRPO" else "advantage/near_zero"
+            none, variance, raw = (
+                fmean(late(run_[name], key) for run_ in runs)
+                for key in (share, "advantage/variance", "reward/variance")
+            )
+            print(f"  {name:<28}{none:16.3f}{variance:16.3f}{raw:16.3f}{variance / raw:16.2f}")
+        if options.plot and a == next(iter(POPULATIONS.values())):
+            plot(options.plot, runs[0], title)
+    print(
+        "no signal: SPO |A| <= 0.02, GRPO groups of one outcome; ratio: variance against no baseline on its own batches"
+    )
+    print("bars: SPO's share under half of GRPO's, ratio <= 0.7")
+
+
+if __name__ == "__main__":
+    main()
