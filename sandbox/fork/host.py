@@ -22,6 +22,12 @@ from sandbox.types import Claim, Execution, Limits
 
 log = logging.getLogger("sandbox.fork")
 
+# What models write for mathematics. Cheap to have: it is imported once and shared by all sessions.
+PREIMPORT = (
+    *("numpy", "sympy", "math", "cmath", "random", "itertools", "functools", "collections", "fractions", "decimal"),
+    *("statistics", "operator", "re", "string", "json", "heapq", "bisect", "datetime", "time", "typing", "dataclasses"),
+    *("subprocess", "textwrap", "copy", "threading", "tempfile", "glob", "multiprocessing"),
+)
 _TIERS = ("auto", "namespaces", "landlock", "rlimits")
 _LOST: dict[str, frozenset[Claim]] = {  # what a tier does not hold
     "namespaces": frozenset(),
@@ -52,7 +58,7 @@ class ForkSandbox:
         allow_unisolated: bool = False,
         snapshot: bool = False,
         pool: int = 8,
-        preimport: Sequence[str] = ("numpy", "sympy", "math", "random", "itertools", "collections", "fractions"),
+        preimport: Sequence[str] = PREIMPORT,
     ) -> None:
         if isolation not in _TIERS:
             raise UserError(f"isolation='{isolation}' is unknown; one of {', '.join(_TIERS)}")

@@ -22,6 +22,7 @@ from sandbox.fork.server import Server
 from sandbox.types import CodeError, Execution, Status
 
 _INTERRUPT_S = 0.3  # between SIGINT and SIGKILL
+_ROLLBACK_S = 5.0  # for the kernel to take the runner down
 _OPEN_S = 60.0  # a session that takes longer to come is an infrastructure failure
 _DEATH_S = 30.0
 
@@ -166,16 +167,15 @@ class Process:
         return packet if honest else b""
 
     async def _stop(self, nonce: bytes, snapshot: bool) -> bytes:
-        """SIGINT, 300 ms, SIGKILL; with a snapshot its keeper passes both on, and the session survives the second."""
-        for number, seconds in ((signal.SIGINT, _INTERRUPT_S), (signal.SIGTERM, 10 * _INTERRUPT_S)):
-            if number == signal.SIGTERM and not snapshot:
-                break
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, number)
-            answer = await self._answer(nonce, seconds)
-            if answer is not None:
-                return answer
-        return b""
+        """SIGINT, and b"" after 300 ms in vain. With a snapshot its keeper kills the runner instead: the state is always
+        the one before the call, never the one that an interrupt left."""
+        number, seconds = (signal.SIGTERM, _ROLLBACK_S) if snapshot else (signal.SIGINT, _INTERRUPT_S)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+        answer = await self._answer(nonce, seconds) or b""
+        if snapshot and answer[:1] == wire.REPLY:
+            return b""  # it ended as it was being killed: what is left is unknown
+        return answer
 
     async def _check_server(self) -> None:
         """An end without a word: either the session hung up, or the fork server is going down with all its sessions."""

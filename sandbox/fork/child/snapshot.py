@@ -1,8 +1,8 @@
 """A fork before each call, so that a time-out or a crash rolls the variables back to the state before it.
 
-Three processes: the keeper (it is the one that the host knows, runs no user code and forwards signals), the
-snapshot (waits, holds the state before the call) and the runner. When the call ends well the snapshot leaves and the
-runner carries on; when the runner dies the snapshot kills what it left and takes over. Files are not rolled back.
+Three processes: the keeper (the one that the host knows; it runs no user code, and SIGTERM makes it kill the runner),
+the snapshot (waits, holds the state before the call) and the runner. When the call ends well the snapshot leaves and
+the runner carries on; when the runner dies the snapshot kills what it left and takes over. Files are not rolled back.
 """
 
 from __future__ import annotations
@@ -70,15 +70,11 @@ class Rollback:
 
 
 def _keep(active: mmap.mmap) -> None:
-    def forward(number: int) -> Callable[[int, object], None]:
-        def handle(_: int, __: object) -> None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(_PID.unpack_from(active)[0], number)
+    def end_call(*_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(_PID.unpack_from(active)[0], signal.SIGKILL)
 
-        return handle
-
-    signal.signal(signal.SIGINT, forward(signal.SIGINT))
-    signal.signal(signal.SIGTERM, forward(signal.SIGKILL))
+    signal.signal(signal.SIGTERM, end_call)
     status = 0
     while True:
         try:

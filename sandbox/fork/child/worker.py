@@ -191,13 +191,22 @@ def _describe(error: BaseException, room: int) -> _Reply:
     message = trace = b""
     try:
         message = _text(str(error), room)
-        frames = error.__traceback__
-        while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-            frames = frames.tb_next
-        trace = _text("".join(_format(type(error), error, frames)), room)
+        trace = _text("".join(_format(type(error), error, _without_ours(error.__traceback__))), room)
     except BaseException:
         trace = trace or name + b": " + message
     return _Reply(flags, (b"", name, message, trace))
+
+
+def _without_ours(trace: types.TracebackType | None) -> types.TracebackType | None:
+    """The traceback without this file's frames: those below the code, and the signal handler above it."""
+    kept = []
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename != __file__:
+            kept.append(trace)
+        trace = trace.tb_next
+    for part in reversed(kept):
+        trace = types.TracebackType(trace, part.tb_frame, part.tb_lasti, part.tb_lineno)
+    return trace
 
 
 def _text(text: str, size: int) -> bytes:

@@ -1,0 +1,32 @@
+"""A fork sandbox of the strongest tier. Where that cannot be had the tests skip for a developer and fail in CI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from sandbox.fork import ForkSandbox
+from sandbox.fork.server import probe
+from sandbox.types import Limits
+
+LIMITS = Limits(timeout_s=20, memory_mb=256, processes=32, disk_mb=16, open_files=128, output_bytes=4096)
+
+
+def need(tier: str) -> None:
+    try:
+        probe(tier)
+    except ValueError as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI needs the tier '{tier}': {error}")
+        pytest.skip(f"this machine does not grant the tier '{tier}': {error}")
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[ForkSandbox]:
+    """Without numpy and sympy, which the tests that use this do not need: it starts in 0.2 s."""
+    need("namespaces")
+    box = ForkSandbox(limits=LIMITS, isolation="namespaces", preimport=(), pool=2)
+    yield box
+    await box.close()

@@ -1,0 +1,239 @@
+"""What a fork session does that the conformance suite does not ask of every backend."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sandbox.errors import SandboxError, UserError
+from sandbox.fork import ForkSandbox
+from sandbox.fork.child import wire
+from tests.sandbox.fork.conftest import LIMITS, need
+
+
+def descendants(pid: int) -> set[int]:
+    found: set[int] = set()
+    stack = [pid]
+    while stack:
+        parent = stack.pop()
+        for task in Path(f"/proc/{parent}/task").glob("*"):
+            try:
+                children = {int(child) for child in (task / "children").read_text().split()}
+            except OSError:
+                continue
+            stack += children - found
+            found |= children
+    return found
+
+
+async def eventually(condition) -> bool:
+    for _ in range(500):
+        if condition():
+            return True
+        await asyncio.sleep(0.02)
+    return bool(condition())
+
+
+async def test_a_death_is_told_by_signal_or_exit_code(sandbox: ForkSandbox) -> None:
+    session = await sandbox.open()
+    for code, name, message in [
+        ("import os; os._exit(0)", "ProcessExit", "the interpreter exited with code 0"),
+        ("import os; os._exit(7)", "ProcessExit", "the interpreter exited with code 7"),
+        ("import os; os.kill(os.getpid(), 9)", "ProcessKilled", "the interpreter was killed by signal 9 (SIGKILL)"),
+        ("import ctypes; ctypes.string_at(0)", "ProcessKilled", "the interpreter was killed by signal 11 (SIGSEGV)"),
+        ("import os; os.abort()", "ProcessKilled", "the interpreter was killed by signal 6 (SIGABRT)"),
+    ]:
+        seen = await session.run(code)
+        assert (seen.status, seen.state_kept) == ("killed", False)
+        assert seen.error is not None
+        assert (seen.error.name, seen.error.message) == (name, message)
+    assert (await session.run("6 * 7")).result == "42"
+
+
+async def test_a_forged_obituary_does_not_hide_a_living_process(sandbox: ForkSandbox) -> None:
+    """The session says that it is dead and goes on: it is, afterwards."""
+    session = await sandbox.open()
+    forged = wire.DEAD + wire.STATUS.pack(0, False)
+    before = descendants(os.getpid())
+    code = f"import os, time\nos.write(3, {forged!r})\ntime.sleep(60)"
+    seen = await session.run(code)
+    assert (seen.status, seen.state_kept) == ("killed", False)
+    # the pool has refilled meanwhile, so the count is what it was: no process is left over
+    await session.close()
+    assert await eventually(lambda: len(descendants(os.getpid())) <= len(before))
+
+
+@pytest.mark.parametrize("frame", [wire.REPLY + bytes(16), b"", b"X" * 400, wire.READY, wire.BACK + bytes(16 + 5)])
+async def test_a_frame_that_no_honest_session_sends_ends_the_session(sandbox: ForkSandbox, frame: bytes) -> None:
+    session = await sandbox.open()
+    seen = await session.run(f"import os, time\nos.write(3, {frame!r})\ntime.sleep(60)")
+    assert (seen.status, seen.state_kept) == ("killed", False)
+    assert (await session.run("1")).result == "1"
+
+
+async def test_a_forged_length_reads_no_more_than_the_limit(sandbox: ForkSandbox) -> None:
+    """The reply claims a result of 4 GB, with the right nonce: a session may lie, within the caps."""
+    session = await sandbox.open()
+    code = """
+import os, struct, sys
+frame = sys._getframe()
+while "nonce" not in frame.f_locals:
+    frame = frame.f_back
+nonce, memory = frame.f_locals["nonce"], frame.f_locals["memory"]
+os.pwrite(memory, struct.pack("<BIIII", 1, 2**32 - 1, 0, 0, 0) + b"f" * 100_000, 0)
+os.write(3, b"A" + nonce)
+import time
+time.sleep(60)
+"""
+    seen = await session.run(code)
+    assert seen.result == "f" * LIMITS.output_bytes
+    assert seen.result_truncated
+
+
+async def test_partial_output_survives_the_kill(sandbox: ForkSandbox) -> None:
+    session = await sandbox.open()
+    code = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('before')\nwhile True: pass"
+    seen = await session.run(code, timeout=0.3)
+    assert (seen.status, seen.stdout, seen.state_kept) == ("timeout", "before\n", False)
+
+
+async def test_an_interrupt_keeps_the_state_and_hides_our_frames(sandbox: ForkSandbox) -> None:
+    session = await sandbox.open()
+    seen = await session.run("x = 5\nwhile True:\n    x += 1", timeout=0.3)
+    assert (seen.status, seen.state_kept) == ("timeout", True)
+    assert seen.error is not None
+    assert seen.error.name == "TimeoutError"
+    assert '"<cell 1>", line 3' in seen.error.traceback or '"<cell 1>", line 2' in seen.error.traceback
+    assert "worker.py" not in seen.error.traceback
+    assert (await session.run("x > 5")).result == "True"
+
+
+async def test_sessions_draw_different_random_numbers(sandbox: ForkSandbox) -> None:
+    first, second = await sandbox.open(), await sandbox.open()
+    code = "import random\nrandom.random()"
+    assert (await first.run(code)).result != (await second.run(code)).result
+
+
+async def test_the_environment_holds_nothing_of_the_hosts(sandbox: ForkSandbox, monkeypatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "/nowhere.so")
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    seen = await (await sandbox.open()).run("import os\nsorted(os.environ)")
+    assert seen.result is not None
+    allowed = {"HOME", "LANG", "MALLOC_ARENA_MAX", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+    assert set(eval(seen.result)) <= allowed | {"PATH", "PWD", "PYTHONDONTWRITEBYTECODE", "TMPDIR", "TZ"}
+
+
+async def test_a_dead_fork_server_is_an_infrastructure_failure_and_is_replaced(sandbox: ForkSandbox) -> None:
+    session = await sandbox.open()
+    running = asyncio.create_task(session.run("import time\ntime.sleep(60)", timeout=60))
+    await asyncio.sleep(0.3)
+    assert sandbox._server is not None
+    os.kill(sandbox._server._process.pid, signal.SIGKILL)
+    with pytest.raises(SandboxError, match="fork server died"):
+        await running
+    assert (await (await sandbox.open()).run("1 + 1")).result == "2"
+    assert (await session.run("1 + 1")).result == "2"
+
+
+async def test_a_cancelled_call_stops_the_code(sandbox: ForkSandbox) -> None:
+    session = await sandbox.open()
+    await session.run("x = 1")
+    running = asyncio.create_task(session.run("import time\ntime.sleep(60)", timeout=60))
+    await asyncio.sleep(0.2)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    seen = await session.run("x")
+    assert seen.error is not None
+    assert seen.error.name == "NameError"
+
+
+async def test_descriptors_and_processes_are_flat(sandbox: ForkSandbox) -> None:
+    async def one(number: int) -> None:
+        session = await sandbox.open()
+        code = {0: "import os; os._exit(1)", 1: "while True: pass"}.get(number % 10, "print(1)")
+        await session.run(code, timeout=0.2)
+        await session.close()
+
+    await one(2)
+    await asyncio.sleep(0.5)  # the pool fills
+    fds, processes = len(os.listdir("/proc/self/fd")), len(descendants(os.getpid()))
+    await asyncio.gather(*(one(number) for number in range(40)))
+    assert await eventually(lambda: len(descendants(os.getpid())) == processes)
+    assert len(os.listdir("/proc/self/fd")) == fds
+    await sandbox.close()
+    assert not descendants(os.getpid()) or await eventually(lambda: len(os.listdir("/proc/self/fd")) < fds)
+
+
+def test_several_event_loops_one_after_another() -> None:
+    need("namespaces")
+    box = ForkSandbox(limits=LIMITS, preimport=(), pool=1)
+
+    async def use(code: str) -> str | None:
+        return (await (await box.open()).run(code)).result
+
+    try:
+        assert [asyncio.run(use(f"{n} + 1")) for n in range(3)] == ["1", "2", "3"]
+    finally:
+        asyncio.run(box.close())
+    assert asyncio.run(use("5")) == "5"  # and after a close it starts anew
+    asyncio.run(box.close())
+
+
+def test_nothing_survives_the_host(tmp_path: Path) -> None:
+    """SIGKILL to the host while a fork of it still holds the sockets: every session dies all the same."""
+    need("namespaces")
+    code = f"""
+import asyncio, os, sys, time
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from sandbox.fork import ForkSandbox
+async def main():
+    box = ForkSandbox(preimport=(), pool=1)
+    session = await box.open()
+    await session.run("import subprocess; subprocess.Popen(['/bin/sleep', '1000'], start_new_session=True)")
+    print(box._server._process.pid, flush=True)
+    if os.fork() == 0:
+        time.sleep(1000)
+    await session.run("import time; time.sleep(1000)", timeout=1000)
+asyncio.run(main())
+"""
+    host = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert host.stdout is not None
+        guard = int(host.stdout.readline())
+        time.sleep(0.3)
+        below = descendants(guard)
+        assert len(below) >= 4
+        host.kill()
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and any(running(pid) for pid in {guard, *below}):
+            time.sleep(0.02)
+        assert not [pid for pid in {guard, *below} if running(pid)]
+    finally:
+        os.killpg(host.pid, signal.SIGKILL)
+        host.wait()
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_bad_arguments_name_the_remedy() -> None:
+    with pytest.raises(UserError, match="one of auto, namespaces, landlock, rlimits"):
+        ForkSandbox(isolation="chroot")
+    with pytest.raises(UserError, match="at least 1"):
+        ForkSandbox(pool=0)
+    with pytest.raises(UserError, match="allow_unisolated=True"):
+        _ = ForkSandbox(isolation="rlimits").claims
+    with pytest.raises(UserError, match="namespaces"):
+        _ = ForkSandbox(isolation="rlimits", allow_unisolated=True, snapshot=True).claims

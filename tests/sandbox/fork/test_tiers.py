@@ -1,0 +1,129 @@
+"""The weaker tiers keep what they claim, and the refused system calls are refused."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from sandbox.fork import ForkSandbox
+from sandbox.fork.child import seccomp
+from tests.sandbox.fork.conftest import LIMITS, need
+
+
+def open_up(folder: Path) -> None:
+    """Let the unprivileged user that root becomes in, so that only the sandbox can keep it out."""
+    folder.chmod(0o777)
+    for parent in folder.parents[:3]:
+        parent.chmod(0o755)
+
+
+@pytest.mark.parametrize("tier", ["landlock", "rlimits"])
+async def test_weaker_tiers_run_and_clean_up(tier: str, tmp_path: Path, monkeypatch) -> None:
+    need(tier)
+    open_up(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    box = ForkSandbox(limits=LIMITS, isolation=tier, allow_unisolated=True, preimport=("subprocess", "glob"), pool=1)
+    try:
+        session = await box.open()
+        assert tier == "rlimits" or "landlock" in session.isolation
+        assert "namespaces" not in session.isolation
+        assert (await session.run("open('a', 'w').write('x'); x = 3")).ok
+        assert (await session.run("open('a').read() * x")).result == "'xxx'"
+        seen = await session.run("while True: pass", timeout=0.3)
+        assert (seen.status, seen.state_kept) == ("timeout", True)
+        seen = await session.run("import os\nos.setsid()")  # or it would escape the kill of its process group
+        assert seen.error is not None
+        assert seen.error.name == "PermissionError"
+        await session.close()
+    finally:
+        await box.close()
+    assert os.listdir(tmp_path) == []
+
+
+async def test_landlock_hides_the_hosts_files(tmp_path: Path) -> None:
+    need("landlock")
+    secret = tmp_path / "secret"
+    secret.write_text("canary")
+    open_up(tmp_path)
+    box = ForkSandbox(limits=LIMITS, isolation="landlock", preimport=(), pool=1)
+    try:
+        session = await box.open()
+        for code in (
+            f"open({str(secret)!r}).read()",
+            f"open({str(tmp_path / 'new')!r}, 'w')",
+            "open('/proc/1/environ')",
+        ):
+            seen = await session.run(code)
+            assert seen.error is not None, code
+            assert seen.error.name == "PermissionError", code
+    finally:
+        await box.close()
+
+
+async def test_refused_system_calls(sandbox: ForkSandbox) -> None:
+    """Each by its number, so that no library stands between: EPERM is 1, ENOSYS 38."""
+    session = await sandbox.open()
+    column = {"x86_64": 0, "aarch64": 1}[os.uname().machine]
+    numbers = {name: pair[column] for name, pair in seccomp._REFUSED.items() if pair[column] is not None}
+    code = f"""
+import ctypes
+call = ctypes.CDLL(None, use_errno=True).syscall
+def refused(number):
+    ctypes.set_errno(0)
+    return call(number, 0, 0, 0, 0, 0, 0) == -1 and ctypes.get_errno()
+{{name: refused(number) for name, number in {numbers!r}.items() if refused(number) != 1}}, refused(435), refused(463)
+"""
+    assert (await session.run(code)).result == "({}, 38, 38)"
+
+
+async def test_allowed_system_calls_still_work(sandbox: ForkSandbox) -> None:
+    code = """
+import os, socket, subprocess, threading, time, sys
+left, right = socket.socketpair()
+left.send(b"a")
+thread = threading.Thread(target=time.sleep, args=(0,))
+thread.start(); thread.join()
+child = subprocess.run([sys.executable, "-I", "-c", "print(6 * 7)"], capture_output=True, text=True).stdout
+right.recv(1), child, os.getuid()
+"""
+    assert (await (await sandbox.open()).run(code)).result == "(b'a', '42\\n', 1000)"
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_filter_is_well_formed(machine: str) -> None:
+    """Interpreted here as the kernel would: every jump lands inside, and the verdicts are the documented ones."""
+    column, arch = seccomp._ARCH[machine]
+    program = [struct.unpack("<HBBI", line) for line in _lines(seccomp.build(machine, stay_in_group=True))]
+
+    def verdict(number: int, arg0: int = 0, arg1: int = 0, of: int = arch) -> int:
+        words = {0: number, 4: of, 16: arg0, 24: arg1}
+        at = loaded = 0
+        while True:
+            op, yes, no, k = program[at]
+            if op == 0x06:
+                return k
+            if op == 0x20:
+                loaded, jump = words[k], 0
+            else:
+                jump = yes if {0x15: loaded == k, 0x35: loaded >= k, 0x45: bool(loaded & k)}[op] else no
+            at += 1 + jump
+
+    allow, eperm, enosys, kill = 0x7FFF0000, 0x50001, 0x50026, 0x80000000
+    clone, ioctl = seccomp._CLONE[column], seccomp._IOCTL[column]
+    assert verdict(0, of=0x40000003) == kill  # a 32-bit call
+    assert verdict({"x86_64": 1, "aarch64": 64}[machine]) == allow  # write
+    assert verdict(seccomp._REFUSED["socket"][column] or -1) == eperm
+    assert verdict(seccomp._LEAVE_GROUP["setsid"][column] or -1) == eperm
+    assert verdict(clone, arg0=0x11) == allow
+    assert verdict(clone, arg0=0x10000000) == eperm
+    assert verdict(435) == verdict(0x40000001) == verdict(999) == enosys
+    assert verdict(ioctl, arg1=0x5412) == eperm
+    assert verdict(ioctl, arg1=0x5413) == allow
+
+
+def _lines(program: bytes) -> list[bytes]:
+    return [program[at : at + 8] for at in range(0, len(program), 8)]
