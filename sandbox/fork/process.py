@@ -167,8 +167,8 @@ class Process:
         return packet if honest else b""
 
     async def _stop(self, nonce: bytes, snapshot: bool) -> bytes:
-        """SIGINT, and b"" after 300 ms in vain. With a snapshot its keeper kills the runner instead: the state is always
-        the one before the call, never the one that an interrupt left."""
+        """SIGINT, and b"" after 300 ms in vain. With a snapshot its keeper kills the runner instead: the state is then
+        always the one before the call, never the one that an interrupt left."""
         number, seconds = (signal.SIGTERM, _ROLLBACK_S) if snapshot else (signal.SIGINT, _INTERRUPT_S)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
