@@ -67,6 +67,17 @@ def compare(a: float, batches: int, seed: int) -> dict[str, Curve]:
     return found
 
 
+def until_mixed(p: float, rng: random.Random, rounds: int = 20_000) -> float:
+    """Mean number of samples of one prompt until both outcomes have been seen."""
+    total = 0
+    for _ in range(rounds):
+        first = rng.random() < p
+        total += 2
+        while (rng.random() < p) == first:
+            total += 1
+    return total / rounds
+
+
 def late(curve: Curve, name: str) -> float:
     """The mean over the second half of a run: once warmed up."""
     return fmean(row[name] for row in curve[len(curve) // 2 :])
