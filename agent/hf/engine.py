@@ -31,7 +31,7 @@ KEY_BLOCK = 64  # attention is over a multiple of this many columns
 YIELDS = 8  # turns of the event loop after a step: a tool's answer takes several to reach its episode
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
     prompt: np.ndarray
     sampling: Sampling

