@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sandbox.errors import UserError
 
@@ -13,7 +13,7 @@ MARKER = "\n[… {} tokens cut …]\n"
 
 
 class TokenCounter(Protocol):
-    """Every Hugging Face tokenizer is one."""
+    """Ids may be of any kind: they are only counted, cut and decoded."""
 
     def encode(self, text: str, /) -> Sequence[int]: ...
 
@@ -37,17 +37,15 @@ class ApproximateTokens:
         return "".join(chr(point - 1) for point in points if point)
 
 
-class _Tokenizers:
-    """A `tokenizer.json`, special tokens neither added nor dropped."""
+class _Plain:
+    """A Hugging Face tokenizer, of either library, that neither adds nor drops special tokens."""
 
-    def __init__(self, path: str) -> None:
-        from tokenizers import Tokenizer
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
 
-        local = Path(path, "tokenizer.json") if Path(path).is_dir() else Path(path)
-        self._tokenizer = Tokenizer.from_file(str(local)) if local.is_file() else Tokenizer.from_pretrained(path)
-
-    def encode(self, text: str, /) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, /) -> Sequence[int]:
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        return getattr(encoded, "ids", encoded)
 
     def decode(self, ids: Sequence[int], /) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
@@ -56,9 +54,12 @@ class _Tokenizers:
 @lru_cache(maxsize=8)
 def _named(name: str) -> TokenCounter:
     try:
-        return _Tokenizers(name)
+        from tokenizers import Tokenizer
     except ImportError:
         raise UserError("counting with a model's tokenizer needs it: pip install tokenizers") from None
+    local = Path(name, "tokenizer.json") if Path(name).is_dir() else Path(name)
+    try:
+        return _Plain(Tokenizer.from_file(str(local)) if local.is_file() else Tokenizer.from_pretrained(name))
     except (
         Exception
     ) as error:  # the library raises bare Exception for a missing file, a bad file, a name it cannot reach
@@ -68,7 +69,7 @@ def _named(name: str) -> TokenCounter:
 
 
 def token_counter(source: str | TokenCounter | Callable[[], TokenCounter] | None) -> TokenCounter:
-    """A folder or model id, an object with `encode` and `decode`, a factory of one, or None for the approximation.
+    """A folder or model id, a Hugging Face tokenizer, a `TokenCounter`, a factory of one, or None: the approximation.
 
     Raises UserError when there is no such tokenizer.
     """
@@ -76,6 +77,8 @@ def token_counter(source: str | TokenCounter | Callable[[], TokenCounter] | None
         return ApproximateTokens()
     if isinstance(source, str):
         return _named(source)
+    if hasattr(source, "add_special_tokens"):
+        return _Plain(source)
     if not isinstance(source, type) and hasattr(source, "encode") and hasattr(source, "decode"):
         return source
     return source()  # type: ignore[operator]

@@ -25,7 +25,11 @@ _NUMBER = re.compile(r"[+-]?(?:\d{1,400}|\d{1,3}(?:,\d{3}){1,40})(?:\.\d{1,400})
 _RATIO = re.compile(
     r"(?P<sign>-?)(?:\\[dt]?frac\{(?P<a>-?\d{1,400})\}\{(?P<b>\d{1,400})\}|(?P<c>-?\d{1,400})/(?P<d>\d{1,400}))"
 )
-_DECORATION = re.compile(r"\\(?:left|right|displaystyle|,|;|!|:)|\\(?:text|mathrm|mbox|mathbf)\{([^{}]*)\}|\$|\s+")
+_DECORATION = re.compile(
+    r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;!: ]|\\(?:text|mathrm|mbox|mathbf)\{([^{}]*)\}|\$"
+)
+# White space that separates nothing; between two words or numbers it stays: "1 2" is not 12.
+_SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
 
 
 @lru_cache(maxsize=65_536)
@@ -50,7 +54,7 @@ def _plain(text: str) -> str:
     if text.isalnum() and text.isascii():
         return text
     text = _DECORATION.sub(lambda match: match[1] or "", text.strip())
-    return text.rstrip(".")
+    return _SPACE.sub("", text).rstrip(".")
 
 
 def _rational(text: str) -> Fraction | None:

@@ -129,7 +129,7 @@ class ToolEnv(gymnasium.Env[str, str]):
     @property
     def stops(self) -> tuple[str, ...]:
         """Strings that may end a call: hints for an engine. Whether one did, `complete` or a parser says."""
-        if self._parallel or self._think != "run":
+        if self._parallel:
             return ()
         return tuple(stop for name in self._syntax for stop in STOPS[name])
 
@@ -216,9 +216,12 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._workspace.shutdown()
 
     async def aclose(self) -> None:
-        """`close` for callers on the environment's own event loop: returns when everything is closed."""
+        """`close` for asynchronous callers: returns when everything is closed."""
         self._over = True
-        await self._workspace.close()
+        if self._workspace.loop in (None, asyncio.get_running_loop()):
+            await self._workspace.close()
+        else:
+            await asyncio.to_thread(self._workspace.shutdown)
 
     def _choose(self, options: Mapping[str, Any]) -> Task:
         if "task" in options:
@@ -265,23 +268,23 @@ class ToolEnv(gymnasium.Env[str, str]):
         messages: list[Message] = []
         for index, call in enumerate(calls):
             runs = ending is None or (ending == "answered" and before is not None and call.span[0] < before)
-            if not runs or self._out_of_time():
+            if not runs or index >= self._max_calls or self._out_of_time():
                 executions.append(None)
                 continue
-            execution, content = await self._call(call, index)
+            execution, content = await self._call(call)
             executions.append(execution)
-            messages.append({"role": "tool", "name": call.name, "content": content})
+            messages.append({"role": "tool", "name": call.name or "unknown", "content": content})
+        if messages and len(calls) > self._max_calls:
+            messages[-1]["content"] += f"\nError: at most {self._max_calls} calls a turn; the others were not executed"
         if messages and self._show_budget:
             messages[-1]["content"] += self._remaining(messages)
         return tuple(executions), tuple(messages)
 
-    async def _call(self, call: ToolCall, index: int) -> tuple[Execution | None, str]:
+    async def _call(self, call: ToolCall) -> tuple[Execution | None, str]:
         """(what was executed, what the policy sees). Raises SandboxError."""
         if call.status != "ok":
             why = call.arguments.get("error", "no closing tag")
             return None, clip(f"Error: this call could not be read: {why}", self._output_tokens, self._counter)
-        if index >= self._max_calls:
-            return None, f"Error: not executed: at most {self._max_calls} calls a turn"
         tool = self._tools.get(call.name)
         if tool is None:
             return None, f"Error: no such tool; there is: {', '.join(self._tools)}"

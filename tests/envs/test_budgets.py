@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
 from envs.budgets import ApproximateTokens, clip, token_counter
@@ -73,3 +74,18 @@ def test_named_and_made_counters(bpe):
     assert token_counter(None).encode("abcd") == ApproximateTokens().encode("abcd")
     with pytest.raises(UserError, match=r"folder with tokenizer\.json"):
         token_counter("/nowhere/tokenizer.json")
+
+
+def test_a_tokenizer_with_special_tokens_counts_only_the_text(bpe):
+    """Llama's adds a first token of its own to whatever it encodes: it must neither count nor show."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer.from_file(str(bpe / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<s>"])
+    start = [("<s>", tokenizer.token_to_id("<s>"))]
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=start)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+    assert fast.decode(fast.encode("the text")) == "<s>the text"
+    counter = token_counter(fast)
+    assert counter.decode(counter.encode("the text")) == "the text"
+    assert "<s>" not in clip("0123456789" * 50, 60, counter)

@@ -4,6 +4,8 @@ import asyncio
 
 import gymnasium
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scripted import OPEN, Scripted
 
 from envs import Task, ToolEnv
@@ -89,7 +91,7 @@ async def test_several_calls_in_a_turn_run_in_order(make):
     env = make(max_calls_per_turn=2)
     await start(env)
     observation, *_ = await env.astep(call("set:a") + call("get") + call("get"))
-    assert observation == "(no output)\n['a']\nError: not executed: at most 2 calls a turn"
+    assert observation == "(no output)\n['a']\nError: at most 2 calls a turn; the others were not executed"
     assert env.trace[0].executions[2] is None
 
 
@@ -250,7 +252,7 @@ async def test_the_synchronous_face_lives_on_another_loop(make):
     assert env.step(call("get"))[0] == "[]"
     await asyncio.sleep(0.05)  # the first session is closed on its own loop, here
     assert [s.live for s in OPEN] == [1]
-    env.close()
+    await env.aclose()  # from the other loop
     env.close()
     assert OPEN == []
 
@@ -289,6 +291,9 @@ async def test_stops_complete_and_parser_agree(make):
     assert [parser.feed(piece) for piece in ("a <co", "de>1</code", "> b")] == [None, None, 16]
     both = make(syntax=("fence", "hermes"))
     assert both.stops == ("\n```\n", "</tool_call>")
+    thinker = make(syntax="code", think="skip")
+    assert thinker.complete("<think><code>1</code>") is None  # the stop string was only a hint
+    assert thinker.stops == ("</code>",)
     assert make(syntax="hermes", parallel_calls=True).stops == ()
     assert make(syntax="hermes", parallel_calls=True).complete("<tool_call>{}</tool_call>") is None
 
@@ -317,6 +322,38 @@ async def test_render(make):
         "[user] What is 6 times 7?\n[assistant] ```python\nreply:1\n```\n\n[tool] 1\n"
         "[assistant] \\boxed{42}\n[answered] answer '42', reward 1"
     )
+
+
+PIECES = ["```python\n", "\n```\n", "reply:é", "crash", "lost", "raise", "<tool_call>", "</tool_call>", "\ud800", "}"]
+PIECES += ['{"name": "python", "arguments": {"code": "get"}}', "\\boxed{", "42}", "<think>", "</think>", "\n", " hm "]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), min_size=1, max_size=5))
+def test_no_text_breaks_an_episode(texts):
+    """A bad rollout is data: only failed infrastructure may raise, and every step keeps the interface's promises."""
+
+    async def play():
+        env = ToolEnv(TASKS, sandbox=Scripted, syntax=("fence", "hermes"), max_turns=4, retries=1)
+        await env.areset(seed=1)
+        try:
+            for text in texts:
+                observation, reward, terminated, truncated, info = await env.astep(text)
+                assert observation in env.observation_space
+                assert 0 <= reward <= 1
+                assert not (terminated and truncated)
+                assert (terminated or truncated) == (info["ending"] is not None) == (info["messages"] == ())
+                step = env.trace[-1]
+                assert len(step.calls) == len(step.executions)
+                if terminated or truncated:
+                    break
+        except SandboxError:
+            assert "crash" in "".join(texts)
+        assert sum(sandbox.live for sandbox in OPEN) <= 1
+        await env.aclose()
+        assert OPEN == []
+
+    asyncio.run(play())
 
 
 @pytest.mark.parametrize(
