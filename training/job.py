@@ -132,7 +132,8 @@ class Job:
 
     async def _reinforce(self) -> Summary:
         config = self.config
-        learner = Learner(self.parts.model, config.learner, dump_dir=self.folder)
+        as_sampled = config.learner.model_copy(update={"temperature": config.rollout.temperature})
+        learner = Learner(self.parts.model, as_sampled, dump_dir=self.folder)
         resumed = self.saved if self.saved is not None and self.saved.plain["phase"] == "rl" else None
         log = TrajectoryLog(
             self.folder / "trajectories.jsonl",
