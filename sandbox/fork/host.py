@@ -91,7 +91,8 @@ class ForkSandbox:
 
     @property
     def claims(self) -> frozenset[Claim]:
-        return frozenset(get_args(Claim)) - _LOST[self.tier]
+        held = frozenset(get_args(Claim)) - _LOST[self.tier]
+        return held | {"memory"} if "cgroup" in self.isolation else held
 
     async def open(self) -> ForkSession:
         """A fresh session. Raises SandboxError, UserError."""

@@ -16,12 +16,14 @@ import time
 from dataclasses import replace
 
 from sandbox.errors import SandboxError
+from sandbox.fork import watch
 from sandbox.fork.child import wire
 from sandbox.fork.files import MemoryFiles
 from sandbox.fork.server import Server
 from sandbox.types import CodeError, Execution, Status
 
 _INTERRUPT_S = 0.3  # between SIGINT and SIGKILL
+_WATCH_S = 0.1  # between looks at a session's memory where no cgroup does it
 _ROLLBACK_S = 5.0  # for the kernel to take the runner down
 _OPEN_S = 60.0  # a session that takes longer to come is an infrastructure failure
 _DEATH_S = 30.0
@@ -66,7 +68,7 @@ class Process:
         self.isolation = server.isolation
         self.dead = False
         self._server, self._channel, self._pidfd = server, channel, pidfd
-        self._receiving = self._released = False
+        self._receiving = self._released = self._overflowed = False
 
     @classmethod
     async def take(cls, server: Server) -> Process:
@@ -156,9 +158,16 @@ class Process:
 
     async def _answer(self, nonce: bytes, seconds: float) -> bytes | None:
         """The reply to `nonce`, or DEAD, or b"" for an end without one and for a frame that no honest session sends."""
+        deadline = time.monotonic() + seconds
+        pause = _WATCH_S if self._server.memory_groups is None else seconds
         self._receiving = True
         try:
-            packet = await _receive(self._channel, seconds)
+            while (packet := await _receive(self._channel, min(pause, deadline - time.monotonic()))) is None:
+                if time.monotonic() >= deadline:
+                    break
+                if watch.exceeds(self._pidfd, self._server.memory_mb):
+                    self._overflowed = True
+                    return b""
         finally:
             self._receiving = False
         if packet is None or packet[:1] == wire.DEAD:
@@ -186,6 +195,8 @@ class Process:
 
     def _death(self, last: bytes) -> tuple[Status, CodeError]:
         """How the code's process ended, as an execution's status and error."""
+        if self._overflowed:
+            return "memory", CodeError("MemoryError", "the session was killed at its memory limit", "")
         try:
             status, overflowed = wire.STATUS.unpack(last[-wire.STATUS.size :])
             code = os.waitstatus_to_exitcode(status)

@@ -46,6 +46,7 @@ class Server:
         """Blocks until the server is ready (about a second). Raises SandboxError, UserError."""
         self.owner = os.getpid()
         self.folder = "" if options.isolation == "namespaces" else _session_folder()
+        self.memory_mb = options.limits.memory_mb
         self.memory_groups = cgroup.make(_NOBODY)
         self._lock = threading.Lock()
         try:

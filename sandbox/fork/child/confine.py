@@ -58,6 +58,7 @@ def give_up_rights(confinement: Confinement, folder: str) -> None:
     """The part that every tier shares; irrevocable, and inherited by all that the session starts."""
     os.chdir(folder)
     os.environ["HOME"] = os.environ["TMPDIR"] = os.environ["PWD"] = folder
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)  # the host counts the memory of all that is below us
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.drop_capabilities()
     _limit(confinement)

@@ -17,7 +17,6 @@ from collections.abc import Callable
 
 from . import linux, wire
 
-_PR_SET_CHILD_SUBREAPER = 36
 _PID = struct.Struct("<i")
 
 
@@ -26,7 +25,6 @@ class Rollback:
 
     def __init__(self, send: Callable[[bytes], int]) -> None:
         self._send = send
-        linux.prctl(_PR_SET_CHILD_SUBREAPER, 1)
         self._keeper = os.getpid()
         self._active = mmap.mmap(-1, _PID.size)  # shared with the keeper
         pid = os.fork()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import SandboxError, UserError
-from sandbox.fork import ForkSandbox
+from sandbox.fork import ForkSandbox, cgroup
 from sandbox.fork.child import wire
 from tests.sandbox.fork.conftest import LIMITS, need
 
@@ -193,7 +193,7 @@ def test_nothing_survives_the_host(tmp_path: Path) -> None:
     code = f"""
 import asyncio, os, sys, time
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-from sandbox.fork import ForkSandbox
+from sandbox.fork import ForkSandbox, cgroup
 async def main():
     box = ForkSandbox(preimport=(), pool=1)
     session = await box.open()
@@ -237,3 +237,31 @@ def test_bad_arguments_name_the_remedy() -> None:
         _ = ForkSandbox(isolation="rlimits").claims
     with pytest.raises(UserError, match="namespaces"):
         _ = ForkSandbox(isolation="rlimits", allow_unisolated=True, snapshot=True).claims
+
+
+async def test_without_a_cgroup_the_processes_memory_is_still_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six processes of 100 MB each, under a limit of 256 MB that binds none of them alone."""
+    need("namespaces")
+    monkeypatch.setattr(cgroup, "make", lambda owner: None)
+    box = ForkSandbox(limits=LIMITS, preimport=(), pool=1)
+    try:
+        session = await box.open()
+        code = """
+import os, time
+for _ in range(6):
+    if os.fork() == 0:
+        if os.fork():
+            os._exit(0)  # the grandchild is an orphan
+        block = bytearray(os.urandom(4096)) * (100 * 256)
+        time.sleep(60)
+time.sleep(60)
+"""
+        seen = await session.run(code, timeout=30)
+        assert (seen.status, seen.state_kept) == ("memory", False)
+        # inherited pages are not counted: as many processes that allocate nothing may run
+        idle = (
+            "import os, time\nfor _ in range(6):\n    if os.fork() == 0:\n        time.sleep(60)\ntime.sleep(1)\n6 * 7"
+        )
+        assert (await session.run(idle, timeout=30)).result == "42"
+    finally:
+        await box.close()

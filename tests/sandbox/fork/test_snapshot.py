@@ -51,8 +51,10 @@ async def test_what_a_rolled_back_call_started_is_gone(session: ForkSession) -> 
 
 
 async def test_old_snapshots_do_not_pile_up(session: ForkSession) -> None:
-    count = "import glob\nlen(glob.glob('/proc/[0-9]*'))"
-    first = (await session.run(count)).result
+    count = "import glob\nlen(glob.glob('/proc/[0-9]*'))"  # process 1, keeper, snapshot, runner
     for _ in range(20):
         await session.run("pass")
-    assert (await session.run(count)).result == first
+    for _ in range(100):  # the last one may still be leaving
+        if (seen := (await session.run(count)).result) == "4":
+            break
+    assert seen == "4"
