@@ -69,8 +69,9 @@ class Server:
 
 async def main(path: str) -> None:
     reader, writer = await asyncio.open_unix_connection(path)
-    limits = Limits(**(await frames.read(reader, 4096))["limits"])
-    sandbox = ForkSandbox(limits=limits)
+    told = await frames.read(reader, 65_536)
+    limits = Limits(**told["limits"])
+    sandbox = ForkSandbox(limits=limits, **told["options"])
     hello: dict[str, Any] = {"protocol": frames.PROTOCOL}
     try:
         # The first session starts the fork server, so that what cannot work here is said before anyone waits for it.

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sandbox.docker import door, frames, hardening
@@ -39,10 +41,9 @@ class Server:
         self._asked = 0
         self._listener: asyncio.Task[None] | None = None
 
-    async def greet(self, limits: Limits) -> None:
-        """Tell the limits, hear what isolation works inside. Raises SandboxError."""
-        fields = {name: getattr(limits, name) for name in limits.__slots__}
-        self._writer.write(frames.pack({"limits": fields}))
+    async def greet(self, limits: Limits, options: dict[str, Any]) -> None:
+        """Tell the limits and the fork server's options, hear what isolation works inside. Raises SandboxError."""
+        self._writer.write(frames.pack({"limits": asdict(limits), "options": options}))
         try:
             hello = await asyncio.wait_for(frames.read(self._reader, 65_536), START_S)
         except (TimeoutError, asyncio.IncompleteReadError, frames.BadFrame) as error:
@@ -104,7 +105,7 @@ class Server:
             await self.end(f"the server in the container broke the protocol: {error}")
 
 
-async def start_server(daemon: Daemon, limits: Limits) -> Server:
+async def start_server(daemon: Daemon, limits: Limits, options: dict[str, Any]) -> Server:
     """Raises SandboxError, with what the container said last."""
     name, connection = await door.start(
         daemon,
@@ -116,7 +117,7 @@ async def start_server(daemon: Daemon, limits: Limits) -> Server:
     )
     server = Server(daemon, name, *await asyncio.open_unix_connection(sock=connection))
     try:
-        await server.greet(limits)
+        await server.greet(limits, options)
     except BaseException:
         await asyncio.shield(server.end("the server in the container does not greet"))
         raise
@@ -132,6 +133,8 @@ class DockerSandbox:
         runtime: Docker's runtime, for example "runsc"; None is the daemon's default.
         cpus: of the container; None is all of the machine's.
         container_memory_mb: of all sessions together, their files included.
+        snapshot: as with `fork`: a time-out or crash rolls a session back to the state before the call.
+        preimport: as with `fork`: modules that every session finds imported.
         recycle_after: sessions that a container opens before a new one takes its place; 1 gives each its own container.
 
     Raises (on the first `open`): UserError when Docker or the image is missing, SandboxError when no container starts.
@@ -149,6 +152,8 @@ class DockerSandbox:
         runtime: str | None = None,
         cpus: float | None = None,
         container_memory_mb: int = 4096,
+        snapshot: bool = False,
+        preimport: Sequence[str] | None = None,
         recycle_after: int = 1000,
     ) -> None:
         if recycle_after < 1:
@@ -156,6 +161,7 @@ class DockerSandbox:
         self.limits = limits or Limits()
         self.container = Container(image, runtime, container_memory_mb, cpus, processes=_PROCESSES, disk_mb=64)
         self.recycle_after = recycle_after
+        self._options = {"snapshot": snapshot} | ({} if preimport is None else {"preimport": list(preimport)})
         self.isolation = "container+namespaces+seccomp+landlock+rlimits"
         self._daemon: Daemon | None = None
         self._servers: set[Server] = set()
@@ -194,7 +200,7 @@ class DockerSandbox:
                 if self._daemon is None:
                     self._daemon = await asyncio.to_thread(Daemon, self.container)
                 self._servers = {old for old in self._servers if not old.broken}
-                server = self._current = await start_server(self._daemon, self.limits)
+                server = self._current = await start_server(self._daemon, self.limits, self._options)
                 self._servers.add(server)
                 self.isolation = server.isolation
             server.opened += 1

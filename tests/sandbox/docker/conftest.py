@@ -1,4 +1,4 @@
-"""A real daemon and the image built from this source. Without them: skipped for a developer, an error where CI is set."""
+"""A real daemon and an image of this source. Without them: skipped for a developer, an error where CI is set."""
 
 import os
 import subprocess
