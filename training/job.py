@@ -50,7 +50,7 @@ class Job:
         self.saved = checkpoint.load(source) if source else None
         if self.saved is not None:
             _refuse_another_run(config, self.saved)
-        self.parts = setup.build(config, source)
+        self.parts = setup.build(config, [task for lesson in self.lessons for task in lesson.tasks], source)
         plain = self.saved.plain if self.saved else {}
         self.cold_step: int = plain.get("cold_step", 0)
         self.before = Scores(**plain["before"]) if plain.get("before") else None

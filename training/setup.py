@@ -21,7 +21,6 @@ from training.config import Config
 from training.demonstrations import FILLERS, boxed, fence
 from training.model import load_model
 
-CORPUS = 4_000  # generated problems that a built tokenizer is trained on
 LONGEST = 32  # prompts (in characters) of which the longest in tokens sizes the engine's context
 
 
@@ -44,11 +43,14 @@ class Parts:
     max_tokens: int
 
 
-def build(config: Config, source: Path | None = None) -> Parts:
-    """`source`: a checkpoint that has the weights and the tokenizer. Raises UserError."""
+def build(config: Config, lessons: Sequence[Task], source: Path | None = None) -> Parts:
+    """`lessons`: problems of the cold start, for a built tokenizer to learn from. Raises UserError.
+
+    source: a checkpoint that has the weights and the tokenizer.
+    """
     train, test = problems(config)
     where = config.model.model_copy(update={"path": str(source)}) if source else config.model
-    model, tokenizer = load_model(where, _corpus(config) if where.path == "build" else (), config.run.seed)
+    model, tokenizer = load_model(where, _corpus([*lessons, *train]), config.run.seed)
     chat = Chat(tokenizer)
     prompt = _longest_prompt(config, Tasks((*train, *test)), tokenizer, chat)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
@@ -130,8 +132,7 @@ def _longest_prompt(config: Config, tasks: Tasks, tokenizer: Any, chat: Chat) ->
         env.close()
 
 
-def _corpus(config: Config) -> list[str]:
+def _corpus(tasks: Sequence[Task]) -> list[str]:
     """What the policy of a built model will read and write: problems, code, answers."""
-    d = config.data
-    tasks = generate(CORPUS, seed=d.seed, split="train", kinds=d.kinds or None, levels=d.levels or None)
-    return [*(text for t in tasks for text in (t.prompt, fence(str(t.meta["code"])), boxed(t.answer))), *FILLERS * 50]
+    code = [fence(str(task.meta["code"])) for task in tasks if "code" in task.meta]
+    return [*(task.prompt for task in tasks), *code, *(boxed(task.answer) for task in tasks), *FILLERS * 50]
