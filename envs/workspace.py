@@ -35,6 +35,8 @@ def _key(source: SandboxSource, options: Mapping[str, Any]) -> Key:
 
 
 def _acquire(source: SandboxSource, options: Mapping[str, Any]) -> Sandbox:
+    for gone in [key for key in _shared if key[2].is_closed()]:
+        del _shared[gone]  # nobody closed its environments before the loop ended
     key = _key(source, options)
     if key not in _shared:
         if callable(source):
@@ -88,18 +90,21 @@ class Workspace:
             try:
                 return await attempt()
             except SandboxError as error:
-                await self._drop_session()
                 if left == 0:
                     raise
                 _log.warning("sandbox failed (%s); %d tries left", error, left)
         raise AssertionError("unreachable")
 
     async def _run_here(self, code: str) -> Execution:
-        if self._session is None:
-            self._session = await self._open()
-            for earlier in self._history:
-                await self._session.run(earlier, timeout=self._timeout_s)
-        return await self._session.run(code, timeout=self._timeout_s)
+        try:
+            if self._session is None:
+                self._session = await self._open()
+                for earlier in self._history:
+                    await self._session.run(earlier, timeout=self._timeout_s)
+            return await self._session.run(code, timeout=self._timeout_s)
+        except SandboxError:
+            await self._drop_session()
+            raise
 
     async def _run_apart(self, code: str) -> Execution:
         session = await self._open()

@@ -1,5 +1,6 @@
 """What every registered environment promises, with a scripted and with a real sandbox; Gymnasium's checker first."""
 
+import asyncio
 import subprocess
 import sys
 import warnings
@@ -87,3 +88,20 @@ def test_text_space():
     assert space.from_jsonable(space.to_jsonable(samples)) == samples
     again = UnicodeText(seed=1)
     assert [again.sample() for _ in range(200)] == samples
+
+
+async def test_a_cancelled_step_leaves_the_environment_usable():
+    """Group-free training cancels the episodes that it no longer needs, in the middle of their calls."""
+    env = ToolEnv(sandbox="fork")
+    await env.areset(seed=0)
+    await env.astep("```python\nx = 1\n```\n")
+    step = asyncio.create_task(env.astep("```python\nimport time\ntime.sleep(100)\n```\n"))
+    await asyncio.sleep(0.3)
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        await env.astep("x")
+    await env.areset(seed=0)
+    assert "NameError" in (await env.astep("```python\nprint(x)\n```\n"))[0]
+    await env.aclose()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import OPEN, Scripted
 
-from envs import Task, ToolEnv
+from envs import Task, ToolEnv, workspace
 from sandbox.errors import SandboxError, UserError
 
 TASKS = [Task("one", "What is 6 times 7?", "42"), Task("two", "Simplify.", r"8\sqrt{2}")]
@@ -204,6 +204,16 @@ async def test_lost_state_is_not_rebuilt(make):
     assert observation == "(no output)\n[]"
 
 
+async def test_a_fresh_interpreter_that_fails_leaves_the_episodes_own_alone(make):
+    env = make(retries=1)
+    space = env._workspace
+    await space.run("set:a")
+    with pytest.raises(SandboxError):
+        await space.run_fresh("crash")
+    assert (await space.run("get")).result == "['a']"
+    assert OPEN[0].log == ["set:a", "crash", "crash", "get"]  # nothing was replayed
+
+
 async def test_infrastructure_failure_raises_after_the_last_retry(make):
     env = make(retries=1)
     await start(env)
@@ -267,6 +277,10 @@ def test_close_after_the_loop_has_ended():
     asyncio.run(play())
     env.close()
     OPEN.clear()  # its loop is gone, and with it everything that lived on it
+    asyncio.run(play())
+    assert [loop.is_closed() for _, _, loop in workspace._shared] == [True]  # the first entry was cleared away
+    env.close()
+    OPEN.clear()
 
 
 async def test_tasks_are_drawn_by_the_seed(make):
