@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from agent.metrics import Problem, bootstrap, by_problem, pass_curve, scalar, summarise
+from agent.metrics import SCALARS, Problem, bootstrap, by_problem, pass_curve, scalar, summarise
 from agent.records import read_samples
 from sandbox.errors import UserError
 
@@ -57,9 +57,7 @@ class Comparison:
         """One metric of both runs. Raises UserError for an unknown name."""
         try:
             first, second = (scalar(metrics, name) for metrics in self.metrics)
-        except (KeyError, StopIteration):
-            from agent.metrics import SCALARS
-
+        except KeyError:
             raise UserError(f"unknown metric '{name}'; one of: {', '.join(SCALARS)}, pass@1 … pass@{self.k}") from None
         return first, second
 

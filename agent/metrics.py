@@ -228,8 +228,7 @@ SCALARS: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {
 def scalar(metrics: Mapping[str, Any], name: str) -> float | None:
     """One number of `summarise`, by a name of `SCALARS` or "pass@K". Raises KeyError for an unknown name."""
     if name.startswith("pass@"):
-        wanted = name.removeprefix("pass@")
-        return next(row["mean"] for row in metrics["pass"] if str(row["k"]) == wanted)
+        return {f"pass@{row['k']}": row["mean"] for row in metrics["pass"]}[name]
     return SCALARS[name](metrics)
 
 

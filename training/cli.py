@@ -17,10 +17,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "sft": ("training.commands:sft", "supervised cold start only"),
     "eval": (
-        "agent.cli:evaluate",
+        "viewer.cli:evaluate",
         "avg@k, pass@k, maj@k and tool behaviour of a model, a server or a script",
     ),
-    "compare": ("agent.cli:compare", "two evaluations side by side: curves, support flow, significance"),
+    "compare": ("viewer.cli:compare", "two evaluations side by side: curves, support flow, significance"),
     "chat": ("agent.cli:chat", "talk to an agent that has the interpreter"),
     "play": ("envs.cli:play", "be the agent yourself in any registered environment"),
     "report": ("viewer.cli:report", "one self-contained HTML file of a run"),

@@ -19,13 +19,13 @@ from agent.metrics import SOLVED
 from agent.records import Line, read_line, read_lines, reduce
 from sandbox.errors import UserError
 
-_VERSION = 1  # of the schema below: an index of another version is thrown away
+_VERSION = 3  # of the schema below: an index of another version is thrown away
 _SCHEMA = """
 CREATE TABLE rows (
     id INTEGER PRIMARY KEY, offset INTEGER, length INTEGER, task_id TEXT, prompt TEXT, answer TEXT, step INTEGER,
     sample INTEGER, reward REAL, advantage REAL, value REAL, ending TEXT, response_length INTEGER,
     action_tokens INTEGER, first_call INTEGER, calls INTEGER, errors INTEGER, error_names TEXT, late_calls INTEGER,
-    trivial INTEGER, void INTEGER, sandbox_s REAL);
+    trivial INTEGER, void INTEGER, sandbox_s REAL, passed INTEGER, code_lines INTEGER);
 CREATE INDEX rows_of_task ON rows (task_id);
 CREATE TABLE damage (number INTEGER PRIMARY KEY, why TEXT);
 CREATE TABLE progress (offset INTEGER, number INTEGER, last_offset INTEGER, last_length INTEGER, last_crc INTEGER);
@@ -81,7 +81,7 @@ class Index:
                 if seen == most:
                     break
             if seen:
-                db.executemany(f"INSERT INTO rows VALUES ({', '.join('?' * 22)})", rows)
+                db.executemany(f"INSERT INTO rows VALUES ({', '.join('?' * 24)})", rows)
                 db.executemany("INSERT INTO damage VALUES (?, ?)", damage)
                 db.execute("UPDATE progress SET offset=?, number=?, last_offset=?, last_length=?, last_crc=?",
                            (offset, number, *last))  # fmt: skip
@@ -196,9 +196,11 @@ def _row(line: Line) -> tuple:
     seen = sample.behaviour
     opening = next((turn.text for turn in trajectory.turns if turn.role == "user"), "")
     asked = record.get("prompt") or opening.strip().rpartition("\n\n")[2]  # instructions come first, the problem last
+    step = record.get("step", None if "sample" in record else dispatch.version)  # an evaluation has no steps
     return (
         line.number, line.offset, line.length, sample.task_id, " ".join(asked.split())[:200], sample.answer,
-        record.get("step", dispatch.version), record.get("sample"), sample.reward, record.get("advantage"),
+        step, record.get("sample"), sample.reward, record.get("advantage"),
         dispatch.value, sample.ending, seen.response_length, seen.action_tokens, seen.first_call, seen.calls,
         len(seen.errors), " ".join(seen.errors), seen.late_calls, seen.trivial, seen.void, seen.sandbox_s,
+        seen.passed, sum(seen.code_lines),
     )  # fmt: skip
