@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, fewer batches")
     parser.add_argument("--plot", help="write the curves of the first population here")
     options = parser.parse_args()
-    batches, seeds = (20, 1) if options.quick else (60, 5)
+    batches, seeds = (20, 1) if options.quick else (60, 3)
     header = ("no signal", "advantage var.", "reward var.", "ratio")
     print(f"{'second half of ' + str(batches) + ' batches':<30}" + "".join(f"{h:>16}" for h in header))
     for title, a in POPULATIONS.items():

@@ -135,6 +135,7 @@ class Learner:
         started = time.perf_counter()
         total = max(sum(int(mask.sum()) for _, mask in sequences), 1)
         loss = torch.zeros((), device=self.scorer.device)
+        self.optimiser.zero()  # of a step that an error cut short
         with memory_advice(self.config.token_budget), self.scorer.active():
             for packed in self._packs(sequences):
                 part = -self.scorer(packed)[0].sum() / total
@@ -199,6 +200,7 @@ class Learner:
         step = _Step(rows, dict(zip(members, weights, strict=True)), self._picks(job, rows))
         sequences = [(t.token_ids, t.action_mask) for t in (job.batch[i] for i in rows)]
         packs = self._packs(sequences)
+        self.optimiser.zero()  # of a step that an error cut short
         for packed in packs:
             self._accumulate(job, step, packed)
         norm = self.optimiser.clip()

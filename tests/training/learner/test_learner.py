@@ -307,3 +307,24 @@ def test_impossible_configurations(settings: dict, message: str) -> None:
 def test_adapters_that_fit_nothing() -> None:
     with pytest.raises(UserError, match=r"lora.targets"):
         learner(lora=LoraConfig(targets=("no_such_layer",)))
+
+
+def test_a_step_cut_short_leaves_nothing_behind() -> None:
+    """An update that ran out of memory half-way, then one that works: as if the first had not been."""
+    one, two = learner(token_budget=1), learner(token_budget=1)
+    batch = on_policy(one)
+    forward, calls = one.model.base_model.layers[0].forward, []
+
+    def sometimes(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*args, **kwargs)
+
+    one.model.base_model.layers[0].forward = sometimes
+    with pytest.raises(UserError, match="out of memory"):
+        one.update(batch, signs())
+    assert any(p.grad is not None for p in one.model.parameters())
+    one.update(batch, signs())
+    two.update(batch, signs())
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True))
