@@ -60,6 +60,7 @@ class Interpreter:
     def __init__(self, spec: str = "fork", **options: Any) -> None:
         self._sandbox: Sandbox = open_sandbox(spec, **options)
         self._session: Session | None = None
+        self._owner = os.getpid()
 
     @property
     def isolation(self) -> str:
@@ -70,7 +71,8 @@ class Interpreter:
         return wait(self._run(code, timeout))
 
     async def _run(self, code: str, timeout: float | None) -> Execution:
-        if self._session is None:
+        if self._session is None or self._owner != os.getpid():  # a fork shares nothing with its parent's session
+            self._owner = os.getpid()
             self._session = await self._sandbox.open()
         return await self._session.run(code, timeout=timeout)
 

@@ -7,6 +7,7 @@ import os
 import struct
 from types import TracebackType
 
+from sandbox.errors import SandboxError
 from sandbox.fork.child import wire
 from sandbox.types import CodeError, Execution
 
@@ -25,9 +26,9 @@ class MemoryFiles:
             view = memoryview(self._source)
             while view:
                 view = view[os.pwrite(self.descriptors[0], view, len(self._source) - len(view)) :]
-        except BaseException:
+        except OSError as error:
             self.__exit__(None, None, None)
-            raise
+            raise SandboxError(f"no memory file for a call: {error}; raise `ulimit -n`") from error
         return self
 
     def __exit__(

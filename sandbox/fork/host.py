@@ -151,6 +151,9 @@ class ForkSession:
             process = self._process
             if process is None:
                 process = self._process = await self._sandbox._process()
+                if self._closed:
+                    await process.kill()
+                    raise SandboxError("the session is closed")
             try:
                 execution = await process.run(code, timeout, limits.output_bytes, self._sandbox._options.snapshot)
             except BaseException:

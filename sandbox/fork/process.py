@@ -76,9 +76,13 @@ class Process:
         with server.ask() as answer:
             if not await _readable(answer.fileno(), _OPEN_S):
                 raise SandboxError(f"the fork server gave no session within {_OPEN_S:.0f} s")
-            _, fds, _, _ = socket.recv_fds(answer, 16, 2)
+            word, fds, _, _ = socket.recv_fds(answer, wire.PACKET, 2)
         if len(fds) != 2:
-            raise SandboxError("the fork server died")
+            for fd in fds:
+                os.close(fd)
+            if word[:1] == wire.FAILED:
+                raise SandboxError(f"the kernel refused one more session: {word[1:].decode(errors='replace')}")
+            raise SandboxError("out of descriptors; raise `ulimit -n`" if word else "the fork server died")
         channel = socket.socket(fileno=fds[0])
         channel.setblocking(False)
         process = cls(server, channel, fds[1])
@@ -143,6 +147,9 @@ class Process:
         """SIGKILL, and wait until the fork server has buried everything that the session started. Idempotent."""
         self.dead = True
         if self._released:
+            return
+        if self._server.owner != os.getpid():  # a fork of the host lets go of its parent's sessions, no more
+            self._release()
             return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)

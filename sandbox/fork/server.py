@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from sandbox.types import Limits
 log = logging.getLogger("sandbox.fork")
 
 _NOBODY = 65534  # what root becomes, see child/zygote.py
+_DESCRIPTORS = 16_384
 _START_S = 120.0  # imports on a loaded machine
 _BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); import child.zygote as z; del sys.path[0]; z.main()"
 
@@ -46,6 +48,7 @@ class Server:
         """Blocks until the server is ready (about a second). Raises SandboxError, UserError."""
         self.owner = os.getpid()
         self.folder = "" if options.isolation == "namespaces" else _session_folder()
+        _allow_descriptors()
         self.memory_mb = options.limits.memory_mb
         self.memory_groups = cgroup.make(_NOBODY)
         self._lock = threading.Lock()
@@ -63,7 +66,10 @@ class Server:
 
     def ask(self) -> socket.socket:
         """Ask for a session: the socket on which it will come, not blocking. Raises SandboxError."""
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise SandboxError(f"no socket for a session: {error}; raise `ulimit -n`") from error
         ours.setblocking(False)
         try:
             with theirs, self._lock:
@@ -98,6 +104,14 @@ def probe(isolation: str) -> tuple[str, str]:
     control.close()
     process.wait()
     return hello["tier"], hello["isolation"] + ("+cgroup" if cgroup.parent(os.getpid()) else "")
+
+
+def _allow_descriptors() -> None:
+    """Raise the soft limit, usually 1,024, as far as allowed: a session takes two descriptors, a call three more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _session_folder() -> str:

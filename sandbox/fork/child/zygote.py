@@ -23,6 +23,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections import deque
 from typing import NamedTuple, NoReturn
 
@@ -139,6 +140,7 @@ def _enter_namespaces() -> None:
     uid, gid = os.getuid(), os.getgid()
     linux.unshare(linux.CLONE_NEWUSER | ours)
     linux.map_user(confine.INSIDE_UID, uid, gid)
+    socket.sethostname("sandbox")
     if not root:
         rootfs.build()
 
@@ -185,6 +187,7 @@ class _Server:
     def __init__(self, control: socket.socket, groups: int, confinement: confine.Confinement, options: dict) -> None:
         self.control, self.groups, self.confinement = control, groups, confinement
         self.count = 0
+        self.rest_until = 0.0  # no forks for the pool before that
         self.pool_size, self.snapshot = options["pool"], options["snapshot"]
         self.ready: deque[tuple[int, socket.socket, int]] = deque()  # pid, the host's end, pidfd
         self.living: dict[int, _Living] = {}
@@ -205,8 +208,9 @@ class _Server:
         poll.register(self.control, select.POLLIN)
         poll.register(self.wake, select.POLLIN)
         while True:
+            rest = max(0.0, self.rest_until - time.monotonic()) * 1e3
             lacking = len(self.ready) < self.pool_size or bool(self.waiting)
-            events = poll.poll(0 if lacking else None)
+            events = poll.poll(rest if lacking else None)
             for fd, _ in events:
                 if fd == self.wake:
                     os.read(self.wake, 4096)
@@ -215,7 +219,7 @@ class _Server:
                     self.stop()
             while self.waiting and self.ready:
                 self._hand_out(self.waiting.popleft())
-            if len(self.ready) < self.pool_size or self.waiting:
+            if self.waiting or (len(self.ready) < self.pool_size and time.monotonic() >= self.rest_until):
                 self._fork()
 
     def stop(self) -> NoReturn:
@@ -244,23 +248,38 @@ class _Server:
         os.close(pidfd)
 
     def _fork(self) -> None:
+        """One more session for the pool; where the kernel refuses, whoever waits for it is told."""
         host_end, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        folder, init = self.confinement.folder, None
-        if self.own_pids is None:
-            folder = tempfile.mkdtemp(prefix="session-", dir=folder)
-        else:
-            # The next children live in a pid namespace of their own, until `setns` takes that back. Process 1 is a bare
-            # `sleep`: its death is the death of all, and the session, as process 2, dies of signals like any other.
-            linux.unshare(linux.CLONE_NEWPID)
-            init = os.posix_spawn(_SLEEP, ["sleep", "infinity"], {})
+        folder, init, pid = self.confinement.folder, None, 0
         self.count += 1
-        pid = linux.fork()
-        if pid == 0:
-            self._become_session(end, folder)
-        if self.own_pids is not None:
-            linux.setns(self.own_pids, linux.CLONE_NEWPID)
-        self.living[pid] = _Living(end, folder, init, str(self.count))
-        self.ready.append((pid, host_end, os.pidfd_open(pid)))
+        try:
+            if self.own_pids is None:
+                folder = tempfile.mkdtemp(prefix="session-", dir=folder)
+            else:
+                # The next children live in a pid namespace of their own, until `setns` takes that back. Process 1 is a
+                # bare `sleep`: its death is the death of all, and the session dies of signals like any process.
+                linux.unshare(linux.CLONE_NEWPID)
+                init = os.posix_spawn(_SLEEP, ["sleep", "infinity"], {})
+            pid = linux.fork()
+            if pid == 0:
+                self._become_session(end, folder)
+            self.living[pid] = _Living(end, folder, init, str(self.count))
+            self.ready.append((pid, host_end, os.pidfd_open(pid)))
+        except OSError as error:
+            self._refuse(error, [host_end] if pid else [host_end, end], pid or init)
+        finally:
+            if self.own_pids is not None:
+                linux.setns(self.own_pids, linux.CLONE_NEWPID)
+
+    def _refuse(self, error: OSError, ends: list[socket.socket], made: int | None) -> None:
+        for end in ends:
+            end.close()
+        if made:
+            os.kill(made, signal.SIGKILL)  # `_bury` does the rest
+        if self.waiting:
+            with contextlib.suppress(OSError), self.waiting.popleft() as asker:
+                asker.send(wire.FAILED + str(error).encode()[:400])
+        self.rest_until = time.monotonic() + 1.0
 
     def _become_session(self, end: socket.socket, folder: str) -> NoReturn:
         try:
@@ -270,6 +289,8 @@ class _Server:
             if self.groups >= 0:
                 memory.join(self.groups, str(self.count), self.confinement.memory_mb)
             os.dup2(end.fileno(), 3, inheritable=False)
+            for standard in (1, 2):  # stdin is /dev/null
+                os.dup2(0, standard)
             linux.syscall(_CLOSE_RANGE, 4, 0x7FFFFFFF, 0)
             os.setsid()  # in every tier: kill(0) crosses a pid namespace to the rest of the process group
             if self.own_pids is not None:

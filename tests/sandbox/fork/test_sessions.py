@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import SandboxError, UserError
-from sandbox.fork import ForkSandbox, cgroup
+from sandbox.fork import ForkSandbox, cgroup, watch
 from sandbox.fork.child import wire
 from tests.sandbox.fork.conftest import LIMITS, need
 
@@ -60,14 +60,14 @@ async def test_a_death_is_told_by_signal_or_exit_code(sandbox: ForkSandbox) -> N
 async def test_a_forged_obituary_does_not_hide_a_living_process(sandbox: ForkSandbox) -> None:
     """The session says that it is dead and goes on: it is, afterwards."""
     session = await sandbox.open()
-    forged = wire.DEAD + wire.STATUS.pack(0, False)
-    before = descendants(os.getpid())
-    code = f"import os, time\nos.write(3, {forged!r})\ntime.sleep(60)"
-    seen = await session.run(code)
+    assert session._process is not None
+    (pid,) = watch._tree(session._process._pidfd)
+    assert running(pid)
+    seen = await session.run(
+        f"import os, time\nos.write(3, {wire.DEAD + wire.STATUS.pack(0, False)!r})\ntime.sleep(60)"
+    )
     assert (seen.status, seen.state_kept) == ("killed", False)
-    # the pool has refilled meanwhile, so the count is what it was: no process is left over
-    await session.close()
-    assert await eventually(lambda: len(descendants(os.getpid())) <= len(before))
+    assert not running(pid)
 
 
 @pytest.mark.parametrize("frame", [wire.REPLY + bytes(16), b"", b"X" * 400, wire.READY, wire.BACK + bytes(16 + 5)])
@@ -193,7 +193,7 @@ def test_nothing_survives_the_host(tmp_path: Path) -> None:
     code = f"""
 import asyncio, os, sys, time
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-from sandbox.fork import ForkSandbox, cgroup
+from sandbox.fork import ForkSandbox, cgroup, watch
 async def main():
     box = ForkSandbox(preimport=(), pool=1)
     session = await box.open()
