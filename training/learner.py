@@ -72,7 +72,8 @@ class Learner:
 
     def __init__(self, model: Any, config: LearnerConfig, *, dump_dir: Path = Path()) -> None:
         self.config, self.dump_dir = config, dump_dir
-        self.model: Any = lora.wrap(model, config.lora) if config.lora else model
+        # float32: a step of 1e-6 is lost on bfloat16 weights (adapters are float32 by themselves)
+        self.model: Any = lora.wrap(model, config.lora) if config.lora else model.float()
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # a ratio of two policies has no room for a random one

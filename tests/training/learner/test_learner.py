@@ -328,3 +328,15 @@ def test_a_step_cut_short_leaves_nothing_behind() -> None:
     one.update(batch, signs())
     two.update(batch, signs())
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
+def test_small_steps_are_not_lost_on_a_bfloat16_checkpoint(lora) -> None:
+    """bfloat16 keeps 8 bits: a step of 1e-6 on a weight of 0.2 would round away."""
+    one = Learner(tiny_models.model().bfloat16(), LearnerConfig(lr=1e-6, dtype="bfloat16", lora=lora))
+    before = [p.clone() for p in one.model.parameters() if p.requires_grad]
+    one.update(on_policy(one), signs())
+    after = [p for p in one.model.parameters() if p.requires_grad]
+    assert all(p.dtype == torch.float32 for p in after)
+    moved = [float((a != b).float().mean()) for a, b in zip(after, before, strict=True)]
+    assert np.mean(moved) > (0.3 if lora else 0.8)
