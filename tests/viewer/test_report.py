@@ -41,22 +41,22 @@ def browser() -> Iterator:
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["training", "evaluation", "comparison"])
-def test_opens_offline_without_a_request(browser, pages: dict[str, Path], name: str) -> None:
-    for scheme in ("light", "dark"):
-        context = browser.new_context(offline=True, color_scheme=scheme, viewport={"width": 1280, "height": 900})
-        page = context.new_page()
-        asked: list[str] = []
-        complaints: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(pages[name].as_uri())
-        assert page.locator("svg.chart").count() >= 1
-        assert asked == [pages[name].as_uri()]
-        assert complaints == []
-        keep(page, f"report-{name}-{scheme}")
-        context.close()
+def test_opens_offline_without_a_request(browser, pages: dict[str, Path], name: str, scheme: str) -> None:
+    context = browser.new_context(offline=True, color_scheme=scheme, viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    asked: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(pages[name].as_uri())
+    assert page.locator("svg.chart").count() >= 1
+    assert asked == [pages[name].as_uri()]
+    assert complaints == []
+    keep(page, f"report-{name}-{scheme}")
+    context.close()
 
 
 @pytest.mark.browser

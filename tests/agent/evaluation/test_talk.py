@@ -1,0 +1,96 @@
+"""A conversation with the real interpreter: streamed in pieces, state kept, nothing lost at the seams."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.chat import CHATML, Chat
+from agent.cli import harmless
+from agent.engine import EngineError, Generation, Sampling
+from agent.scripted import byte_tokenizer
+from agent.talk import Ran, Said, Talk
+from sandbox import open_sandbox
+
+TOKENS = byte_tokenizer()
+TURNS = [
+    "Let me see 🙂.\n```python\nx = 6 * 7\nprint(x)\n```\n",
+    "It is 42 – naïvely.",
+    "```python\nprint(x + 1)\n```\n",
+    "43",
+]
+
+
+class Pieces:
+    """Speaks `TURNS` a few tokens at a time, never stopping at a stop string: the hardest engine to follow."""
+
+    version = 0
+
+    def __init__(self, turns: list[str]) -> None:
+        self.asked: list[list[int]] = []
+        self._rest = [[*TOKENS.encode(t + "!!!" * t.endswith("```\n")), TOKENS.eos_token_id] for t in turns]
+        self._key: str | None = None
+        self._now: list[int] = []
+
+    async def generate(self, prompt_ids, sampling: Sampling) -> Generation:
+        self.asked.append(list(prompt_ids))
+        if sampling.key != self._key:
+            self._key, self._now = sampling.key, self._rest.pop(0)
+        ids, self._now = self._now[: sampling.max_tokens], self._now[sampling.max_tokens :]
+        return Generation(ids, [0.0] * len(ids), [0] * len(ids), "length" if self._now else "stop")
+
+    async def release(self, key: str) -> None: ...
+    async def load_weights(self, weights, version: int) -> None: ...
+    async def close(self) -> None: ...
+
+
+async def test_text_calls_and_state_over_two_messages() -> None:
+    box = open_sandbox("fork")
+    engine = Pieces(TURNS)
+    try:
+        talk = Talk(engine, Chat(TOKENS, CHATML), await box.open(), sampling=Sampling(500), room=5000)
+        events = [e async for e in talk.say("What is 6 * 7?")]
+        assert "".join(e.text for e in events if isinstance(e, Said)) == TURNS[0] + TURNS[1]  # nothing behind the call
+        assert len([e for e in events if isinstance(e, Said)]) > 5
+        assert [e.execution.stdout for e in events if isinstance(e, Ran)] == ["42\n"]
+        more = [e async for e in talk.say("And one more?")]
+        assert [e.execution.stdout for e in more if isinstance(e, Ran)] == ["43\n"]  # x was kept
+        seen = TOKENS.decode(engine.asked[-1])
+        assert [seen.index(part) for part in ("6 * 7?", "print(x)", "naïvely", "one more?", "print(x + 1)")] == sorted(
+            seen.index(part) for part in ("6 * 7?", "print(x)", "naïvely", "one more?", "print(x + 1)")
+        )
+        assert "!!!" not in seen
+        assert all(
+            later[: len(earlier)] == earlier for earlier, later in zip(engine.asked[:2], engine.asked[1:3], strict=True)
+        )
+    finally:
+        await box.close()
+
+
+async def test_a_full_conversation_says_so() -> None:
+    box = open_sandbox("fork")
+    try:
+        talk = Talk(Pieces(TURNS), Chat(TOKENS, CHATML), await box.open(), sampling=Sampling(500), room=40, system="")
+        with pytest.raises(EngineError, match="/reset"):
+            _ = [e async for e in talk.say("What is 6 * 7?")]
+    finally:
+        await box.close()
+
+
+def test_no_escape_sequence_reaches_the_terminal() -> None:
+    assert harmless("a\x1b]0;title\x07\x1b[31mb\tc\nd\x9b") == "a␛]0;title␛␛[31mb\tc\nd␛"
+
+
+def test_the_command(tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-m", "training.cli", "chat", "scripted:evaluation_policies:calculator"],
+        input="What is 6 * 7?\n/quit\n", capture_output=True, text=True, cwd=tmp_path, timeout=100,
+        env={"PYTHONPATH": f"{root}:{root / 'tests'}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "│ 42" in done.stdout
+    assert "So it is \\boxed{42}." in done.stdout
