@@ -21,7 +21,6 @@ from sandbox.types import Claim, Limits
 
 _TIERS = ("auto", "namespaces", "landlock")
 _STARTING_MB = 1024  # address space that a kernel maps while it starts; then the launcher sets the limit exactly
-_OWN_THREADS = 16
 _END_S = 10.0  # for the guard to bury what its kernel started
 
 
@@ -95,7 +94,7 @@ class JupyterSandbox:
 
     @property
     def isolation(self) -> str:
-        return probe(self._asked)[1] + ("+cgroup" if cgroup.parent(os.getpid()) else "")
+        return probe(self._asked)[1]
 
     @property
     def claims(self) -> frozenset[Claim]:
@@ -114,7 +113,7 @@ class JupyterSandbox:
         confinement = {
             "isolation": tier,
             "memory_mb": self.limits.memory_mb + _STARTING_MB,
-            "processes": self.limits.processes + _OWN_THREADS,
+            "processes": self.limits.processes,
             "disk_mb": self.limits.disk_mb,
             "open_files": self.limits.open_files,
             "output_bytes": self.limits.output_bytes,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import secrets
 import shutil
 import socket
@@ -22,11 +23,12 @@ from typing import Any, Protocol
 
 from sandbox.errors import SandboxError, UserError
 from sandbox.kernel_output import Collector
-from sandbox.types import Execution, Limits
+from sandbox.types import CodeError, Execution, Limits
 
 START_S = 60.0
 GRACE_S = 0.3  # between the interrupt and the kill
 CHANNELS = ("shell", "iopub", "stdin", "control")  # as in `kernel_app`, which only the kernel's side can import
+_PIPE_BYTES = 65_536  # what Linux keeps of a pipe
 _QUEUE = 64  # messages that may wait on the host's side of a channel
 
 
@@ -45,15 +47,20 @@ class Home(Protocol):
 class Kernel:
     """One running kernel."""
 
-    def __init__(self, client: Any, home: Home, door: _Door, isolation: str, limits: Limits) -> None:
+    def __init__(
+        self, client: Any, home: Home, door: _Door, outputs: dict[str, int], isolation: str, limits: Limits
+    ) -> None:
         self.isolation = isolation
         self.ended = door.ended
         self._client = client
         self._home = home
         self._door = door
+        self._outputs = outputs  # "stdout", "stderr" -> the pipe that it comes through
         self._limits = limits
         self._running: tuple[str, Collector] | None = None
         self._listener = asyncio.create_task(self._listen())
+        for name, fd in outputs.items():
+            asyncio.get_running_loop().add_reader(fd, self._read, name, fd)
 
     async def hear(self) -> None:
         """Wait until both channels are connected. Raises SandboxError."""
@@ -72,6 +79,10 @@ class Kernel:
 
     async def run(self, code: str, timeout: float) -> Execution:
         """Interrupt after `timeout` seconds, kill 0.3 s later. The kernel is usable after it when `state_kept` is."""
+        try:
+            code.encode()
+        except UnicodeEncodeError as error:  # a lone surrogate, which no message can carry
+            return Execution(status="error", error=CodeError("UnicodeEncodeError", str(error), ""))
         message = self._client.session.msg(
             "execute_request", {"code": code, "silent": False, "allow_stdin": False, "stop_on_error": False}
         )
@@ -86,6 +97,8 @@ class Kernel:
             if late:
                 self._door.interrupt()
                 await asyncio.wait([reply, self.ended], timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
+            for name, fd in self._outputs.items():
+                self._read(name, fd)  # a pipe holds no more than one read takes
             kept = reply.done() and not self.ended.done()
             if not kept:
                 await self.end()
@@ -99,7 +112,21 @@ class Kernel:
         self._listener.cancel()
         self._client.stop_channels()
         self._door.close()
+        for fd in self._outputs.values():
+            asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
+        self._outputs = {}
         await self._home.end()
+
+    def _read(self, name: str, fd: int) -> None:
+        try:
+            piece = os.read(fd, _PIPE_BYTES)
+        except BlockingIOError:
+            return
+        if not piece:
+            asyncio.get_running_loop().remove_reader(fd)
+        elif self._running:
+            self._running[1].output(name, piece)
 
     async def _reply(self, call: str, collector: Collector) -> None:
         while True:
@@ -160,41 +187,52 @@ async def start_kernel(home: Home, confinement: dict[str, Any], limits: Limits) 
     """Raises SandboxError, or UserError when jupyter_client is missing."""
     folder = Path(tempfile.mkdtemp(prefix="solostream-"))  # 0700: no other user of this host comes in
     path, key = str(folder / "k"), secrets.token_hex(16)
-    listeners: list[socket.socket] = []
     client = _client(path, key, limits)
+    settings = {
+        "path": path,
+        "key": key,
+        "output_bytes": limits.output_bytes,
+        "memory_mb": limits.memory_mb,
+        "confinement": confinement,
+    }
+    outputs: dict[str, int] = {}
+    theirs: list[int] = []
     try:
-        for number in range(1, len(CHANNELS) + 1):
-            listener = socket.socket(socket.AF_UNIX)
-            listeners.append(listener)
-            listener.bind(f"{path}-{number}")
-            listener.listen(8)
+        theirs += [_listen(f"{path}-{number}") for number in range(1, len(CHANNELS) + 1)]
+        for name in ("stdout", "stderr"):
+            outputs[name], write = os.pipe()
+            os.set_blocking(outputs[name], False)
+            theirs.append(write)
         connection = await home.start()
-        settings = {
-            "path": path,
-            "key": key,
-            "output_bytes": limits.output_bytes,
-            "memory_mb": limits.memory_mb,
-            "confinement": confinement,
-        }
-        socket.send_fds(connection, [json.dumps(settings).encode()], [listener.fileno() for listener in listeners])
+        socket.send_fds(connection, [json.dumps(settings).encode()], theirs)
         connection.setblocking(False)
         door = _Door(*await asyncio.open_unix_connection(sock=connection))
         isolation = await door.ready()
         client.shell_channel.start()
         client.iopub_channel.start()
-        kernel = Kernel(client, home, door, isolation, limits)
+        kernel = Kernel(client, home, door, outputs, isolation, limits)
         await kernel.hear()
         return kernel
     except BaseException as error:
         client.stop_channels()
+        for fd in outputs.values():
+            asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
         await asyncio.shield(home.end())
         if isinstance(error, OSError):
             raise SandboxError(f"the kernel does not start: {error}") from None
         raise
     finally:
-        for listener in listeners:
-            listener.close()
+        for fd in theirs:
+            os.close(fd)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listen(path: str) -> int:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(8)
+        return listener.detach()
 
 
 def _client(path: str, key: str, limits: Limits) -> Any:

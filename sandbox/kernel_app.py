@@ -1,22 +1,17 @@
 """The ipykernel application that `kernel_launcher` runs: sockets that the host made, and caps on all that is sent.
 
-The caps keep an endless print cheap and the kernel interruptible; the host applies its own and trusts none of these.
+What is printed goes through pipes that the host reads, not through messages: so it outlives the kernel, and nothing is
+late or piles up in here. The caps keep messages small; the host applies its own and trusts none of these.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import select
-import struct
-import termios
-import threading
-import time
+import sys
 from typing import Any
 
 import zmq
 from ipykernel import kernelapp
-from ipykernel.iostream import IOPubThread, OutStream
+from ipykernel.iostream import IOPubThread
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from ipykernel.zmqshell import ZMQInteractiveShell
@@ -36,7 +31,7 @@ def build(fds: list[int], path: str, key: str, output_bytes: int) -> App:
     config.InteractiveShell.colors = "nocolor"
     config.InteractiveShell.xmode = "Plain"
     config.Application.log_level = "CRITICAL"
-    config.IPKernelApp.outstream_class = f"{__name__}.Stream"
+    config.IPKernelApp.outstream_class = None
     config.Session.key = key.encode()
     ports = {f"{name}_port": number for number, name in enumerate(CHANNELS, 1)}
     app = App(config=config, transport="ipc", ip=path, **ports)
@@ -49,7 +44,7 @@ def _clip(text: str) -> str:
 
 
 class Publisher(IOPubThread):
-    """Without the TCP port that collects what forks print: `Stream` has another way, and sockets are refused."""
+    """Without the TCP port that would collect what forks print: they print into the host's pipes, as all here do."""
 
     def __init__(self, socket: Any, pipe: bool = False, **options: Any) -> None:
         super().__init__(socket, pipe=False, **options)
@@ -58,50 +53,14 @@ class Publisher(IOPubThread):
 kernelapp.IOPubThread = Publisher  # type: ignore[assignment, misc]
 
 
-class Stream(OutStream):
-    """Drops what exceeds the cap of one call, and loses nothing of what children wrote before the call ended."""
-
-    _fid: int
-
-    def _setup_stream_redirects(self, name: str) -> None:
-        self._reading = threading.Lock()
-        self._sent: dict[str, int] = {}
-        super()._setup_stream_redirects(name)
-
-    def _watch_pipe_fd(self) -> None:
-        while True:
-            select.select([self._fid], [], [])
-            with self._reading:
-                piece = os.read(self._fid, 65_536)
-                if not piece:
-                    return
-                self.write(piece.decode(errors="replace"))
-
-    def write(self, string: str) -> int:
-        if not isinstance(string, str):
-            raise TypeError(f"write() argument must be str, not {type(string).__name__}")
-        if os.getpid() != self._master_pid:  # a fork of the kernel prints where every other child prints
-            return os.write(self._original_stdstream_fd, string.encode(errors="replace"))
-        call = self.parent_header.get("msg_id", "")
-        sent = self._sent.get(call, 0)
-        if sent < _cap:
-            if not sent and len(self._sent) > 64:
-                self._sent.clear()
-            self._sent[call] = sent + len(string)
-            super().write(_clip(string[: _cap - sent]))
-        return len(string)
-
-    def flush(self) -> None:
-        if os.getpid() != self._master_pid:
-            return
-        deadline = time.monotonic() + 0.2
-        while self._unread() and time.monotonic() < deadline:
-            time.sleep(0.0005)
-        super().flush()
-
-    def _unread(self) -> bool:
-        with self._reading:
-            return struct.unpack("i", fcntl.ioctl(self._fid, termios.FIONREAD, b"\0" * 4))[0] > 0
+def mend_streams() -> None:
+    """Standard streams that the code before has closed or lost come back."""
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name, None)
+        if stream is None or getattr(stream, "closed", False):
+            made = open(fd, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+            setattr(sys, name, made)
+            setattr(sys, f"__{name}__", made)
 
 
 class Shell(ZMQInteractiveShell):
@@ -118,6 +77,7 @@ class Kernel(IPythonKernel):
     shell_class = Shell
 
     async def do_execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        mend_streams()
         reply = await super().do_execute(*args, **kwargs)
         return reply | {"evalue": _clip(str(reply.get("evalue", "")))}
 

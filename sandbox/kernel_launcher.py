@@ -1,8 +1,8 @@
 """Runs one Jupyter kernel that the host does not trust: `python -m sandbox.kernel_launcher DOOR [GROUPS]`.
 
 DOOR is the descriptor of a Unix socket, or the path of one to connect to. Over it the host hands in the settings and
-four sockets that already listen: the kernel opens no path of its own, so host and kernel share no folder. GROUPS is the
-descriptor of a folder in which a memory cgroup can be made.
+four sockets that already listen and two pipes to print into: the kernel opens no path of its own, so host and kernel
+share no folder. GROUPS is the descriptor of a folder in which a memory cgroup can be made.
 
 Two processes. The guard stays outside the confinement and keeps the door: an `i` interrupts the kernel, the end of the
 connection (the host closed it, or died) kills it with all that it started. The kernel goes through the same confinement
@@ -35,7 +35,7 @@ def main(door: str, groups: str | None = None) -> NoReturn:
     else:
         host = socket.socket(socket.AF_UNIX)
         host.connect(door)
-    data, fds, _, _ = socket.recv_fds(host, 65536, len(kernel_app.CHANNELS))
+    data, fds, _, _ = socket.recv_fds(host, 65536, len(kernel_app.CHANNELS) + 2)
     settings = json.loads(data)
     if groups is not None:
         memory.join(int(groups), "kernel", settings["memory_mb"] + _OWN_MB)
@@ -57,8 +57,7 @@ def main(door: str, groups: str | None = None) -> NoReturn:
         if confinement.tier == "namespaces":
             rootfs.mount_proc()
             confine.enter_namespaces(confinement)
-        else:
-            os.setsid()
+        os.setsid()
         confine.give_up_rights(confinement, folder or "/tmp")
         _serve(host, fds, settings, confinement)
     except BaseException as error:
@@ -95,9 +94,12 @@ def _guard(host: socket.socket, pid: int, folder: str | None) -> NoReturn:
 
 
 def _serve(host: socket.socket, fds: list[int], settings: dict[str, Any], confinement: confine.Confinement) -> None:
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
+    stdout, stderr = fds[-2:]
+    for fd, standard in ((os.open(os.devnull, os.O_RDONLY), 0), (stdout, 1), (stderr, 2)):
+        os.dup2(fd, standard)
+        os.close(fd)
+    sys.stdout = sys.stderr = None  # type: ignore[assignment]
+    kernel_app.mend_streams()
     app = kernel_app.build(fds, settings["path"], settings["key"], settings["output_bytes"])
     app.initialize([])
     # Its threads and libraries have mapped much that they never touch: the limit is on what comes on top.

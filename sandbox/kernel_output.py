@@ -25,14 +25,14 @@ class Collector:
         self._display: list[dict[str, str]] = []
         self._room = _DISPLAY_BYTES
 
+    def output(self, name: str, piece: bytes) -> None:
+        """What came through a pipe: "stdout" or "stderr"."""
+        stream = self._streams[name]
+        stream += piece[: self._cap + 1 - len(stream)]  # the one byte more says that something was cut
+
     def add(self, kind: str, content: dict[str, Any]) -> None:
         """A message of the output channel."""
-        if kind == "stream":
-            stream = self._streams.get(_text(content, "name"))
-            if stream is not None:
-                room = self._cap + 1 - len(stream)  # the one more says that something was cut
-                stream += _text(content, "text")[: max(room, 0)].encode(errors="replace")[: max(room, 0)]
-        elif kind == "execute_result":
+        if kind == "execute_result":
             data = content.get("data")
             if isinstance(data, dict):
                 self._result = _text(data, "text/plain")

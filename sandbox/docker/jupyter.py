@@ -93,7 +93,7 @@ class DockerJupyterSandbox:
         confinement = {
             "isolation": "landlock",
             "memory_mb": self.limits.memory_mb + 1024,  # until the kernel runs; then the launcher sets it exactly
-            "processes": self.limits.processes + _OWN_PROCESSES,
+            "processes": self.limits.processes,
             "disk_mb": self.limits.disk_mb,
             "open_files": self.limits.open_files,
             "output_bytes": self.limits.output_bytes,
