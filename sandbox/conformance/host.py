@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 _FOLDERS = {tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"}
@@ -35,8 +35,8 @@ def _state(process: str, tag: str) -> str | None:
     return None
 
 
-def descendants(root: int) -> dict[int, str]:
-    """pid -> name of every process below `root`, without itself."""
+def descendants(root: int, apart: Container[int] = ()) -> dict[int, str]:
+    """pid -> name of every process below `root`, without itself, and without those `apart` and what is below them."""
     parents: dict[int, list[tuple[int, str]]] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
@@ -48,8 +48,9 @@ def descendants(root: int) -> dict[int, str]:
     stack = [root]
     while stack:
         for pid, name in parents.get(stack.pop(), []):
-            found[pid] = name
-            stack.append(pid)
+            if pid not in apart:
+                found[pid] = name
+                stack.append(pid)
     return found
 
 
