@@ -66,9 +66,9 @@ class Chat:
     def rewrites_history(self) -> bool:
         """Whether the template would later show an assistant's turn otherwise than the model wrote it."""
         said = f"<think>\nthought\n</think>\n\n{_SPOKEN}"
-        then = self._render([_USER], (), True) + said
+        opening = self._render([_USER], (), True)
         later = self._render([_USER, _assistant(said), _USER], (), True)
-        return not later.startswith(then)
+        return not (later.startswith(opening) and later[len(opening) :].lstrip().startswith(said))
 
     def _text(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, answering: bool) -> str:
         contents = [self._harmless(m["content"]) for m in messages]

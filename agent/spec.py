@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +54,12 @@ async def open_engine(
     if kind == "vllm":
         from agent.vllm import VllmEngine
 
-        vllm = await VllmEngine.open(rest, slots=slots, max_len=max_len, seed=seed, dtype=dtype)
-        return vllm, load_tokenizer(tokenizer or rest)
+        known = _tokenizer_of(rest, tokenizer)
+        return await VllmEngine.open(rest, slots=slots, max_len=max_len, seed=seed, dtype=dtype), known
     from agent.hf import HFEngine, load_model
 
-    model, known = load_model(spec, dtype), load_tokenizer(tokenizer or spec)
+    known = _tokenizer_of(spec, tokenizer)
+    model = load_model(spec, dtype)
     return HFEngine(model, known, slots=slots, max_len=max_len, seed=seed, reproducible=reproducible), known
 
 
@@ -68,6 +71,22 @@ def load_tokenizer(name: str) -> Any:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UserError(no_model(name, error)) from None
+
+
+def _tokenizer_of(model: str, tokenizer: str | None) -> Any:
+    """The tokenizer to use with `model`: its own, or one with the same vocabulary. Raises UserError."""
+    if tokenizer is None:
+        return load_tokenizer(model)
+    own, other = load_tokenizer(model), load_tokenizer(tokenizer)
+    if vocabulary_hash(own) != vocabulary_hash(other):
+        raise UserError(f"the vocabulary of {tokenizer!r} is not the one of {model!r}: leave the tokenizer out")
+    return other
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
+    """Of tokens and their ids: two tokenizers that agree on it give the ids the same meaning."""
+    record = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
 def no_model(name: str, error: Exception) -> str:

@@ -62,8 +62,8 @@ class VllmEngine:
             ) from None
         cpu = current_platform.is_cpu()
         options: dict[str, Any] = {"dtype": "float32" if cpu and dtype == "auto" else dtype, "max_model_len": max_len}
-        if cpu:  # the worker shares the core's process: one start, one import of vllm
-            options |= {"enforce_eager": True, "block_size": 32, "distributed_executor_backend": "uni"}
+        if cpu:
+            options |= {"enforce_eager": True, "block_size": 32}
         if cpu or cache_bytes:
             options["kv_cache_memory_bytes"] = cache_bytes or CPU_CACHE_BYTES
         with _environment(cpu):
@@ -78,6 +78,9 @@ class VllmEngine:
                     **options,
                 )
                 config = arguments.create_engine_config()
+                head = config.model_config.get_head_size()
+                if cpu and head % 32:
+                    raise ValueError(f"heads of {head} numbers do not run on a CPU, only multiples of 32 do")
                 llm = AsyncLLM.from_vllm_config(config)
             except (OSError, ValueError, RuntimeError) as error:
                 first = str(error).strip().split("\n")[0]

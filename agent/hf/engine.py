@@ -71,6 +71,10 @@ class HFEngine:
         self._forward = forward_of(model)
         self._reproducible = reproducible
         vocabulary = model.get_output_embeddings().weight.shape[0]
+        if len(tokenizer) > vocabulary:
+            raise UserError(
+                f"the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}: use the model's own tokenizer"
+            )
         self._stops = StopTable(tokenizer, vocabulary)
         self._stop_rows: dict[tuple[tuple[str, ...], tuple[int, ...]], int] = {}
         self._stop_masks = np.zeros((0, vocabulary), bool)
