@@ -119,25 +119,38 @@ def test_killed_at_a_random_moment_and_resumed_it_equals_the_uninterrupted_run(w
     assert fingerprint(tmp_path / "killed") == fingerprint(whole), f"killed after step {at}"
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_no_children_and_resume_loses_nothing(tmp_path: Path) -> None:
-    more = ["--set", "rollout.mode=async", "--set", "run.steps=40", "--set", "run.checkpoint_every=100"]
+def used_events(folder: Path) -> tuple[list[int], set[int]]:
+    """(events whose evidence the tracker holds, events outstanding) in the newest checkpoint."""
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    state = json.loads((newest / "trainer.json").read_text())["reinforcement"]
+    used = [row[0] for belief in state["tracker"]["beliefs"].values() for row in belief["events"]]
+    return used, {ticket["dispatch"]["event"] for ticket in state["pipeline"]["outstanding"]}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_stopped_in_the_asynchronous_mode_nothing_is_lost_or_counted_twice(number: int, tmp_path: Path) -> None:
+    more = ["--set", "rollout.mode=async", "--set", "rollout.max_staleness=99", "--set", "run.steps=60"]
     child = start(tmp_path, "stopped", *more)
     wait_until(lambda: steps_done(tmp_path / "stopped") >= 3, child)
     children = psutil.Process(child.pid).children(recursive=True)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     output = child.communicate()[0]
-    assert child.returncode == 130, output
-    assert "--resume goes on from it" in output
-    assert "Traceback" not in output
-    assert not psutil.wait_procs(children, 5)[1]
+    assert not psutil.wait_procs(children, 10)[1], "a child survived"
+    if number == signal.SIGINT:
+        assert child.returncode == 130, output
+        assert "--resume goes on from it" in output
+        assert "Traceback" not in output
     folder = tmp_path / "stopped"
-    done = steps_done(folder)
-    finished = {line.trajectory.dispatch.event for line in read_lines(folder / "trajectories.jsonl") if line.trajectory}
-    assert main(arguments(tmp_path, "stopped", *more, "--set", f"run.steps={done + 3}", "--resume")) == 0
-    events = [line.trajectory.dispatch.event for line in read_lines(folder / "trajectories.jsonl") if line.trajectory]
-    assert finished < set(events)
-    assert len(events) == len(set(events))  # none was run a second time
-    assert steps_done(folder) == done + 3
+    log = folder / "trajectories.jsonl"
+    finished = {line.trajectory.dispatch.event for line in read_lines(log) if line.trajectory}
+    steps = steps_done(folder) + 3
+    assert main(arguments(tmp_path, "stopped", *more, "--set", f"run.steps={steps}", "--resume")) == 0
+    events = [line.trajectory.dispatch.event for line in read_lines(log) if line.trajectory]
+    assert finished <= set(events)
+    assert len(events) == len(set(events)), "an episode ran twice"
+    used, outstanding = used_events(folder)
+    assert len(used) == len(set(used)) == steps * 6
+    assert set(events) - set(used) <= outstanding, "a finished episode was neither used nor kept"
 
 
 @pytest.mark.parametrize(
