@@ -16,14 +16,17 @@ import sys
 import threading
 from fractions import Fraction
 from functools import lru_cache
+from pathlib import Path
 
 from sandbox.errors import UserError
 
 SECONDS = 5  # of processor time for one comparison, in the child: a busy machine changes no verdict
+_PROGRAM = str(Path(__file__).with_name("grading_child.py"))
 MAX_ANSWER = 2_000  # characters; a longer answer is not one
 _NUMBER = re.compile(r"[+-]?(?:\d{1,400}|\d{1,3}(?:,\d{3}){1,40})(?:\.\d{1,400})?|[+-]?\.\d{1,400}", re.ASCII)
 _RATIO = re.compile(
-    r"(?P<sign>-?)(?:\\[dt]?frac\{(?P<a>-?\d{1,400})\}\{(?P<b>\d{1,400})\}|(?P<c>-?\d{1,400})/(?P<d>\d{1,400}))"
+    r"(?P<sign>-?)(?:\\[dt]?frac\{(?P<a>-?\d{1,400})\}\{(?P<b>\d{1,400})\}|(?P<c>-?\d{1,400})/(?P<d>\d{1,400}))",
+    re.ASCII,
 )
 _DECORATION = re.compile(
     r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;!: ]|\\(?:text|mathrm|mbox|mathbf)\{([^{}]*)\}|\$"
@@ -76,7 +79,7 @@ class _Child:
         with self._lock:
             if self._process is None:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "envs.grading_child", str(SECONDS)],
+                    [sys.executable, "-P", _PROGRAM, str(SECONDS)],  # -P: its folder holds a types.py
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
