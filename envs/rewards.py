@@ -2,8 +2,8 @@ r"""Rewards: a rubric is a list of named pure functions of a finished episode an
 
 OTC-PO (arXiv 2504.14870), `otc`: correctness times a tool reward that falls with the number m of calls. With one stream
 a problem (their OTC-PPO): `cos(m·π / (2m + c))`; their smoothing constant c is here the most turns an episode may take.
-When the fewest calls n that solved the problem are known (their OTC-GRPO): with `f = 2nm/(m + n)`, the reward is 1 at m = n = 0,
-`cos(m·π / (2m + c))` at n = 0 < m, else `sin(f·π / (2n))`, which peaks at m = n. `n` is read from the task's
+When the fewest calls n that solved the problem are known (their OTC-GRPO): with `f = 2nm/(m + n)`, the reward is 1 at
+m = n = 0, `cos(m·π / (2m + c))` at n = 0 < m, else `sin(f·π / (2n))`, which peaks at m = n. `n` is read from the task's
 `meta["min_calls"]`. Their factor α is the rubric's weight.
 """
 
