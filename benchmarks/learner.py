@@ -5,7 +5,7 @@ machine, float32, 8 sequences a micro-batch where they are padded. Tokens are re
 rounds take turns, so that a busy machine slows all alike. The first line checks that the gradients agree.
 
     pip install trl
-    python benchmarks/learner.py [--quick]
+    python benchmarks/learner.py [--quick] [--plot learner.png]
 """
 
 from __future__ import annotations
@@ -168,9 +168,23 @@ def gradient(policy: Any) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in policy.parameters()]).double()
 
 
+def plot(path: str, speeds: dict[str, float]) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3))
+    axes.barh(list(speeds)[::-1], list(speeds.values())[::-1])
+    axes.set(xlabel="real tokens a second", title="One update of a length-skewed batch")
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller batch, fewer rounds")
+    parser.add_argument("--plot", help="write a bar chart here")
     options = parser.parse_args()
     n, longest, rounds = (32, 400, 3) if options.quick else (64, 800, 5)
     batch = skewed(n, longest)
@@ -214,6 +228,8 @@ def main() -> None:
         print(
             f"{name:<24}{sum(lengths) / median(measured):10.0f}{median(measured):10.2f}{median(measured) / ours:11.2f}x"
         )
+    if options.plot:
+        plot(options.plot, {name: sum(lengths) / median(measured) for name, measured in seconds.items()})
     print("bar: packed >= 2x TRL on a length-skewed batch")
 
 
