@@ -45,6 +45,15 @@ def _draw(**sizes: int) -> Callable[[random.Random, int], Operands]:
     return lambda rng, level: {name: _digits(rng, base + level) for name, base in sizes.items()}
 
 
+def _modulus(rng: random.Random, level: int) -> int:
+    """At least three digits, or the residue could be guessed."""
+    return _digits(rng, max(3, level + 1))
+
+
+def _draw_modular(rng: random.Random, level: int) -> Operands:
+    return {**_draw(a=1, b=1)(rng, level), "m": _modulus(rng, level)}
+
+
 def _draw_common_factor(rng: random.Random, level: int) -> Operands:
     """Two numbers whose gcd is large, or "1" would be right 61 % of the time."""
     factor = _digits(rng, 2) if level < 3 else _digits(rng, 3)
@@ -82,13 +91,13 @@ KINDS: dict[str, Kind] = {
         ("What is {a} times {b} plus {c}?", "Multiply {a} by {b}, then add {c}."),
     ),
     "modmul": Kind(
-        _draw(a=1, b=1, m=2),
+        _draw_modular,
         lambda o: o["a"] * o["b"] % o["m"],
         "{a}*{b}%{m}",
         ("What is {a} times {b} modulo {m}?", "Find the remainder of {a} times {b} divided by {m}."),
     ),
     "modpow": Kind(
-        _draw(a=1, b=1, m=2),
+        _draw_modular,
         lambda o: pow(o["a"], o["b"], o["m"]),
         "pow({a},{b},{m})",
         ("What is {a} to the power {b} modulo {m}?", "Raise {a} to the power {b} and reduce it modulo {m}."),
@@ -135,7 +144,7 @@ KINDS: dict[str, Kind] = {
     "divisible": Kind(
         lambda rng, level: {"n": _digits(rng, level + 2), "a": rng.randint(3, 9), "b": rng.randint(11, 39)},
         lambda o: sum(k % o["a"] == 0 or k % o["b"] == 0 for k in range(o["n"])),
-        "sum(k%{a}==0 or k%{b}==0 for k in range({n}))",
+        "sum(not k%{a} or not k%{b} for k in range({n}))",
         (
             "How many of the first {n} integers, from 0, are multiples of {a} or {b}?",
             "Count the multiples of {a} or {b} below {n}, 0 included.",
@@ -146,7 +155,7 @@ KINDS: dict[str, Kind] = {
             "a": _digits(rng, level + 1),
             "p": rng.randint(2, 9),
             "q": rng.randint(1, 9),
-            "m": _digits(rng, level + 2),
+            "m": _modulus(rng, level),
             "n": rng.randint(5, 9 * level),
         },
         _recur,
@@ -157,7 +166,7 @@ KINDS: dict[str, Kind] = {
         ),
     ),
     "binomial": Kind(
-        lambda rng, level: {"n": _digits(rng, 2), "k": rng.randint(3, 3 * level + 2), "m": _digits(rng, level + 2)},
+        lambda rng, level: {"n": _digits(rng, 2), "k": rng.randint(3, 3 * level + 2), "m": _modulus(rng, level)},
         lambda o: math.comb(o["n"], o["k"]) % o["m"],
         "import math\nmath.comb({n},{k})%{m}",
         ("In how many ways can you choose {k} of {n} items, modulo {m}?", "What is {n} choose {k} modulo {m}?"),
