@@ -155,11 +155,18 @@ class Process:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         deadline = time.monotonic() + _DEATH_S
         # A descriptor of its own: an event loop knows one reader a descriptor, and a call may be waiting on the first.
-        with self._channel.dup() as channel:
+        try:
+            channel = self._channel.dup()
+        except OSError:
+            channel = self._channel  # out of descriptors: the rare double wait is the lesser evil
+        try:
             while await _receive(channel, deadline - time.monotonic()):
                 pass  # last words, true or forged; the end of the stream cannot be forged
             if time.monotonic() > deadline:
                 raise SandboxError(f"a killed session is still there after {_DEATH_S:.0f} s")
+        finally:
+            if channel is not self._channel:
+                channel.close()
         if not self._receiving:
             self._release()
 

@@ -41,7 +41,8 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {  # (x86_64, aarch64)
     # the network, and Unix sockets with it: abstract names would join sessions
     "socket": (41, 198),
 }  # fmt: skip
-# Without a pid namespace a session is killed as a process group, so it must not be able to leave it.
+# Without a pid namespace a session is killed as a process group, so nothing may leave it. These calls seem to succeed
+# and do nothing: what daemonises itself runs, and dies with the rest.
 _LEAVE_GROUP: dict[str, tuple[int | None, int | None]] = {"setsid": (112, 157), "setpgid": (109, 154)}
 
 _CLONE, _CLONE3, _IOCTL = (56, 220), 435, (16, 29)
@@ -62,8 +63,8 @@ def supported() -> bool:
 def build(machine: str, stay_in_group: bool) -> bytes:
     """The filter for "x86_64" or "aarch64" as an array of struct sock_filter."""
     column, arch = _ARCH[machine]
-    refused = {**_REFUSED, **(_LEAVE_GROUP if stay_in_group else {})}
-    numbers = sorted(number for pair in refused.values() if (number := pair[column]) is not None)
+    numbers = sorted(number for pair in _REFUSED.values() if (number := pair[column]) is not None)
+    ignored = [pair[column] or -1 for pair in _LEAVE_GROUP.values()] if stay_in_group else []
     clone, ioctl = _CLONE[column], _IOCTL[column]
     program: list[tuple[int, int, int, int]] = [
         (_LOAD, 0, 0, _MACHINE),
@@ -87,6 +88,8 @@ def build(machine: str, stay_in_group: bool) -> bytes:
         (_RETURN, 0, 0, _ERRNO | errno.EPERM),
         (_RETURN, 0, 0, _ALLOW),
     ]
+    for number in ignored:
+        program += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO)]
     program += [(_EQUAL, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
     program += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
     return b"".join(struct.pack("<HBBI", *line) for line in program)

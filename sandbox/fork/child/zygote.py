@@ -32,6 +32,7 @@ from . import confine, landlock, linux, memory, rootfs, seccomp, wire, worker
 # nobody: what the fork server becomes when root starts it
 NOBODY = 65534
 _CLOSE_RANGE = 436
+_REST_S = 1.0  # after a refused fork
 _FAREWELL_S = 5.0
 _SLEEP = "/bin/sleep"
 _FALL = ("namespaces", "landlock", "rlimits")
@@ -63,6 +64,7 @@ def main() -> NoReturn:
         os._exit(0)
     os.close(host)
     resident = _warm(options["preimport"])
+    _drop_root()  # in the weaker tiers only now: Python may live where nobody else can read
     control.send(
         json.dumps({"isolation": confinement.isolation + "+cgroup" * (groups >= 0), "resident": resident}).encode()
     )
@@ -100,7 +102,6 @@ def _confinement(options: dict) -> confine.Confinement:
         _enter_namespaces()
     else:
         folder = options["folder"] or tempfile.gettempdir()
-        _drop_root()
     return confine.Confinement(tier, **limits, landlock_abi=abi, seccomp=program, folder=folder)
 
 
@@ -234,9 +235,8 @@ class _Server:
         data, ancillary, _, _ = self.control.recvmsg(16, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
         if not data:
             return False
-        fds = array.array("i")
-        fds.frombytes(ancillary[0][2])
-        self.waiting.append(socket.socket(fileno=fds[0]))
+        if ancillary:  # else we are out of descriptors: the asker sees its socket close
+            self.waiting.append(socket.socket(fileno=array.array("i", ancillary[0][2])[0]))
         return True
 
     def _hand_out(self, asker: socket.socket) -> None:
@@ -249,10 +249,11 @@ class _Server:
 
     def _fork(self) -> None:
         """One more session for the pool; where the kernel refuses, whoever waits for it is told."""
-        host_end, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         folder, init, pid = self.confinement.folder, None, 0
+        ends: tuple[socket.socket, ...] = ()
         self.count += 1
         try:
+            host_end, end = ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             if self.own_pids is None:
                 folder = tempfile.mkdtemp(prefix="session-", dir=folder)
             else:
@@ -266,20 +267,20 @@ class _Server:
             self.living[pid] = _Living(end, folder, init, str(self.count))
             self.ready.append((pid, host_end, os.pidfd_open(pid)))
         except OSError as error:
-            self._refuse(error, [host_end] if pid else [host_end, end], pid or init)
+            for unused in ends[: 1 if pid else 2]:  # `_bury` closes the other
+                unused.close()
+            if pid or init:
+                os.kill(pid or init or 0, signal.SIGKILL)
+            self._refuse(error)
         finally:
             if self.own_pids is not None:
                 linux.setns(self.own_pids, linux.CLONE_NEWPID)
 
-    def _refuse(self, error: OSError, ends: list[socket.socket], made: int | None) -> None:
-        for end in ends:
-            end.close()
-        if made:
-            os.kill(made, signal.SIGKILL)  # `_bury` does the rest
+    def _refuse(self, error: OSError) -> None:
         if self.waiting:
             with contextlib.suppress(OSError), self.waiting.popleft() as asker:
                 asker.send(wire.FAILED + str(error).encode()[:400])
-        self.rest_until = time.monotonic() + 1.0
+        self.rest_until = time.monotonic() + _REST_S
 
     def _become_session(self, end: socket.socket, folder: str) -> NoReturn:
         try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
-from sandbox.fork import ForkSandbox
+from sandbox.fork import ForkSandbox, ForkSession
 from sandbox.fork.server import probe
-from sandbox.types import Limits
+from sandbox.types import Execution, Limits
 
 LIMITS = Limits(timeout_s=20, memory_mb=256, processes=32, disk_mb=16, open_files=128, output_bytes=4096)
 
@@ -21,6 +22,24 @@ def need(tier: str) -> None:
         if os.environ.get("CI"):
             pytest.fail(f"CI needs the tier '{tier}': {error}")
         pytest.skip(f"this machine does not grant the tier '{tier}': {error}")
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+async def interrupted(session: ForkSession, setup: str, code: str) -> Execution:
+    """A call that SIGINT ended. On a loaded machine the 300 ms until SIGKILL may be too short: then once more."""
+    for _ in range(8):
+        assert (await session.run(setup)).ok
+        seen = await session.run(code, timeout=0.3)
+        assert seen.status == "timeout"
+        if seen.state_kept:
+            break
+    return seen
 
 
 @pytest.fixture
