@@ -118,8 +118,10 @@ def serve(
         max_body_mb: the largest request, and the largest sum of fetched files.
         limits: of one session.
     """
-    from sandbox.server.workers import serve as serve_settings
-
+    try:
+        from sandbox.server.workers import serve as serve_settings
+    except ModuleNotFoundError as error:
+        raise UserError(f"the server needs the package '{error.name}'; pip install 'solostream[server]'") from error
     settings = Settings(
         sandbox=sandbox,
         host=host,
