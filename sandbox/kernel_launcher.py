@@ -21,10 +21,10 @@ import signal
 import socket
 import sys
 import tempfile
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from sandbox import kernel_app
-from sandbox.fork.child import confine, memory, rootfs, zygote
+from sandbox.fork.child import confine, memory, rootfs, seccomp, zygote
 
 _OWN_MB = 160  # what kernel and guard need besides what the session may use
 
@@ -43,6 +43,9 @@ def main(door: str, groups: str | None = None) -> NoReturn:
     folder = None
     try:
         confinement = zygote._confinement(settings["confinement"])
+        if confinement.seccomp and settings["confinement"].get("contained"):
+            # The end of the container is the end of all that left the group, so leaving it is allowed.
+            confinement.seccomp = seccomp.build(os.uname().machine, stay_in_group=False)
         if confinement.tier != "namespaces":
             folder = tempfile.mkdtemp(prefix="session-", dir=confinement.folder)
     except OSError as error:
@@ -58,8 +61,9 @@ def main(door: str, groups: str | None = None) -> NoReturn:
             rootfs.mount_proc()
             confine.enter_namespaces(confinement)
         os.setsid()
-        confine.give_up_rights(confinement, folder or "/tmp")
-        _serve(host, fds, settings, confinement)
+        with open("/proc/self/statm") as mapped:  # which Landlock hides
+            confine.give_up_rights(confinement, folder or "/tmp")
+            _serve(host, fds, settings, confinement, mapped)
     except BaseException as error:
         _tell(host, failed=f"{type(error).__name__}: {error}"[:400])
     finally:
@@ -93,7 +97,9 @@ def _guard(host: socket.socket, pid: int, folder: str | None) -> NoReturn:
     os._exit(0)
 
 
-def _serve(host: socket.socket, fds: list[int], settings: dict[str, Any], confinement: confine.Confinement) -> None:
+def _serve(
+    host: socket.socket, fds: list[int], settings: dict[str, Any], confinement: confine.Confinement, mapped: TextIO
+) -> None:
     stdout, stderr = fds[-2:]
     for fd, standard in ((os.open(os.devnull, os.O_RDONLY), 0), (stdout, 1), (stderr, 2)):
         os.dup2(fd, standard)
@@ -103,9 +109,8 @@ def _serve(host: socket.socket, fds: list[int], settings: dict[str, Any], confin
     app = kernel_app.build(fds, settings["path"], settings["key"], settings["output_bytes"])
     app.initialize([])
     # Its threads and libraries have mapped much that they never touch: the limit is on what comes on top.
-    with open("/proc/self/statm") as file:
-        mapped = int(file.read().split()[0]) * resource.getpagesize()
-    limit = mapped + (settings["memory_mb"] << 20)
+    limit = int(mapped.read().split()[0]) * resource.getpagesize() + (settings["memory_mb"] << 20)
+    mapped.close()
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     _tell(host, ready=confinement.isolation)
     host.close()

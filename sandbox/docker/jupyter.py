@@ -98,6 +98,7 @@ class DockerJupyterSandbox:
             "open_files": self.limits.open_files,
             "output_bytes": self.limits.output_bytes,
             "folder": "/tmp",
+            "contained": True,
         }
         kernel = await start_kernel(KernelContainer(self._daemon), confinement, self.limits)
         kernel.isolation = "container+" + kernel.isolation

@@ -1,0 +1,54 @@
+"""docker-compose.yml, started and used as a reader of the documentation would."""
+
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sandbox.interpreter import Interpreter
+
+pytestmark = pytest.mark.docker
+ROOT = Path(__file__).parents[3]
+PROJECT = "solostream-test"
+
+
+def output(*command: str, **environment: str) -> str:
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def compose_command() -> tuple[list[str], dict[str, str]]:
+    """Version 2 if it is there; 1.29 does not know `systempaths`."""
+    if subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0:
+        return ["docker", "compose"], {}
+    if shutil.which("docker-compose") is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI needs docker compose or docker-compose")
+        pytest.skip("neither docker compose nor docker-compose is installed")
+    return ["docker-compose"], {"SOLOSTREAM_SYSTEMPATHS": "no-new-privileges:true"}
+
+
+def test_the_server_answers_on_loopback_and_runs_code(image):
+    command, extra = compose_command()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    extra |= {"SOLOSTREAM_SANDBOX_PORT": str(port), "SOLOSTREAM_SANDBOX_TOKEN": "t0ken"}
+    ours = f"label=com.docker.compose.project={PROJECT}"
+    try:
+        output(*command, "-p", PROJECT, "up", "-d", "--no-build", "sandbox", **extra)
+        name = output("docker", "ps", "-q", "--filter", ours)
+        health = f"docker inspect -f '{{{{.State.Health.Status}}}}' {name}"
+        output("timeout", "120", "sh", "-c", f"until [ $({health}) = healthy ]; do sleep 0.2; done")
+        with Interpreter(f"http://127.0.0.1:{port}", token="t0ken") as py:
+            assert py.run("x = 6 * 7\nx").result == "42"
+            assert py.run("print(x)").stdout == "42\n"
+            assert py.run("import socket\nsocket.create_connection(('127.0.0.1', 8080), 2)").status == "error"
+        assert output("docker", "port", name) == f"8080/tcp -> 127.0.0.1:{port}"
+    finally:
+        output(*command, "-p", PROJECT, "down", "-t", "1", **extra)
+    assert output("docker", "ps", "-aq", "--filter", ours) == ""
