@@ -7,8 +7,11 @@ from sandbox.types import Execution
 LOST = "(the interpreter was restarted: variables are lost)"
 
 
-def observe(execution: Execution) -> str:
-    """stdout, the last expression's value, stderr, then the error; "(no output)" when there is nothing to see."""
+def observe(execution: Execution, *, tracebacks: bool = True) -> str:
+    """stdout, the last expression's value, stderr, then the error; "(no output)" when there is nothing to see.
+
+    tracebacks=False: an exception is its name and message, one line.
+    """
     parts = [
         _cut(execution.stdout, execution.stdout_truncated),
         _cut(execution.result or "", execution.result_truncated),
@@ -16,7 +19,8 @@ def observe(execution: Execution) -> str:
     ]
     if execution.error is not None:
         error = execution.error
-        parts.append(error.traceback.strip() or f"{error.name}: {error.message}".removesuffix(": "))
+        line = f"{error.name}: {error.message}".removesuffix(": ")
+        parts.append(error.traceback.strip() or line if tracebacks else line)
     elif execution.status == "timeout":
         parts.append("TimeoutError: the code ran too long and was stopped")
     elif execution.status == "memory":

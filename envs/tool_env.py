@@ -48,7 +48,8 @@ class ToolEnv(gymnasium.Env[str, str]):
     system_prompt: None: how to call and to answer; "": no system message.
     timeout_s: of one call; None: the sandbox's limit. time_limit_s: of one episode, checked between calls.
     turn_tokens, output_tokens, episode_tokens: budgets of one turn, one tool output, and all text after the prompt,
-    counted by `tokenizer` (see `envs.budgets`). show_budget: tool messages end with what remains.
+    counted by `tokenizer` (see `envs.budgets`). show_budget: tool messages end with what remains. tracebacks: False
+    shows an exception as one line.
     retries: of a call whose sandbox failed; the session is rebuilt by running the episode's earlier calls again.
 
     Raises UserError for settings that make no sense together.
@@ -77,6 +78,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         output_tokens: int = 1024,
         episode_tokens: int | None = None,
         show_budget: bool = False,
+        tracebacks: bool = True,
         tokenizer: str | TokenCounter | Callable[[], TokenCounter] | None = None,
         retries: int = 2,
         render_mode: str | None = None,
@@ -102,7 +104,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._system = default_prompt(self._syntax, answer) if system_prompt is None else system_prompt
         self._max_turns, self._max_calls = max_turns, max_calls_per_turn
         self._turn_tokens, self._output_tokens, self._episode_tokens = turn_tokens, output_tokens, episode_tokens
-        self._time_limit_s, self._show_budget = time_limit_s, show_budget
+        self._time_limit_s, self._show_budget, self._tracebacks = time_limit_s, show_budget, tracebacks
         self._counter = token_counter(tokenizer)
         self._workspace = Workspace(sandbox, sandbox_options or {}, timeout_s=timeout_s, retries=retries)
         self.task: Task | None = None
@@ -295,7 +297,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         except ValueError as error:
             result = Execution(status="error", error=CodeError(type(error).__name__, str(error), ""))
         execution = Execution(stdout=result) if isinstance(result, str) else result
-        return execution, clip(observe(execution), self._output_tokens, self._counter)
+        return execution, clip(observe(execution, tracebacks=self._tracebacks), self._output_tokens, self._counter)
 
     def _remaining(self, messages: Sequence[Message]) -> str:
         turns = self._max_turns - len(self.trace) - 1

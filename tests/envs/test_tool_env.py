@@ -129,6 +129,13 @@ async def test_what_the_policy_sees(make, code, observation):
     assert (await env.astep(call(code)))[0] == observation
 
 
+async def test_an_exception_can_be_one_line(make):
+    env = make(tracebacks=False)
+    await start(env)
+    observation, *_ = await env.astep(call("raise"))
+    assert observation == "ZeroDivisionError: division by zero"
+
+
 async def test_turn_limit(make):
     env = make(max_turns=2)
     await start(env)
