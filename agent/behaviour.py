@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ _VERDICTS = {"True", "False"}
 class Behaviour:
     """Counts of one trajectory. Lengths and positions are in tokens, `code_lines` has one entry an executed call.
 
+    action_tokens: what the policy wrote, also where its endpoint told no probabilities (and the mask is empty).
     late_calls: calls executed after an earlier output had already shown the final answer.
     trivial: there was code, and no call both computed something and had its outcome used (see `trivial_code`).
     """
@@ -59,7 +61,7 @@ def observe(trajectory: Trajectory) -> Behaviour:
     done = [(c.call, c.execution) for c in calls if c.execution is not None]
     return Behaviour(
         response_length=trajectory.response_length,
-        action_tokens=trajectory.n_action_tokens,
+        action_tokens=sum(turn.end - turn.start for turn in trajectory.turns if turn.role == "assistant"),
         first_call=trajectory.first_call_token,
         calls=len(done),
         passed=sum(execution.ok for _, execution in done),
@@ -151,7 +153,9 @@ def _identity(node: ast.BinOp) -> bool:
 @lru_cache(maxsize=4096)  # policies repeat themselves
 def _anatomy(code: str) -> _Anatomy:
     try:
-        nodes = list(ast.walk(ast.parse(code)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # about what a policy wrote: nobody's business here
+            nodes = list(ast.walk(ast.parse(code)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return _Anatomy(False, frozenset(), frozenset())
     bound = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}

@@ -54,18 +54,18 @@ _COLUMNS = (
 
 
 class Index:
-    """The trajectories of one JSONL file. Every method may be called from any thread; `refresh` from one at a time."""
+    """The trajectories of one JSONL file. Every method may be called from any thread and process at any time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.place = _place(path)
-        with self._open() as db:
+        with self._open(writing=True) as db:
             if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
                 self._start_anew(db)
 
     def refresh(self, most: int = 1000) -> int:
         """Index up to `most` appended lines; returns how many lines were read, 0 when the index is up to date."""
-        with self._open() as db:
+        with self._open(writing=True) as db:
             offset, number, *last = db.execute("SELECT * FROM progress").fetchone()
             if not self._still_there(*last):
                 self._start_anew(db)
@@ -85,7 +85,6 @@ class Index:
                 db.executemany("INSERT INTO damage VALUES (?, ?)", damage)
                 db.execute("UPDATE progress SET offset=?, number=?, last_offset=?, last_length=?, last_crc=?",
                            (offset, number, *last))  # fmt: skip
-                db.commit()
             return seen
 
     def status(self) -> dict[str, Any]:
@@ -144,19 +143,29 @@ class Index:
             yield from (tuple(row) for row in db.execute(f"SELECT {columns} FROM rows ORDER BY id"))
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self.place, timeout=30)) as db:
+    def _open(self, writing: bool = False) -> Iterator[sqlite3.Connection]:
+        """A connection; `writing` holds the write lock from the start: two processes never index one line twice."""
+        with closing(sqlite3.connect(self.place, timeout=60, isolation_level=None)) as db:
             db.row_factory = sqlite3.Row
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = OFF")  # an index can always be made again
-            yield db
+            if not writing:
+                yield db
+                return
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
 
     def _start_anew(self, db: sqlite3.Connection) -> None:
         for table in ("rows", "damage", "progress"):
             db.execute(f"DROP TABLE IF EXISTS {table}")
-        db.executescript(_SCHEMA)
+        for statement in _SCHEMA.split(";"):
+            db.execute(statement)
         db.execute(f"PRAGMA user_version = {_VERSION}")
-        db.commit()
 
     def _still_there(self, offset: int, length: int, crc: int) -> bool:
         if not length:

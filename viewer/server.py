@@ -133,6 +133,7 @@ def make_app(places: Sequence[Path], *, tokenizer: Path | None = None, hosts: Se
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise HTTPException(410, f"trajectory {row} is not where it was, the file changed: {error}") from None
         pieces = here.pieces(record["token_ids"]) if here.pieces else None
+        record["seed"] = str(record["seed"])  # 63 bits: more than a number in JavaScript holds
         return {"row": fields, "record": record, "behaviour": behaviour, "pieces": pieces}
 
     @app.get("/api/tasks")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from agent.trajectory import Trajectory
 from sandbox.errors import UserError
 from viewer.index import Index
 from viewer.tokens import Pieces, find_tokenizer
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +124,17 @@ def test_a_cut_or_rewritten_file_is_indexed_anew(tmp_path: Path, records: list[d
         pass
     assert index.status()["rows"] == 100
     assert index.record(0)[1] == records[100]
+
+
+def test_several_at_once_index_every_line_once(tmp_path: Path, records: list[dict]) -> None:
+    path = write(tmp_path / "trajectories.jsonl", records)
+    follow = f"i = Index(Path({str(path)!r}))\nwhile i.refresh(7): pass"
+    code = f"from pathlib import Path\nfrom viewer.index import Index\n{follow}"
+    running = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for _ in range(3)]
+    assert [process.wait(60) for process in running] == [0, 0, 0]
+    index = Index(path)
+    assert index.refresh() == 0
+    assert [row["id"] for row in index.page(limit=500)["rows"]] == list(range(len(records)))
 
 
 def test_damage_is_listed_and_skipped(tmp_path: Path, records: list[dict]) -> None:

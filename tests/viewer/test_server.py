@@ -55,6 +55,13 @@ def test_a_file_cut_under_the_server_is_said(client: httpx.Client, path: Path) -
     assert answer.status_code in (404, 410)
 
 
+def test_a_seed_of_63_bits_survives_javascript(tmp_path: Path) -> None:
+    record = {**next(training_records(1)), "seed": 2**63 - 1}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(record) + "\n")
+    with serving([tmp_path]) as address:
+        assert httpx.get(f"{address}/api/runs/0/rows/0").json()["record"]["seed"] == "9223372036854775807"
+
+
 def test_port_in_use_names_the_flag() -> None:
     with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match="choose another with --port"):
         listen("127.0.0.1", taken.getsockname()[1])
