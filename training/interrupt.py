@@ -62,4 +62,3 @@ class Interrupt:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.remove_signal_handler(number)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -66,9 +66,18 @@ class Job:
         return asyncio.run(self._run(cold_start_only))
 
     async def _run(self, cold_start_only: bool) -> Summary | None:
+        config = self.config
+        in_flight = config.rollout.batch * (config.rollout.over_provision if config.rollout.mode == "async" else 1)
+        self.policy = Policy(partial(setup.open_engine, config, self.parts, slots=round(in_flight)))
+        try:
+            await self.policy.load_weights(self.parts.model.state_dict(), 0)  # an engine may refuse the model
+            return await self._phases(cold_start_only)
+        finally:
+            await self.policy.close()
+
+    async def _phases(self, cold_start_only: bool) -> Summary | None:
         self._open()
         try:
-            await self.policy.load_weights(self.parts.model.state_dict(), 0)
             with self.interrupt.listening():
                 learner = await self._cold_start()
                 await self._evaluate_before(learner)
@@ -90,13 +99,10 @@ class Job:
             self.folder, trackers=config.run.trackers, project=config.run.project, config=config.model_dump(mode="json")
         )
         self.monitor.keep(self._is_behind)
-        in_flight = config.rollout.batch * (config.rollout.over_provision if config.rollout.mode == "async" else 1)
-        self.policy = Policy(partial(setup.open_engine, config, parts, slots=round(in_flight)))
         self.episodes = Episodes(config, parts, setup.Tasks((*parts.train, *parts.test)))
         self.held_out = HeldOut(config, parts.test, parts.tokenizer, self.policy, self.episodes)
 
     async def _close(self) -> None:
-        await self.policy.close()
         await self.episodes.close()
         self.thread.shutdown()
         self.monitor.close()
