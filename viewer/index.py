@@ -12,6 +12,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,27 +60,25 @@ class Index:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.place = _place(path)
-        with self._open(writing=True) as db:
-            if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
-                self._start_anew(db)
+        self.refresh(0)
 
     def refresh(self, most: int = 1000) -> int:
         """Index up to `most` appended lines; returns how many lines were read, 0 when the index is up to date."""
         with self._open(writing=True) as db:
+            if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:  # new, of another version, or deleted
+                self._start_anew(db)
             offset, number, *last = db.execute("SELECT * FROM progress").fetchone()
             if not self._still_there(*last):
                 self._start_anew(db)
                 offset, number, *last = 0, 0, 0, 0, 0
             rows, damage, seen = [], [], 0
-            for line in read_lines(self.path, offset, number):
+            for line in islice(read_lines(self.path, offset, number), most):
                 if line.damage is None:
                     rows.append(_row(line))
                 else:
                     damage.append((line.number, line.damage))
                 offset, number, seen = line.offset + line.length, line.number + 1, seen + 1
                 last = [line.offset, line.length, line.crc]
-                if seen == most:
-                    break
             if seen:
                 db.executemany(f"INSERT INTO rows VALUES ({', '.join('?' * 24)})", rows)
                 db.executemany("INSERT INTO damage VALUES (?, ?)", damage)

@@ -6,6 +6,7 @@ allows no script but the app's own files. Requests for another host name are ref
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
@@ -58,7 +59,7 @@ class Source:
             try:
                 read = self.index.refresh(250)  # small batches: requests are served between them
                 self.trouble = None
-            except OSError as error:  # the run was moved or its disk is gone: say so, and look again
+            except (OSError, sqlite3.Error) as error:  # moved, deleted, a full disk: say so, and look again
                 self.trouble, read = str(error), 0
             self._stop.wait(0.002 if read else 0.5)
 

@@ -137,6 +137,14 @@ def test_several_at_once_index_every_line_once(tmp_path: Path, records: list[dic
     assert [row["id"] for row in index.page(limit=500)["rows"]] == list(range(len(records)))
 
 
+def test_a_deleted_index_is_made_again(tmp_path: Path, records: list[dict]) -> None:
+    index = built(write(tmp_path / "trajectories.jsonl", records[:20]))
+    for path in tmp_path.glob(".trajectories.jsonl.index*"):
+        path.unlink()
+    assert index.refresh() == 20
+    assert index.status()["rows"] == 20
+
+
 def test_damage_is_listed_and_skipped(tmp_path: Path, records: list[dict]) -> None:
     path = tmp_path / "trajectories.jsonl"
     path.write_text(
