@@ -125,6 +125,12 @@ def main() -> None:
         if options.plot and a == next(iter(POPULATIONS.values())):
             plot(options.plot, runs[0], title)
     print(
+        "success rate p: degenerate groups p^8 + (1 - p)^8; samples until a mixed outcome 1/(p(1 - p)) - 1, simulated"
+    )
+    for p in (0.5, 0.3, 0.1, 0.03):
+        degenerate, expected = p**GROUP + (1 - p) ** GROUP, 1 / (p * (1 - p)) - 1
+        print(f"  {p:<6}{degenerate:10.3f}{expected:10.2f}{until_mixed(p, random.Random(0)):10.2f}")
+    print(
         "no signal: SPO |A| <= 0.02, GRPO groups of one outcome; ratio: variance against no baseline on its own batches"
     )
     print("bars: SPO's share under half of GRPO's, ratio <= 0.7")
