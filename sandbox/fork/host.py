@@ -43,7 +43,7 @@ class ForkSandbox:
         limits: of each session.
         isolation: the tier, or "auto" for the strongest that this machine grants.
         allow_unisolated: accept the tier "rlimits", where code can read and write the files of its user.
-        snapshot: fork before each call, so that a time-out or crash rolls the session back (2 ms a call).
+        snapshot: fork before each call, so that a time-out or crash rolls the session back (some ms a call).
         pool: sessions that are forked ahead of demand.
         preimport: modules that every session finds imported; a missing one is skipped.
 
