@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def image() -> str:
     has = subprocess.run(["docker", "image", "inspect", "solostream-sandbox"], capture_output=True).returncode == 0
     if not has and not os.environ.get("CI"):
         missing("the image solostream-sandbox is missing: scripts/build-image-offline.sh")
-    built = subprocess.run([ROOT / "scripts" / "build-image-offline.sh"], capture_output=True, text=True)
+    script, environment = ROOT / "scripts" / "build-image-offline.sh", {**os.environ, "PYTHON": sys.executable}
+    built = subprocess.run([script], env=environment, capture_output=True, text=True)
     if built.returncode:
         missing(f"the image does not build: {built.stderr.strip()[-500:]}")
     return "solostream-sandbox"

@@ -1,5 +1,6 @@
 """docker-compose.yml, started and used as a reader of the documentation would."""
 
+import json
 import os
 import shutil
 import socket
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.docker.hardening import seccomp_profile
 from sandbox.interpreter import Interpreter
 
 pytestmark = pytest.mark.docker
@@ -30,6 +32,12 @@ def compose_command() -> tuple[list[str], dict[str, str]]:
             pytest.fail("CI needs docker compose or docker-compose")
         pytest.skip("neither docker compose nor docker-compose is installed")
     return ["docker-compose"], {"SOLOSTREAM_SYSTEMPATHS": "no-new-privileges:true"}
+
+
+def test_its_seccomp_profile_is_the_backends():
+    profile = json.loads((ROOT / "sandbox" / "image" / "seccomp.json").read_text())
+    ours = json.loads(seccomp_profile())
+    assert {**profile, "architectures": None} == {**ours, "architectures": None}
 
 
 def test_the_server_answers_on_loopback_and_runs_code(image):
