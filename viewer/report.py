@@ -179,7 +179,7 @@ def _training(rows: Sequence[Mapping[str, Any]], seen: Sequence[Seen]) -> Iterab
     for key, title in _CURVES.items():
         found = _series(rows, "rl", key, title, 1)
         if found:
-            yield card(title, charts.lines([found], x="step", y=key, whole=True))
+            yield card(title, charts.lines([found], x="step", y="", whole=True))
     cold = _series(rows, "cold_start", "loss/nll", "cold start", 1) or _series(
         rows, "cold_start", "loss", "cold start", 1
     )
