@@ -1,0 +1,101 @@
+"""The main job over several seeds, with ASPO and without: every bar of the quickstart in one table.
+
+Each run is the command that a user types; a finished run in the output folder is read instead of repeated, so an
+interrupted benchmark goes on where it stopped. Times are honest only when nothing else runs on the machine.
+
+    python benchmarks/quickstart.py [--quick] [--seeds 0 1 2] [--engine hf|vllm] [--out runs/benchmark]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = {"SPO + ASPO": "true", "SPO": "false"}
+Run = dict[str, Any]
+
+
+def run(variant: str, seed: int, out: Path, engine: str, extra: list[str]) -> Run:
+    name = f"{variant.replace(' + ', '-').lower()}-{engine}-{seed}"
+    summary = out / name / "summary.json"
+    if not summary.exists():
+        settings = [f"run.root={json.dumps(str(out))}", f"algorithm.aspo={VARIANTS[variant]}", *extra]
+        command = [sys.executable, "-m", "training.cli", "train", str(ROOT / "configs/quickstart.toml")]
+        command += ["--name", name, "--seed", str(seed), "--engine", engine]
+        command += ["--resume"] if (out / name).exists() else []
+        for setting in settings:
+            command += ["--set", setting]
+        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return json.loads(summary.read_text())
+
+
+def row(variant: str, r: Run) -> str:
+    b, a = r["before"], r["after"]
+    change = lambda key, form: f"{b[key]:{form}} → {a[key]:{form}}"
+    return (
+        f"| {variant} | {r['seed']} | {change('accuracy', '.3f')} | {change('accuracy_greedy', '.3f')} "
+        f"| {change('code_ratio', '.2f')} | {change('first_call_token', '.1f')} | {r['no_tool_accuracy']:.3f} "
+        f"| {r['wall_s']:.0f} |"
+    )
+
+
+def bars(runs: dict[str, list[Run]]) -> list[tuple[str, str, bool]]:
+    """(what, measured, met) for each bar."""
+    shaped, plain = runs["SPO + ASPO"], runs["SPO"]
+    after = lambda group, key: median(r["after"][key] for r in group)
+    before = [r["before"]["accuracy"] for r in shaped]
+    sampled = [r["after"]["accuracy"] for r in shaped]
+    gap = after(shaped, "accuracy") - after(plain, "accuracy")
+    early, late = after(shaped, "first_call_token"), after(plain, "first_call_token")
+    walls = [r["wall_s"] for r in shaped]
+    no_tool = max(r["no_tool_accuracy"] for r in shaped + plain)
+    return [
+        (
+            "sampled accuracy after the cold start in 15-60 %",
+            ", ".join(f"{x:.1%}" for x in before),
+            all(0.15 <= x <= 0.6 for x in before),
+        ),
+        ("sampled accuracy after, median >= 90 %", f"{median(sampled):.1%}", median(sampled) >= 0.9),
+        ("sampled accuracy after, no seed under 80 %", f"{min(sampled):.1%}", min(sampled) >= 0.8),
+        (
+            "greedy accuracy after, median >= 96 %",
+            f"{after(shaped, 'accuracy_greedy'):.1%}",
+            after(shaped, "accuracy_greedy") >= 0.96,
+        ),
+        ("first call with ASPO >= 40 % earlier", f"token {early:.1f} against {late:.1f}", early <= 0.6 * late),
+        ("at equal accuracy (± 2 points)", f"{100 * gap:+.1f} points", abs(gap) <= 0.02),
+        ("without the tool < 10 %", f"{no_tool:.1%}", no_tool < 0.1),
+        ("cold start + RL + evaluation <= 240 s", ", ".join(f"{x:.0f} s" for x in walls), max(walls) <= 240),
+    ]
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--quick", action="store_true", help="one seed and few steps: shows that it runs, no more")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--engine", choices=("hf", "vllm"), default="hf")
+    options.add_argument("--out", type=Path, default=ROOT / "runs/benchmark")
+    a = options.parse_args()
+    seeds, out, extra = a.seeds, a.out.resolve(), []
+    if a.quick:
+        seeds, out, extra = seeds[:1], out / "quick", ["run.steps=3", "data.train=64", "data.test=32"]
+    runs = {variant: [run(variant, seed, out, a.engine, extra) for seed in seeds] for variant in VARIANTS}
+    print("| run | seed | sampled | greedy | code ratio | first call | no tool | wall s |")
+    print("|---|---|---|---|---|---|---|---|")
+    for variant, group in runs.items():
+        for r in group:
+            print(row(variant, r))
+    print()
+    for what, measured, met in bars(runs):
+        print(f"{'met   ' if met else 'MISSED'}  {what}: {measured}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
