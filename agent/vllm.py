@@ -51,6 +51,7 @@ class VllmEngine:
         dtype: "auto" is float32 on a CPU. cache_bytes: of the KV cache (default: 256 MiB on a CPU, vLLM's share of a
         GPU). Raises UserError when vllm is not installed or the model does not load.
         """
+        before = dict(os.environ)  # importing vllm already adds to it
         try:
             from vllm import AsyncEngineArgs
             from vllm.platforms import current_platform
@@ -66,7 +67,7 @@ class VllmEngine:
             options |= {"enforce_eager": True, "block_size": 32}
         if cpu or cache_bytes:
             options["kv_cache_memory_bytes"] = cache_bytes or CPU_CACHE_BYTES
-        with _environment(cpu):
+        with _environment(cpu, before):
             try:
                 arguments = AsyncEngineArgs(
                     model=model,
@@ -157,9 +158,8 @@ def _generation(output: Any, version: int) -> Generation:
 
 
 @contextmanager
-def _environment(cpu: bool) -> Iterator[None]:
+def _environment(cpu: bool, before: dict[str, str]) -> Iterator[None]:
     """vLLM's settings while it starts; afterwards this process and its children (interpreters!) have their own."""
-    before = dict(os.environ)
     if cpu:
         # Spawned, not forked: OpenMP hangs in the fork of a process whose learner has used its threads.
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
