@@ -83,6 +83,8 @@ class Job:
                 await self._evaluate_before(learner)
                 if cold_start_only:
                     await self._save(learner)
+                    if self.before is not None:
+                        self.view.say(f"held-out accuracy {self.before.accuracy:.1%} sampled\n{self.folder}/")
                     return None
                 return await self._reinforce()
         finally:
