@@ -91,7 +91,7 @@ def test_filters_search_and_sort(page, place: Path) -> None:
     page.fill("#search", "")
     page.select_option("#sort", "-response_length")
     longest = max(records(place), key=lambda r: len(r["token_ids"]) - r["turns"][1]["start"])
-    until(page, f"document.querySelector('.row .name').textContent === '{longest['task_id']}'")
+    until(page, f"document.querySelector('.row .name')?.textContent === '{longest['task_id']}'")
     assert "sort=-response_length" in page.url
 
 
