@@ -27,9 +27,10 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def average(rewards: Iterable[Sequence[float]]) -> float:
-    """avg@k: the mean over problems of the mean reward of a problem's samples; NaN without problems."""
-    means = [sum(samples) / len(samples) for samples in rewards if samples]
+def average(rewards: Iterable[Sequence[float] | float]) -> float:
+    """avg@k: the mean over problems of the mean reward of their samples (or of their one); NaN without problems."""
+    problems = [[one] if isinstance(one, int | float) else one for one in rewards]
+    means = [sum(samples) / len(samples) for samples in problems if samples]
     return sum(means) / len(means) if means else math.nan
 
 

@@ -64,6 +64,7 @@ def test_pass_at_k_is_naive_enumeration() -> None:
 
 def test_average_weighs_problems_equally() -> None:
     assert average([[1.0, 0.0], [1.0, 1.0, 1.0, 0.0]]) == 0.625
+    assert average([1.0, 0.0, 0.0, 1.0]) == 0.5  # one sample a problem
     assert math.isnan(average([]))
 
 
