@@ -13,14 +13,15 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from agent.engine import EngineError, Generation, Sampling, Weights
 from agent.scripted import ScriptedEngine
-from agent.spec import load_tokenizer, vocabulary_hash
-from agent.weightfile import weight_file
+from agent.spec import load_tokenizer, tokenizer_of, vocabulary_hash
+from agent.weightfile import check, stored_shapes, weight_file
 from sandbox.errors import UserError
 
 RETRIES = 4  # of a request, with 0.25, 0.5, 1 and 2 s between them
@@ -31,19 +32,33 @@ class ServerEngine:
     """An `Engine` over one or several replicas of a vLLM server; make one with `await ServerEngine.connect(urls)`.
 
     An episode stays with the replica that has its prefix cached. A replica that keeps failing is left out, and its
-    episodes go on at another; EngineError once none is left.
+    episodes go on at another; EngineError once none is left. So is one that comes back with other weights.
     """
 
     def __init__(
-        self, client: httpx.AsyncClient, urls: Sequence[str], model: str, tokenizer: Any, max_len: int, version: int
+        self,
+        client: httpx.AsyncClient,
+        urls: Sequence[str],
+        model: str,
+        tokenizer: Any,
+        max_len: int,
+        version: int,
+        shapes: dict[str, tuple[int, ...]],
     ) -> None:
+        """shapes: of the served weights; empty when they are not on this machine."""
         self.version = version
         self.tokenizer = tokenizer
         self.max_len = max_len
         self.alive = list(urls)
         self._client, self._model = client, model
+        self._shapes = shapes
         self._homes: dict[str, str] = {}
         self._turn = itertools.count()
+        self._synced = False  # whether the replicas have weights that a restarted one would not have
+        self._syncing = asyncio.Lock()
+        self._admits, self._idle = asyncio.Event(), asyncio.Event()
+        self._admits.set()
+        self._flying = 0
 
     @classmethod
     async def connect(
@@ -69,14 +84,17 @@ class ServerEngine:
             cards = [await _model_card(client, url) for url in urls]
             if len({card["id"] for card in cards}) != 1:
                 raise UserError(f"the servers serve different models: {', '.join(card['id'] for card in cards)}")
-            own = load_tokenizer(tokenizer or cards[0].get("root") or cards[0]["id"])
+            root = cards[0].get("root") or cards[0]["id"]
+            here = os.path.isdir(root)
+            own = tokenizer_of(root, tokenizer) if here else load_tokenizer(tokenizer or root)
             for url in urls:
                 await _same_tokenizer(client, url, cards[0]["id"], own)
         except BaseException:
             await client.aclose()
             raise
         context = int(cards[0].get("max_model_len") or 32_768)
-        return cls(client, urls, cards[0]["id"], own, min(max_len or context, context), version)
+        shapes = stored_shapes(Path(root)) if here else {}
+        return cls(client, urls, cards[0]["id"], own, min(max_len or context, context), version, shapes)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """See `Engine.generate`. Raises UserError for what the server refuses, EngineError when no server answers."""
@@ -85,7 +103,6 @@ class ServerEngine:
                 f"a prompt of {len(prompt_ids)} tokens does not fit the server's context of {self.max_len}: lower the"
                 " token budgets of the environment or raise the server's --max-model-len"
             )
-        version = self.version
         body = {
             "model": self._model,
             "prompt": list(prompt_ids),
@@ -101,7 +118,15 @@ class ServerEngine:
             "logprobs": 0,
             "return_token_ids": True,
         }
-        choice = (await self._ask(sampling.key, body))["choices"][0]
+        # A request that arrived while the weights change would be sampled under either version.
+        await self._admits.wait()
+        version = self.version
+        self._flying += 1
+        try:
+            choice = (await self._ask(sampling.key, body))["choices"][0]
+        finally:
+            self._flying -= 1
+            self._idle.set()
         ids, told = choice.get("token_ids"), choice.get("logprobs")
         if ids is None or told is None:
             raise UserError(
@@ -123,11 +148,22 @@ class ServerEngine:
                     return await _post(self._client, f"{url}/v1/completions", body)
                 except EngineError as error:
                     trouble = str(error)
-                    if attempt < RETRIES:
-                        await asyncio.sleep(0.25 * 2**attempt)
+                if attempt < RETRIES:
+                    await asyncio.sleep(0.25 * 2**attempt)
+                    if self._synced and await self._lost_weights(url):
+                        trouble = f"{url} was started again and has not the weights of version {self.version}"
+                        break
             if url in self.alive:
                 self.alive.remove(url)
         raise EngineError(f"no server answers: {trouble}; start it again")
+
+    async def _lost_weights(self, url: str) -> bool:
+        """Whether a replica that failed a moment ago says that it has other weights than the rest."""
+        try:
+            answer = await self._client.get(f"{url}/weight_info", timeout=10.0)
+            return answer.status_code == 200 and answer.json()["weight_version"] != str(self.version)
+        except (httpx.HTTPError, ValueError, LookupError):
+            return False
 
     def _home(self, key: str | None) -> str:
         home = self._homes.get(key or "")
@@ -144,20 +180,34 @@ class ServerEngine:
     async def load_weights(self, weights: Weights, version: int) -> None:
         """See `Engine.load_weights`, but requests in flight end under the old weights: HTTP does not tell tokens apart.
 
-        Raises UserError when a server was not started for training, EngineError when it fails; a replica that failed is
-        left out, so that all that are left have the same version.
+        Raises UserError when a server was not started for training or the weights do not fit, EngineError when it
+        fails; a replica that failed is left out, so that all that are left have the same version.
         """
+        check(weights, self._shapes)
+        async with self._syncing:
+            self._admits.clear()
+            try:
+                while self._flying:
+                    self._idle.clear()
+                    await self._idle.wait()
+                with weight_file(weights) as path:
+                    await self._switch_all(path, version)
+            finally:
+                self._admits.set()
+
+    async def _switch_all(self, path: str, version: int) -> None:
         urls = tuple(self.alive)
-        with weight_file(weights) as path:
-            outcomes = await asyncio.gather(*(self._switch(u, path, version) for u in urls), return_exceptions=True)
+        outcomes = await asyncio.gather(*(self._switch(u, path, version) for u in urls), return_exceptions=True)
         failures = [outcome for outcome in outcomes if outcome is not None]
         for failure in failures:
             if not isinstance(failure, EngineError):
                 raise failure
         self.alive = [url for url, outcome in zip(urls, outcomes, strict=True) if outcome is None]
         if not self.alive:
-            raise EngineError(f"no server took the weights: {failures[0]}; start it again")
-        self.version = version
+            raise EngineError(
+                f"no server took the weights: {failures[0] if failures else 'none is left'}; start it again"
+            )
+        self.version, self._synced = version, True
 
     async def _switch(self, url: str, path: str, version: int) -> None:
         await _post(self._client, f"{url}/pause?mode=wait&clear_cache=true", {})

@@ -54,11 +54,11 @@ async def open_engine(
     if kind == "vllm":
         from agent.vllm import VllmEngine
 
-        known = _tokenizer_of(rest, tokenizer)
+        known = tokenizer_of(rest, tokenizer)
         return await VllmEngine.open(rest, slots=slots, max_len=max_len, seed=seed, dtype=dtype), known
     from agent.hf import HFEngine, load_model
 
-    known = _tokenizer_of(spec, tokenizer)
+    known = tokenizer_of(spec, tokenizer)
     model = load_model(spec, dtype)
     return HFEngine(model, known, slots=slots, max_len=max_len, seed=seed, reproducible=reproducible), known
 
@@ -73,7 +73,7 @@ def load_tokenizer(name: str) -> Any:
         raise UserError(no_model(name, error)) from None
 
 
-def _tokenizer_of(model: str, tokenizer: str | None) -> Any:
+def tokenizer_of(model: str, tokenizer: str | None) -> Any:
     """The tokenizer to use with `model`: its own, or one with the same vocabulary. Raises UserError."""
     if tokenizer is None:
         return load_tokenizer(model)

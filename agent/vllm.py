@@ -1,4 +1,4 @@
-"""`VllmEngine`: vLLM's `AsyncLLM`, its core in one child process, token ids in and out.
+"""`VllmEngine`: vLLM's `AsyncLLM`, its core and model in one child process, token ids in and out.
 
 Prefix caching keeps an episode's turns cheap. New weights go in between two steps (`pause_generation(mode="keep")`):
 requests in flight are continued under them with their cache computed anew, and vLLM itself says which tokens came from
@@ -82,6 +82,8 @@ class VllmEngine:
                 head = config.model_config.get_head_size()
                 if cpu and head % 32:
                     raise ValueError(f"heads of {head} numbers do not run on a CPU, only multiples of 32 do")
+                if cpu:  # one thread needs no worker of its own, whose start would import vllm a third time
+                    config.parallel_config.distributed_executor_backend = "uni"
                 llm = AsyncLLM.from_vllm_config(config)
             except (OSError, ValueError, RuntimeError) as error:
                 first = str(error).strip().split("\n")[0]
@@ -112,6 +114,8 @@ class VllmEngine:
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+        if self._llm is None:
+            raise EngineError("this vllm engine was closed; open another")
         prompt = {"prompt_token_ids": list(prompt_ids)}
         last = None
         try:
@@ -144,7 +148,9 @@ class VllmEngine:
                 raise EngineError(f"vllm did not take the weights: {error}; open the engine again") from error
 
     async def close(self) -> None:
-        self._llm.shutdown()
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.shutdown()
 
 
 def _generation(output: Any, version: int) -> Generation:

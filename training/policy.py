@@ -20,6 +20,7 @@ class Policy:
         self._engine: Engine | None = None
         self._weights: Weights | None = None
         self._lock = asyncio.Lock()
+        self._opening: asyncio.Future[Engine] | None = None
         self.version = 0
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
@@ -47,16 +48,35 @@ class Policy:
     async def close(self) -> None:
         async with self._lock:
             engine, self._engine = self._engine, None
+            if self._opening is not None:
+                await asyncio.wait([self._opening])
+                engine = None if self._opening.exception() else self._opening.result()
+                self._opening = None
             if engine is not None:
                 await engine.close()
 
     async def _ready(self) -> Engine:
         async with self._lock:
             if self._engine is None:
-                self._engine = await self._open()
-                if self._weights is not None:
-                    await self._engine.load_weights(self._weights, self.version)
+                # Others wait for it: that the one who asked first is cancelled must not stop the opening half-way.
+                self._opening = self._opening or asyncio.ensure_future(self._start())
+                try:
+                    self._engine = await asyncio.shield(self._opening)
+                finally:
+                    if self._opening.done():
+                        self._opening = None
             return self._engine
+
+    async def _start(self) -> Engine:
+        """An engine that has the weights of now."""
+        engine = await self._open()
+        try:
+            if self._weights is not None:
+                await engine.load_weights(self._weights, self.version)
+        except BaseException:
+            await engine.close()
+            raise
+        return engine
 
     async def _replace(self, broken: Engine) -> None:
         """Close `broken`, unless another request has done it; the next request opens a new one. Raises EngineError."""
