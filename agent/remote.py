@@ -85,15 +85,14 @@ class ServerEngine:
             if len({card["id"] for card in cards}) != 1:
                 raise UserError(f"the servers serve different models: {', '.join(card['id'] for card in cards)}")
             root = cards[0].get("root") or cards[0]["id"]
-            here = os.path.isdir(root)
-            own = tokenizer_of(root, tokenizer) if here else load_tokenizer(tokenizer or root)
+            shapes = stored_shapes(Path(root))  # of files on this machine
+            own = tokenizer_of(root, tokenizer) if shapes else load_tokenizer(tokenizer or root)
             for url in urls:
                 await _same_tokenizer(client, url, cards[0]["id"], own)
         except BaseException:
             await client.aclose()
             raise
         context = int(cards[0].get("max_model_len") or 32_768)
-        shapes = stored_shapes(Path(root)) if here else {}
         return cls(client, urls, cards[0]["id"], own, min(max_len or context, context), version, shapes)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
