@@ -102,6 +102,10 @@ class Kernel:
             kept = reply.done() and not self.ended.done()
             if not kept:
                 await self.end()
+        except BaseException:
+            # Cancelled in the middle of a call: what runs there must neither go on nor print into the next one.
+            await asyncio.shield(self.end())
+            raise
         finally:
             reply.cancel()
             self._running = None
@@ -117,6 +121,7 @@ class Kernel:
             os.close(fd)
         self._outputs = {}
         await self._home.end()
+        await self.ended
 
     def _read(self, name: str, fd: int) -> None:
         try:
