@@ -48,6 +48,8 @@ def main(door: str, groups: str | None = None) -> NoReturn:
             confinement.seccomp = seccomp.build(os.uname().machine, stay_in_group=False)
         if confinement.tier != "namespaces":
             folder = tempfile.mkdtemp(prefix="session-", dir=confinement.folder)
+            if os.geteuid() == 0:
+                os.chown(folder, zygote.NOBODY, zygote.NOBODY)
     except OSError as error:
         _tell(host, failed=f"isolation {settings['confinement']['isolation']}: {error}")
         os._exit(1)
@@ -60,6 +62,7 @@ def main(door: str, groups: str | None = None) -> NoReturn:
         if confinement.tier == "namespaces":
             rootfs.mount_proc()
             confine.enter_namespaces(confinement)
+        zygote._drop_root()
         os.setsid()
         with open("/proc/self/statm") as mapped:  # which Landlock hides
             confine.give_up_rights(confinement, folder or "/tmp")

@@ -161,7 +161,7 @@ def _launch(
                     return process, control, hello
                 process.wait()
                 control.close()
-                raise UserError(f"{hello['failed']}; use isolation='auto'")
+                raise UserError(hello["failed"])
         process.kill()
         process.wait()
         control.close()

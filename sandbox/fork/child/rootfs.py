@@ -30,6 +30,32 @@ def readable() -> list[str]:
     return [*_SYSTEM, *_ETC, *topmost]
 
 
+def let_in(uid: int) -> None:
+    """Where `uid` may not enter a folder above this Python (root's home, say), cover that folder, in a mount namespace
+    of our own, by one that holds nothing but Python. Needs CAP_SYS_ADMIN."""
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
+    closed = {path: _closed_above(path, uid) for path in readable() if os.path.isdir(path)}
+    shown = {path: os.open(path, os.O_PATH | os.O_DIRECTORY) for path, folder in closed.items() if folder}
+    covers = sorted({folder for folder in closed.values() if folder})
+    for folder in covers:
+        linux.mount("tmpfs", folder, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=1m,mode=755")
+    umask = os.umask(0o022)
+    for path, fd in shown.items():
+        os.makedirs(path, 0o755, exist_ok=True)
+        linux.mount(f"/proc/self/fd/{fd}", path, flags=linux.MS_BIND | linux.MS_REC)
+        os.close(fd)
+    os.umask(umask)
+    for folder in covers:
+        linux.protect_mount(folder, _READ_ONLY)
+
+
+def _closed_above(path: str, uid: int) -> str | None:
+    """The topmost folder above `path` that `uid`, in no group of its own, may not enter."""
+    above = ["/".join(path.split("/")[:end]) for end in range(2, path.count("/") + 1)]
+    return next((f for f in above if (seen := os.stat(f)).st_uid != uid and not seen.st_mode & 1), None)
+
+
 def _inside(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder + "/")
 

@@ -51,7 +51,8 @@ def main() -> NoReturn:
     try:
         confinement = _confinement(options)
     except OSError as error:
-        control.send(json.dumps({"failed": f"isolation {options['isolation']}: {error}"}).encode())
+        remedy = "" if isinstance(error, ClosedPython) else "; use isolation='auto'"
+        control.send(json.dumps({"failed": f"isolation {options['isolation']}: {error}{remedy}"}).encode())
         os._exit(1)
     first = os.fork()
     if first:
@@ -64,7 +65,7 @@ def main() -> NoReturn:
         os._exit(0)
     os.close(host)
     resident = _warm(options["preimport"])
-    _drop_root()  # in the weaker tiers only now: Python may live where nobody else can read
+    _drop_root()  # in the weaker tiers only now: a package may be readable to root alone
     control.send(
         json.dumps({"isolation": confinement.isolation + "+cgroup" * (groups >= 0), "resident": resident}).encode()
     )
@@ -102,7 +103,39 @@ def _confinement(options: dict) -> confine.Confinement:
         _enter_namespaces()
     else:
         folder = options["folder"] or tempfile.gettempdir()
+        _open_python()
     return confine.Confinement(tier, **limits, landlock_abi=abi, seccomp=program, folder=folder)
+
+
+class ClosedPython(OSError):
+    """The user that root becomes could neither start this Python nor import from it; says the remedy."""
+
+
+def _open_python() -> None:
+    """Without namespaces root still becomes nobody, who must reach this Python. Raises ClosedPython."""
+    if os.geteuid() != 0 or _nobody_reaches_python():
+        return
+    with contextlib.suppress(OSError):
+        rootfs.let_in(NOBODY)
+        if _nobody_reaches_python():
+            return
+    raise ClosedPython(
+        f"sessions run as an unprivileged user, who may not enter the folder of this Python, {sys.base_prefix}; "
+        "open the folders above it (chmod o+x), use a Python outside of them, or start as another user than root"
+    )
+
+
+def _nobody_reaches_python() -> bool:
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    try:
+        _drop_root()
+        needed = (sys.executable, sys.prefix, sys.base_prefix, os.path.dirname(os.__file__))
+        reached = all(os.access(path, os.R_OK | os.X_OK) for path in needed)
+        os._exit(0 if reached else 1)
+    except BaseException:
+        os._exit(1)
 
 
 def _grants(tier: str) -> bool:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from sandbox.fork import ForkSandbox
-from sandbox.fork.child import seccomp
+from sandbox.fork.child import linux, seccomp, zygote
 from tests.sandbox.fork.conftest import LIMITS, interrupted, need, running
 
 
@@ -51,6 +53,48 @@ async def test_weaker_tiers_run_and_clean_up(tier: str, tmp_path: Path, monkeypa
     finally:
         await box.close()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("tier", ["landlock", "rlimits"])
+async def test_weaker_tiers_start_python_and_import(tier: str) -> None:
+    """Also as root with a Python below a folder that only root may enter, whose other files stay out of sight."""
+    need(tier)
+    box = ForkSandbox(limits=LIMITS, isolation=tier, allow_unisolated=True, preimport=(), pool=1)
+    try:
+        session = await box.open()
+        child = "[sys.executable, '-c', 'import sympy; print(6 * 7)']"
+        seen = await session.run(f"import subprocess, sys\nsubprocess.run({child}, capture_output=True).stdout")
+        assert seen.result == "b'42\\n'"
+        assert (await session.run("import os\nos.getuid() != 0")).result == "True"
+        seen = await session.run("import pathlib\nlist(pathlib.Path('/root').glob('.profile'))")
+        assert seen.result == "[]" or seen.status == "error"
+    finally:
+        await box.close()
+
+
+def test_a_python_that_the_sessions_cannot_reach_is_refused_with_the_remedy() -> None:
+    """As root without the right to mount, as in a default container, and with a Python in root's home."""
+    need("landlock")
+    if os.geteuid() != 0 or zygote._nobody_reaches_python():
+        pytest.skip("needs root, and a Python below a folder that only root may enter")
+    code = """
+from sandbox.fork import ForkSandbox
+try:
+    print(ForkSandbox(isolation='landlock').tier)
+except ValueError as error:
+    print(type(error).__name__, error)
+"""
+    drop = (
+        f"import os, sys\nfrom sandbox.fork.child import linux\nlinux.prctl({linux.PR_CAPBSET_DROP}, 21)\n"  # SYS_ADMIN
+    )
+    drop += "os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
+    done = subprocess.run([sys.executable, "-c", drop, code], capture_output=True, text=True)
+    assert done.stdout.count("\n") == 1, done
+    assert done.stdout.startswith(
+        "UserError isolation landlock: sessions run as an unprivileged user, who may not enter"
+    )
+    assert "chmod o+x" in done.stdout
+    assert "isolation='auto'" not in done.stdout
 
 
 async def test_landlock_hides_the_hosts_files(tmp_path: Path) -> None:
