@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from sandbox.docker import door, frames, hardening
 from sandbox.docker.daemon import Daemon
@@ -20,6 +21,9 @@ from sandbox.docker.hardening import Container
 from sandbox.errors import SandboxError, UserError
 from sandbox.types import Claim, CodeError, Execution, Limits
 
+log = logging.getLogger("sandbox.docker")
+
+_WALL: frozenset[Claim] = frozenset({"state", "filesystem", "network", "environment", "orphans"})  # whatever is inside
 START_S = 60.0  # until the server in a new container greets
 _PROCESSES = 4096  # of all sessions together; each has its own limit below that
 GRACE_S = 15.0  # beyond a call's time-out, before the host gives up on the container
@@ -32,6 +36,7 @@ class Server:
         self.daemon = daemon
         self.name = name
         self.isolation = ""
+        self.claims = _WALL
         self.opened = 0  # sessions, ever
         self.live = 0
         self.broken: str | None = None
@@ -53,6 +58,16 @@ class Server:
         if hello.get("failed"):
             raise SandboxError(f"no session opens in the container: {str(hello['failed'])[:500]}")
         self.isolation = f"container+{str(hello.get('isolation'))[:100]}"
+        said = hello.get("claims")
+        self.claims = _WALL | {claim for claim in get_args(Claim) if isinstance(said, list) and claim in said}
+        lacking = sorted(set(get_args(Claim)) - self.claims)
+        if lacking:
+            log.warning(
+                "ISOLATION INSIDE THE CONTAINER IS WEAK (%s): sessions do not hold %s; allow user namespaces on the "
+                "host, or keep sessions apart with recycle_after=1, a container for each",
+                self.isolation,
+                ", ".join(lacking),
+            )
         self._listener = asyncio.create_task(self._listen(frames.reply_bytes(limits)))
 
     async def call(self, patience: float, **request: Any) -> dict[str, Any]:
@@ -140,10 +155,6 @@ class DockerSandbox:
     Raises (on the first `open`): UserError when Docker or the image is missing, SandboxError when no container starts.
     """
 
-    claims: frozenset[Claim] = frozenset(
-        {"state", "filesystem", "network", "sessions", "memory", "processes", "disk", "environment", "orphans"}
-    )
-
     def __init__(
         self,
         *,
@@ -163,6 +174,8 @@ class DockerSandbox:
         self.recycle_after = recycle_after
         self._options = {"snapshot": snapshot} | ({} if preimport is None else {"preimport": list(preimport)})
         self.isolation = "container+namespaces+seccomp+landlock+rlimits"
+        # Of the strongest tier, which is what `isolation` says, until a container has told both.
+        self.claims: frozenset[Claim] = frozenset(get_args(Claim))
         self._daemon: Daemon | None = None
         self._servers: set[Server] = set()
         self._current: Server | None = None
@@ -202,7 +215,7 @@ class DockerSandbox:
                 self._servers = {old for old in self._servers if not old.broken}
                 server = self._current = await start_server(self._daemon, self.limits, self._options)
                 self._servers.add(server)
-                self.isolation = server.isolation
+                self.isolation, self.claims = server.isolation, server.claims
             server.opened += 1
             server.live += 1
             return server

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
@@ -13,7 +14,7 @@ from sandbox import SandboxError, UserError
 from sandbox.conformance import check
 from sandbox.docker import DockerSandbox, frames, hardening
 from sandbox.docker.sandbox import Server
-from sandbox.types import Limits
+from sandbox.types import Claim, Limits
 
 pytestmark = pytest.mark.docker
 LIMITS = Limits(timeout_s=20, memory_mb=256, processes=32, disk_mb=16, open_files=128, output_bytes=4096)
@@ -258,6 +259,37 @@ async def test_a_hostile_server_only_breaks_itself(answer, why):
             await box.open()
         await box.close()
         assert daemon.removed
+
+
+@pytest.mark.parametrize(
+    ("said", "lacking"),
+    [
+        (["disk", "memory", "processes", "sessions"], set()),
+        (["state", "filesystem", "memory", "no such claim", 7], {"disk", "processes", "sessions"}),
+        ("disk memory", {"disk", "memory", "processes", "sessions"}),
+    ],
+)
+async def test_claims_follow_the_tier_inside(said, lacking, caplog):
+    """The container's own promises stay; those that each session needs namespaces for are the server's to make."""
+
+    async def serve(reader, writer):
+        await frames.read(reader, 4096)
+        writer.write(frames.pack({"protocol": frames.PROTOCOL, "isolation": "seccomp+landlock7", "claims": said}))
+        await reader.read()
+        writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listener:
+        pair = await asyncio.open_connection(*listener.sockets[0].getsockname())
+        server = Server(None, "name", *pair)  # type: ignore[arg-type]
+        await server.greet(LIMITS, {})
+        assert server.claims == set(get_args(Claim)) - lacking
+        words = "".join(caplog.messages)
+        assert all(claim in words for claim in lacking)
+        assert ("recycle_after=1" in words) == bool(lacking)
+        assert server._listener is not None
+        server._listener.cancel()
+        pair[1].close()
 
 
 async def test_an_image_of_another_version_is_refused():
