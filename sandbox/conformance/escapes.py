@@ -281,8 +281,8 @@ async def privileges(arena: Arena) -> None:
 attempt('setuid', 0)
 attempt('setgid', 0)
 attempt('setgroups', 0, 0)
-fields = dict(line.split(':', 1) for line in open('/proc/self/status'))
-print([d for d in done if os.getuid() != 0], int(fields['CapEff'], 16), fields['NoNewPrivs'].strip())
+asked, held = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # by system call: /proc may be hidden
+print([d for d in done if os.getuid() != 0], libc.capget(asked, held) or sum(held), libc.prctl(39, 0, 0, 0, 0))
 """
     seen = await arena.run(_SYSCALLS + code)
     expect(seen.stdout == "[] 0 1\n", "no uid 0, no capabilities, no new privileges", seen)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
-_FOLDERS = {tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"}
+_FOLDERS = {tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm", os.path.expanduser("~")}
 
 
 def tagged(tag: str) -> dict[int, str]:
@@ -62,7 +62,7 @@ def kill(pids: dict[int, str]) -> None:
 
 
 def files(tag: str) -> list[str]:
-    """Paths with the tag in their name in the host's temporary folders and the working directory, two levels deep."""
+    """Paths with the tag in their name, two levels deep, in the temporary folders, the home, the working directory."""
     found: set[str] = set()
     for folder in {os.path.realpath(f) for f in [*_FOLDERS, os.getcwd()]}:
         for pattern in (f"*{tag}*", f"*/*{tag}*"):

@@ -133,13 +133,12 @@ async def background(arena: Arena) -> None:
 
 # Signals go out only where something contains them: another pid namespace, or another uid behind a seccomp filter.
 _CONTAINED = """
-import os, signal
+import ctypes, os, signal
 try:
     own = os.readlink('/proc/self/ns/pid')
 except OSError:
     own = None
-with open('/proc/self/status') as status:
-    filtered = 'Seccomp:\\t2' in status.read()
+filtered = ctypes.CDLL(None).prctl(21, 0, 0, 0, 0) == 2  # by system call: /proc may be hidden
 contained = own not in (None, {namespace!r}) or (os.getuid() != {uid} and filtered)
 """
 
