@@ -86,6 +86,7 @@ class Job:
                     if self.before is not None:
                         self.view.say(f"held-out accuracy {self.before.accuracy:.1%} sampled\n{self.folder}/")
                     return None
+                learner.fold()
                 return await self._reinforce()
         finally:
             await self._close()
@@ -113,8 +114,9 @@ class Job:
         """Supervised steps, while the demonstrations of the next ones are played."""
         learner = Learner(self.parts.model, self.config.cold_start.learner, dump_dir=self.folder)
         total = len(self.lessons)
-        if self.saved is not None and self.cold_step < total:
+        if self.saved is not None and self.saved.plain["phase"] == "cold_start":
             learner.load_state_dict(self.saved.tensors["learner"])
+            await self.policy.load_weights(learner.weights(), 0)
         if self.cold_step < total:
             played = cold_start.demonstrate(self.config, self.parts, self.lessons[self.cold_step :])
             with self._timed("cold start"), self.view.stage("cold start", total, self.cold_step) as stage:

@@ -168,12 +168,19 @@ class Learner:
             return lora.merged(self.model)
         return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
 
+    def fold(self) -> None:
+        """Merge the adapters into the model for good, so that another learner can train it; the end of this one."""
+        if self.config.lora:
+            lora.fold(self.model)
+
     def state_dict(self) -> dict[str, Any]:
-        """What is trained, the optimiser, its step, and the reference where there is one."""
+        """What is trained, the optimiser, its step, the base under adapters, and the reference where there is one."""
         state = {
             "model": {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad},
             "optimiser": self.optimiser.state_dict(),
         }
+        if self.config.lora:  # the weights in the checkpoint's folder have the adapters merged in
+            state["base"] = {n: p.detach() for n, p in self.model.named_parameters() if not p.requires_grad}
         if self._reference is not None:
             state["reference"] = dict(self._reference.model.named_parameters())
         return state
@@ -183,6 +190,8 @@ class Learner:
         """Raises UserError when the state is of another model or another configuration."""
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         _copy(state["model"], trained)
+        if self.config.lora:
+            _copy(state.get("base", {}), {n: p for n, p in self.model.named_parameters() if not p.requires_grad})
         if self._reference is not None:
             if "reference" not in state:
                 raise UserError(

@@ -1,4 +1,7 @@
-"""Adapters by peft, and the merged weights that a sampler needs."""
+"""Adapters by peft, the merged weights that a sampler needs, and the way back to a plain model.
+
+A checkpoint keeps base and adapters apart: merged weights are rounded, and adapters on top of them would count twice.
+"""
 
 from __future__ import annotations
 
@@ -40,3 +43,11 @@ def merged(model: Any) -> dict[str, Tensor]:
             whole = tensor + deltas[name].to(tensor.dtype) if name in deltas else tensor
             weights[name.replace(".base_layer.", ".")] = whole.detach()
     return weights
+
+
+def fold(model: Any) -> Any:
+    """The plain model inside `model`, in place, with the weights of `merged`."""
+    weights = {name: tensor.clone() for name, tensor in merged(model).items()}
+    plain = model.unload()
+    plain.load_state_dict(weights)
+    return plain.requires_grad_(True)

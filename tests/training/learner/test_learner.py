@@ -15,6 +15,7 @@ from tiny_ledgers import trajectory
 
 from agent.trajectory import Trajectory
 from sandbox.errors import UserError
+from training import checkpoint
 from training.advantage import Advantages
 from training.correction import importance_weights
 from training.learner import Learner
@@ -196,6 +197,47 @@ def test_adapters_are_merged_for_the_sampler_and_the_base_is_untouched() -> None
     assert max(float(np.abs(a - b).max()) for a, b in zip(merged, adapted, strict=True)) < 1e-4
     assert max(float(np.abs(a - t.logprobs[4:]).max()) for a, t in zip(adapted, batch, strict=True)) > 1e-2
     assert all(torch.equal(before[n], p) for n, p in one.model.get_base_model().state_dict().items() if n in before)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_adapters_resumed_from_a_checkpoint_equal_the_uninterrupted_run(kl: float, tmp_path) -> None:
+    """The folder's weights are merged: base, adapters and optimiser come back bit for bit all the same."""
+    settings = {"lora": LoraConfig(rank=4), "lr": 1e-2, "kl_coefficient": kl}
+    one = learner(**settings)
+    batch = on_policy(one)
+    for _ in range(3):
+        one.update(batch, signs())
+    plain = tiny_models.model()
+
+    def write(folder) -> None:
+        plain.save_pretrained(folder, state_dict={n: w for n, w in one.weights().items() if n != "lm_head.weight"})
+
+    folder = checkpoint.save(tmp_path, checkpoint.State(3, {}, {"learner": one.state_dict()}), write, keep=1)
+    merged = type(plain).from_pretrained(folder)
+    assert not torch.equal(merged.model.layers[0].mlp.up_proj.weight, plain.model.layers[0].mlp.up_proj.weight)
+    two = Learner(merged, LearnerConfig(**settings))
+    two.load_state_dict(checkpoint.load(folder).tensors["learner"])
+    assert two.weights().keys() == one.weights().keys()
+    for _ in range(2):
+        for a, b in zip(one.logprobs(batch), two.logprobs(batch), strict=True):
+            assert np.array_equal(a, b)
+        for each in (one, two):
+            each.update(batch, signs())
+    for name, weight in one.weights().items():
+        assert torch.equal(weight, two.weights()[name]), name
+
+
+def test_folded_adapters_leave_a_plain_model_for_the_next_learner() -> None:
+    model = tiny_models.model()
+    one = Learner(model, LearnerConfig(lora=LoraConfig(rank=4), lr=1e-2))
+    batch = on_policy(one)
+    one.update(batch, signs())
+    expected = {name: weight.clone() for name, weight in one.weights().items()}
+    one.fold()
+    two = Learner(model, LearnerConfig())
+    assert {n: True for n in expected} == {n: torch.equal(expected[n], w) for n, w in two.weights().items()}
+    assert all(p.requires_grad for p in model.parameters())
+    assert "base" not in two.state_dict()
 
 
 def test_kl_reference_pulls_back() -> None:
