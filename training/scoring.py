@@ -26,9 +26,7 @@ class Scorer:
     block-diagonal mask of transformers is used in place of the packed kernel. Raises UserError when neither is exact.
     """
 
-    def __init__(
-        self, model: Any, *, chunk: int, temperature: float = 1.0, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, model: Any, *, chunk: int, temperature: float = 1.0, dtype: torch.dtype = torch.float32) -> None:
         self.model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.head: Any = self.model.get_output_embeddings()
         self.chunk, self.temperature, self.dtype = chunk, temperature, dtype
