@@ -27,18 +27,26 @@ class Monitor:
         self._path = folder / "metrics.jsonl"
         self.rows: list[dict[str, Any]] = read(self._path) if self._path.exists() else []
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
-        self._board = EventFileWriter(str(folder / "tensorboard"), flush_secs=20)
+        self._open_board = lambda: EventFileWriter(str(folder / "tensorboard"), flush_secs=20)
+        self._events = folder / "tensorboard"
+        self._board = self._open_board()
         self._event, self._summary = Event, Summary
         self._others = [_open_tracker(name, project, folder, config) for name in trackers]
 
     def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Drop the rows that are not `wanted`: a resumed run will write them again."""
+        """Drop the rows that are not `wanted`: a resumed run will write them again. TensorBoard starts anew."""
         self.rows = [row for row in self.rows if wanted(row)]
         draft = self._path.with_suffix(".draft")
         draft.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         self._file.close()
         os.replace(draft, self._path)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+        self._board.close()
+        for old in self._events.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._board = self._open_board()
+        for row in self.rows:
+            self._show(row)
 
     def log(self, phase: str, step: int, metrics: Mapping[str, Value]) -> None:
         """`metrics` maps `group/name` to a number; None (nothing to average) and non-finite numbers become null."""
@@ -48,17 +56,24 @@ class Monitor:
         self.rows.append(row)
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        numbers = {f"{phase}/{k}": v for k, v in clean.items() if v is not None}
-        values = [self._summary.Value(tag=tag, simple_value=v) for tag, v in numbers.items()]
-        self._board.add_event(self._event(wall_time=now, step=step, summary=self._summary(value=values)))
+        self._show(row)
         for other in self._others:
-            other.log({f"{phase}/step": step, **numbers})
+            other.log({f"{phase}/step": step, **_numbers(row)})
+
+    def _show(self, row: Mapping[str, Any]) -> None:
+        values = [self._summary.Value(tag=tag, simple_value=v) for tag, v in _numbers(row).items()]
+        self._board.add_event(self._event(wall_time=row["time"], step=row["step"], summary=self._summary(value=values)))
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
         for other in self._others:
             other.finish()
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a row that have a value, under the names that trackers show."""
+    return {f"{row['phase']}/{k}": v for k, v in row.items() if k not in ("phase", "step", "time") and v is not None}
 
 
 def read(path: Path) -> list[dict[str, Any]]:

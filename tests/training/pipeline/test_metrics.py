@@ -92,6 +92,30 @@ def test_metrics_survive_a_torn_line_and_forget_what_will_run_again(tmp_path: Pa
     ]
 
 
+def test_a_resumed_tensorboard_shows_every_step_once(tmp_path: Path) -> None:
+    """Steps of one phase that run again do not take those of another phase with them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monitor = Monitor(tmp_path)
+    for phase, last in (("cold_start", 6), ("rl", 4)):
+        for step in range(1, last + 1):
+            monitor.log(phase, step, {"reward/mean": step / 8})
+    monitor.close()
+    again = Monitor(tmp_path)
+    again.keep(lambda row: row["phase"] == "cold_start" or row["step"] <= 2)
+    for step in (3, 4, 5):
+        again.log("rl", step, {"reward/mean": step / 4})
+    again.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    shown = {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    assert shown == {
+        "cold_start/reward/mean": [(step, step / 8) for step in range(1, 7)],
+        "rl/reward/mean": [(1, 0.125), (2, 0.25), (3, 0.75), (4, 1.0), (5, 1.25)],
+    }
+    assert again.rows[0].keys() == {"phase", "step", "time", "reward/mean"}
+
+
 def test_without_a_terminal_a_phase_is_a_few_plain_lines() -> None:
     out = io.StringIO()
     with View(Console(file=out, width=200)).stage("learning", 80) as stage:
