@@ -144,14 +144,14 @@ class ServerEngine:
             url = self._home(key)
             for attempt in range(RETRIES + 1):
                 try:
+                    if attempt and self._synced and await self._lost_weights(url):
+                        trouble = f"{url} was started again and has not the weights of version {self.version}"
+                        break
                     return await _post(self._client, f"{url}/v1/completions", body)
                 except EngineError as error:
                     trouble = str(error)
                 if attempt < RETRIES:
                     await asyncio.sleep(0.25 * 2**attempt)
-                    if self._synced and await self._lost_weights(url):
-                        trouble = f"{url} was started again and has not the weights of version {self.version}"
-                        break
             if url in self.alive:
                 self.alive.remove(url)
         raise EngineError(f"no server answers: {trouble}; start it again")
@@ -160,9 +160,9 @@ class ServerEngine:
         """Whether a replica that failed a moment ago says that it has other weights than the rest."""
         try:
             answer = await self._client.get(f"{url}/weight_info", timeout=10.0)
-            return answer.status_code == 200 and answer.json()["weight_version"] != str(self.version)
-        except (httpx.HTTPError, ValueError, LookupError):
-            return False
+            return answer.json()["weight_version"] != str(self.version)
+        except (httpx.HTTPError, ValueError, LookupError) as error:
+            raise EngineError(f"{url}: {type(error).__name__} {error}") from error
 
     def _home(self, key: str | None) -> str:
         home = self._homes.get(key or "")
@@ -245,7 +245,7 @@ def _reason(answer: httpx.Response) -> str:
         text = record.get("message", record) if isinstance(record, dict) else record
     except (json.JSONDecodeError, AttributeError):
         text = answer.text
-    return str(text).strip().split("\n")[0][:300]
+    return " ".join(str(text).split())[:300]
 
 
 async def _model_card(client: httpx.AsyncClient, url: str) -> dict[str, Any]:

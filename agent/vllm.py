@@ -89,7 +89,11 @@ class VllmEngine:
                 first = str(error).strip().split("\n")[0]
                 raise UserError(f"vllm cannot run {model!r}: {first}") from error
         await llm.update_weight_version(str(version))
-        return cls(llm, stored_shapes(_folder(model)), config.model_config.max_model_len, version)
+        engine = cls(llm, stored_shapes(_folder(model)), config.model_config.max_model_len, version)
+        if cpu and str(config.model_config.dtype) == "torch.bfloat16":
+            # Processors with AMX kill a process whose first bfloat16 batch has four tokens or fewer: make it longer.
+            await engine.generate([0] * min(16, engine.max_len - 1), Sampling(1, temperature=0))
+        return engine
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """See `Engine.generate`. Cancelling the task aborts it. Raises UserError if the prompt does not fit."""
