@@ -16,7 +16,7 @@ from sandbox.kernel import Kernel, Kernels, KernelSession, start_kernel
 from sandbox.types import Claim, Limits
 
 _OWN_MB = 160  # what kernel, guard and container need besides what the session may use
-_OWN_PROCESSES = 24
+_OWN_PROCESSES = 7  # an init, the guard, the kernel's own threads
 
 
 class KernelContainer:
