@@ -41,6 +41,18 @@ class Advantage(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+def outcome(reward: float, task_id: str, reward_range: tuple[float, float]) -> float:
+    """`reward` mapped affinely from reward_range = (low, high) onto [0, 1]. Raises UserError outside it."""
+    low, high = reward_range
+    unit = (reward - low) / (high - low)
+    if not 0 <= unit <= 1:
+        raise UserError(
+            f"the reward {reward} of task {task_id} lies outside reward_range [{low}, {high}]; "
+            "widen algorithm.reward_range"
+        )
+    return unit
+
+
 def rewards(batch: Sequence[Trajectory]) -> list[float]:
     """The rewards of `batch`. Raises UserError, with the task ids, for non-finite ones and infrastructure failures."""
     bad = [t.task_id for t in batch if not math.isfinite(t.reward)]

@@ -143,9 +143,13 @@ class AlgorithmConfig(Section):
     k: Annotated[float, Field(gt=0, lt=1)] = 0.7
     compare: Literal["batch", "group", "running"] = "batch"
     eligible: Literal["code", "executed", "passed"] = "code"
+    signal: Literal["first_call", "calls"] = "first_call"  # calls: delta > 0 favours more of them
+    reward_range: Annotated[tuple[float, float], Field(strict=False)] = (0.0, 1.0)  # the environment's; onto [0, 1]
 
     @model_validator(mode="after")
     def _consistent(self) -> AlgorithmConfig:
+        if self.reward_range[0] >= self.reward_range[1]:
+            raise ValueError(f"reward_range must be [low, high] with low < high, not {list(self.reward_range)}")
         if self.advantage in ("grpo", "dr_grpo", "rloo") and self.group_size < 2:
             raise ValueError(f"advantage = {self.advantage!r} compares within groups: set algorithm.group_size ≥ 2")
         if self.rho_min > self.rho_max:

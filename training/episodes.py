@@ -1,9 +1,15 @@
-"""Episodes for the trainer: a pool of environments and one way to sample."""
+"""Episodes for the trainer: a pool of environments, one way to sample, rewards on one scale.
+
+The environment's rewards are mapped from `algorithm.reward_range` onto [0, 1] here, once: tracker, ASPO, metrics,
+evaluation and the log see the same number.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from agent.engine import Engine, Sampling
@@ -11,6 +17,7 @@ from agent.rollout import rollout
 from agent.trajectory import Dispatch, Trajectory
 from sandbox.types import Sandbox
 from training import setup
+from training.advantage import outcome
 from training.config import Config
 from training.setup import Parts, Tasks
 
@@ -25,11 +32,14 @@ class Episodes:
         self._idle: list[Any] = []
 
     async def play(self, engine: Engine, task_id: str, sampling: Sampling, dispatch: Dispatch, seed: int) -> Trajectory:
-        """A failed sandbox ends it as `infra`, without another try. Raises EngineError."""
+        """A failed sandbox ends it as `infra`, without another try.
+
+        Raises EngineError, and UserError for a reward outside the declared range (before anything learns from it).
+        """
         parts = self._parts
         environment = self._idle.pop() if self._idle else setup.environment(self._config, self._tasks, parts.tokenizer)
         try:
-            return await rollout(
+            played = await rollout(
                 environment,
                 engine,
                 parts.chat,
@@ -42,6 +52,11 @@ class Episodes:
             )
         finally:
             self._idle.append(environment)
+        if played.ending == "infra" or not math.isfinite(played.reward):  # the learner's guard dumps the latter
+            return played
+        if not environment.trace or environment.trace[-1].ending is None:  # cut off before it was scored
+            return replace(played, reward=0.0)
+        return replace(played, reward=outcome(played.reward, task_id, self._config.algorithm.reward_range))
 
     def sampling(self, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Sampling:
         return Sampling(self._config.env.turn_tokens, temperature, top_p, top_k)

@@ -178,7 +178,9 @@ def estimator(config: Config, tracker: ValueTracker, learner: Learner) -> Advant
         inner = SPO(tracker, a.measure, rescore=learner.logprobs)
     else:
         inner = ADVANTAGES[a.advantage](tracker, a.measure)
-    return ASPO(inner, a.delta, a.k, eligible=a.eligible, compare=a.compare) if a.aspo else inner
+    if not a.aspo:
+        return inner
+    return ASPO(inner, a.delta, a.k, signal=a.signal, eligible=a.eligible, compare=a.compare)
 
 
 def _pipeline(config: Config, source: Source, log: TrajectoryLog) -> Streams | Rounds:

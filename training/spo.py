@@ -19,7 +19,7 @@ import numpy as np
 
 from agent.trajectory import Trajectory
 from sandbox.errors import UserError
-from training.advantage import Advantages, rewards, standardise
+from training.advantage import Advantages, outcome, rewards, standardise
 from training.tracker import ValueTracker
 
 Measure = Literal["token", "trajectory"]
@@ -48,12 +48,7 @@ class SPO:
 
     def outcome(self, reward: float, task_id: str) -> float:
         """`reward` on the tracker's scale, [0, 1]."""
-        unit = (reward - self.low) / (self.high - self.low)
-        if not 0 <= unit <= 1:
-            raise UserError(
-                f"the reward {reward} of task {task_id} lies outside reward_range [{self.low}, {self.high}]; widen it"
-            )
-        return unit
+        return outcome(reward, task_id, (self.low, self.high))
 
     def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
         outcomes = [self.outcome(r, t.task_id) for r, t in zip(rewards(batch), batch, strict=True)]

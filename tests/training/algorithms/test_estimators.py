@@ -16,6 +16,7 @@ from training.aspo import ASPO
 from training.config import AdvantageName
 from training.grpo import GRPO
 from training.reinforce import Reinforce
+from training.reinforcement import estimator
 from training.rloo import RLOO
 from training.spo import SPO
 from training.tracker import ValueTracker
@@ -215,3 +216,18 @@ def test_aspo_running_means_per_task_survive_a_checkpoint() -> None:
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
     for aspo in (one, two):
         assert aspo([called("a", 500)]).values == pytest.approx([0.6])  # mean p = 300 over both
+
+
+@pytest.mark.parametrize(("signal", "delta"), [("first_call", -2.0), ("calls", 0.5)])
+def test_the_configured_signal_is_what_shapes(signal: str, delta: float) -> None:
+    """The same batch under either signal: the second trajectory calls later, and more often."""
+    batch = [
+        trajectory("a", 1.0, response=range(10), call_at=1, calls=1),
+        trajectory("b", 1.0, response=range(10), call_at=5, calls=3),
+    ]
+    settings = {"advantage": "none", "signal": signal, "delta": delta}
+    config = validate({"algorithm": settings})
+    got = estimator(config, ValueTracker(), None)(batch).values
+    expected = ASPO(Reinforce("none"), delta, 0.7, signal=signal)(batch).values
+    assert got == expected
+    assert (got[0] > got[1]) is (signal == "first_call")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import gymnasium
 import psutil
 import pytest
 import torch
 
 from agent.records import read_lines
+from envs import ToolEnv
 from training.cli import main
 from training.monitor import read
 
@@ -92,6 +95,7 @@ def test_the_run_folder_holds_what_it_promises(whole: Path) -> None:
     assert set(summary["before"]) == set(summary["after"]) == SCORES
     assert (summary["seed"], summary["engine"]) == (0, "hf")
     assert summary["mismatch_max"] < 1e-4  # sampler and learner are one model in float32
+    assert summary["wall_s"] == pytest.approx(sum(summary["times"].values()), abs=0.1)
     assert {"config.toml", "metrics.jsonl", "trajectories.jsonl", "plots", "checkpoints"} <= set(os.listdir(whole))
     assert {"reward.png", "entropy.png", "tracker_value.png", "accuracy.png"} <= set(os.listdir(whole / "plots"))
     assert len(list(read_lines(whole / "trajectories.jsonl"))) == 6 * 6
@@ -162,7 +166,6 @@ def test_stopped_in_the_asynchronous_mode_nothing_is_lost_or_counted_twice(numbe
         (["--set", "env.id=solostream/Arithmetik-v0"], "env.id"),
         (["--set", "env.options.colour=3"], "colour"),
         (["--set", "env.episode_tokens=5000"], "lower episode_tokens"),
-        (["--set", "run.trackers=['trackio']"], "pip install trackio"),
         (["--set", "cold_start.phases=[{steps=1, mix={erly=1.0}}]"], "erly"),
         (["--resume", "/no/such/checkpoint"], "no checkpoint"),
     ],
@@ -175,6 +178,30 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert len(lines) == 1
     assert words in lines[0]
     assert not (tmp_path / "runs").exists()
+
+
+class Signed(ToolEnv):
+    """Rewards of −1 and 3 where others give 0 and 1."""
+
+    async def _score(self, step):
+        await super()._score(step)
+        return (3.0 if step.answer is not None else -1.0), {}
+
+
+def test_declared_rewards_are_mapped_and_others_are_refused_before_the_tracker_moves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gymnasium.register("signed/Signed-v0", entry_point=Signed, disable_env_checker=True)
+    more = ["--set", "env.id=signed/Signed-v0", "--set", "run.steps=2"]
+    assert main(arguments(tmp_path, "refused", *more)) == 2
+    line = capsys.readouterr().err.strip()
+    assert "\n" not in line
+    assert re.search(r"the reward (-1.0|3.0) of task \S+ lies outside reward_range \[0.0, 1.0\]", line)
+    assert not list((tmp_path / "refused" / "checkpoints").glob("*/trainer.json"))
+    assert main(arguments(tmp_path, "mapped", *more, "--set", "algorithm.reward_range=[-1.0, 3.0]")) == 0
+    logged = [line.trajectory for line in read_lines(tmp_path / "mapped" / "trajectories.jsonl") if line.trajectory]
+    assert {t.reward for t in logged} <= {0.0, 1.0}
+    assert all((t.reward == 1.0) is (t.answer is not None) for t in logged)
 
 
 def test_an_existing_run_is_not_overwritten(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
