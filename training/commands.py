@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,6 +93,7 @@ def _toml(value: Any) -> str:
 
 
 def _train_one(config: Config, folder: Path, resume: str | None, *, cold_start_only: bool = False) -> None:
+    started = time.monotonic()  # loading torch and transformers is part of the run
     checkpoint = _checkpoint(folder, resume)
     _quiet()
     from training.interrupt import Interrupted
@@ -99,7 +101,7 @@ def _train_one(config: Config, folder: Path, resume: str | None, *, cold_start_o
 
     view = View()
     try:
-        Job(config, folder, view, checkpoint).run(cold_start_only=cold_start_only)
+        Job(config, folder, view, checkpoint, started=started).run(cold_start_only=cold_start_only)
     except Interrupted:
         view.say(f"stopped with a checkpoint in {folder}/checkpoints; --resume goes on from it")
         raise KeyboardInterrupt from None

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from agent.records import read_lines
 from sandbox.errors import UserError
 from training import checkpoint, cold_start, plots, setup
 from training.checkpoint import State
+from training.clock import Clock
 from training.config import Config
 from training.episodes import Episodes
 from training.heldout import HeldOut
@@ -38,25 +38,28 @@ T = TypeVar("T")
 
 
 class Job:
-    """One run, prepared; `run` does it. `source`: the checkpoint to go on from.
+    """One run, prepared; `run` does it.
 
+    source: the checkpoint to go on from. started: `time.monotonic()` when the work began (default: now).
     Raises UserError for whatever is wrong with the input, before anything is computed or written.
     """
 
-    def __init__(self, config: Config, folder: Path, view: View, source: Path | None = None) -> None:
+    def __init__(
+        self, config: Config, folder: Path, view: View, source: Path | None = None, *, started: float | None = None
+    ) -> None:
+        started = time.monotonic() if started is None else started
         check_trackers(config.run.trackers)
         self.config, self.folder, self.view = config, folder, view
         self.lessons = cold_start.lessons(config)
         self.saved = checkpoint.load(source) if source else None
         if self.saved is not None:
             _refuse_another_run(config, self.saved)
-        started = time.monotonic()
-        self.parts = setup.build(config, [task for lesson in self.lessons for task in lesson.tasks], source)
         plain = self.saved.plain if self.saved else {}
+        self.clock = Clock(plain.get("times", {}), started)
+        with self.clock.phase("build"):
+            self.parts = setup.build(config, [task for lesson in self.lessons for task in lesson.tasks], source)
         self.cold_step: int = plain.get("cold_step", 0)
         self.before = Scores(**plain["before"]) if plain.get("before") else None
-        self.times: dict[str, float] = dict(plain.get("times", {}))
-        self.times["build"] = self.times.get("build", 0.0) + time.monotonic() - started
 
     def run(self, *, cold_start_only: bool = False) -> Summary | None:
         """What is left to do; None after the cold start only. Raises Interrupted, SandboxError, EngineError."""
@@ -119,7 +122,7 @@ class Job:
             await self.policy.load_weights(learner.weights(), 0)
         if self.cold_step < total:
             played = cold_start.demonstrate(self.config, self.parts, self.lessons[self.cold_step :])
-            with self._timed("cold start"), self.view.stage("cold start", total, self.cold_step) as stage:
+            with self.clock.phase("cold start"), self.view.stage("cold start", total, self.cold_step) as stage:
                 async for sequences in played:
                     metrics = await self._in_thread(learner.sft_step, sequences)
                     self.cold_step += 1
@@ -137,7 +140,7 @@ class Job:
 
     async def _evaluate(self, title: str, step: int, learner: Learner | None = None) -> Scores:
         """`learner`: saved when the person interrupts; None where a checkpoint has everything already."""
-        with self._timed("evaluation"), self.view.stage(title, self.held_out.total) as stage:
+        with self.clock.phase("evaluation"), self.view.stage(title, self.held_out.total) as stage:
             found = await self._interruptible(self.held_out.scores(stage.advance), learner)
         self.monitor.log("eval", step, asdict(found))
         return found
@@ -163,10 +166,10 @@ class Job:
                 await self.policy.load_weights(learner.weights(), rl.step)
             else:
                 if rl.n_starts:
-                    with self._timed("tracker start"), self.view.stage("start", rl.n_starts) as stage:
+                    with self.clock.phase("tracker start"), self.view.stage("start", rl.n_starts) as stage:
                         await self._interruptible(rl.start(stage.advance), learner)
                 await self._save(learner, rl, log)
-            with self._timed("reinforcement"), self.view.stage("learning", config.run.steps, rl.step) as stage:
+            with self.clock.phase("reinforcement"), self.view.stage("learning", config.run.steps, rl.step) as stage:
                 while rl.step < config.run.steps:
                     await self._step(rl, learner, log, stage)
             return await self._report(rl)
@@ -205,9 +208,11 @@ class Job:
     async def _report(self, rl: Reinforcement) -> Summary:
         assert self.before is not None
         after = await self._evaluate("after", rl.step)
-        with self._timed("evaluation"):
+        with self.clock.phase("evaluation"):
             no_tool = await self._interruptible(self.held_out.no_tool_accuracy(lambda: None))
-        plots.draw(self.monitor.rows, self.folder / "plots")
+        with self.clock.phase("plots"):
+            plots.draw(self.monitor.rows, self.folder / "plots")
+        times = self.clock.times()
         summary = Summary(
             name=self.folder.name,
             seed=self.config.run.seed,
@@ -217,8 +222,8 @@ class Job:
             after=after,
             no_tool_accuracy=no_tool,
             mismatch_max=rl.mismatch_max,
-            wall_s=round(sum(self.times.values()), 2),
-            times={phase: round(seconds, 2) for phase, seconds in self.times.items()},
+            wall_s=round(sum(times.values()), 2),
+            times={phase: round(seconds, 2) for phase, seconds in times.items()},
         )
         summary.write(self.folder)
         self.view.say(f"\n{table(summary)}\n{self.folder}/")
@@ -230,7 +235,7 @@ class Job:
             "phase": "rl" if rl else "cold_start",
             "cold_step": self.cold_step,
             "before": asdict(self.before) if self.before else None,
-            "times": self.times,
+            "times": self.clock.times(),
             "essence": self.config.essence(),
             "config_hash": self.config.hash(),
             "reinforcement": rl.state_dict() if rl else None,
@@ -261,14 +266,6 @@ class Job:
         if row["phase"] == "cold_start":
             return row["step"] <= self.cold_step
         return self.before is not None and self.saved is not None and row["step"] <= self.saved.step
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.times[phase] = self.times.get(phase, 0.0) + time.monotonic() - started
 
 
 def _refuse_another_run(config: Config, saved: State) -> None:
