@@ -364,7 +364,8 @@ def main() -> int:
     a = options.parse_args()
     out = a.out.resolve() / "quick" if a.quick else a.out.resolve()
     seeds = list(dict.fromkeys(a.seeds or ((0, 1) if a.quick else range(5))))
-    steps, every = (a.steps or 4, a.every or 2) if a.quick else (a.steps, a.every or 5)
+    steps = 4 if a.quick and a.steps is None else a.steps
+    every = (2 if a.quick else 5) if a.every is None else a.every
     work = Reproduction(out, steps, every, QUICK if a.quick else ())
     try:
         # Seed by seed: an interrupted benchmark has whole comparisons.
