@@ -33,6 +33,7 @@ from training.losses.clip_cov import covariance
 from training.losses.kl import kl_penalty
 from training.losses.tokens import Tokens
 from training.measures import Measures
+from training.mfu import flops, peak_of, shape_of
 from training.optimiser import Optimiser
 from training.packing import Pack, pack, plan
 from training.scoring import Scorer
@@ -82,6 +83,7 @@ class Learner:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.scorer = self._scorer(self.model)
         self.optimiser = Optimiser(self.model, config)
+        self.shape, self.peak = shape_of(self.scorer.model, adapters=bool(config.lora)), peak_of(self.scorer.device)
         self._reference: Scorer | None = None
         if config.kl_coefficient:
             self.set_reference()
@@ -119,8 +121,11 @@ class Learner:
                     self._take_step(job, members.tolist())
             drift = self._drift(job)
         seconds = time.perf_counter() - started
-        tokens = config.epochs * sum(len(t) for t, k in zip(batch, keep, strict=True) if k)
+        used = [t for t, k in zip(batch, keep, strict=True) if k]
+        tokens = config.epochs * sum(map(len, used))
+        needed = config.epochs * flops(self.shape, [len(t) for t in used], sum(t.n_action_tokens for t in used))
         return {
+            **({"mfu": needed / (seconds * self.peak)} if self.peak else {}),
             **dropped,
             **job.measures.result(version),
             "drift": drift,

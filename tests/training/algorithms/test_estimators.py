@@ -13,7 +13,7 @@ from sandbox.errors import UserError
 from training.advantage import standardise
 from training.algorithms import ADVANTAGES, GROUPED
 from training.aspo import ASPO
-from training.config import AdvantageName
+from training.config import AdvantageName, validate
 from training.grpo import GRPO
 from training.reinforce import Reinforce
 from training.reinforcement import estimator

@@ -1,0 +1,71 @@
+"""Model FLOPs utilisation: what the model needs, over what the device could have done in that time.
+
+    FLOPs = c·(N·T + V·h·A) + 6·L·d·Σ l²        MFU = FLOPs / (seconds · peak)
+
+N: weights of the layers' matrices (no embeddings, no head), T: tokens, V·h: the head, applied to the A action tokens
+only; L layers of attention width d = heads · head size, over causal sequences of length l (half of 4·d·l² forward).
+c = 6 a weight and token where weights are trained (2 forward, 4 backward), 4 with frozen ones under adapters;
+attention has no weights: 3 times its forward pass. Recomputed and rescored passes do not count, as in PaLM (arXiv
+2204.02311, App. B). The peak is the dense bfloat16 one whatever the computation's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# Part of `torch.cuda.get_device_name()` -> dense bfloat16 FLOP/s, from the makers' data sheets; the first match counts.
+PEAKS: dict[str, float] = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 4090": 165e12,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a model costs FLOPs; `trained`: its own weights get gradients (not so under adapters)."""
+
+    body: int
+    head: int
+    layers: int
+    width: int
+    trained: bool = True
+
+
+def flops(shape: Shape, lengths: Sequence[int], action_tokens: int) -> float:
+    """Of one forward and backward pass over sequences of `lengths` tokens."""
+    matrices = (6 if shape.trained else 4) * (shape.body * sum(lengths) + shape.head * action_tokens)
+    return float(matrices + 6 * shape.layers * shape.width * sum(n * n for n in lengths))
+
+
+def peak(device_name: str) -> float | None:
+    """None for a device that the table does not have."""
+    return next((value for name, value in PEAKS.items() if name in device_name), None)
+
+
+def peak_of(device: torch.device) -> float | None:
+    """None on a CPU too."""
+    return peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def shape_of(model: Any, *, adapters: bool) -> Shape:
+    """Of a causal language model of transformers, without the adapters' own small matrices."""
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings().weight
+    outside = {id(head), id(model.get_input_embeddings().weight)}
+    body = sum(
+        p.numel() for n, p in model.named_parameters() if p.ndim >= 2 and id(p) not in outside and "lora_" not in n
+    )
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Shape(body, head.numel(), config.num_hidden_layers, config.num_attention_heads * size, not adapters)
