@@ -56,11 +56,11 @@ async def check(
     backend: str | Callable[[], Sandbox],
     *,
     name: str | None = None,
-    only: str = "",
+    only: str | tuple[str, ...] = "",
     jobs: int = JOBS,
     tell: Callable[[Verdict], None] = lambda verdict: None,
 ) -> Report:
-    """Judge a backend by every case whose name or group contains `only`.
+    """Judge a backend by every case whose name contains `only` (or one of several), or whose group it is.
 
     Args:
         backend: a spec string, or a function that opens a sandbox (which is closed here). The function is called once
@@ -71,9 +71,10 @@ async def check(
 
     Raises: UserError when nothing matches `only`, SandboxError when the backend does not open.
     """
-    chosen = [case for case in CASES if only in case.name or only == case.group]
+    words = (only,) if isinstance(only, str) else only
+    chosen = [case for case in CASES if any(word in case.name or word == case.group for word in words)]
     if not chosen:
-        raise UserError(f"no case matches '{only}'; `solostream sandbox check SPEC` lists their names")
+        raise UserError(f"no case matches '{', '.join(words)}'; `solostream sandbox check SPEC` lists their names")
     spec = backend if isinstance(backend, str) else None
     called = str(name or spec or getattr(backend, "__name__", "sandbox"))
     secret = "canary" + secrets.token_hex(8)
