@@ -373,6 +373,9 @@ def main() -> int:
     except UserError as error:
         print(f"reproduction: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     runs = {name: [found[name, seed] for seed in seeds] for name in dict.fromkeys(a.variants)}
     text = report(runs, seeds)
     (out / "reproduction.md").write_text(text, encoding="utf-8")
