@@ -8,6 +8,7 @@ which version. Weights travel through a file in shared memory, on CPUs and GPUs 
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -81,7 +82,7 @@ class VllmEngine:
                 config = arguments.create_engine_config()
                 head = config.model_config.get_head_size()
                 if cpu and head % 32:
-                    raise ValueError(f"heads of {head} numbers do not run on a CPU, only multiples of 32 do")
+                    raise ValueError(f"its head_dim is {head}, on a CPU it must be a multiple of 32")
                 if cpu:  # one thread needs no worker of its own, whose start would import vllm a third time
                     config.parallel_config.distributed_executor_backend = "uni"
                 llm = AsyncLLM.from_vllm_config(config)
@@ -89,6 +90,7 @@ class VllmEngine:
                 first = str(error).strip().split("\n")[0]
                 raise UserError(f"vllm cannot run {model!r}: {first}") from error
         await llm.update_weight_version(str(version))
+        await llm.collective_rpc("end_with", args=(os.getpid(),))
         engine = cls(llm, stored_shapes(_folder(model)), config.model_config.max_model_len, version)
         if cpu and str(config.model_config.dtype) == "torch.bfloat16":
             # Processors with AMX kill a process whose first bfloat16 batch has four tokens or fewer: make it longer.
@@ -155,6 +157,9 @@ class VllmEngine:
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.shutdown()
+            del llm
+            await asyncio.sleep(0)  # its cancelled task lets go of it
+            gc.collect()  # it is part of a cycle, and complains when it goes only with the interpreter
 
 
 def _generation(output: Any, version: int) -> Generation:

@@ -93,3 +93,11 @@ def test_a_run_survives_the_death_of_its_engine(run: subprocess.Popen[str], tmp_
     assert max(row["mismatch/on_policy_max"] for row in rows if "mismatch/on_policy_max" in row) < 1e-3
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["engine"], summary["steps"]) == ("vllm", STEPS)
+
+
+def test_no_engine_outlives_a_killed_trainer(run: subprocess.Popen[str], tmp_path: Path) -> None:
+    wait_until(lambda: (tmp_path / "tiny/metrics.jsonl").exists(), run)  # the engine took its first weights before
+    engine = engine_of(run)
+    run.kill()
+    psutil.wait_procs([engine], timeout=20)
+    assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
