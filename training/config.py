@@ -176,7 +176,7 @@ class RunConfig(Section):
     steps: Positive = 40  # of reinforcement learning: batches
     checkpoint_every: Positive = 20
     keep: Positive = 2  # checkpoints
-    trackers: Annotated[tuple[Literal["wandb", "trackio"], ...], Field(strict=False)] = ()
+    trackers: Annotated[tuple[Literal["wandb"], ...], Field(strict=False)] = ()
     project: str = "solostream"
 
 

@@ -1,8 +1,8 @@
-"""Metrics go to `metrics.jsonl` and TensorBoard always, to Weights & Biases or trackio when asked for."""
+"""Metrics go to `metrics.jsonl` and TensorBoard always, to Weights & Biases when asked for."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import math
 import os
@@ -93,10 +93,12 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises UserError when a tracker's package is missing, before anything is computed."""
+    """Raises UserError when a tracker's package is missing or does not load, before anything is computed."""
     for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f'run.trackers has "{name}", which is not installed: pip install {name}')
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f'run.trackers has "{name}", which does not load ({error}): pip install {name}') from None
 
 
 def _open_tracker(name: str, project: str, folder: Path, config: Any) -> Any:

@@ -18,6 +18,7 @@ SHOWN: Mapping[str, tuple[str, str]] = {
     "code/ratio": ("code", ".0%"),
     "code/first_call_token": ("first call", ".1f"),
     "time/tokens_per_s": ("tokens/s", ",.0f"),
+    "tokens_per_s": ("tokens/s", ",.0f"),  # of a supervised step
     "accuracy": ("accuracy", ".3f"),
     "accuracy_greedy": ("greedy", ".3f"),
 }

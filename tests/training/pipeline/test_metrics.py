@@ -13,8 +13,8 @@ from agent.trajectory import Dispatch, Ledger, Trajectory
 from envs.types import ToolCall
 from sandbox.types import Execution
 from training import metrics
-from training.monitor import Monitor, read
-from training.progress import View
+from training.monitor import Monitor, check_trackers, read
+from training.progress import View, note_of
 from training.summary import Scores, Summary, scores, table
 
 
@@ -125,3 +125,22 @@ def test_without_a_terminal_a_phase_is_a_few_plain_lines() -> None:
     assert len(lines) == 8
     assert lines[-1].startswith("learning 80/80  reward 0.988")
     assert "\x1b" not in out.getvalue()
+
+
+def test_a_supervised_step_shows_loss_and_speed() -> None:
+    assert note_of({"loss": 0.5, "tokens_per_s": 12345.6, "lr": 0.1}) == "loss 0.500  tokens/s 12,346"
+
+
+def test_wandb_offline_holds_what_was_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    check_trackers(["wandb"])
+    monitor = Monitor(tmp_path, trackers=["wandb"], project="tests", config={"run": {"steps": 2}})
+    for step in (1, 2):
+        monitor.log("rl", step, {"reward/mean": step / 8, "none": None})
+    monitor.close()
+    (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"rl/reward/mean" in log.read_bytes()
+    assert b"0.25" in log.read_bytes()
