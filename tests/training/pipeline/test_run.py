@@ -163,6 +163,9 @@ def test_stopped_in_the_asynchronous_mode_nothing_is_lost_or_counted_twice(numbe
         (["--set", "learner.lrr=1"], "did you mean 'lr'"),
         (["--set", "model.path=/no/such/model"], "model.path"),
         (["--set", "data.path=/no/such/data.jsonl", "--set", "cold_start.phases=[]"], "/no/such/data.jsonl"),
+        (["--set", "data.path=aime26", "--set", "cold_start.phases=[]"], "did you mean 'aime25'"),
+        (["--set", "data.path=empty", "--set", "cold_start.phases=[]"], "holds no task"),
+        (["--set", "data.path=binary", "--set", "cold_start.phases=[]"], "line 1: not JSON"),
         (["--set", "env.id=solostream/Arithmetik-v0"], "env.id"),
         (["--set", "env.options.colour=3"], "colour"),
         (["--set", "env.episode_tokens=5000"], "lower episode_tokens"),
@@ -171,8 +174,13 @@ def test_stopped_in_the_asynchronous_mode_nothing_is_lost_or_counted_twice(numbe
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
-    more: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, content in (("empty", b""), ("binary", b"\xff\xfe\x00")):
+        (tmp_path / folder).mkdir()
+        for split in ("train", "test"):
+            (tmp_path / folder / f"{split}.jsonl").write_bytes(content)
     assert main(arguments(tmp_path / "runs", "bad", *more)) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
