@@ -202,6 +202,8 @@ async def start_kernel(home: Home, confinement: dict[str, Any], limits: Limits) 
     }
     outputs: dict[str, int] = {}
     theirs: list[int] = []
+    connection: socket.socket | _Door | None = None
+    kernel: Kernel | None = None
     try:
         theirs += [_listen(f"{path}-{number}") for number in range(1, len(CHANNELS) + 1)]
         for name in ("stdout", "stderr"):
@@ -211,7 +213,7 @@ async def start_kernel(home: Home, confinement: dict[str, Any], limits: Limits) 
         connection = await home.start()
         socket.send_fds(connection, [json.dumps(settings).encode()], theirs)
         connection.setblocking(False)
-        door = _Door(*await asyncio.open_unix_connection(sock=connection))
+        connection = door = _Door(*await asyncio.open_unix_connection(sock=connection))
         isolation = await door.ready()
         client.shell_channel.start()
         client.iopub_channel.start()
@@ -219,11 +221,15 @@ async def start_kernel(home: Home, confinement: dict[str, Any], limits: Limits) 
         await kernel.hear()
         return kernel
     except BaseException as error:
-        client.stop_channels()
-        for fd in outputs.values():
-            asyncio.get_running_loop().remove_reader(fd)
-            os.close(fd)
-        await asyncio.shield(home.end())
+        if kernel is not None:
+            await asyncio.shield(kernel.end())
+        else:
+            client.stop_channels()
+            if connection is not None:
+                connection.close()
+            for fd in outputs.values():
+                os.close(fd)
+            await asyncio.shield(home.end())
         if isinstance(error, OSError):
             raise SandboxError(f"the kernel does not start: {error}") from None
         raise
