@@ -99,7 +99,9 @@ PINNED = (
     "algorithm.advantage=spo",
     "algorithm.group_size=1",
     "algorithm.sampling=prioritised",
+    "algorithm.divergence=drift",
     "algorithm.aspo=false",
+    "algorithm.signal=first_call",
     "eval.greedy=false",
 )
 
