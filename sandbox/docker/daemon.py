@@ -67,7 +67,11 @@ class Daemon:
         the container's input ends when this process does."""
         params = {"stdin": int(stdin), "stdout": 1, "stderr": 1, "stream": 1}
         attached = self.client.attach_socket(name, params=params)
-        stream: socket.socket = attached._sock
+        # A copy: the library's own is closed only when a cycle of its objects happens to be collected.
+        library: socket.socket = attached._sock
+        stream = library.dup()
+        attached._response.close()
+        library.close()
         try:
             self.client.start(name)
         except self._gone as error:
