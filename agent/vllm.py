@@ -65,7 +65,8 @@ class VllmEngine:
         cpu = current_platform.is_cpu()
         options: dict[str, Any] = {"dtype": "float32" if cpu and dtype == "auto" else dtype, "max_model_len": max_len}
         if cpu:
-            options |= {"enforce_eager": True, "block_size": 32}
+            # Whole prompts only: vLLM 0.32 dies of a seeded request whose prompt is split between two steps.
+            options |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False}
         if cpu or cache_bytes:
             options["kv_cache_memory_bytes"] = cache_bytes or CPU_CACHE_BYTES
         with _environment(cpu, before):

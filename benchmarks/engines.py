@@ -224,7 +224,7 @@ def server(folder: str, slots: int) -> Iterator[tuple[str, subprocess.Popen[byte
     options = f"--host 127.0.0.1 --port {port} --max-model-len {MAX_TOKENS + 1} --max-num-seqs {slots}"
     options += " --dtype float32 --logprobs-mode processed_logprobs --distributed-executor-backend uni"
     if not torch.cuda.is_available():
-        options += f" --enforce-eager --block-size 32 --kv-cache-memory-bytes {256 << 20}"
+        options += f" --enforce-eager --block-size 32 --no-enable-chunked-prefill --kv-cache-memory-bytes {256 << 20}"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, *options.split()]
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     process = subprocess.Popen(

@@ -105,6 +105,13 @@ async def test_stops_seeds_and_bad_input(engine: VllmEngine, models: tuple[Any, 
     assert engine.version != 99
 
 
+async def test_more_seeded_prompts_than_fit_one_step(engine: VllmEngine) -> None:
+    """On CPUs vLLM dies of a seeded request whose prompt is split between two steps."""
+    prompts = [[5 + i, *range(20, 300)] for i in range(16)]
+    made = await asyncio.gather(*(engine.generate(p, Sampling(4, seed=i)) for i, p in enumerate(prompts)))
+    assert all(generation.token_ids for generation in made)
+
+
 async def test_a_killed_engine_is_reported_to_everyone_who_waits(engine: VllmEngine) -> None:
     requests = [asyncio.ensure_future(engine.generate(p, Sampling(350, temperature=2.0))) for p in PROMPTS]
     await asyncio.sleep(0.1)

@@ -34,7 +34,9 @@ ROOT = Path(__file__).parents[3]
 PROMPTS = [[5 + 3 * i, 40, 41 + i, 90, 100 + i] * (i + 1) for i in range(6)]
 OPTIONS = "--dtype float32 --enforce-eager --max-model-len 400 --max-num-seqs 16 --block-size 32"
 OPTIONS += " --kv-cache-memory-bytes 33554432 --logprobs-mode processed_logprobs --host 127.0.0.1"
-OPTIONS += " --worker-extension-cls agent.vllm_worker.Reload --distributed-executor-backend uni"
+OPTIONS += (
+    " --worker-extension-cls agent.vllm_worker.Reload --distributed-executor-backend uni --no-enable-chunked-prefill"
+)
 SETTINGS = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": str(ROOT)}
 SETTINGS |= {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 
