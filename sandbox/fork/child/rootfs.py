@@ -7,6 +7,7 @@ links into the session's /tmp, so one size limit covers all that a session can w
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 
@@ -19,6 +20,7 @@ _OLD = "/.host"
 _READ_ONLY = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
 
 
+@functools.cache
 def readable() -> list[str]:
     """What a session may read: the system's programs and libraries, and this Python with its packages."""
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
@@ -40,14 +42,19 @@ def let_in(uid: int) -> None:
     covers = sorted({folder for folder in closed.values() if folder})
     for folder in covers:
         linux.mount("tmpfs", folder, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=1m,mode=755")
+    _show_again(shown)
+    for folder in covers:
+        linux.protect_mount(folder, _READ_ONLY)
+
+
+def _show_again(covered: dict[str, int]) -> None:
+    """Folders that a mount has covered, by path and open descriptor, which is closed."""
     umask = os.umask(0o022)
-    for path, fd in shown.items():
+    for path, fd in covered.items():
         os.makedirs(path, 0o755, exist_ok=True)
         linux.mount(f"/proc/self/fd/{fd}", path, flags=linux.MS_BIND | linux.MS_REC)
         os.close(fd)
     os.umask(umask)
-    for folder in covers:
-        linux.protect_mount(folder, _READ_ONLY)
 
 
 def _closed_above(path: str, uid: int) -> str | None:
@@ -86,7 +93,7 @@ def build() -> None:
             file.write(text)
     os.makedirs("/var", 0o755, exist_ok=True)
     for folder in ("/tmp", "/proc"):
-        os.mkdir(folder, 0o755)
+        os.makedirs(folder, 0o755, exist_ok=True)  # Python may live below /tmp
     for link in ("/dev/shm", "/var/tmp"):
         os.symlink("/tmp", link)
     linux.mount(_OLD + "/proc", "/proc", flags=linux.MS_BIND | linux.MS_REC)
@@ -122,6 +129,11 @@ def mount_proc(flags: int = 0) -> None:
 
 
 def mount_tmp(size_mb: int) -> None:
-    """This session's own writable space: /tmp, and through links /dev/shm and /var/tmp."""
+    """This session's own writable space: /tmp, and through links /dev/shm and /var/tmp.
+
+    A Python that lives below /tmp is shown there again, as read-only as before.
+    """
     quiet = linux.MS_NOSUID | linux.MS_NODEV
+    hidden = {path: os.open(path, os.O_PATH | os.O_DIRECTORY) for path in readable() if _inside(path, "/tmp")}
     linux.mount("tmpfs", "/tmp", "tmpfs", quiet, f"size={size_mb}m,nr_inodes=4096,mode=1777")
+    _show_again(hidden)

@@ -134,7 +134,7 @@ for _ in range(4):
 time.sleep(15)
 """
     seen = await session.run(code)
-    assert seen.status == "killed"
+    assert seen.status == "memory"
     assert not seen.state_kept
     assert (await other.run("kept")).result == "1"
 
