@@ -145,7 +145,7 @@ class Job:
 
     async def _reinforce(self) -> Summary:
         config = self.config
-        if config.rollout.mode == "async":  # sampling and learning share the cores; each thread keeps a count of its own
+        if config.rollout.mode == "async":  # sampling and learning share the cores; a count is a thread's own
             threads = max(1, torch.get_num_threads() // 2)
             torch.set_num_threads(threads)
             await self._in_thread(partial(torch.set_num_threads, threads))
