@@ -64,6 +64,8 @@ class Job:
     def run(self, *, cold_start_only: bool = False) -> Summary | None:
         """What is left to do; None after the cold start only. Raises Interrupted, SandboxError, EngineError."""
         torch.manual_seed(self.config.run.seed)
+        if self.config.rollout.mode == "async":  # sampling and learning share the cores
+            torch.set_num_threads(max(1, torch.get_num_threads() // 2))
         return asyncio.run(self._run(cold_start_only))
 
     async def _run(self, cold_start_only: bool) -> Summary | None:
@@ -145,10 +147,6 @@ class Job:
 
     async def _reinforce(self) -> Summary:
         config = self.config
-        if config.rollout.mode == "async":  # sampling and learning share the cores; a count is a thread's own
-            threads = max(1, torch.get_num_threads() // 2)
-            torch.set_num_threads(threads)
-            await self._in_thread(partial(torch.set_num_threads, threads))
         as_sampled = config.learner.model_copy(update={"temperature": config.rollout.temperature})
         learner = Learner(self.parts.model, as_sampled, dump_dir=self.folder)
         resumed = self.saved if self.saved is not None and self.saved.plain["phase"] == "rl" else None
