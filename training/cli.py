@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -85,6 +86,9 @@ def main(argv: list[str] | None = None) -> int:
         part = "sandbox" if isinstance(error, SandboxError) else "engine"
         print(f"solostream: {part} failed: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader (head, less) has gone; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("solostream: interrupted", file=sys.stderr)
         return 130
