@@ -69,10 +69,10 @@ def _complete(args: list[str]) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
-        print(_usage())
-        return 0
     try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(_usage())
+            return 0
         name, rest = _find(argv)
         module, _, function = COMMANDS[name][0].partition(":")
         import tyro
