@@ -36,6 +36,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
 ALONE = {"--resume": "auto"}
 
 
+# library -> the extra that brings it
+EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "datasets", "math_verify", "tensorboard", "matplotlib", "peft"), "train"),
+    **dict.fromkeys(("fastapi", "httpx", "uvicorn", "prometheus_client"), "server"),
+    "vllm": "vllm",
+}
+
+
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items())
@@ -86,6 +94,11 @@ def main(argv: list[str] | None = None) -> int:
         part = "sandbox" if isinstance(error, SandboxError) else "engine"
         print(f"solostream: {part} failed: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        print(f"solostream: {error.name} is missing: pip install 'solostream[{EXTRAS[error.name]}]'", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader (head, less) has gone; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
