@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,7 +65,12 @@ def keep(page, name: str) -> None:
 
 def until(page, expression: str, seconds: float = 20.0) -> None:
     """Wait for a JavaScript expression. (Playwright's own wait evaluates in the page, which the page's CSP forbids.)"""
+    wait(page, lambda: page.evaluate(expression), seconds, expression)
+
+
+def wait(page, true: Callable[[], object], seconds: float = 20.0, what: str = "what was waited for") -> None:
+    """Wait until `true()`, while routes and other events of the page are served."""
     end = time.monotonic() + seconds
-    while not page.evaluate(expression):
-        assert time.monotonic() < end, f"never true: {expression}"
-        time.sleep(0.03)
+    while not true():
+        assert time.monotonic() < end, f"never true: {what}"
+        page.wait_for_timeout(30)

@@ -66,7 +66,7 @@ def test_the_pointer_shows_values_and_links_open_trajectories(browser, pages: di
     page.locator("svg[data-points]").first.hover()
     assert re.search(r"step \d+\n", page.locator(".tip").inner_text() + "\n")
     page.locator('a[href^="#t-"]').first.click()
-    assert page.locator("details[open] .turn.assistant").count() >= 1
+    page.wait_for_selector("details[open] .turn.assistant")
     heads = page.locator("table.data thead th")
     heads.nth(2).click()
     rewards = page.locator("table.data").first.locator("tbody tr td:nth-child(3)").all_inner_texts()

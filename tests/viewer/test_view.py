@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
-from browser import chromium, keep, serving, until
+from browser import chromium, keep, serving, until, wait
 from synthetic_runs import Writer, run_code, tokenizer, training_records, write_evaluation, write_training_run
 
 from envs.types import Task
@@ -16,6 +19,9 @@ from envs.types import Task
 pytestmark = pytest.mark.browser
 
 HOSTILE = '<script>window.hacked=1</script><img src=x onerror="window.hacked=2">\' "</pre>'
+
+# The last thing that a page waits for when it starts, or when its list is narrowed: the numbers on the chips.
+BESIDE = "[...document.querySelectorAll('#filters b')].every(count => count.textContent)"
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def site(place: Path) -> Iterator[str]:
     other = write_evaluation(place.parent / "second", 10, 2)
     with serving([place, other]) as address:
+        while [run["rows"] for run in httpx.get(f"{address}/api/runs").json()] != [400, 20]:
+            time.sleep(0.05)
         yield address
 
 
@@ -44,6 +52,7 @@ def page(browser, site: str) -> Iterator:
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.goto(site)
     page.wait_for_selector(".turn")
+    until(page, BESIDE)
     yield page
     page.close()
     assert complaints == []
@@ -87,7 +96,9 @@ def test_filters_search_and_sort(page, place: Path) -> None:
     task = records(place)[0]["task_id"]
     chip(page, "wrong").click()
     page.fill("#search", task)
-    until(page, f"[...document.querySelectorAll('.row .name')].every(n => n.textContent === '{task}')")
+    count = sum(r["task_id"] == task for r in records(place))
+    until(page, f"document.getElementById('found').textContent === '{count} found'")
+    assert set(page.locator(".row .name").all_inner_texts()) == {task}
     page.fill("#search", "")
     page.select_option("#sort", "-response_length")
     longest = max(records(place), key=lambda r: len(r["token_ids"]) - r["turns"][1]["start"])
@@ -112,6 +123,7 @@ def test_keyboard_moves_through_the_list_and_the_tabs(page) -> None:
     page.keyboard.press("?")
     assert page.locator("#keys").is_visible()
     page.keyboard.press("Escape")
+    page.wait_for_selector("#keys", state="hidden")
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "search"
     page.keyboard.type("NameError")
@@ -135,7 +147,7 @@ def test_tokens_carry_their_logprob_version_and_advantage(page, place: Path) -> 
     text = "".join(turn["text"] for turn in record["turns"])
     assert page.locator(".tokens").evaluate("node => node.textContent") == text
     page.select_option("#colour", "advantage")
-    until(page, "document.querySelector('.scale')")
+    until(page, "document.querySelector('.scale').textContent.includes('+2')")
     page.reload()  # the address remembers the view
     page.wait_for_selector(".tokens")
 
@@ -152,12 +164,53 @@ def test_two_attempts_side_by_side(page) -> None:
     keep(page, "compare")
 
 
-def test_the_other_run(page, place: Path) -> None:
+def test_the_other_run(page) -> None:
+    page.focus("#run")
     page.select_option("#run", "1")
-    until(page, "document.getElementById('state').textContent === '20 trajectories'")
+    assert page.evaluate("document.activeElement.id") == "list"  # keys are shortcuts again
     page.keyboard.press("2")
     page.wait_for_selector(".tokens.ids span")  # no tokenizer there: ids
     assert "--tokenizer" in page.locator("#detail").inner_text()
+    assert page.locator("#state").inner_text() == "20 trajectories"
+
+
+def test_a_tab_chosen_while_a_trajectory_loads_is_the_tab_it_opens_in(page) -> None:
+    held: list = []
+    page.route(re.compile(r"/runs/1/rows/0\b"), lambda route: held.append(route))
+    page.select_option("#run", "1")
+    wait(page, lambda: held)
+    page.keyboard.press("2")  # nothing is there to be shown yet
+    held[0].continue_()
+    page.wait_for_selector(".tokens.ids span")
+    assert "tab=tokens" in page.url
+
+
+def test_of_two_trajectories_the_one_asked_for_last_is_shown(page, place: Path) -> None:
+    held: list = []
+    page.route(re.compile(r"/runs/0/rows/1\b"), lambda route: held.append(route))
+    page.keyboard.press("j")
+    wait(page, lambda: held)
+    page.keyboard.press("j")
+    first, second = (records(place)[i]["task_id"] for i in (1, 2))
+    assert first != second
+    until(page, f"document.querySelector('h1').textContent.includes('{second}')")
+    held[0].continue_()
+    page.wait_for_timeout(200)
+    assert second in page.locator("h1").inner_text()
+    assert picked(page) == "row-2"
+
+
+def test_an_answer_to_an_earlier_filter_is_dropped(page, place: Path) -> None:
+    held: list = []
+    page.route(re.compile(r"/rows\?filters=wrong\b"), lambda route: held.append(route))
+    chip(page, "wrong").click()
+    wait(page, lambda: held)
+    chip(page, "wrong").click()  # off again, and on its way before the first answer
+    held[0].continue_()
+    page.wait_for_timeout(200)
+    assert page.locator("#found").inner_text() == ""
+    assert page.locator(".row").first.get_attribute("id") == "row-0"
+    assert page.locator(".row").nth(3).is_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -220,7 +273,7 @@ def test_follows_a_run_that_is_still_writing(browser, tmp_path: Path) -> None:
                 file.flush()
                 if i in (5, 11):
                     page.wait_for_selector(f"#row-{i}.picked")
-                    assert row["task_id"] in page.locator("h1").inner_text()
+                    until(page, f"document.querySelector('h1')?.textContent.includes({json.dumps(row['task_id'])})")
             file.write('{"broken\n')
         until(page, "document.getElementById('state').textContent.includes('1 damaged line skipped')")
         page.close()

@@ -15,6 +15,7 @@ const SORTS = {
   "-errors": "Most errors", "-sandbox_s": "Slowest code", "task_id": "Task",
 };
 const TABS = { turns: "Conversation", tokens: "Tokens", ledger: "Ledger", record: "Record", compare: "Compare" };
+const NOTHING = ["Nothing here yet", "Trajectories appear as soon as the run has written one."];
 const KEYS = [
   ["j  k  ↓  ↑", "next, previous trajectory"], ["n  p", "next, previous attempt at this problem"], ["1 … 5", "conversation, tokens, ledger, record, compare"],
   ["/", "search"], ["Esc", "leave the search, close"], ["g  G", "first, last"], ["f", "follow the newest"], ["t", "dark or light"], ["?", "this help"],
@@ -22,6 +23,7 @@ const KEYS = [
 
 const state = { run: 0, runs: [], filters: new Set(), query: "", sort: "id", row: null, at: -1, tab: "turns", colour: "logprob", follow: false, other: null };
 let body = null; // the trajectory on screen
+let opening = 0, drawing = 0; // so far: an answer that something newer has overtaken is dropped
 
 class Refused extends Error {}
 
@@ -57,7 +59,6 @@ const list = new VirtualList($("list"), $("rows"), {
     const page = await api(`runs/${state.run}/rows`, {
       filters: [...state.filters].join(","), query: state.query, sort, descending: state.sort.startsWith("-"), offset, limit,
     });
-    $("found").textContent = state.filters.size || state.query ? `${number(page.total)} found` : "";
     return page;
   },
 });
@@ -92,27 +93,51 @@ async function pick(index) {
   await open(row.id);
 }
 
+// False when another call has overtaken this one.
 async function narrow(keep = false) {
-  await list.reset(keep);
-  const counts = await api(`runs/${state.run}/counts`, { query: state.query });
-  for (const chip of $("filters").children) {
-    chip.setAttribute("aria-pressed", state.filters.has(chip.dataset.name));
-    chip.querySelector("b").textContent = number(counts[chip.dataset.name]);
-  }
+  for (const chip of $("filters").children) chip.setAttribute("aria-pressed", state.filters.has(chip.dataset.name));
+  const counting = api(`runs/${state.run}/counts`, { query: state.query });
+  counting.catch(() => {}); // awaited below, unless the list fails first and says so
+  if (!(await list.reset(keep))) return false;
+  $("found").textContent = state.filters.size || state.query ? `${number(list.total)} found` : "";
+  const { generation } = list;
+  const counts = await counting;
+  if (generation !== list.generation) return false;
+  for (const chip of $("filters").children) chip.querySelector("b").textContent = number(counts[chip.dataset.name]);
+  return true;
 }
 
 /* one trajectory */
 
-async function open(row, tab = state.tab) {
-  const got = await api(`runs/${state.run}/rows/${row}`);
+// The row is picked at once, its body arrives later; a tab chosen meanwhile is the tab that it opens in.
+async function open(row) {
+  const mine = ++opening;
   if (state.row !== row) state.other = null;
-  Object.assign(state, { row, tab });
-  body = got;
+  state.row = row;
   remember();
   list.paint();
   $("list").setAttribute("aria-activedescendant", `row-${row}`);
+  $("detail").setAttribute("aria-busy", "true");
+  try {
+    const got = await api(`runs/${state.run}/rows/${row}`);
+    if (mine !== opening) return;
+    body = got;
+  } catch (error) {
+    if (mine === opening) blank("Cannot be read", "");
+    throw error;
+  }
   await show();
+  if (mine !== opening) return;
   $("detail").scrollTop = 0;
+  $("detail").setAttribute("aria-busy", "false");
+}
+
+function blank(title, text) {
+  opening += 1;
+  drawing += 1;
+  body = null;
+  $("detail").replaceChildren(el("div", { className: "empty" }, el("h2", {}, title), text));
+  $("detail").setAttribute("aria-busy", "false");
 }
 
 const fact = (name, value) => el("div", {}, el("dt", {}, name), el("dd", {}, value));
@@ -149,46 +174,49 @@ function ribbon(record) {
 
 async function show() {
   if (!body) return;
+  const mine = ++drawing;
   const { row, record } = body;
   const tabs = el("div", { className: "tabs", role: "tablist" }, Object.entries(TABS).map(([name, text], i) =>
     el("button", { role: "tab", "aria-selected": name === state.tab, onclick: () => { state.tab = name; remember(); show(); } }, text, el("kbd", {}, String(i + 1)))));
-  const siblings = el("span", { className: "gap" });
   const title = el("h1", {}, mark(row), record.task_id, row.step !== null && el("span", { className: "pill" }, `step ${row.step}`),
-    row.sample !== null && el("span", { className: "pill" }, `sample ${row.sample}`), badges(row), siblings);
+    row.sample !== null && el("span", { className: "pill" }, `sample ${row.sample}`), badges(row));
   const views = {
     turns: () => turns(record),
     tokens: () => tokens(body, state.colour, (kind) => { state.colour = kind; show(); }),
     ledger: () => ledger(body),
     record: () => el("pre", { className: "raw" }, JSON.stringify({ ...record, token_ids: "…", action_mask: "…", logprobs: "…", versions: "…" }, null, 2)),
-    compare: () => compare(),
+    compare: () => compare(body),
   };
   const content = await views[state.tab]();
+  if (mine !== drawing) return;
   $("detail").replaceChildren(el("div", { className: `page ${state.tab === "compare" ? "wide" : ""}` }, title, facts(body), ribbon(record), tabs, content));
 }
 
-async function attempts() {
-  const found = await api("tasks", { task_id: body.record.task_id });
+async function attempts({ record }) {
+  const found = await api("tasks", { task_id: record.task_id });
   return found.flatMap((rows, run) => rows.map((row) => ({ run, ...row })));
 }
 
-async function compare() {
-  const all = await attempts();
-  const others = all.filter((row) => !(row.run === state.run && row.id === state.row));
+async function compare(here) {
+  const run = state.run;
+  const others = (await attempts(here)).filter((row) => !(row.run === run && row.id === here.row.id));
   if (!others.length) return el("div", { className: "empty" }, el("h2", {}, "Only one attempt"), "No other attempt at this problem is in these runs.");
-  const chosen = others.find((row) => `${row.run}:${row.id}` === state.other) ?? others.find((row) => row.run !== state.run) ?? others.at(-1);
+  const chosen = others.find((row) => `${row.run}:${row.id}` === state.other) ?? others.find((row) => row.run !== run) ?? others.at(-1);
   const got = await api(`runs/${chosen.run}/rows/${chosen.id}`);
   const label = (row) => `${row.reward > 0.5 ? "✓" : "✗"} ${state.runs[row.run].name} · step ${row.step ?? "–"} · #${row.id} · ${plural(row.calls, "call")}`;
   const select = el("select", { id: "other", "aria-label": "Other attempt", onchange: (event) => { state.other = event.target.value; show(); } },
     others.map((row) => el("option", { value: `${row.run}:${row.id}`, selected: row === chosen }, label(row))));
   return el("div", { className: "pair" },
-    el("section", {}, el("h2", {}, label({ ...body.row, run: state.run })), turns(body.record, marker(body.record, got.record))),
-    el("section", {}, el("h2", {}, select), turns(got.record, marker(got.record, body.record))));
+    el("section", {}, el("h2", {}, label({ ...here.row, run })), turns(here.record, marker(here.record, got.record))),
+    el("section", {}, el("h2", {}, select), turns(got.record, marker(got.record, here.record))));
 }
 
 const sibling = guarded(async (by) => {
   if (!body) return;
-  const own = (await attempts()).filter((row) => row.run === state.run);
-  const next = own[own.findIndex((row) => row.id === state.row) + by];
+  const { id } = body.row;
+  const own = (await attempts(body)).filter((row) => row.run === state.run);
+  const at = own.findIndex((row) => row.id === id);
+  const next = at < 0 ? undefined : own[at + by];
   if (next) await open(next.id);
 });
 
@@ -225,8 +253,16 @@ function follow(on = !state.follow) {
 
 async function newest() {
   state.sort = $("sort").value = "-id";
-  await narrow();
-  await pick(0);
+  if (await narrow()) await pick(0);
+}
+
+async function choose(run) {
+  blank("", "");
+  Object.assign(state, { run, row: null, at: -1 });
+  await status();
+  if (!(await narrow())) return;
+  if (list.total) await pick(0);
+  else blank(...NOTHING);
 }
 
 const refine = guarded(async () => { remember(); await narrow(); });
@@ -247,7 +283,7 @@ document.addEventListener("keydown", guarded(async (event) => {
   if (event.key === "Escape" && event.target === $("search")) return void $("list").focus();
   if (event.target.matches("input, select, textarea") || $("keys").open) return;
   const tab = Object.keys(TABS)[Number(event.key) - 1];
-  if (tab && body) { state.tab = tab; remember(); return void (await show()); }
+  if (tab) { state.tab = tab; remember(); return void (await show()); }
   const action = ACTIONS[event.key];
   if (!action) return;
   event.preventDefault();
@@ -291,7 +327,8 @@ async function start() {
   $("search").value = state.query;
   $("search").addEventListener("input", () => { state.query = $("search").value; clearTimeout(state.typing); state.typing = setTimeout(refine, 150); });
   $("sort").addEventListener("change", () => { state.sort = $("sort").value; refine(); });
-  $("run").addEventListener("change", guarded(async () => { state.run = Number($("run").value); state.row = null; await status(); await narrow(); await pick(0); }));
+  $("run").addEventListener("change", guarded(() => choose(Number($("run").value))));
+  for (const id of ["sort", "run"]) $(id).addEventListener("change", () => $("list").focus()); // keys are shortcuts again, not choices
   $("follow").addEventListener("click", () => follow());
   $("theme").addEventListener("click", () => ACTIONS.t());
   $("help").addEventListener("click", () => ACTIONS["?"]());
@@ -301,7 +338,7 @@ async function start() {
     if (state.sort === "id" && !state.filters.size && !state.query) list.reveal(row); // damaged lines shift it a little
     await open(row);
   } else if (list.total) await pick(0);
-  else $("detail").replaceChildren(el("div", { className: "empty" }, el("h2", {}, "Nothing here yet"), "Trajectories appear as soon as the run has written one."));
+  else blank(...NOTHING);
 }
 
 guarded(start)().then(watch);

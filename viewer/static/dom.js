@@ -25,9 +25,9 @@ export class VirtualList {
     new ResizeObserver(() => this.schedule()).observe(box);
   }
 
-  // Forget what is known; with `keep`, old rows stay on screen until the new ones arrive.
+  // Forget what is known; with `keep`, old rows stay on screen until the new ones arrive. False: a later reset has won.
   async reset(keep = false) {
-    this.generation += 1;
+    const generation = ++this.generation;
     if (!keep) {
       this.box.scrollTop = 0;
       this.pages.clear();
@@ -36,14 +36,22 @@ export class VirtualList {
     const last = Math.floor((this.box.scrollTop + this.box.clientHeight) / this.height / this.page);
     const fresh = new Map();
     for (let at = first; at <= last; at++) await this.fetch(at, fresh);
+    if (generation !== this.generation) return false;
     this.pages = fresh;
     this.paint();
+    return true;
   }
 
   async fetch(at, into = this.pages) {
     const generation = this.generation;
     into.set(at, null);
-    const { total, rows } = await this.load(at * this.page, this.page);
+    let total, rows;
+    try {
+      ({ total, rows } = await this.load(at * this.page, this.page));
+    } catch (error) {
+      into.delete(at); // it is asked for again when it is next in view
+      throw error;
+    }
     if (generation !== this.generation) return;
     this.total = total;
     into.set(at, rows);
@@ -76,7 +84,7 @@ export class VirtualList {
     const rows = [];
     for (let i = first; i < last; i++) {
       const at = Math.floor(i / this.page);
-      if (!this.pages.has(at)) this.fetch(at).then(() => this.schedule());
+      if (!this.pages.has(at)) this.fetch(at).then(() => this.schedule(), () => {}); // the page says elsewhere when the server is gone
       const item = this.pages.get(at)?.[i % this.page];
       if (!item) continue;
       const row = this.draw(item, i);
