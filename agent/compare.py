@@ -58,7 +58,9 @@ class Comparison:
         try:
             first, second = (scalar(metrics, name) for metrics in self.metrics)
         except KeyError:
-            raise UserError(f"unknown metric '{name}'; one of: {', '.join(SCALARS)}, pass@1 … pass@{self.k}") from None
+            raise UserError(
+                f"unknown metric '{name}'; one of: {', '.join(SCALARS)}, pass@K, maj@K up to K = {self.k}"
+            ) from None
         return first, second
 
 

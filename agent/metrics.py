@@ -1,8 +1,8 @@
 """What an evaluation reports: avg@k, unbiased pass@k, maj@k, behaviour of the tool calls, bootstrap intervals.
 
-pass@k is the unbiased estimator `1 − C(n−c, k)/C(n, k)` (Chen et al., arXiv 2107.03374). The six behaviours are those
-of ASPO (arXiv 2508.19201, Fig. 6). Intervals are percentile bootstraps over problems: samples of one problem are not
-independent evidence about other problems.
+pass@k is the unbiased estimator `1 − C(n−c, k)/C(n, k)` (Chen et al., arXiv 2107.03374), maj@k that of
+`agent.majority`. The six behaviours are those of ASPO (arXiv 2508.19201, Fig. 6). Intervals are percentile bootstraps
+over problems: samples of one problem are not independent evidence about other problems.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from agent.behaviour import Behaviour
+from agent.majority import Same, majority_at_k
+from agent.majority import majority_vote as majority_vote
 
 SOLVED = 0.5  # a reward above this counts as a solved sample
 
@@ -32,30 +34,6 @@ def average(rewards: Iterable[Sequence[float] | float]) -> float:
     problems = [[one] if isinstance(one, int | float) else one for one in rewards]
     means = [sum(samples) / len(samples) for samples in problems if samples]
     return sum(means) / len(means) if means else math.nan
-
-
-def majority_vote(answers: Sequence[str | None], same: Callable[[str, str], bool] | None = None) -> str | None:
-    """The modal answer; ties go to the one seen first, None abstains. `same` is the verifier's equality.
-
-    Returns None when nobody answered.
-    """
-    votes: dict[str, int] = {}
-    for answer in answers:
-        if answer is None:
-            continue
-        known = answer if answer in votes else None
-        if known is None and same is not None:
-            known = next((seen for seen in votes if same(seen, answer)), None)
-        votes[known or answer] = votes.get(known or answer, 0) + 1
-    return max(votes, key=votes.__getitem__) if votes else None
-
-
-def majority_solved(
-    answers: Sequence[str | None], solved: Sequence[bool], same: Callable[[str, str], bool] | None = None
-) -> bool:
-    """maj@k of one problem: was the first sample that holds the modal answer correct?"""
-    vote = majority_vote(answers, same)
-    return vote is not None and solved[answers.index(vote)]
 
 
 def bootstrap(
@@ -103,8 +81,9 @@ class Problem:
     def rewards(self) -> list[float]:
         return [s.reward for s in self.samples]
 
-    def majority(self, same: Callable[[str, str], bool] | None = None) -> bool:
-        return majority_solved([s.answer for s in self.samples], [s.solved for s in self.samples], same)
+    def majority(self, same: Same = None) -> np.ndarray:
+        """maj@1 … maj@n"""
+        return majority_at_k([s.answer for s in self.samples], [s.solved for s in self.samples], same)
 
 
 def by_problem(samples: Iterable[Sample]) -> list[Problem]:
@@ -129,11 +108,16 @@ def pass_curve(problems: Sequence[Problem]) -> list[dict[str, float]]:
     if not problems:
         return []
     ks = range(1, min(p.n for p in problems) + 1)
-    table = np.array([[pass_at_k(p.n, p.c, k) for k in ks] for p in problems])
+    return _curve([[pass_at_k(p.n, p.c, k) for k in ks] for p in problems])
+
+
+def _curve(rows: Sequence[Sequence[float] | np.ndarray]) -> list[dict[str, float]]:
+    """One row a problem, its values at k = 1, 2, …; up to the end of the shortest row."""
+    table = np.array([row[: min(map(len, rows))] for row in rows])
     low, high = bootstrap(table)
     return [
-        {"k": k, "mean": float(table[:, i].mean()), "low": float(low[i]), "high": float(high[i])}
-        for i, k in enumerate(ks)
+        {"k": i + 1, "mean": float(table[:, i].mean()), "low": float(low[i]), "high": float(high[i])}
+        for i in range(table.shape[1])
     ]
 
 
@@ -172,12 +156,13 @@ def behaviours(rows: Sequence[Behaviour]) -> dict[str, Any]:
     }
 
 
-def summarise(samples: Sequence[Sample], same: Callable[[str, str], bool] | None = None) -> dict[str, Any]:
+def summarise(samples: Sequence[Sample], same: Same = None) -> dict[str, Any]:
     """Everything an evaluation says about its samples, as plain JSON types (the `metrics` of summary.json).
 
     same: the verifier's equality of two answers, for maj@k.
     """
     problems = by_problem(samples)
+    majorities = [p.majority(same) for p in problems]
     rows = [s.behaviour for s in samples]
     errors = Counter(name for b in rows for name in b.errors)
     coded = [s for s in samples if s.behaviour.first_call is not None]
@@ -189,8 +174,9 @@ def summarise(samples: Sequence[Sample], same: Callable[[str, str], bool] | None
         "samples_a_problem": [min((p.n for p in problems), default=0), max((p.n for p in problems), default=0)],
         "avg": estimate([sum(p.rewards) / p.n for p in problems]),
         "solved": estimate([p.c / p.n for p in problems]),
-        "maj": estimate([float(p.majority(same)) for p in problems]),
+        "maj": estimate([float(shares[-1]) for shares in majorities]),
         "pass": pass_curve(problems),
+        "majority": _curve(majorities) if problems else [],
         "behaviour": behaviours(rows),
         "errors": dict(errors.most_common()),
         "endings": dict(Counter(s.ending for s in samples).most_common()),
@@ -227,9 +213,10 @@ SCALARS: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {
 
 
 def scalar(metrics: Mapping[str, Any], name: str) -> float | None:
-    """One number of `summarise`, by a name of `SCALARS` or "pass@K". Raises KeyError for an unknown name."""
-    if name.startswith("pass@"):
-        return {f"pass@{row['k']}": row["mean"] for row in metrics["pass"]}[name]
+    """One number of `summarise`, by a name of `SCALARS`, "pass@K" or "maj@K". Raises KeyError for an unknown name."""
+    for prefix, curve in (("pass@", "pass"), ("maj@", "majority")):
+        if name.startswith(prefix):
+            return {f"{prefix}{row['k']}": row["mean"] for row in metrics[curve]}[name]
     return SCALARS[name](metrics)
 
 

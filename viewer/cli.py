@@ -60,7 +60,7 @@ def compare(
         run_a: Folder or samples.jsonl of the first evaluation, for example the text-only one.
         run_b: Of the second.
         k: Samples of the support flow; default: as many as every problem has.
-        metrics: Rows of the table; pass@K is one too.
+        metrics: Rows of the table; pass@K and maj@K are some, too.
         out: The page; default: compare-A-B.html here.
     """
     from agent.compare import compare as run_comparison
@@ -197,10 +197,10 @@ def _standing(progress: Progress) -> str:
 def result_table(summary: Mapping[str, Any]) -> str:
     """The numbers of an evaluation as plain text."""
     metrics = summary["metrics"]
-    rows = [(f"{name}@{metrics['samples_a_problem'][1]}", metrics[name]) for name in ("avg", "maj")]
-    ks = [row["k"] for row in metrics["pass"]]
-    wanted = [k for k in ks if k & (k - 1) == 0 or k == ks[-1]]  # powers of two, and the last
-    rows += [(f"pass@{row['k']}", row) for row in metrics["pass"] if row["k"] in wanted]
+    rows = [(f"avg@{metrics['samples_a_problem'][1]}", metrics["avg"])]
+    for name, curve in (("maj", metrics["majority"]), ("pass", metrics["pass"])):
+        some = [row for row in curve if row["k"] & (row["k"] - 1) == 0 or row is curve[-1]]  # powers of two, the last
+        rows += [(f"{name}@{row['k']}", row) for row in some]
     lines = [f"{name:<18}{100 * row['mean']:6.1f} %   95 % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
              for name, row in rows if row]  # fmt: skip
     six = metrics["behaviour"]

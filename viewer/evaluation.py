@@ -11,6 +11,7 @@ from agent.compare import Comparison, shares
 from agent.evaluate import SUMMARY
 from agent.metrics import by_problem, summarise
 from agent.records import read_samples
+from envs.grading import equivalent
 from viewer import charts
 from viewer.charts import Series
 from viewer.index import Index
@@ -30,7 +31,7 @@ def evaluation_page(folder: Path, index: Index, notes: Sequence[str]) -> str:
     """The page of one evaluation."""
     samples, _ = read_samples(index.path)
     summary = _summary(folder)
-    metrics = summary.get("metrics") or summarise(samples)
+    metrics = summary.get("metrics") or summarise(samples, equivalent)
     if not summary.get("complete", True):
         notes = [
             *notes,
@@ -39,15 +40,16 @@ def evaluation_page(folder: Path, index: Index, notes: Sequence[str]) -> str:
     problems = sorted(by_problem(samples), key=lambda p: (p.c / p.n, p.task_id))
     listed = [index.task(p.task_id, 1)[0]["id"] for p in problems[:SHOWN]]
     blocks, anchors = transcripts(index, listed)
-    rows = [(p.task_id, p.n, p.c, p.c / p.n, "✓" if p.majority() else "✗", _tokens(p.samples), _seconds(p.samples))
+    rows = [(p.task_id, p.n, p.c, p.c / p.n, float(p.majority(equivalent)[-1]), _tokens(p.samples), _seconds(p.samples))
             for p in problems]  # fmt: skip
     heads = ("problem", "samples", "solved", "share", "majority", "tokens", "sandbox s")
+    both = [("pass@k", metrics["pass"]), ("maj@k", metrics["majority"])]
     config = summary.get("config", {})
     facts = [f"{metrics['samples']:,} samples of {metrics['problems']:,} problems"]
     facts += [f"{name} {config[name]}" for name in ("model", "temperature", "top_p", "top_k") if name in config]
     sections = [
         section("At a glance", tiles(_headline(metrics))),
-        section("Accuracy", grid([card("pass@k", _pass([("", metrics["pass"])]), wide=False), *_tool_cards(metrics)])),
+        section("Accuracy", grid([card("pass@k and maj@k", _curves(both)), *_tool_cards(metrics)])),
         section("Behaviour of the code", grid(_distributions(metrics)), note="The behaviours of ASPO, Fig. 6."),
         section("Problems", card("Hardest first", table(heads, rows, anchors), wide=True)),
         section(
@@ -88,7 +90,7 @@ def comparison_page(found: Comparison) -> str:
     ]
     sections = [
         section("At a glance", tiles(facts)),
-        section("Accuracy", grid([card("pass@k", _pass(list(zip(found.names, found.curves, strict=True)))),
+        section("Accuracy", grid([card("pass@k", _curves(list(zip(found.names, found.curves, strict=True)))),
                                   card("Side by side", _side_by_side(found))])),
         section("Support flow", card(f"Solved within {found.k} samples", diagram),
                 note="Expansion: only the second run solves it. Shrinkage: only the first does. (ASPO, Sec. 4.2)"),
@@ -120,9 +122,9 @@ def _headline(metrics: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
     )
 
 
-def _pass(curves: Sequence[tuple[str, Sequence[Mapping[str, float]]]]) -> str:
+def _curves(curves: Sequence[tuple[str, Sequence[Mapping[str, float]]]]) -> str:
     series = [
-        Series(name or "pass@k", [r["k"] for r in rows], [r["mean"] for r in rows], [r["low"] for r in rows],
+        Series(name, [r["k"] for r in rows], [r["mean"] for r in rows], [r["low"] for r in rows],
                [r["high"] for r in rows], colour=i + 1, dots=len(rows) < 12)
         for i, (name, rows) in enumerate(curves)
     ]  # fmt: skip

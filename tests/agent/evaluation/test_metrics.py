@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import random
-from itertools import combinations
+from itertools import combinations, permutations
 from statistics import fmean
 
 import numpy as np
 import pytest
 
 from agent.behaviour import Behaviour
+from agent.majority import majority_at_k
 from agent.metrics import (
     Sample,
     average,
     behaviours,
     bootstrap,
     by_problem,
-    majority_solved,
     majority_vote,
     pass_at_k,
     pass_curve,
@@ -76,15 +76,36 @@ def test_majority_vote_by_hand() -> None:
     assert majority_vote(["0.5", "2", "1/2", "2", "50%"], lambda a, b: {a, b} <= {"0.5", "1/2", "50%"}) == "0.5"
 
 
-def test_majority_solved_is_naive_enumeration() -> None:
+def test_majority_at_k_is_naive_enumeration() -> None:
+    """Over every order of the samples: the vote of the first k, ties to the answer seen first."""
     rng = random.Random(1)
-    for _ in range(200):
-        answers = [rng.choice(["1", "2", "3", None]) for _ in range(rng.randint(1, 7))]
-        solved = [a == "2" for a in answers]
-        given = [a for a in answers if a is not None]
-        best = max(((given.count(a), -given.index(a)) for a in set(given)), default=None)
-        naive = best is not None and given[-best[1]] == "2"
-        assert majority_solved(answers, solved) == naive
+    for _ in range(60):
+        answers = [rng.choice(["1", "2", "3", "4", None]) for _ in range(rng.randint(1, 6))]
+        solved = [a is not None and rng.random() < 0.5 for a in answers]  # also within one answer: a reward may say so
+        for k, share in enumerate(majority_at_k(answers, solved), 1):
+            orders = list(permutations(range(len(answers)), k))
+            votes = [majority_vote([answers[i] for i in order]) for order in orders]
+            right = [
+                solved[next(i for i in o if answers[i] == v)] if v else False
+                for o, v in zip(orders, votes, strict=True)
+            ]
+            assert share == pytest.approx(fmean(right), abs=1e-12)
+
+
+def test_majority_at_k_by_hand() -> None:
+    assert majority_at_k(["7", "7", "8"], [True, True, False]) == pytest.approx([2 / 3, 1 / 3 + 2 / 3 / 2, 1])
+    assert majority_at_k(["7", "8", None], [True, False, False]) == pytest.approx([1 / 3, (1 / 2 + 1 + 0) / 3, 1 / 2])
+    same = lambda a, b: {a, b} <= {"0.5", "1/2"}
+    assert majority_at_k(["0.5", "3", "1/2"], [True, False, True], same)[-1] == pytest.approx(1)
+    assert majority_at_k([None, None], [False, False]) == pytest.approx([0, 0])
+
+
+def test_majority_of_many_samples_stays_finite() -> None:
+    shares = majority_at_k(["1"] * 600 + ["2"] * 424, [True] * 600 + [False] * 424)
+    assert shares[0] == pytest.approx(600 / 1024)
+    assert shares[1] == pytest.approx(600 / 1024)  # two samples: alike, or a tie
+    assert shares[-1] == pytest.approx(1)
+    assert (np.diff(shares) > -1e-9).all()
 
 
 def test_bootstrap_covers_the_mean_at_its_level() -> None:
@@ -145,6 +166,8 @@ def test_summary_by_hand() -> None:
     assert m["avg"]["mean"] == pytest.approx(1 / 3)
     assert m["maj"]["mean"] == 0.5
     assert [row["mean"] for row in m["pass"]] == pytest.approx([1 / 3, 0.5, 0.5])
+    assert [row["mean"] for row in m["majority"]] == pytest.approx([1 / 3, 1 / 3, 0.5])
+    assert scalar(m, "maj@2") == pytest.approx(1 / 3)
     assert m["errors"] == {"NameError": 1}
     assert m["reward_with_tool"] == pytest.approx(1 / 3)
     assert m["reward_without_tool"] == pytest.approx(1 / 3)
