@@ -38,7 +38,7 @@ def main(door: str, groups: str | None = None) -> NoReturn:
     data, fds, _, _ = socket.recv_fds(host, 65536, len(kernel_app.CHANNELS) + 2)
     settings = json.loads(data)
     if groups is not None:
-        memory.join(int(groups), "kernel", settings["memory_mb"] + _OWN_MB)
+        memory.Group(int(groups), "kernel", settings["memory_mb"] + _OWN_MB).join()
         os.close(int(groups))
     folder = None
     try:
@@ -65,7 +65,7 @@ def main(door: str, groups: str | None = None) -> NoReturn:
         zygote._drop_root()
         os.setsid()
         with open("/proc/self/statm") as mapped:  # which Landlock hides
-            confine.give_up_rights(confinement, folder or "/tmp")
+            confine.Restriction(confinement).apply(folder or "/tmp")
             _serve(host, fds, settings, confinement, mapped)
     except BaseException as error:
         _tell(host, failed=f"{type(error).__name__}: {error}"[:400])

@@ -30,7 +30,7 @@ class Confinement:
     open_files: int
     output_bytes: int
     landlock_abi: int
-    seccomp: bytes
+    seccomp: bytes  # the filter's program, empty where the machine's is not known
     folder: str = "/tmp"  # where sessions write; without namespaces each gets a folder below it
 
     @property
@@ -54,40 +54,59 @@ def enter_namespaces(confinement: Confinement) -> None:
     os.close(proc_self)
 
 
-def give_up_rights(confinement: Confinement, folder: str) -> None:
-    """The part that every tier shares; irrevocable, and inherited by all that the session starts."""
-    os.chdir(folder)
-    os.environ["HOME"] = os.environ["TMPDIR"] = os.environ["PWD"] = folder
-    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)  # the host counts the memory of all that is below us
-    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    linux.drop_capabilities()
-    _limit(confinement)
-    if confinement.landlock_abi and confinement.tier != "rlimits":
-        readable = ["/"] if confinement.tier == "namespaces" else rootfs.readable()
-        landlock.restrict(confinement.landlock_abi, readable, [folder], list(rootfs.DEVICES))
-    if confinement.seccomp:
-        seccomp.install(confinement.seccomp)
-    # After the last change of credentials, which clears it.
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+class Restriction:
+    """What every tier gives up. Made before the fork: a session pays only for what differs from session to session."""
+
+    def __init__(self, confinement: Confinement) -> None:
+        self._own_pids = confinement.tier == "namespaces"
+        self._processes = confinement.processes
+        self._limits = _limits(confinement)
+        self._filter = seccomp.Filter(confinement.seccomp) if confinement.seccomp else None
+        self._rules: landlock.Rules | None = None
+        if confinement.landlock_abi and confinement.tier != "rlimits":
+            readable = ["/"] if self._own_pids else rootfs.readable()
+            self._rules = landlock.Rules(confinement.landlock_abi, readable, list(rootfs.DEVICES))
+
+    def apply(self, folder: str) -> None:
+        """Irrevocable, and inherited by all that this process starts, which may write below `folder` only."""
+        os.chdir(folder)
+        if os.environ.get("PWD") != folder:
+            os.environ["HOME"] = os.environ["TMPDIR"] = os.environ["PWD"] = folder
+        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)  # the host counts the memory of all that is below us
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        linux.drop_capabilities()
+        for limit, values in self._limits:
+            resource.setrlimit(limit, values)
+        if not self._own_pids:
+            # It counts every task of the user, ours or not: leave room for those that run now.
+            with open("/proc/loadavg") as file:
+                running = int(file.read().split()[3].split("/")[1])
+            resource.setrlimit(*_capped(resource.RLIMIT_NPROC, self._processes + running))
+        if self._rules:
+            self._rules.restrict(folder)
+        if self._filter:
+            self._filter.install()
+        # After the last change of credentials, which clears it.
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _limit(confinement: Confinement) -> None:
+def _limits(confinement: Confinement) -> list[tuple[int, tuple[int, int]]]:
     with open("/proc/self/statm") as file:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
-    processes = confinement.processes
-    if confinement.tier != "namespaces":
-        # RLIMIT_NPROC counts every task of the user, ours or not: leave room for those that run now.
-        with open("/proc/loadavg") as file:
-            processes += int(file.read().split()[3].split("/")[1])
-    for limit, value in (
-        (resource.RLIMIT_AS, mapped + (confinement.memory_mb << 20)),
-        (resource.RLIMIT_NPROC, processes),
-        (resource.RLIMIT_FSIZE, max(confinement.disk_mb << 20, 32 * confinement.output_bytes)),
-        (resource.RLIMIT_NOFILE, confinement.open_files),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_MSGQUEUE, 0),
-    ):
-        hard = resource.getrlimit(limit)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
+    values = {
+        resource.RLIMIT_AS: mapped + (confinement.memory_mb << 20),
+        resource.RLIMIT_FSIZE: max(confinement.disk_mb << 20, 32 * confinement.output_bytes),
+        resource.RLIMIT_NOFILE: confinement.open_files,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+    }
+    if confinement.tier == "namespaces":
+        values[resource.RLIMIT_NPROC] = confinement.processes
+    return [_capped(limit, value) for limit, value in values.items()]
+
+
+def _capped(limit: int, value: int) -> tuple[int, tuple[int, int]]:
+    hard = resource.getrlimit(limit)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    return limit, (value, value)

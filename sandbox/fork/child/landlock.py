@@ -33,30 +33,33 @@ def _all_rights(version: int) -> int:
     return (1 << bits) - 1
 
 
-def restrict(version: int, readable: list[str], writable: list[str], devices: list[str]) -> None:
-    """Confine this process for good. Needs no_new_privs. Paths that do not exist are skipped."""
-    everything = _all_rights(version)
-    attributes = struct.pack("<QQQ", everything, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
-    size = 24 if version >= 6 else 16 if version >= 4 else 8
-    ruleset = linux.syscall(_CREATE, ctypes.create_string_buffer(attributes, 24), ctypes.c_size_t(size), 0)
-    try:
-        for paths, rights in ((readable, READ), (writable, everything), (devices, DEVICE)):
+class Rules:
+    """Paths by right, opened before the fork; those that do not exist are left out."""
+
+    def __init__(self, version: int, readable: list[str], devices: list[str]) -> None:
+        self._everything = _all_rights(version)
+        attributes = struct.pack("<QQQ", self._everything, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
+        self._attributes = ctypes.create_string_buffer(attributes, 24)
+        self._size = ctypes.c_size_t(24 if version >= 6 else 16 if version >= 4 else 8)
+        self._fds: list[int] = []
+        self._rules: list[ctypes.Array] = []
+        for paths, rights in ((readable, READ), (devices, DEVICE)):
             for path in paths:
-                _allow(ruleset, path, rights & everything)
+                if os.path.exists(path):
+                    self._fds.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+                    rights_here = rights if os.path.isdir(path) else rights & _FILE_RIGHTS
+                    self._rules.append(_rule(self._fds[-1], rights_here & self._everything))
+
+    def restrict(self, writable: str) -> None:
+        """Confine this process for good, with every right below `writable`. Needs no_new_privs. Raises OSError."""
+        ruleset = linux.syscall(_CREATE, self._attributes, self._size, 0)
+        folder = os.open(writable, os.O_PATH | os.O_CLOEXEC)
+        for rule in (*self._rules, _rule(folder, self._everything)):
+            linux.syscall(_ADD_RULE, ruleset, 1, rule, 0)
         linux.syscall(_RESTRICT_SELF, ruleset, 0)
-    finally:
-        os.close(ruleset)
+        for fd in (ruleset, folder, *self._fds):
+            os.close(fd)
 
 
-def _allow(ruleset: int, path: str, rights: int) -> None:
-    try:
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        if not os.path.isdir(path):
-            rights &= _FILE_RIGHTS
-        rule = ctypes.create_string_buffer(struct.pack("<Qi", rights, fd), 12)
-        linux.syscall(_ADD_RULE, ruleset, 1, rule, 0)
-    finally:
-        os.close(fd)
+def _rule(fd: int, rights: int) -> ctypes.Array:
+    return ctypes.create_string_buffer(struct.pack("<Qi", rights, fd), 12)

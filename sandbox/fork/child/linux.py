@@ -14,14 +14,17 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP = 1, 4, 24
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 _SYS_MOUNT_SETATTR = 442
 _AT_RECURSIVE = 0x8000
 _CAP_VERSION_3 = 0x20080522
+_MADV_COLLAPSE = 25
 
 # PyDLL keeps the interpreter lock: nothing here blocks, and the fork server is single-threaded.
 _libc = ctypes.PyDLL(None, use_errno=True)
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def _checked(value: int, *names: object) -> int:
@@ -74,25 +77,21 @@ def protect_mount(path: str, flags: int) -> None:
     syscall(_SYS_MOUNT_SETATTR, -100, path.encode(), _AT_RECURSIVE, attributes, ctypes.c_size_t(32))
 
 
-def prctl(option: int, value: int = 0) -> None:
-    _checked(_libc.prctl(option, ctypes.c_ulong(value), *[ctypes.c_ulong(0)] * 3), "prctl", option)
+def prctl(option: int, value: int = 0, pointer: int = 0) -> None:
+    _checked(_libc.prctl(option, value, pointer, 0, 0), "prctl", option)
 
 
-def prctl_pointer(option: int, value: int, data: bytes) -> None:
-    """A prctl whose third argument points at `data`."""
-    buffer = ctypes.create_string_buffer(data, len(data))
-    _checked(_libc.prctl(option, ctypes.c_ulong(value), buffer, ctypes.c_ulong(0), ctypes.c_ulong(0)), "prctl", option)
+_NOBODY_CAN = (ctypes.create_string_buffer(struct.pack("<Ii", _CAP_VERSION_3, 0), 8), ctypes.create_string_buffer(24))
 
 
 def drop_capabilities() -> None:
-    """No capability now, none ever again (bounding set included, as far as the kernel lets us)."""
-    for capability in range(64):
-        try:
-            prctl(PR_CAPBSET_DROP, capability)
-        except OSError:
-            break  # past the kernel's last capability, or without CAP_SETPCAP: nothing to give away then
-    header = ctypes.create_string_buffer(struct.pack("<Ii", _CAP_VERSION_3, 0), 8)
-    _checked(_libc.capset(header, ctypes.create_string_buffer(24)), "capset")
+    """No capability now; under no_new_privs none ever again, whatever is executed."""
+    _checked(_libc.capset(*_NOBODY_CAN), "capset")
+
+
+def collapse(start: int, size: int) -> None:
+    """Put these bytes of anonymous memory into huge pages now (Linux 6.1; elsewhere nothing happens)."""
+    _libc.madvise(start, size, _MADV_COLLAPSE)
 
 
 def map_user(inside: int, outside_uid: int, outside_gid: int, proc_self: int | None = None) -> None:

@@ -1,7 +1,7 @@
 """One memory cgroup a session, below a folder that the host made: then the limit binds all its processes together.
 
 Works on either version of cgroups. The session moves itself before it gives up its rights; afterwards it has no way
-back to the folder.
+back to the folder. The kernel makes and ends a group slowly, so those of dead sessions serve again.
 """
 
 from __future__ import annotations
@@ -14,47 +14,54 @@ _SWAP = (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", 1))
 _EVENTS = ("memory.events", "memory.oom_control")
 
 
-def join(folder: int, name: str, memory_mb: int) -> None:
-    """Make group `name` in the folder (a descriptor) and move this process into it. Raises OSError."""
-    os.mkdir(name, dir_fd=folder)
-    limit = memory_mb << 20
-    if not any(_write(folder, f"{name}/{file}", limit) for file in _LIMITS):
-        raise OSError("the memory limit cannot be set")
-    for file, times in _SWAP:
-        _write(folder, f"{name}/{file}", times * limit)
-    if not _write(folder, f"{name}/cgroup.procs", 0):
-        raise OSError("the memory group cannot be entered")
+class Group:
+    """A group below `folder` (a descriptor); one session after another may use it. Raises OSError."""
 
+    def __init__(self, folder: int, name: str, memory_mb: int) -> None:
+        self._folder, self._name = folder, name
+        self._kills = 0
+        os.mkdir(name, dir_fd=folder)
+        limit = memory_mb << 20
+        if not any(self._write(file, limit) for file in _LIMITS):
+            raise OSError("the memory limit cannot be set")
+        for file, times in _SWAP:
+            self._write(file, times * limit)
 
-def leave(folder: int, name: str) -> bool:
-    """Remove an empty group; whether the kernel had killed a process for its memory."""
-    overflowed = False
-    for file in _EVENTS:
-        with contextlib.suppress(OSError):
-            lines = dict(line.split() for line in _read(folder, f"{name}/{file}").splitlines())
-            overflowed = overflowed or int(lines.get("oom_kill", 0)) > 0
-    with contextlib.suppress(OSError):
-        os.rmdir(name, dir_fd=folder)
-    return overflowed
+    def join(self) -> None:
+        """Move this process into it. Raises OSError."""
+        if not self._write("cgroup.procs", 0):
+            raise OSError("the memory group cannot be entered")
 
+    def overflowed(self) -> bool:
+        """Whether the kernel has killed a process for its memory since the last question."""
+        kills = 0
+        for file in _EVENTS:
+            with contextlib.suppress(OSError):
+                lines = dict(line.split() for line in self._read(file).splitlines())
+                kills = max(kills, int(lines.get("oom_kill", 0)))
+        more = kills > self._kills
+        self._kills = kills
+        return more
 
-def _write(folder: int, path: str, value: int) -> bool:
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
-        return False
-    try:
-        os.write(fd, str(value).encode())
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return True
+    def empty(self) -> bool:
+        return not self._read("cgroup.procs")
 
+    def _write(self, file: str, value: int) -> bool:
+        try:
+            fd = os.open(f"{self._name}/{file}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._folder)
+        except OSError:
+            return False
+        try:
+            os.write(fd, str(value).encode())
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
 
-def _read(folder: int, path: str) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        return os.read(fd, 4096).decode()
-    finally:
-        os.close(fd)
+    def _read(self, file: str) -> str:
+        fd = os.open(f"{self._name}/{file}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
+        try:
+            return os.read(fd, 4096).decode()
+        finally:
+            os.close(fd)

@@ -11,11 +11,12 @@ import functools
 import os
 import sys
 
-from . import linux
+from . import init, linux
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _ETC = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+INIT = "/.init"  # process 1 of every session
 _OLD = "/.host"
 _READ_ONLY = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
 
@@ -92,6 +93,7 @@ def build() -> None:
         with open(f"/etc/{name}", "w") as file:
             file.write(text)
     os.makedirs("/var", 0o755, exist_ok=True)
+    init.write(INIT)
     for folder in ("/tmp", "/proc"):
         os.makedirs(folder, 0o755, exist_ok=True)  # Python may live below /tmp
     for link in ("/dev/shm", "/var/tmp"):

@@ -54,6 +54,7 @@ _ARCH = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _LOAD, _EQUAL, _ATLEAST, _ANYBIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NUMBER, _MACHINE, _ARG0, _ARG1 = 0, 4, 16, 24
+_SET_SECCOMP, _MODE_FILTER = 22, 2
 
 
 def supported() -> bool:
@@ -95,8 +96,15 @@ def build(machine: str, stay_in_group: bool) -> bytes:
     return b"".join(struct.pack("<HBBI", *line) for line in program)
 
 
-def install(program: bytes) -> None:
-    """Put this thread and all it starts under the filter for good. Needs no_new_privs. Raises OSError."""
-    code = ctypes.create_string_buffer(program, len(program))
-    header = struct.pack("<HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
-    linux.prctl_pointer(22, 2, header)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+class Filter:
+    """A program in the form that the kernel takes, ready before the fork."""
+
+    def __init__(self, program: bytes) -> None:
+        self._code = ctypes.create_string_buffer(program, len(program))
+        header = struct.pack("<HxxxxxxQ", len(program) // 8, ctypes.addressof(self._code))
+        self._header = ctypes.create_string_buffer(header, len(header))
+        self._address = ctypes.addressof(self._header)
+
+    def install(self) -> None:
+        """Put this thread and all it starts under the filter for good. Needs no_new_privs. Raises OSError."""
+        linux.prctl(_SET_SECCOMP, _MODE_FILTER, self._address)

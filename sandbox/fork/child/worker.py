@@ -7,6 +7,7 @@ any user code ran, and restore streams, signal handlers, trace functions and the
 
 from __future__ import annotations
 
+import _signal  # the C functions: `signal` converts every value to an enum and back
 import array
 import ast
 import builtins
@@ -15,7 +16,6 @@ import io
 import itertools
 import linecache
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -29,6 +29,7 @@ from .snapshot import Rollback
 __builtins__ = dict(vars(builtins))  # type: ignore[assignment]
 
 _CLASS_NAME = type.__dict__["__name__"].__get__  # a metaclass cannot lie to it
+_SIGINT, _set_handler = _signal.SIGINT, _signal.signal
 _RECURSION = sys.getrecursionlimit()
 _format = traceback.format_exception
 
@@ -81,7 +82,7 @@ def serve(fd: int, output_bytes: int, snapshot: bool) -> None:
     channel = socket.socket(fileno=fd)
     receive, send = channel.recvmsg, channel.send
     interrupts = _Interrupts()
-    signal.signal(signal.SIGINT, interrupts)
+    _set_handler(_SIGINT, interrupts)
     rollback = Rollback(send) if snapshot else None
     namespace = _fresh_main()
     _reseed()
@@ -134,7 +135,7 @@ def _run(source: bytes, filename: str, namespace: dict, room: int, interrupts: _
             stream = _stream(fd, room)
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
-        signal.signal(signal.SIGINT, interrupts)
+        _set_handler(_SIGINT, interrupts)
         interrupts.running = True
         reply = _outcome(source, filename, namespace, room)
     except BaseException:  # an interrupt in the middle of our own lines

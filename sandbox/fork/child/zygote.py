@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import gc
 import importlib
 import json
@@ -31,10 +32,11 @@ from . import confine, landlock, linux, memory, rootfs, seccomp, wire, worker
 
 # nobody: what the fork server becomes when root starts it
 NOBODY = 65534
+_CHANNEL = 3  # a session's only descriptor besides the standard ones
 _CLOSE_RANGE = 436
+_HUGE = 1 << 21
 _REST_S = 1.0  # after a refused fork
 _FAREWELL_S = 5.0
-_SLEEP = "/bin/sleep"
 _FALL = ("namespaces", "landlock", "rlimits")
 
 
@@ -63,13 +65,12 @@ def main() -> NoReturn:
     if host < 0:
         control.send(json.dumps({"tier": confinement.tier, "isolation": confinement.isolation}).encode())
         os._exit(0)
-    os.close(host)
     resident = _warm(options["preimport"])
     _drop_root()  # in the weaker tiers only now: a package may be readable to root alone
     control.send(
         json.dumps({"isolation": confinement.isolation + "+cgroup" * (groups >= 0), "resident": resident}).encode()
     )
-    _Server(control, groups, confinement, options).serve()
+    _Server(control, host, groups, confinement, options).serve()
 
 
 def _guard(host: int, server: int, folder: str | None) -> NoReturn:
@@ -77,7 +78,7 @@ def _guard(host: int, server: int, folder: str | None) -> NoReturn:
     pidfd = os.pidfd_open(server)
     watched = [pidfd] if host < 0 else [pidfd, host]
     select.select(watched, [], [])
-    signal.pidfd_send_signal(pidfd, signal.SIGTERM)  # without namespaces it has groups to kill
+    # The server watches the host as well: without namespaces it has groups to kill.
     select.select([pidfd], [], [], _FAREWELL_S)
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     _, status = os.waitpid(server, 0)
@@ -205,51 +206,62 @@ def _warm(modules: list[str]) -> list[str]:
     worker.prepare()
     gc.collect()
     gc.freeze()
+    _gather_pages()
     return done
 
 
+def _gather_pages() -> None:
+    """Put the heap into huge pages: a fork then shares 2 MB with one entry, and copies small pages when written to."""
+    with open("/proc/self/maps") as file:
+        lines = [line.split() for line in file]
+    for area, rights, _, _, _, *name in lines:
+        start, end = (int(address, 16) for address in area.split("-"))
+        start, end = -(-start // _HUGE) * _HUGE, end // _HUGE * _HUGE
+        if rights == "rw-p" and name in ([], ["[heap]"]) and start < end:
+            linux.collapse(start, end - start)
+
+
 class _Living(NamedTuple):
+    pid: int
     end: socket.socket  # the session's end of its pair
     folder: str
     init: int | None  # process 1 of its namespace
-    group: str  # its memory group's name
+    group: memory.Group | None
 
 
 class _Server:
     """The loop: hand out sessions, fork the next ones, bury the dead."""
 
-    def __init__(self, control: socket.socket, groups: int, confinement: confine.Confinement, options: dict) -> None:
-        self.control, self.groups, self.confinement = control, groups, confinement
+    def __init__(
+        self, control: socket.socket, host: int, groups: int, confinement: confine.Confinement, options: dict
+    ) -> None:
+        self.control, self.host, self.groups, self.confinement = control, host, groups, confinement
+        self.restriction = confine.Restriction(confinement)
         self.count = 0
         self.rest_until = 0.0  # no forks for the pool before that
         self.pool_size, self.snapshot = options["pool"], options["snapshot"]
-        self.ready: deque[tuple[int, socket.socket, int]] = deque()  # pid, the host's end, pidfd
-        self.living: dict[int, _Living] = {}
+        self.ready: deque[tuple[int, socket.socket]] = deque()  # the session's pidfd, the host's end
+        self.living: dict[int, _Living] = {}  # by pidfd
         self.waiting: deque[socket.socket] = deque()
+        self.unused: list[memory.Group] = []
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self.own_pids = None
         if confinement.tier == "namespaces":
             self.own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        self.wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, lambda *_: self.stop())
+        self.events = select.epoll()
+        for fd in (control.fileno(), host):
+            self.events.register(fd, select.EPOLLIN)
 
     def serve(self) -> NoReturn:
-        """Until the host closes the control socket."""
-        poll = select.poll()
-        poll.register(self.control, select.POLLIN)
-        poll.register(self.wake, select.POLLIN)
+        """Until the host closes the control socket or ends."""
         while True:
-            rest = max(0.0, self.rest_until - time.monotonic()) * 1e3
             lacking = len(self.ready) < self.pool_size or bool(self.waiting)
-            events = poll.poll(rest if lacking else None)
-            for fd, _ in events:
-                if fd == self.wake:
-                    os.read(self.wake, 4096)
-                    self._bury()
-                elif not self._asked():
+            rest = max(0.0, self.rest_until - time.monotonic()) if lacking else None
+            for fd, _ in self.events.poll(rest):
+                if fd in self.living:
+                    self._bury(fd)
+                elif fd == self.host or not self._asked():
                     self.stop()
             while self.waiting and self.ready:
                 self._hand_out(self.waiting.popleft())
@@ -259,9 +271,9 @@ class _Server:
     def stop(self) -> NoReturn:
         """Where the end of this process is not the end of its sessions, kill their groups first."""
         if self.own_pids is None:
-            for pid in self.living:
+            for session in self.living.values():
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)
+                    os.killpg(session.pid, signal.SIGKILL)
         os._exit(0)
 
     def _asked(self) -> bool:
@@ -273,94 +285,98 @@ class _Server:
         return True
 
     def _hand_out(self, asker: socket.socket) -> None:
-        _, end, pidfd = self.ready.popleft()
+        pidfd, end = self.ready.popleft()
         with contextlib.suppress(OSError):  # the asker has gone: the session dies with the last copy of its socket
             socket.send_fds(asker, [wire.READY], [end.fileno(), pidfd])
         asker.close()
         end.close()
-        os.close(pidfd)
 
     def _fork(self) -> None:
         """One more session for the pool; where the kernel refuses, whoever waits for it is told."""
         folder, init, pid = self.confinement.folder, None, 0
         ends: tuple[socket.socket, ...] = ()
-        self.count += 1
         try:
+            group = self._group()
             host_end, end = ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             if self.own_pids is None:
                 folder = tempfile.mkdtemp(prefix="session-", dir=folder)
             else:
-                # The next children live in a pid namespace of their own, until `setns` takes that back. Process 1 is a
-                # bare `sleep`: its death is the death of all, and the session dies of signals like any process.
+                # The next children live in a pid namespace of their own, until `setns` takes that back. Process 1 only
+                # waits: its death is the death of all, and the session dies of signals like any process.
                 linux.unshare(linux.CLONE_NEWPID)
-                init = os.posix_spawn(_SLEEP, ["sleep", "infinity"], {})
+                init = os.posix_spawn(rootfs.INIT, ["sleep", "infinity"], {})
             pid = linux.fork()
             if pid == 0:
-                self._become_session(end, folder)
-            self.living[pid] = _Living(end, folder, init, str(self.count))
-            self.ready.append((pid, host_end, os.pidfd_open(pid)))
+                self._become_session(end, folder, group)
+            pidfd = os.pidfd_open(pid)
+            self.living[pidfd] = _Living(pid, end, folder, init, group)
+            self.events.register(pidfd, select.EPOLLIN)
+            self.ready.append((pidfd, host_end))
         except OSError as error:
-            for unused in ends[: 1 if pid else 2]:  # `_bury` closes the other
+            for unused in ends:
                 unused.close()
-            if pid or init:
-                os.kill(pid or init or 0, signal.SIGKILL)
+            for started in (pid, init):
+                if started:
+                    os.kill(started, signal.SIGKILL)
+                    os.waitpid(started, 0)
             self._refuse(error)
         finally:
             if self.own_pids is not None:
                 linux.setns(self.own_pids, linux.CLONE_NEWPID)
 
+    def _group(self) -> memory.Group | None:
+        if self.groups < 0:
+            return None
+        if self.unused:
+            return self.unused.pop()
+        self.count += 1
+        return memory.Group(self.groups, str(self.count), self.confinement.memory_mb)
+
     def _refuse(self, error: OSError) -> None:
         if self.waiting:
+            why = f"{error}; raise `ulimit -n`" if error.errno == errno.EMFILE else str(error)
             with contextlib.suppress(OSError), self.waiting.popleft() as asker:
-                asker.send(wire.FAILED + str(error).encode()[:400])
+                asker.send(wire.FAILED + why.encode()[:400])
         self.rest_until = time.monotonic() + _REST_S
 
-    def _become_session(self, end: socket.socket, folder: str) -> NoReturn:
+    def _become_session(self, end: socket.socket, folder: str, group: memory.Group | None) -> NoReturn:
         try:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
-            if self.groups >= 0:
-                memory.join(self.groups, str(self.count), self.confinement.memory_mb)
-            os.dup2(end.fileno(), 3, inheritable=False)
+            if group is not None:
+                group.join()
             for standard in (1, 2):  # stdin is /dev/null
                 os.dup2(0, standard)
-            linux.syscall(_CLOSE_RANGE, 4, 0x7FFFFFFF, 0)
             os.setsid()  # in every tier: kill(0) crosses a pid namespace to the rest of the process group
             if self.own_pids is not None:
                 confine.enter_namespaces(self.confinement)
-            confine.give_up_rights(self.confinement, folder)
-            worker.serve(3, self.confinement.output_bytes, self.snapshot)
+            self.restriction.apply(folder)
+            os.dup2(end.fileno(), _CHANNEL, inheritable=False)
+            linux.syscall(_CLOSE_RANGE, _CHANNEL + 1, 0x7FFFFFFF, 0)
+            worker.serve(_CHANNEL, self.confinement.output_bytes, self.snapshot)
         except BaseException as error:
             with contextlib.suppress(OSError):
-                os.write(3, wire.FAILED + repr(error).encode()[:400])
+                end.send(wire.FAILED + repr(error).encode()[:400])
         finally:
             os._exit(70)
 
-    def _bury(self) -> None:
-        """Take down what dead sessions left, then tell the host: it hears of a death when all of it is over."""
-        while True:
-            try:
-                dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if dead is None:
-                return
-            session = self.living.pop(dead.si_pid, None)
-            if session is not None and session.init is None:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(dead.si_pid, signal.SIGKILL)  # its leader is unburied, so the number is still its own
-                shutil.rmtree(session.folder, ignore_errors=True)
-            _, status = os.waitpid(dead.si_pid, 0)
-            if session is not None and session.init is not None:
-                os.kill(session.init, signal.SIGKILL)
-                os.waitpid(session.init, 0)  # returns when the namespace is empty
-            for entry in [e for e in self.ready if e[0] == dead.si_pid]:
-                self.ready.remove(entry)
-                entry[1].close()
-                os.close(entry[2])
-            if session is not None:
-                overflowed = self.groups >= 0 and memory.leave(self.groups, session.group)
-                with contextlib.suppress(OSError):
-                    session.end.send(wire.DEAD + wire.STATUS.pack(status, overflowed), socket.MSG_DONTWAIT)
-                session.end.close()
+    def _bury(self, pidfd: int) -> None:
+        """Take down what a dead session left, then tell the host: it hears of a death when all of it is over."""
+        session = self.living.pop(pidfd)
+        self.events.unregister(pidfd)  # closing it is not enough: the host has a copy
+        if session.init is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(session.pid, signal.SIGKILL)  # its leader is unburied, so the number is still its own
+            shutil.rmtree(session.folder, ignore_errors=True)
+        _, status = os.waitpid(session.pid, 0)
+        if session.init is not None:
+            os.kill(session.init, signal.SIGKILL)
+            os.waitpid(session.init, 0)  # returns when the namespace is empty
+        for entry in [e for e in self.ready if e[0] == pidfd]:
+            self.ready.remove(entry)
+            entry[1].close()
+        os.close(pidfd)
+        overflowed = session.group is not None and session.group.overflowed()
+        if session.group is not None and session.group.empty():
+            self.unused.append(session.group)
+        with contextlib.suppress(OSError):
+            session.end.send(wire.DEAD + wire.STATUS.pack(status, overflowed), socket.MSG_DONTWAIT)
+        session.end.close()

@@ -85,7 +85,7 @@ except ValueError as error:
     print(type(error).__name__, error)
 """
     drop = (
-        f"import os, sys\nfrom sandbox.fork.child import linux\nlinux.prctl({linux.PR_CAPBSET_DROP}, 21)\n"  # SYS_ADMIN
+        "import os, sys\nfrom sandbox.fork.child import linux\nlinux.prctl(24, 21)\n"  # PR_CAPBSET_DROP, CAP_SYS_ADMIN
     )
     drop += "os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
     done = subprocess.run([sys.executable, "-c", drop, code], capture_output=True, text=True)
