@@ -1,12 +1,16 @@
 """Engines side by side: multi-turn episodes with the real fork sandbox, and where the CPU's time goes.
 
 Random weights write no code, so every turn's text is replaced by a call of fixed code on its way to the environment;
-the engine's work is the same: ragged prompts, three turns of 20 tokens, an observation after the first two. Every row
-runs in its own process, its model on one thread in float32. Shares are of all CPU seconds spent. model: the engine's
-steps (for vllm and server the whole of vLLM's processes); sandbox: the interpreters and their keeper; glue: everything
-else in this process (rollout, chat, environment, event loop, HTTP, an engine's front end).
+the engine's work is the same: ragged prompts, three turns of 20 tokens, an observation after the first two. Models are
+in float32, on one thread. Every row runs in a process of its own, within --limit seconds.
 
-    python benchmarks/engines.py [--quick] [--engines hf,vllm,server,continuous,generate]
+ms/token is CPU time, of all processes together, per generated token; the shares are shares of it (on a busy machine
+wall time would say how busy it is):
+  model    the engine's steps: forward passes, sampling, its bookkeeping (vllm, server: all of vLLM's own processes)
+  sandbox  the interpreters and their keeper, and what calling them costs in this process
+  glue     everything else in this process: rollout, chat rendering, parsing, ledger, event loop, HTTP, vLLM's front end
+
+    python benchmarks/engines.py [--quick] [--engines hf,vllm,server,continuous,generate] [--save rows.jsonl]
     python benchmarks/engines.py --mismatch     # sampler against learner, float32 and bfloat16
 """
 
@@ -20,7 +24,7 @@ sys.path[0] = str(Path(__file__).parent.parent)  # not this folder: sandbox.py a
 import argparse  # noqa: E402
 import asyncio  # noqa: E402
 import importlib.util  # noqa: E402
-import itertools  # noqa: E402
+import json  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
 import signal  # noqa: E402
@@ -28,30 +32,71 @@ import socket  # noqa: E402
 import subprocess  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
-from collections.abc import AsyncIterator, Callable, Iterator  # noqa: E402
-from contextlib import asynccontextmanager, contextmanager  # noqa: E402
+import types  # noqa: E402
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator  # noqa: E402
+from contextlib import asynccontextmanager, contextmanager, suppress  # noqa: E402
 from typing import Any  # noqa: E402
 
 import httpx  # noqa: E402
 import psutil  # noqa: E402
 import torch  # noqa: E402
-from transformers import ContinuousBatchingConfig, GenerationConfig, Qwen3Config, Qwen3ForCausalLM  # noqa: E402
+from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from agent.chat import Chat  # noqa: E402
-from agent.engine import Engine, Generation, Sampling  # noqa: E402
+from agent.engine import Engine, Sampling  # noqa: E402
 from agent.hf import HFEngine  # noqa: E402
 from agent.rollout import rollout  # noqa: E402
 from agent.scripted import byte_tokenizer  # noqa: E402
 from agent.spec import open_engine  # noqa: E402
+from benchmarks.engine_peers import ContinuousBatching, GenerateInRounds  # noqa: E402
 from envs import Task, ToolEnv  # noqa: E402
+from sandbox import Sandbox, Session, open_sandbox  # noqa: E402
 from training.losses.kl import estimates  # noqa: E402
 
 TURN_TOKENS, MAX_TOKENS = 20, 400
 CALL = "```python\nsum(i * i for i in range(1000))\n```\n"
 SAMPLING = Sampling(TURN_TOKENS)
-LEVELS = {"generate": (1, 8), "continuous": (1, 8, 64)}  # where 256 episodes would take minutes
+NAMES = ("hf", "vllm", "server", "continuous", "generate")
+PEERS = ("continuous", "generate")  # slow on CPUs: one round of episodes is measured
 Seconds = Callable[[], float]  # CPU seconds that the model has used so far
+
+
+class Clocked:
+    """A sandbox, or one of its sessions, that counts the CPU seconds its calls take in this process."""
+
+    spent = 0.0
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    async def open(self) -> Session:
+        return Clocked(await _clocked(self._inner.open()))
+
+    async def run(self, code: str, *, timeout: float | None = None) -> Any:
+        return await _clocked(self._inner.run(code, timeout=timeout))
+
+    async def close(self) -> None:
+        await _clocked(self._inner.close())
+
+
+@types.coroutine
+def _clocked(call: Awaitable[Any]) -> Generator[Any, None, Any]:
+    """Awaits `call`; between the moments at which it waits, its thread works for the sandbox."""
+    steps = call.__await__()
+    while True:
+        before = time.thread_time()
+        try:
+            waits_for = next(steps)
+        except StopIteration as end:
+            return end.value
+        finally:
+            Clocked.spent += time.thread_time() - before
+        yield waits_for
+
+
+def fork(**options: Any) -> Sandbox:
+    return Clocked(open_sandbox("fork", **options))
 
 
 class Caller(ToolEnv):
@@ -64,87 +109,6 @@ class Caller(ToolEnv):
 
     async def astep(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         return await super().astep(CALL if len(self.trace) < 2 else "\\boxed{332833500}")
-
-
-class GenerateInRounds:
-    """The peer: `transformers`' own `generate`, on whatever requests wait when the last round is over, left-padded."""
-
-    def __init__(self, model: Any) -> None:
-        self.version, self.cpu_s, self._model = 0, 0.0, model
-        self._waiting: list[tuple[list[int], asyncio.Future[Generation]]] = []
-        self._rounds: asyncio.Task[None] | None = None
-
-    async def generate(self, prompt_ids: Any, sampling: Sampling) -> Generation:
-        future: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
-        self._waiting.append((list(prompt_ids), future))
-        if self._rounds is None or self._rounds.done():
-            self._rounds = asyncio.create_task(self._work())
-        return await future
-
-    async def _work(self) -> None:
-        while self._waiting:
-            await asyncio.sleep(0.002)  # let the episodes of one round gather
-            batch, self._waiting = self._waiting, []
-            made = await asyncio.to_thread(self._round, [ids for ids, _ in batch])
-            for (_, future), ids in zip(batch, made, strict=True):
-                future.set_result(Generation(ids, [-1.0] * len(ids), [0] * len(ids), "length"))
-            await asyncio.sleep(0)
-
-    @torch.no_grad()
-    def _round(self, prompts: list[list[int]]) -> list[list[int]]:
-        before = time.thread_time()
-        width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        out = self._model.generate(
-            ids, attention_mask=mask, max_new_tokens=TURN_TOKENS, do_sample=True, top_k=0, pad_token_id=0
-        )
-        self.cpu_s += time.thread_time() - before
-        return out[:, width:].tolist()
-
-    async def release(self, key: str) -> None: ...
-
-    async def load_weights(self, weights: Any, version: int) -> None:
-        raise NotImplementedError("the benchmark does not train")
-
-    async def close(self) -> None: ...
-
-
-class ContinuousBatching:
-    """The peer: `transformers`' own continuous batching with paged attention."""
-
-    def __init__(self, model: Any, slots: int) -> None:
-        self.version = 0
-        config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=TURN_TOKENS, eos_token_id=-1, pad_token_id=0)
-        blocks = {"num_blocks": max(64, slots * 2), "max_batch_tokens": 4096, "page_size": 256}
-        self._manager = model.init_continuous_batching(
-            config, continuous_batching_config=ContinuousBatchingConfig(**blocks, allow_block_sharing=False)
-        )
-        self._manager.start()
-        self._ids = itertools.count()
-
-    async def generate(self, prompt_ids: Any, sampling: Sampling) -> Generation:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        name = str(next(self._ids))
-        self._manager.register_result_handler(name, future.set_result)
-        self._manager.add_request(list(prompt_ids), request_id=name, max_new_tokens=sampling.max_tokens)
-        result = await future
-        if result.error:
-            raise RuntimeError(result.error)
-        ids = list(result.generated_tokens)
-        return Generation(ids, [-1.0] * len(ids), [0] * len(ids), "length")
-
-    def cpu_s(self) -> float:
-        thread = self._manager._generation_thread.native_id
-        return sum(t.user_time + t.system_time for t in psutil.Process().threads() if t.id == thread)
-
-    async def release(self, key: str) -> None: ...
-
-    async def load_weights(self, weights: Any, version: int) -> None:
-        raise NotImplementedError("the benchmark does not train")
-
-    async def close(self) -> None:
-        self._manager.stop(block=True)
 
 
 def step_clock(engine: HFEngine) -> Seconds:
@@ -185,10 +149,10 @@ async def opened(name: str, folder: str, slots: int) -> AsyncIterator[tuple[Engi
     """An engine, the clock of its model, and whether that model runs in this process."""
     engine: Engine
     if name == "generate":
-        engine = rounds = GenerateInRounds(make_model())
+        engine = rounds = GenerateInRounds(make_model(), TURN_TOKENS)
         clock, inside = (lambda: rounds.cpu_s), True
     elif name == "continuous":
-        engine = peer = ContinuousBatching(make_model(), slots)
+        engine = peer = ContinuousBatching(make_model(), TURN_TOKENS, slots)
         clock, inside = peer.cpu_s, True
     elif name == "hf":
         engine, _ = await open_engine(folder, slots=slots, max_len=MAX_TOKENS + 1)
@@ -202,7 +166,7 @@ async def opened(name: str, folder: str, slots: int) -> AsyncIterator[tuple[Engi
         with server(folder, slots) as (url, process):
             while not await _healthy(url):
                 if process.poll() is not None:
-                    sys.exit("vllm serve ended; run it by hand to see why")
+                    sys.exit(f"vLLM's server ended with status {process.returncode}")
                 await asyncio.sleep(0.3)
             engine, _ = await open_engine(url)
             try:
@@ -222,18 +186,20 @@ def server(folder: str, slots: int) -> Iterator[tuple[str, subprocess.Popen[byte
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     options = f"--host 127.0.0.1 --port {port} --max-model-len {MAX_TOKENS + 1} --max-num-seqs {slots}"
-    options += " --dtype float32 --logprobs-mode processed_logprobs --distributed-executor-backend uni"
+    options += (
+        " --dtype float32 --disable-log-stats --logprobs-mode processed_logprobs --distributed-executor-backend uni"
+    )
     if not torch.cuda.is_available():
         options += f" --enforce-eager --block-size 32 --no-enable-chunked-prefill --kv-cache-memory-bytes {256 << 20}"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, *options.split()]
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    process = subprocess.Popen(
-        command, env={**os.environ, **settings}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
-    )
+    process = subprocess.Popen(command, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)
     try:
         yield f"http://127.0.0.1:{port}", process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        for one in (*psutil.Process(process.pid).children(recursive=True), process):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait()
 
 
@@ -245,12 +211,10 @@ async def _healthy(url: str) -> bool:
         return False
 
 
-async def measure(
-    engine: Engine, clock: Seconds, inside: bool, concurrency: int, rounds: int
-) -> tuple[float, float, float, float]:
-    """(generated tokens/s, CPU seconds of model, sandbox, glue): `rounds` episodes in each of many environments."""
+async def measure(engine: Engine, clock: Seconds, inside: bool, level: int, rounds: int) -> dict[str, float]:
+    """`rounds` episodes in each of `level` environments at a time: what they took."""
     tasks = [Task(str(i), "Add up squares. " * (1 + i % 4), "332833500") for i in range(16)]
-    envs = [Caller(tasks, system_prompt="", max_turns=4) for _ in range(concurrency)]
+    envs = [Caller(tasks, sandbox=fork, system_prompt="", max_turns=4) for _ in range(level)]
     chat = Chat(byte_tokenizer())
 
     async def worker(index: int, episodes: int) -> int:
@@ -261,20 +225,20 @@ async def measure(
             tokens += done.n_action_tokens
         return tokens
 
-    def spent() -> tuple[float, float, float, float]:
-        return time.perf_counter(), time.process_time(), children_s(), clock()
+    def spent() -> tuple[float, ...]:
+        return time.perf_counter(), time.process_time(), children_s(), clock(), Clocked.spent
 
     try:
-        await asyncio.gather(*(worker(i, 1) for i in range(concurrency)))  # sandboxes started, caches made
+        await asyncio.gather(*(worker(i, 1) for i in range(level)))  # sandboxes started, caches made
         before = spent()
-        tokens = sum(await asyncio.gather(*(worker(i, rounds) for i in range(concurrency))))
-        wall, own, others, model = (now - then for now, then in zip(spent(), before, strict=True))
+        tokens = sum(await asyncio.gather(*(worker(i, rounds) for i in range(level))))
+        wall, own, others, model, calls = (now - then for now, then in zip(spent(), before, strict=True))
     finally:
         for env in envs:
             await env.aclose()
-    if inside:
-        return tokens / wall, model, others, max(own - model, 0.0)
-    return tokens / wall, model, max(others - model, 0.0), own
+    interpreters = others if inside else others - model
+    glue = own - calls - (model if inside else 0.0)
+    return {"tokens": tokens, "wall_s": wall, "model_s": model, "sandbox_s": interpreters + calls, "glue_s": glue}
 
 
 def make_model(scale: float = 1.0) -> Any:
@@ -300,20 +264,72 @@ def model_folder(scale: float = 1.0) -> Iterator[str]:
         yield folder
 
 
-async def row(name: str, levels: list[int], episodes: int) -> None:
-    """Every level of one engine; vLLM starts once for all of them."""
-    once = name in ("vllm", "server")
+async def measure_row(name: str, level: int) -> dict[str, float]:
     with model_folder() as folder:
-        for group in [levels] if once else [[level] for level in levels]:
-            async with opened(name, folder, max(group)) as (engine, clock, inside):
-                for level in group:
-                    rate, *parts = await measure(engine, clock, inside, level, max(1, min(8, episodes // level)))
-                    shares = "".join(f"{part / sum(parts):>9.1%}" for part in parts)
-                    print(f"{name:<11}{level:>9}{rate:>10.0f}{shares}", flush=True)
+        async with opened(name, folder, level) as (engine, clock, inside):
+            return await measure(engine, clock, inside, level, 1 if name in PEERS else max(2, min(16, 256 // level)))
+
+
+def show(name: str, level: int, row: dict[str, Any]) -> None:
+    parts = [row[f"{part}_s"] for part in ("model", "sandbox", "glue")]
+    shares = "".join(f"{part / sum(parts):>9.1%}" for part in parts)
+    speed, cost = row["tokens"] / row["wall_s"], 1000 * sum(parts) / row["tokens"]
+    print(f"{name:<11}{level:>9}{speed:>10.0f}{cost:>10.3f}{shares}   load {row['load']:.1f}", flush=True)
+
+
+def table(rows: list[tuple[str, int]], limit: float, save: Path | None) -> bool:
+    """Print every row, each from its own process; those that `save` holds are not measured again."""
+    known: dict[tuple[str, int], Any] = {}
+    for line in save.read_text().splitlines() if save and save.exists() else ():
+        record = json.loads(line)
+        known[record["engine"], record["level"]] = record
+    print(
+        f"{'engine':<11}{'episodes':>9}{'tokens/s':>10}{'ms/token':>10}{'model':>9}{'sandbox':>9}{'glue':>9}",
+        flush=True,
+    )
+    complete = True
+    for name, level in rows:
+        record = known.get((name, level))
+        if record is None:
+            output = apart([f"{name}:{level}"], limit)
+            if not output.startswith("{"):
+                print(f"{name:<11}{level:>9}   not measured: {output}", flush=True)
+                complete = False
+                continue
+            record = {"engine": name, "level": level, "load": os.getloadavg()[0], **json.loads(output)}
+            if save:
+                with save.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+        show(name, level, record)
+    return complete
+
+
+def apart(arguments: list[str], limit: float) -> str:
+    """What this script prints last with `--row`, run in another process; else in one line why it printed nothing."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, __file__, "--row", *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            process_group=0,
+        )
+        try:
+            output = process.communicate(timeout=limit)[0]
+        except subprocess.TimeoutExpired:
+            return f"not done within {limit:.0f} s"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # also what it started
+            process.wait()
+        errors.seek(0)
+        said = [line.strip() for line in (output if process.returncode == 0 else errors.read()).splitlines()]
+    return next((line for line in reversed(said) if line), f"ended with status {process.returncode}")
 
 
 @torch.no_grad()
-async def mismatch(name: str) -> None:
+async def mismatch(name: str) -> list[str]:
     """Log-probabilities of sampled tokens: the sampler's own against the learner's forward over the whole ledger."""
     kind, dtype = name.split("-")
     with model_folder(scale=8.0) as folder:
@@ -324,6 +340,7 @@ async def mismatch(name: str) -> None:
             made = await asyncio.gather(*(engine.generate(p, Sampling(64, seed=i)) for i, p in enumerate(prompts)))
         finally:
             await engine.close()
+    lines = []
     for learner in dict.fromkeys((dtype, "float32")):
         model = make_model(scale=8.0).to(getattr(torch, learner))
         differences = []
@@ -334,47 +351,43 @@ async def mismatch(name: str) -> None:
             differences.append(own - torch.tensor(generation.logprobs))
         d = torch.cat(differences)
         k3 = estimates(-d)["k3"].mean().item()  # of KL(sampler || learner)
-        print(f"{kind:<8}{dtype:<10}{learner:<10}{len(d):>7}{k3:>11.1e}{d.abs().mean():>10.1e}{d.abs().max():>10.1e}")
+        sizes = f"{len(d):>7}{k3:>11.1e}{d.abs().mean():>10.1e}{d.abs().max():>10.1e}"
+        lines.append(f"{kind:<8}{dtype:<10}{learner:<10}{sizes}")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="8 and 64 episodes, without the server")
-    parser.add_argument("--engines", help="of hf, vllm, server, continuous, generate, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="8 and 64 episodes, without server and peers")
+    parser.add_argument("--engines", help=f"of {', '.join(NAMES)}, separated by commas")
+    parser.add_argument("--levels", help="numbers of episodes at a time (default 1,8,64,256)")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds for a row, start of the engine included")
+    parser.add_argument("--save", type=Path, help="keep rows in this file; a row that is in it is not measured again")
     parser.add_argument("--mismatch", action="store_true", help="log-probabilities of sampler and learner instead")
     parser.add_argument("--row", help=argparse.SUPPRESS)  # this process measures that one row
     options = parser.parse_args()
-    levels, episodes = ([8, 64], 64) if options.quick else ([1, 8, 64, 256], 256)
     if options.row:
         torch.set_num_threads(1)
         disable_progress_bar()
-        name = options.row
-        if options.mismatch:
-            return asyncio.run(mismatch(name))
-        return asyncio.run(row(name, [n for n in levels if n in LEVELS.get(name, levels)], episodes))
-    vllm = importlib.util.find_spec("vllm") is not None
+        name, _, level = options.row.partition(":")
+        print(json.dumps(asyncio.run(measure_row(name, int(level)) if level else mismatch(name))), flush=True)
+        return
     if options.mismatch:
-        names = [f"{kind}-{dtype}" for kind in ["hf", *["vllm"] * vllm] for dtype in ("float32", "bfloat16")]
+        vllm = importlib.util.find_spec("vllm") is not None
         print(f"{'sampler':<18}{'learner':<10}{'tokens':>7}{'k3 KL':>11}{'mean|d|':>10}{'max|d|':>10}", flush=True)
-    else:
-        names = ["hf", *["vllm"] * vllm, *["server"] * (vllm and not options.quick), "continuous", "generate"]
-        if options.engines:
-            unknown = set(options.engines.split(",")) - {"hf", "vllm", "server", "continuous", "generate"}
-            if unknown:
-                parser.error(f"no engine {', '.join(sorted(unknown))}: hf, vllm, server, continuous, generate")
-            names = options.engines.split(",")
-        print(f"{'engine':<11}{'episodes':>9}{'tokens/s':>10}{'model':>9}{'sandbox':>9}{'glue':>9}", flush=True)
-    flags = [f"--{flag}" for flag in ("quick", "mismatch") if getattr(options, flag)]
-    failed = [
-        name
-        for name in names
-        if subprocess.run(
-            [sys.executable, __file__, *flags, "--row", name], env={**os.environ, "OMP_NUM_THREADS": "1"}
-        ).returncode
-    ]
-    if failed:
-        sys.exit(f"no numbers from {', '.join(failed)}: see above")
-    return None
+        for kind in ["hf", *["vllm"] * vllm]:
+            for dtype in ("float32", "bfloat16"):
+                output = apart([f"{kind}-{dtype}"], options.limit)
+                lines = json.loads(output) if output.startswith("[") else [f"{kind}-{dtype} not measured: {output}"]
+                print("\n".join(lines), flush=True)
+        return
+    names = options.engines.split(",") if options.engines else ["hf", "vllm"] if options.quick else NAMES
+    if unknown := set(names) - set(NAMES):
+        parser.error(f"no engine {', '.join(sorted(unknown))}: {', '.join(NAMES)}")
+    levels = options.levels or ("8,64" if options.quick else "1,8,64,256")
+    rows = [(name, int(level)) for name in names for level in levels.split(",")]
+    if not table(rows, options.limit, options.save):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
