@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.fork import ForkSandbox
-from sandbox.fork.child import linux, seccomp, zygote
+from sandbox.fork.child import seccomp, zygote
 from tests.sandbox.fork.conftest import LIMITS, interrupted, need, running
 
 
