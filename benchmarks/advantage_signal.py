@@ -1,10 +1,11 @@
 """How much signal a batch carries: SPO, GRPO (G = 8) and no baseline, on one fixed policy (shapes of SPO's Fig. 3).
 
-The policy is the table of its success rates, one a prompt: p ~ Beta(a, a), which for small a is the U of a policy that
-solves most prompts always or never. Trajectories, estimators, tracker and sampler are the trainer's own. The tracker
-starts from 8 outcomes a prompt and warms up for some batches; GRPO gets the same number of trajectories in groups.
+The policy is a real one, as `solostream eval MODEL -k 32` has recorded it (each prompt's outcomes are drawn again, with
+their lengths), or the table of its success rates, one a prompt: p ~ Beta(a, a), which for small a is the U of a policy
+that solves most prompts always or never. Trajectories, estimators, tracker and sampler are the trainer's own. The
+tracker starts from 8 outcomes a prompt and warms up for some batches; GRPO gets as many trajectories in groups.
 
-    python benchmarks/advantage_signal.py [--quick] [--plot signal.png]
+    python benchmarks/advantage_signal.py [--quick] [--policy EVAL_FOLDER] [--plot signal.png]
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from agent.records import read_lines
 from agent.trajectory import Dispatch, Ledger, Trajectory
 from training.advantage import Advantage
 from training.grpo import GRPO
@@ -29,16 +33,38 @@ POPULATIONS = {"U-shaped, Beta(0.15, 0.15)": 0.15, "U-shaped, Beta(0.25, 0.25)":
 Curve = list[dict[str, float]]
 
 
-def play(task_id: str, p: float, dispatch: Dispatch, rng: random.Random) -> Trajectory:
+Play = Callable[[random.Random], tuple[float, int]]  # one episode: its reward, its length in action tokens
+Policy = dict[str, Play]  # by prompt
+
+
+def table(a: float, seed: int) -> Policy:
+    rng = random.Random(seed)
+
+    def prompt(p: float) -> Play:
+        return lambda rng: (float(rng.random() < p), rng.randint(20, 200))
+
+    return {f"t{i}": prompt(rng.betavariate(a, a)) for i in range(PROMPTS)}
+
+
+def recorded(folder: Path) -> Policy:
+    """From the samples of an evaluation: each prompt's own episodes, drawn with replacement."""
+    seen: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for line in read_lines(folder / "samples.jsonl"):
+        if line.trajectory is not None:
+            seen[line.trajectory.task_id].append((line.trajectory.reward, line.trajectory.n_action_tokens))
+    return {task_id: (lambda rng, episodes=episodes: rng.choice(episodes)) for task_id, episodes in seen.items()}
+
+
+def play(task_id: str, episode: Play, dispatch: Dispatch, rng: random.Random) -> Trajectory:
+    reward, tokens = episode(rng)
     ledger = Ledger()
     ledger.forced("user", [1], "")
-    tokens = rng.randint(20, 200)
     ledger.sampled([2] * tokens, [-1.0] * tokens, [0] * tokens, "")
-    return ledger.close(task_id, float(rng.random() < p), "answered", dispatch=dispatch)
+    return ledger.close(task_id, reward, "answered", dispatch=dispatch)
 
 
 def run(
-    rates: dict[str, float], estimator: Advantage, sampler: TaskSampler, tracker: ValueTracker, batches: int, seed: int
+    policy: Policy, estimator: Advantage, sampler: TaskSampler, tracker: ValueTracker, batches: int, seed: int
 ) -> Curve:
     rng, curve, event = random.Random(seed), [], 0
     for _ in range(batches):
@@ -46,24 +72,22 @@ def run(
         for _ in range(BATCH):
             task_id, group = sampler.draw()
             dispatch = Dispatch(event, tracker.value(task_id), 0, group)
-            batch.append(play(task_id, rates[task_id], dispatch, rng))
+            batch.append(play(task_id, policy[task_id], dispatch, rng))
             event += 1
         curve.append(estimator(batch).metrics)
     return curve
 
 
-def compare(a: float, batches: int, seed: int) -> dict[str, Curve]:
-    rng = random.Random(seed)
-    rates = {f"t{i}": rng.betavariate(a, a) for i in range(PROMPTS)}
-    found = {}
+def compare(policy: Policy, batches: int, seed: int) -> dict[str, Curve]:
+    rng, found = random.Random(seed), {}
     for name in ("prioritised", "uniform"):
         tracker = ValueTracker()
-        for task_id, p in rates.items():
-            tracker.initialise(task_id, [float(rng.random() < p) for _ in range(8)])
-        sampler = TaskSampler(list(rates), tracker if name == "prioritised" else None, seed=seed)
-        found[f"SPO, {name}"] = run(rates, SPO(tracker), sampler, tracker, batches, seed)
-    grouped = TaskSampler(list(rates), streams=GROUP, seed=seed)
-    found["GRPO"] = run(rates, GRPO(), grouped, ValueTracker(), batches, seed)
+        for task_id, episode in policy.items():
+            tracker.initialise(task_id, [episode(rng)[0] for _ in range(8)])
+        sampler = TaskSampler(list(policy), tracker if name == "prioritised" else None, seed=seed)
+        found[f"SPO, {name}"] = run(policy, SPO(tracker), sampler, tracker, batches, seed)
+    grouped = TaskSampler(list(policy), streams=GROUP, seed=seed)
+    found["GRPO"] = run(policy, GRPO(), grouped, ValueTracker(), batches, seed)
     return found
 
 
@@ -107,14 +131,18 @@ def plot(path: str, runs: dict[str, Curve], title: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, fewer batches")
+    parser.add_argument("--policy", type=Path, metavar="EVAL_FOLDER", help="a real policy's recorded samples, first")
     parser.add_argument("--plot", help="write the curves of the first population here")
     options = parser.parse_args()
     batches, seeds = (20, 1) if options.quick else (60, 3)
     header = ("no signal", "advantage var.", "reward var.", "ratio")
     print(f"{'second half of ' + str(batches) + ' batches':<30}" + "".join(f"{h:>16}" for h in header))
-    for title, a in POPULATIONS.items():
+    policies = {title: [table(a, seed) for seed in range(seeds)] for title, a in POPULATIONS.items()}
+    if options.policy:
+        policies = {f"recorded, {options.policy.name}": [recorded(options.policy)] * seeds, **policies}
+    for title, policy in policies.items():
         print(title)
-        runs = [compare(a, batches, seed) for seed in range(seeds)]
+        runs = [compare(policy[seed], batches, seed) for seed in range(seeds)]
         for name in runs[0]:
             share = "advantage/degenerate" if name == "GRPO" else "advantage/near_zero"
             none, variance, raw = (
@@ -122,7 +150,7 @@ def main() -> None:
                 for key in (share, "advantage/variance", "reward/variance")
             )
             print(f"  {name:<28}{none:16.3f}{variance:16.3f}{raw:16.3f}{variance / raw:16.2f}")
-        if options.plot and a == next(iter(POPULATIONS.values())):
+        if options.plot and title == next(iter(policies)):
             plot(options.plot, runs[0], title)
     print(
         "success rate p: degenerate groups p^8 + (1 - p)^8; samples until a mixed outcome 1/(p(1 - p)) - 1, simulated"
