@@ -5,6 +5,7 @@ step, in the synchronous mode: a run is a function of its seed, however busy the
 output folder is read instead of repeated; an interrupted one goes on from its last checkpoint.
 
     python benchmarks/reproduction.py [--quick] [--seeds 0 1 2 3 4] [--variants spo grpo ...] [--steps N] [--out FOLDER]
+        [--set KEY=VALUE ...]
 
 AUC is the area under the held-out (sampled) accuracy curve divided by its width. "start counted" puts the episodes that
 initialise SPO's tracker on the axis too, and every curve ends at the trajectories of `steps` batches.
@@ -362,13 +363,14 @@ def main() -> int:
     options.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
     options.add_argument("--steps", type=int, help="of reinforcement learning; default: the quickstart's")
     options.add_argument("--every", type=int, help="steps between evaluations; default: 5")
+    options.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run")
     options.add_argument("--out", type=Path, default=ROOT / "runs/reproduction")
     a = options.parse_args()
     out = a.out.resolve() / "quick" if a.quick else a.out.resolve()
     seeds = list(dict.fromkeys(a.seeds or ((0, 1) if a.quick else range(5))))
     steps = 4 if a.quick and a.steps is None else a.steps
     every = (2 if a.quick else 5) if a.every is None else a.every
-    work = Reproduction(out, steps, every, QUICK if a.quick else ())
+    work = Reproduction(out, steps, every, (*(QUICK if a.quick else ()), *a.set))
     try:
         # Seed by seed: an interrupted benchmark has whole comparisons.
         found = {(name, seed): work.run(name, seed) for seed in seeds for name in dict.fromkeys(a.variants)}
