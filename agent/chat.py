@@ -23,6 +23,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+KEPT = 256  # kinds of conversations whose rendering is remembered
 _SPOKEN = "\u2042spoken\u2042"  # stands for the assistant's turn
 _USER = {"role": "user", "content": "question"}
 # If these come out of the template as they went in, it only puts text around contents, and that text can be kept.
@@ -72,22 +73,23 @@ class Chat:
 
     def _text(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, answering: bool) -> str:
         contents = [self._harmless(m["content"]) for m in messages]
-        plain = all(m.keys() == {"role", "content"} for m in messages)
-        if not plain:
-            return self._whole([{**m, "content": c} for m, c in zip(messages, contents, strict=True)], tools, answering)
-        roles = tuple(m["role"] for m in messages)
-        key = (roles, repr(tools), answering)
+        frames = [{name: value for name, value in m.items() if name != "content"} for m in messages]
+        key = (repr(frames), repr(tools) if tools else "", answering)
         if key not in self._kept:
-            self._kept[key] = self._around(roles, tools, answering)
+            if len(self._kept) >= KEPT:  # frames that never come again, such as ids of calls
+                self._kept.clear()
+            self._kept[key] = self._around(frames, tools, answering)
         around = self._kept[key]
         if around is None:
-            return self._whole(_messages(roles, contents), tools, answering)
+            return self._whole(_messages(frames, contents), tools, answering)
         return around[0] + "".join(c + piece for c, piece in zip(contents, around[1:], strict=True))
 
-    def _around(self, roles: Sequence[str], tools: Sequence[Mapping[str, Any]], answering: bool) -> list[str] | None:
-        """The text between the contents; None when the template changes contents."""
-        probes = [_PROBE.format(n=n) for n in range(len(roles))]
-        rest = self._whole(_messages(roles, probes), tools, answering)
+    def _around(
+        self, frames: Sequence[Message], tools: Sequence[Mapping[str, Any]], answering: bool
+    ) -> list[str] | None:
+        """The text between the contents of messages with these other fields; None if the template changes contents."""
+        probes = [_PROBE.format(n=n) for n in range(len(frames))]
+        rest = self._whole(_messages(frames, probes), tools, answering)
         pieces = []
         for probe in probes:
             if rest.count(probe) != 1:
@@ -141,5 +143,5 @@ def _assistant(content: str = _SPOKEN) -> dict[str, str]:
     return {"role": "assistant", "content": content}
 
 
-def _messages(roles: Sequence[str], contents: Sequence[str]) -> list[Message]:
-    return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+def _messages(frames: Sequence[Message], contents: Sequence[str]) -> list[Message]:
+    return [{**frame, "content": content} for frame, content in zip(frames, contents, strict=True)]
