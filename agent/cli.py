@@ -84,6 +84,7 @@ def _answer(runner: asyncio.Runner, talk: Talk, text: str) -> None:
     except KeyboardInterrupt:
         print(_faint("\n(stopped)"))
     except (EngineError, SandboxError) as error:
+        print(flush=True)  # what it had said so far ends in the middle of a line
         _failed(error)
 
 

@@ -270,7 +270,7 @@ def _open_folder(folder: Path, options: Options, tasks: Sequence[Task]) -> tuple
     """What is there already. A torn last line is cut off. Raises UserError when another evaluation is there."""
     folder.mkdir(parents=True, exist_ok=True)
     identity, place, path = options.identity(), folder / "identity.json", folder / SAMPLES
-    if place.exists():
+    if place.exists() and path.exists() and path.stat().st_size:  # without a sample there is nothing to mix up
         before = json.loads(place.read_text())
         changed = sorted(name for name in identity if before.get(name) != identity[name])
         if changed:

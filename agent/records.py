@@ -22,7 +22,8 @@ FILE_NAMES = ("trajectories.jsonl", "samples.jsonl")
 class Line:
     """One complete line of a JSONL file: bytes `offset:offset + length`, newline included, and their CRC-32.
 
-    record: the JSON object, extra keys ("step", "advantage", "sample") included; None when `damage` says what is wrong.
+    record: the JSON object, extra keys ("step", "sample") included; None when `damage` says what is wrong.
+    learnt: advantages by dispatch event, on a line that an update of the policy wrote; such a line has no trajectory.
     """
 
     number: int
@@ -32,6 +33,7 @@ class Line:
     record: dict[str, Any] | None
     trajectory: Trajectory | None
     damage: str | None
+    learnt: dict[int, float] | None = None
 
 
 def find_file(place: Path) -> Path:
@@ -80,7 +82,7 @@ def read_samples(place: Path) -> tuple[list[Sample], list[str]]:
     for line in read_lines(path):
         if line.trajectory is not None:
             samples.append(reduce(line.trajectory))
-        else:
+        elif line.damage is not None:
             damage.append(f"{path.name}:{line.number + 1}: {line.damage}")
     if not samples:
         why = f"all {len(damage)} lines are damaged, the first: {damage[0]}" if damage else "the file is empty"
@@ -89,12 +91,16 @@ def read_samples(place: Path) -> tuple[list[Sample], list[str]]:
 
 
 def _parse(raw: bytes, offset: int, number: int) -> Line:
-    record = trajectory = damage = None
+    record = trajectory = damage = learnt = None
     try:
         record = json.loads(raw)
-        trajectory = Trajectory.from_dict(record)
+        if "learnt" in record:
+            learnt = {int(event): float(advantage) for event, advantage in record["advantages"].items()}
+        else:
+            trajectory = Trajectory.from_dict(record)
     except KeyError as error:
         damage = f"field {error} is missing"
     except (ValueError, TypeError, AttributeError) as error:
         damage = f"not a trajectory: {error}"
-    return Line(number, offset, len(raw), zlib.crc32(raw), record if damage is None else None, trajectory, damage)
+    crc = zlib.crc32(raw)
+    return Line(number, offset, len(raw), crc, record if damage is None else None, trajectory, damage, learnt)

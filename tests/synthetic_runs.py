@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -135,7 +135,7 @@ def episode(task: Task, skill: float, tokens: Tokenizer, rng: random.Random, *, 
 
 
 def training_records(count: int, *, per_step: int = 64, problems: int = 200, seed: int = 0) -> Iterator[dict]:
-    """Trajectories of a training run as JSON records, with the extra keys "step" and "advantage"."""
+    """Trajectories of a training run as JSON records, with the extra key "step"."""
     rng, tokens = random.Random(seed), tokenizer()
     known = {task.id: [0.5, 0.5] for task in tasks(problems, seed)}
     pool = tasks(problems, seed)
@@ -149,7 +149,13 @@ def training_records(count: int, *, per_step: int = 64, problems: int = 200, see
         skill = 0.1 + 0.85 * (step + 1) / steps
         one = episode(task, skill, tokens, rng, step=step, dispatch=dispatch)
         known[task.id] = [0.9 * alpha + one.reward, 0.9 * beta + 1 - one.reward]
-        yield {**json.loads(one.to_json()), "step": step, "advantage": round((one.reward - value) / 0.45, 4)}
+        yield {**json.loads(one.to_json()), "step": step}
+
+
+def learnt(records: Sequence[dict]) -> dict:
+    """What training writes behind `records` when it has learnt from them."""
+    given = {r["dispatch"]["event"]: round((r["reward"] - r["dispatch"]["value"]) / 0.45, 4) for r in records}
+    return {"learnt": records[-1]["step"] + 1, "advantages": given}
 
 
 def write_training_run(folder: Path, count: int = 640, **options: int) -> Path:
@@ -160,8 +166,11 @@ def write_training_run(folder: Path, count: int = 640, **options: int) -> Path:
     rows: dict[int, list[dict]] = {}
     with (folder / "trajectories.jsonl").open("w") as out:
         for record in training_records(count, **options):
+            if record["step"] not in rows and rows:
+                out.write(json.dumps(learnt(rows[record["step"] - 1])) + "\n")
             rows.setdefault(record["step"], []).append(record)
             out.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
+        out.write(json.dumps(learnt(rows[max(rows)])) + "\n")
     rng = random.Random(1)
     with (folder / "metrics.jsonl").open("w") as out:
         for step in range(40):

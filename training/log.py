@@ -1,6 +1,7 @@
 """The write-ahead trajectory log: every finished trajectory is on disk before it can be trained on.
 
-One JSON object a line (`Trajectory.to_dict`), keyed by its dispatch event; `agent.records` reads it back.
+One JSON object a line (`Trajectory.to_dict`), keyed by its dispatch event; an update adds a line with the advantages
+that it gave, by event: {"learnt": step, "advantages": {event: advantage}}. `agent.records` reads both back.
 Writing happens in the log's own thread, off the token path; a line is handed to the kernel before the episode counts as
 finished, so a killed process loses none.
 """
@@ -8,6 +9,7 @@ finished, so a killed process loses none.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,8 +33,17 @@ class TrajectoryLog:
         """Returns when the lines are with the kernel. Raises OSError (a full disk)."""
         await asyncio.get_running_loop().run_in_executor(self._writer, self._write, trajectories)
 
+    async def learnt(self, step: int, batch: Sequence[Trajectory], advantages: Sequence[float]) -> None:
+        """Update `step` weighed each trajectory of `batch` with its advantage. Raises OSError."""
+        given = {t.dispatch.event: round(a, 6) for t, a in zip(batch, advantages, strict=True)}
+        line = json.dumps({"learnt": step, "advantages": given}, separators=(",", ":")).encode() + b"\n"
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._put, line)
+
     def _write(self, trajectories: Sequence[Trajectory]) -> None:
-        self._file.write(b"".join(t.to_json().encode() + b"\n" for t in trajectories))
+        self._put(b"".join(t.to_json().encode() + b"\n" for t in trajectories))
+
+    def _put(self, lines: bytes) -> None:
+        self._file.write(lines)
         self._file.flush()
 
     def sync(self) -> int:

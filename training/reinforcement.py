@@ -58,6 +58,7 @@ class Reinforcement:
         self.step, self.mismatch_max = 0, 0.0
         self._event = 0
         self._counted: Counter[str] = Counter()
+        self._log = log
         self._source = Source(self._draw, self._again, self._play, config.rollout.retries)
         self.pipeline = _pipeline(config, self._source, log)
 
@@ -96,6 +97,7 @@ class Reinforcement:
         advantages, learnt = await self._in_thread(self._update, batch)
         learnt_s = time.monotonic() - started
         self.step += 1
+        await self._log.learnt(self.step, batch, advantages.values)
         if self.config.algorithm.divergence == "drift":
             self.tracker.record_drift(self.step, learnt["drift"])
         await self._engine.load_weights(self._learner.weights(), self.step)

@@ -20,14 +20,15 @@ from agent.metrics import SOLVED
 from agent.records import Line, read_line, read_lines, reduce
 from sandbox.errors import UserError
 
-_VERSION = 3  # of the schema below: an index of another version is thrown away
+_VERSION = 4  # of the schema below: an index of another version is thrown away
 _SCHEMA = """
 CREATE TABLE rows (
-    id INTEGER PRIMARY KEY, offset INTEGER, length INTEGER, task_id TEXT, prompt TEXT, answer TEXT, step INTEGER,
-    sample INTEGER, reward REAL, advantage REAL, value REAL, ending TEXT, response_length INTEGER,
+    id INTEGER PRIMARY KEY, event INTEGER, offset INTEGER, length INTEGER, task_id TEXT, prompt TEXT, answer TEXT,
+    step INTEGER, sample INTEGER, reward REAL, advantage REAL, value REAL, ending TEXT, response_length INTEGER,
     action_tokens INTEGER, first_call INTEGER, calls INTEGER, errors INTEGER, error_names TEXT, late_calls INTEGER,
     trivial INTEGER, void INTEGER, sandbox_s REAL, passed INTEGER, code_lines INTEGER);
 CREATE INDEX rows_of_task ON rows (task_id);
+CREATE INDEX rows_of_event ON rows (event);
 CREATE TABLE damage (number INTEGER PRIMARY KEY, why TEXT);
 CREATE TABLE progress (offset INTEGER, number INTEGER, last_offset INTEGER, last_length INTEGER, last_crc INTEGER);
 INSERT INTO progress VALUES (0, 0, 0, 0, 0);
@@ -71,16 +72,23 @@ class Index:
             if not self._still_there(*last):
                 self._start_anew(db)
                 offset, number, *last = 0, 0, 0, 0, 0
-            rows, damage, seen = [], [], 0
+            at = db.execute("SELECT COALESCE(MAX(id) + 1, 0) FROM rows").fetchone()[0]
+            rows: list[tuple] = []
+            learnt: list[tuple[float, int]] = []
+            damage: list[tuple[int, str | None]] = []
+            seen = 0
             for line in islice(read_lines(self.path, offset, number), most):
-                if line.damage is None:
-                    rows.append(_row(line))
+                if line.trajectory is not None:
+                    rows.append((at + len(rows), *_row(line)))
+                elif line.learnt is not None:
+                    learnt += [(advantage, event) for event, advantage in line.learnt.items()]
                 else:
                     damage.append((line.number, line.damage))
                 offset, number, seen = line.offset + line.length, line.number + 1, seen + 1
                 last = [line.offset, line.length, line.crc]
             if seen:
-                db.executemany(f"INSERT INTO rows VALUES ({', '.join('?' * 24)})", rows)
+                db.executemany(f"INSERT INTO rows VALUES ({', '.join('?' * 25)})", rows)
+                db.executemany("UPDATE rows SET advantage = ? WHERE event = ?", learnt)  # their rows come before them
                 db.executemany("INSERT INTO damage VALUES (?, ?)", damage)
                 db.execute("UPDATE progress SET offset=?, number=?, last_offset=?, last_length=?, last_crc=?",
                            (offset, number, *last))  # fmt: skip
@@ -206,8 +214,8 @@ def _row(line: Line) -> tuple:
     asked = record.get("prompt") or opening.strip().rpartition("\n\n")[2]  # instructions come first, the problem last
     step = record.get("step", None if "sample" in record else dispatch.version)  # an evaluation has no steps
     return (
-        line.number, line.offset, line.length, sample.task_id, " ".join(asked.split())[:200], sample.answer,
-        step, record.get("sample"), sample.reward, record.get("advantage"),
+        dispatch.event, line.offset, line.length, sample.task_id, " ".join(asked.split())[:200], sample.answer,
+        step, record.get("sample"), sample.reward, None,
         dispatch.value, sample.ending, seen.response_length, seen.action_tokens, seen.first_call, seen.calls,
         len(seen.errors), " ".join(seen.errors), seen.late_calls, seen.trivial, seen.void, seen.sandbox_s,
         seen.passed, sum(seen.code_lines),

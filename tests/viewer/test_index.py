@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic_runs import Writer, tokenizer, training_records, write_training_run
+from synthetic_runs import Writer, learnt, tokenizer, training_records, write_training_run
 
 from agent.behaviour import observe
 from agent.trajectory import Trajectory
@@ -93,8 +93,22 @@ def test_bodies_are_the_lines(tmp_path: Path, records: list[dict]) -> None:
     found = index.record(17)
     assert found is not None
     assert found[1] == records[17]
-    assert found[0]["advantage"] == records[17]["advantage"]
     assert index.record(300) is None
+
+
+def test_an_update_gives_the_rows_before_it_their_advantages(tmp_path: Path, records: list[dict]) -> None:
+    path = write(tmp_path / "trajectories.jsonl", [*records[:3], learnt(records[:2]), records[3]])
+    index = built(path)
+    given = learnt(records[:2])["advantages"]
+    rows = index.page()["rows"]
+    assert [row["advantage"] for row in rows] == [given[0], given[1], None, None]
+    assert [row["id"] for row in rows] == [0, 1, 2, 3]
+    assert index.status()["damaged"] == 0
+    with path.open("a") as file:
+        file.write(json.dumps({"learnt": 2, "advantages": {"0": -1.5, "3": 0.25}}) + "\n")  # again after a resume
+    assert index.refresh() == 1
+    assert [row["advantage"] for row in index.page()["rows"]] == [-1.5, given[1], None, 0.25]
+    assert index.record(3)[1] == records[3]
 
 
 def test_follows_a_growing_file_and_waits_for_half_a_line(tmp_path: Path, records: list[dict]) -> None:

@@ -59,7 +59,13 @@ def page(browser, site: str) -> Iterator:
 
 
 def records(place: Path) -> list[dict]:
-    return [json.loads(line) for line in (place / "trajectories.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (place / "trajectories.jsonl").read_text().splitlines()]
+    return [line for line in lines if "turns" in line]
+
+
+def advantage(place: Path, record: dict) -> float:
+    lines = [json.loads(line) for line in (place / "trajectories.jsonl").read_text().splitlines()]
+    return {k: v for line in lines for k, v in line.get("advantages", {}).items()}[str(record["dispatch"]["event"])]
 
 
 def chip(page, name: str):
@@ -141,7 +147,7 @@ def test_tokens_carry_their_logprob_version_and_advantage(page, place: Path) -> 
     assert f"id {record['token_ids'][i]}" in shown
     assert f"logprob {record['logprobs'][i]:.3f}" in shown
     assert f"version {record['versions'][i]}" in shown
-    assert f"advantage {record['advantage']:.3f}" in shown
+    assert f"advantage {advantage(place, record):.3f}" in shown
     page.locator('.tokens [data-i="0"]').hover()
     assert "forced" in page.locator(".probe").inner_text()
     text = "".join(turn["text"] for turn in record["turns"])

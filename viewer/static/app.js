@@ -335,7 +335,7 @@ async function start() {
   $("keys").addEventListener("click", () => $("keys").close());
   await narrow();
   if (row !== null) {
-    if (state.sort === "id" && !state.filters.size && !state.query) list.reveal(row); // damaged lines shift it a little
+    if (state.sort === "id" && !state.filters.size && !state.query) list.reveal(row);
     await open(row);
   } else if (list.total) await pick(0);
   else blank(...NOTHING);

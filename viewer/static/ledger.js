@@ -3,19 +3,11 @@ import { el, number, VirtualList } from "./dom.js";
 
 const COLOURS = {
   logprob: "How unlikely the sampled token was",
-  advantage: "Advantage that each token was trained with",
+  advantage: "Advantage that its tokens were trained with",
   version: "Policy version that sampled it",
   mask: "Sampled by the policy, or forced",
 };
 const wash = (colour, share) => `color-mix(in srgb, var(--${colour}) ${Math.round(share * 100)}%, transparent)`;
-
-function advantageOf(body, i) {
-  const given = body.record.advantages ?? body.record.advantage;
-  if (Array.isArray(given)) return given[i];
-  if (typeof given === "number") return given;
-  const value = body.record.dispatch?.value;
-  return typeof value === "number" ? body.record.reward - value : null;
-}
 
 function colour(kind, body, i) {
   const { logprobs, versions, action_mask: mask } = body.record;
@@ -23,15 +15,15 @@ function colour(kind, body, i) {
   if (kind === "mask") return wash("series-1", 0.24);
   if (kind === "version") return wash(`series-${1 + ((versions[i] % 5) + 5) % 5}`, 0.3);
   if (kind === "logprob") return wash("bad", Math.min(-logprobs[i] / 5, 1) * 0.75);
-  const advantage = advantageOf(body, i);
+  const { advantage } = body.row;
   return advantage === null ? null : wash(advantage >= 0 ? "good" : "bad", Math.min(Math.abs(advantage) / 2, 1) * 0.6);
 }
 
 function scale(kind, body) {
   if (kind === "logprob") return bar(`linear-gradient(90deg, transparent, ${wash("bad", 0.75)})`, "certain", "5 nats or more");
   if (kind === "advantage") {
-    const source = body.record.advantages || body.record.advantage !== undefined ? "" : " (reward − tracked value)";
-    return bar(`linear-gradient(90deg, ${wash("bad", 0.6)}, transparent, ${wash("good", 0.6)})`, "−2", `+2${source}`);
+    if (body.row.advantage === null) return el("span", { className: "legend" }, "No update has used this trajectory.");
+    return bar(`linear-gradient(90deg, ${wash("bad", 0.6)}, transparent, ${wash("good", 0.6)})`, "−2", "+2");
   }
   const names = kind === "mask" ? [["series-1", "policy"], ["series-6", "forced"]]
     : [...new Set(body.record.versions)].filter((v) => v >= 0).slice(0, 12).map((v) => [`series-${1 + (v % 5)}`, `version ${v}`]);
@@ -65,8 +57,7 @@ export function tokens(body, kind, choose) {
     const facts = [`token ${i}`, `id ${ids[i]}`];
     if (mask[i]) facts.push(`logprob ${number(logprobs[i], 3)}`, `p = ${number(Math.exp(logprobs[i]), 3)}`, `version ${versions[i]}`);
     else facts.push("forced: not sampled, not trained on");
-    const advantage = mask[i] ? advantageOf(body, i) : null;
-    if (advantage !== null) facts.push(`advantage ${number(advantage, 3)}`);
+    if (mask[i] && body.row.advantage !== null) facts.push(`advantage ${number(body.row.advantage, 3)}`);
     probe.textContent = facts.join("  ·  ");
   });
   const select = el("select", { id: "colour", "aria-label": "Colour by", onchange: (event) => choose(event.target.value) },

@@ -98,7 +98,12 @@ def test_the_run_folder_holds_what_it_promises(whole: Path) -> None:
     assert summary["wall_s"] == pytest.approx(sum(summary["times"].values()), abs=0.1)
     assert {"config.toml", "metrics.jsonl", "trajectories.jsonl", "plots", "checkpoints"} <= set(os.listdir(whole))
     assert {"reward.png", "entropy.png", "tracker_value.png", "accuracy.png"} <= set(os.listdir(whole / "plots"))
-    assert len(list(read_lines(whole / "trajectories.jsonl"))) == 6 * 6
+    lines = list(read_lines(whole / "trajectories.jsonl"))
+    assert all(line.damage is None for line in lines)
+    learnt = {event: advantage for line in lines for event, advantage in (line.learnt or {}).items()}
+    played = [line.trajectory for line in lines if line.trajectory]
+    assert sorted(learnt) == sorted(t.dispatch.event for t in played) == list(range(6 * 6))
+    assert sum(t.n_action_tokens * learnt[t.dispatch.event] for t in played) == pytest.approx(0, abs=1e-2)  # centred
 
 
 def test_the_checkpoint_is_a_hugging_face_folder(whole: Path) -> None:
