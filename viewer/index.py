@@ -58,9 +58,15 @@ _COLUMNS = (
 class Index:
     """The trajectories of one JSONL file. Every method may be called from any thread and process at any time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, place: Path | None = None) -> None:
+        """place: of the index itself; default: beside the file, or a temporary folder where that cannot be written."""
         self.path = path
-        self.place = _place(path)
+        if place is None:
+            place = path.with_name(f".{path.name}.index")
+            if not os.access(path.parent, os.W_OK):
+                self._folder = tempfile.TemporaryDirectory(prefix="solostream-view-")  # goes when this object goes
+                place = Path(self._folder.name) / place.name
+        self.place = place
         self.refresh(0)
 
     def refresh(self, most: int = 1000) -> int:
@@ -180,14 +186,6 @@ class Index:
         with self.path.open("rb") as file:
             file.seek(offset)
             return zlib.crc32(file.read(length)) == crc
-
-
-def _place(path: Path) -> Path:
-    """Beside the file; in a private temporary folder when that folder cannot be written."""
-    beside = path.with_name(f".{path.name}.index")
-    if os.access(path.parent, os.W_OK):
-        return beside
-    return Path(tempfile.mkdtemp(prefix="solostream-view-")) / beside.name
 
 
 def _where(filters: Sequence[str], query: str) -> tuple[str, list[str]]:

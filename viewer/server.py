@@ -6,10 +6,12 @@ allows no script but the app's own files. Requests for another host name are ref
 
 from __future__ import annotations
 
-import sqlite3
+import json
+import subprocess
+import sys
 import threading
-from collections.abc import Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ CSP = (
 
 
 class Source:
-    """One run that can be looked at: its index, its tokenizer, and the thread that keeps the index up to date."""
+    """One run that can be looked at: its index and its tokenizer. `trouble`: why its file cannot be followed now."""
 
     def __init__(self, place: Path, tokenizer: Path | None = None) -> None:
         self.path = find_file(place)
@@ -43,25 +45,40 @@ class Source:
         found = tokenizer or find_tokenizer(place)
         self.pieces = Pieces(found) if found else None
         self.trouble: str | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name=f"index {self.name}", daemon=True)
 
-    def start(self) -> None:
-        self.index.refresh(100)  # the first page is there when the first request comes
-        self._thread.start()
 
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(10)
+@contextmanager
+def following(sources: Sequence[Source]) -> Iterator[None]:
+    """Keep the indexes of `sources` up to date, in a process of their own; what troubles it becomes their `trouble`."""
+    for source in sources:
+        source.index.refresh(100)  # the first page is there when the first request comes
+    pairs = [str(path) for source in sources for path in (source.index.place.resolve(), source.path.resolve())]
+    command = [sys.executable, "-m", "viewer.follow", *pairs]
+    follower = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )  # Ctrl+C is for the server
+    assert follower.stdin is not None
+    assert follower.stdout is not None
+    ending = threading.Event()
 
-    def _follow(self) -> None:
-        while not self._stop.is_set():
-            try:
-                read = self.index.refresh(250)  # small batches: requests are served between them
-                self.trouble = None
-            except (OSError, sqlite3.Error) as error:  # moved, deleted, a full disk: say so, and look again
-                self.trouble, read = str(error), 0
-            self._stop.wait(0.002 if read else 0.5)
+    def listen(lines: Iterable[str]) -> None:
+        for line in lines:
+            i, trouble = json.loads(line)
+            sources[i].trouble = trouble
+        if not ending.is_set():
+            for source in sources:
+                source.trouble = "indexing has stopped: start solostream view again"
+
+    listener = threading.Thread(target=listen, args=(follower.stdout,), daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        follower.stdin.close()  # it ends when it sees that
+        follower.wait()
+        listener.join()
+        follower.stdout.close()
 
 
 def make_app(places: Sequence[Path], *, tokenizer: Path | None = None, hosts: Sequence[str] = ()) -> FastAPI:
@@ -70,11 +87,8 @@ def make_app(places: Sequence[Path], *, tokenizer: Path | None = None, hosts: Se
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> Any:
-        for source in sources:
-            source.start()
-        yield
-        for source in sources:
-            source.stop()
+        with following(sources):
+            yield
 
     app = FastAPI(title="solostream view", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", "::1", *hosts])

@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from browser import serving
 from synthetic_runs import training_records
 
 from sandbox.errors import UserError
 from viewer.cli import listen, view
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -53,6 +56,44 @@ def test_a_file_cut_under_the_server_is_said(client: httpx.Client, path: Path) -
     os.truncate(path, 10)
     answer = client.get("/api/runs/0/rows/19")
     assert answer.status_code in (404, 410)
+
+
+def test_the_indexer_goes_with_the_server_and_its_end_is_said(path: Path) -> None:
+    def indexers() -> list[psutil.Process]:
+        return [p for p in psutil.Process().children() if "viewer.follow" in p.cmdline()]
+
+    before = set(indexers())
+    with serving([path]) as address:
+        (one,) = set(indexers()) - before
+        with path.open("a") as file:
+            file.write(json.dumps(next(training_records(1))) + "\n")
+        while httpx.get(f"{address}/api/runs").json()[0]["rows"] < 21:
+            time.sleep(0.05)
+        one.kill()
+        while not (trouble := httpx.get(f"{address}/api/runs").json()[0]["trouble"]):
+            time.sleep(0.05)
+        assert "start solostream view again" in trouble
+    with serving([path]):
+        (one,) = set(indexers()) - before
+    assert not one.is_running()
+
+
+def test_the_indexer_of_a_killed_server_ends(path: Path) -> None:
+    command = [sys.executable, "-m", "training.cli", "view", str(path), "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert server.stdout is not None
+    address = server.stdout.readline().split()[0]
+    while True:
+        try:
+            httpx.get(f"{address}/api/runs").raise_for_status()
+            break
+        except httpx.TransportError:
+            time.sleep(0.05)
+    (indexer,) = psutil.Process(server.pid).children()
+    server.kill()
+    server.wait()
+    server.stdout.close()
+    assert psutil.wait_procs([indexer], timeout=30)[1] == []
 
 
 def test_a_seed_of_63_bits_survives_javascript(tmp_path: Path) -> None:
