@@ -37,7 +37,11 @@ class Episodes:
         Raises EngineError, and UserError for a reward outside the declared range (before anything learns from it).
         """
         parts = self._parts
-        environment = self._idle.pop() if self._idle else setup.environment(self._config, self._tasks, parts.tokenizer)
+        environment = (
+            self._idle.pop()
+            if self._idle
+            else setup.environment(self._config, self._tasks, parts.tokenizer, self._sandbox)
+        )
         try:
             played = await rollout(
                 environment,
