@@ -199,10 +199,14 @@ class Config(Section):
             return tree
         tree = json.loads(json.dumps(tree))
         _end_schedule(tree.get("learner"), _section(tree, "run").get("steps", RunConfig().steps))
-        phases = _section(tree, "cold_start").get("phases", [])
+        cold = _section(tree, "cold_start")
+        phases = cold.get("phases", [])
         steps = [p.get("steps") for p in phases if isinstance(p, dict)] if isinstance(phases, list) else []
         if steps and all(isinstance(n, int) for n in steps):
-            _end_schedule(_section(tree, "cold_start").get("learner"), sum(steps))
+            _end_schedule(cold.get("learner"), sum(steps))
+        elif phases == [] and isinstance(cold.get("learner"), dict):
+            for key in ("schedule", "warmup_steps", "total_steps"):  # of no steps: nothing that could end
+                cold["learner"].pop(key, None)
         return tree
 
     @model_validator(mode="after")

@@ -96,6 +96,12 @@ def test_schedules_end_with_the_run() -> None:
     assert (config.learner.total_steps, config.cold_start.learner.total_steps) == (20, 7)
 
 
+def test_a_cold_start_without_steps_has_no_schedule() -> None:
+    config = configuration.load(ROOT / "configs" / "quickstart.toml", ["cold_start.phases=[]"])
+    assert config.cold_start.steps == 0
+    assert config.cold_start.learner.muon_lr == 0.02
+
+
 def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
     (tmp_path / "quickstart.toml").write_text("")
     with pytest.raises(UserError, match=r"did you mean .*quickstart\.toml"):
