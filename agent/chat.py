@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from agent.text import encode
 from sandbox.errors import UserError
 
 Message = Mapping[str, Any]
@@ -136,7 +137,7 @@ class Chat:
         return content
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return encode(self.tokenizer, text)
 
 
 def _assistant(content: str = _SPOKEN) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from agent.chat import Chat
 from agent.engine import Engine, Sampling
-from agent.stops import decode
+from agent.text import decode
 from agent.trajectory import Dispatch, Ending, Ledger, Role, Trajectory
 from envs.types import Step, ToolCall
 from sandbox.errors import SandboxError

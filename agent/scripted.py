@@ -10,7 +10,7 @@ from typing import Any
 
 from agent.chat import CHATML
 from agent.engine import Generation, Sampling, Weights
-from agent.stops import decode
+from agent.text import decode, encode
 from sandbox.errors import UserError
 
 TextPolicy = Callable[[str], str] | Callable[[str], Awaitable[str]]
@@ -38,7 +38,7 @@ class ScriptedEngine:
         before, rest = self._unsaid.pop(sampling.key or "", ([], ""))
         text = rest if rest and before == list(prompt_ids) else await self._say(prompt_ids)
         end = min((at + len(s) for s in sampling.stop if (at := text.find(s)) >= 0), default=None)
-        ids = self.tokenizer.encode(text[:end], add_special_tokens=False)
+        ids = encode(self.tokenizer, text[:end])
         if end is None:
             ids.append(self.tokenizer.eos_token_id)
         elif sampling.key and text[end:]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from agent.text import decode
+
 
 class StopTable:
     """Finds stop strings without decoding every token of every row.
@@ -43,11 +45,6 @@ class StopTable:
                 ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
         return self._texts
-
-
-def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Text of `ids`, special tokens included, spaces as they are."""
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def _may_complete(text: str, stop: str) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from agent.chat import Chat
 from agent.engine import Engine, EngineError, Sampling
 from agent.scripted import ScriptedEngine
-from agent.stops import decode
+from agent.text import decode
 from envs.observation import observe
 from envs.parse import STOPS, Parser, parse
 from envs.prompts import system_prompt
