@@ -41,8 +41,8 @@ start = time.perf_counter()
 rows = [json.loads(line) for line in open(sys.argv[1])]
 loaded = time.perf_counter() - start
 start = time.perf_counter()
-wrong = [row for row in rows if row["reward"] <= 0.5 and any(e and e["status"] != "ok" for t in row["turns"]
-                                                             for e in t["executions"])]
+wrong = [row for row in rows if "learnt" not in row and row["reward"] <= 0.5
+         and any(e and e["status"] != "ok" for t in row["turns"] for e in t["executions"])]
 print(loaded, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 

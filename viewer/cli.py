@@ -34,7 +34,7 @@ def evaluate(options: Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.ar
             summary = asyncio.run(run_evaluation(options, show))
     except (EngineError, KeyboardInterrupt) as error:
         kept = f"finished samples are kept in {folder}; the same command goes on from there"
-        print(f"solostream: {error or 'interrupted'} ({kept})", file=sys.stderr)
+        print(f"solostream: {str(error) or 'interrupted'} ({kept})", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 1
     print(result_table(summary))
     if not summary["metrics"]["samples"]:
