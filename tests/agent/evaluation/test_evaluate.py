@@ -75,6 +75,12 @@ async def test_another_evaluation_is_not_mixed_in(tmp_path: Path, data: str) -> 
         await evaluate(options(tmp_path, data, temperature=1.0))
 
 
+async def test_a_model_that_did_not_open_keeps_no_other_from_the_folder(tmp_path: Path, data: str) -> None:
+    with pytest.raises(UserError, match="no policy at"):
+        await evaluate(options(tmp_path, data, "calculater"))
+    assert (await evaluate(options(tmp_path, data)))["complete"]
+
+
 async def test_without_tools_it_is_text_only(tmp_path: Path, data: str) -> None:
     summary = await evaluate(options(tmp_path, data, "guesser", tools=False))
     assert summary["metrics"]["avg"]["mean"] == 0.25
