@@ -23,11 +23,12 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 def _rust(tokenizer: Any) -> Any:
     """The tokenizer inside, where the class around it (half the time of a short call) adds nothing."""
-    return tokenizer.backend_tokenizer if _adds_nothing(type(tokenizer)) else None
+    kind: Any = type(tokenizer)
+    return tokenizer.backend_tokenizer if _adds_nothing(kind) else None
 
 
 @lru_cache
-def _adds_nothing(kind: type) -> bool:
+def _adds_nothing(kind: Any) -> bool:
     from transformers import PreTrainedTokenizerFast
 
     own = ("encode", "_encode_plus", "decode", "_decode")

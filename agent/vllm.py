@@ -8,7 +8,6 @@ which version. Weights travel through a file in shared memory, on CPUs and GPUs 
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -158,9 +157,11 @@ class VllmEngine:
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.shutdown()
-            del llm
-            await asyncio.sleep(0)  # its cancelled task lets go of it
-            gc.collect()  # it is part of a cycle, and complains when it goes only with the interpreter
+            llm.shutdown = _nothing  # `__del__` calls it again, perhaps when the interpreter has taken modules apart
+            await asyncio.sleep(0)  # its cancelled task ends
+
+
+def _nothing(*_: object, **__: object) -> None: ...
 
 
 def _generation(output: Any, version: int) -> Generation:
