@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 
 from agent.engine import EngineError, Generation, Sampling, Weights
+from agent.pretrained import load_tokenizer, tokenizer_of, vocabulary_hash
 from agent.scripted import ScriptedEngine
-from agent.spec import load_tokenizer, tokenizer_of, vocabulary_hash
 from agent.weightfile import check, stored_shapes, weight_file
 from sandbox.errors import UserError
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from agent.hf.cache import Feed, SlotCache
+from agent.pretrained import no_model
 from sandbox.errors import UserError
 
 SMALL = 64_000_000  # parameters up to which a fused copy of the weights is cheap and pays
@@ -215,10 +216,6 @@ def load_model(name: str, dtype: str = "auto") -> PreTrainedModel:
 
     Raises UserError when there is no such model.
     """
-    from transformers import AutoModelForCausalLM
-
-    from agent.spec import no_model
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = "float32" if dtype == "auto" and device == "cpu" else dtype
     try:

@@ -13,9 +13,10 @@ import pytest
 from agent.chat import CHATML, Chat
 from agent.engine import Generation, Sampling
 from agent.hf import HFEngine
+from agent.pretrained import vocabulary_hash
 from agent.rollout import call_tokens, rollout
 from agent.scripted import ScriptedEngine, byte_tokenizer
-from agent.spec import open_engine, vocabulary_hash
+from agent.spec import open_engine
 from envs import Task, ToolEnv, parse
 from sandbox.errors import SandboxError, UserError
 
