@@ -27,6 +27,7 @@ from agent.stops import StopTable
 from sandbox.errors import UserError
 
 FEED_TOKENS = 4096  # of one prefill pass, padding included
+PASS_TOKENS = 64  # a pass costs about as much as this much padding in another
 KEY_BLOCK = 64  # attention is over a multiple of this many columns
 YIELDS = 8  # turns of the event loop after a step: a tool's answer takes several to reach its episode
 
@@ -287,12 +288,17 @@ class HFEngine:
         """Rows with about as much to catch up on, few enough for one pass."""
         if self._reproducible:
             return [rows[i : i + 1] for i in range(len(rows))]
-        groups = []
-        for size in np.unique(np.log2(behind).astype(int)):
-            alike = rows[np.log2(behind).astype(int) == size]
-            most = max(1, FEED_TOKENS // int(2 ** (size + 1)))
-            groups += [alike[i : i + most] for i in range(0, len(alike), most)]
-        return groups
+        groups: list[list[int]] = []
+        width = tokens = padding = 0
+        for i in np.argsort(-behind, kind="stable"):
+            size = int(behind[i])
+            extra = padding + width - size
+            if not groups or extra > max(PASS_TOKENS, tokens // 4) or (len(groups[-1]) + 1) * width > FEED_TOKENS:
+                groups.append([])
+                width, tokens, extra = size, 0, 0
+            groups[-1].append(int(rows[i]))
+            tokens, padding = tokens + size, extra
+        return [np.sort(group) for group in groups]
 
     def _advance(self, rows: np.ndarray) -> list[tuple[int, bool]]:
         """Feed what `rows` (sorted) have not yet fed, then sample where that was everything."""
