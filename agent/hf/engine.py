@@ -28,7 +28,7 @@ from sandbox.errors import UserError
 
 FEED_TOKENS = 4096  # of one prefill pass, padding included
 PASS_TOKENS = 64  # a pass costs about as much as this much padding in another
-KEY_BLOCK = 64  # attention is over a multiple of this many columns
+KEY_BLOCK = 16  # attention is over a multiple of this many columns
 YIELDS = 8  # turns of the event loop after a step: a tool's answer takes several to reach its episode
 
 
@@ -81,7 +81,7 @@ class HFEngine:
         self._stop_masks = np.zeros((0, vocabulary), bool)
         self._eos = _eos_ids(model, tokenizer)
 
-        columns = self.max_len + 1 if reproducible else min(self.max_len + 1, 4 * KEY_BLOCK)
+        columns = self.max_len + 1 if reproducible else min(self.max_len + 1, 16 * KEY_BLOCK)
         self._cache = SlotCache(slots, columns)
         self._ids = np.zeros((slots, self.max_len + 1), np.int64)
         self._logprobs = np.zeros((slots, self.max_len + 1), np.float32)
