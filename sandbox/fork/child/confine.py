@@ -75,8 +75,6 @@ class Restriction:
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)  # the host counts the memory of all that is below us
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
         linux.drop_capabilities()
-        for limit, values in self._limits:
-            resource.setrlimit(limit, values)
         if not self._own_pids:
             # It counts every task of the user, ours or not: leave room for those that run now.
             with open("/proc/loadavg") as file:
@@ -84,6 +82,8 @@ class Restriction:
             resource.setrlimit(*_capped(resource.RLIMIT_NPROC, self._processes + running))
         if self._rules:
             self._rules.restrict(folder)
+        for limit, values in self._limits:  # now: among the descriptors of many sessions no low number may be free
+            resource.setrlimit(limit, values)
         if self._filter:
             self._filter.install()
         # After the last change of credentials, which clears it.

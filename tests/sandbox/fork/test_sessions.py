@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,18 @@ async def test_a_dead_fork_server_is_an_infrastructure_failure_and_is_replaced(s
         await running
     assert (await (await sandbox.open()).run("1 + 1")).result == "2"
     assert (await session.run("1 + 1")).result == "2"
+
+
+async def test_more_sessions_than_one_of_them_may_open_files() -> None:
+    box = ForkSandbox(limits=replace(LIMITS, open_files=16), preimport=())
+    try:
+        sessions = [await box.open() for _ in range(30)]
+        seen = await asyncio.gather(*(session.run("len(open('/dev/null').name)") for session in sessions))
+        assert [one.result for one in seen] == ["9"] * 30
+        limited = await sessions[-1].run("[open('/dev/null') for _ in range(16)]")
+        assert limited.error is not None and limited.error.name == "OSError"
+    finally:
+        await box.close()
 
 
 async def test_a_cancelled_call_stops_the_code(sandbox: ForkSandbox) -> None:
