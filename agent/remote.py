@@ -1,4 +1,4 @@
-"""Engines behind HTTP: vLLM servers for training and evaluation, any OpenAI-compatible endpoint for evaluation.
+"""An engine behind HTTP: vLLM servers, for training and evaluation.
 
 A server for training is started so (weights are read from this machine's shared memory, so it runs on this machine):
 `VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs --worker-extension-cls
@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import httpx
 
 from agent.engine import EngineError, Generation, Sampling, Weights
 from agent.pretrained import load_tokenizer, tokenizer_of, vocabulary_hash
-from agent.scripted import ScriptedEngine
 from agent.weightfile import check, stored_shapes, weight_file
 from sandbox.errors import UserError
 
@@ -147,7 +145,7 @@ class ServerEngine:
                     if attempt and self._synced and await self._lost_weights(url):
                         trouble = f"{url} was started again and has not the weights of version {self.version}"
                         break
-                    return await _post(self._client, f"{url}/v1/completions", body)
+                    return await post(self._client, f"{url}/v1/completions", body)
                 except EngineError as error:
                     trouble = str(error)
                 if attempt < RETRIES:
@@ -209,18 +207,18 @@ class ServerEngine:
         self.version, self._synced = version, True
 
     async def _switch(self, url: str, path: str, version: int) -> None:
-        await _post(self._client, f"{url}/pause?mode=wait&clear_cache=true", {})
+        await post(self._client, f"{url}/pause?mode=wait&clear_cache=true", {})
         try:
-            await _post(self._client, f"{url}/collective_rpc", {"method": "load_from", "args": [path]})
-            await _post(self._client, f"{url}/update_weight_version", {"new_version": str(version)})
+            await post(self._client, f"{url}/collective_rpc", {"method": "load_from", "args": [path]})
+            await post(self._client, f"{url}/update_weight_version", {"new_version": str(version)})
         finally:
-            await _post(self._client, f"{url}/resume", {})
+            await post(self._client, f"{url}/resume", {})
 
     async def close(self) -> None:
         await self._client.aclose()
 
 
-async def _post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> dict[str, Any]:
+async def post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> dict[str, Any]:
     """The JSON answer. Raises UserError when the request is at fault, EngineError when the server is."""
     try:
         answer = await client.post(url, json=body)
@@ -265,46 +263,10 @@ async def _model_card(client: httpx.AsyncClient, url: str) -> dict[str, Any]:
 async def _same_tokenizer(client: httpx.AsyncClient, url: str, model: str, own: Any) -> None:
     """A server does not tell its vocabulary, but it tokenizes: compare on a text with digits, code, other scripts."""
     question = {"model": model, "prompt": PROBE, "add_special_tokens": False}
-    answer = await _post(client, f"{url}/tokenize", question)
+    answer = await post(client, f"{url}/tokenize", question)
     mine = own.encode(PROBE, add_special_tokens=False)
     if answer.get("tokens") != mine:
         raise UserError(
             f"the tokenizer here (vocabulary {vocabulary_hash(own)[:12]}) is not the one of {model} at {url}: pass the"
             " served model's folder or id as tokenizer"
         )
-
-
-def chat_endpoint(spec: str) -> ScriptedEngine:
-    """An engine over `POST URL/chat/completions`, from "URL#MODEL"; the key is read from OPENAI_API_KEY.
-
-    Text in, text out: no token ids and no logprobs come back, so it can be evaluated but not trained. Raises UserError.
-    """
-    url, _, model = spec.partition("#")
-    if not url.startswith(("http://", "https://")) or not model:
-        raise UserError(f"chat endpoint {spec!r}: write chat:URL#MODEL, for example chat:http://localhost:8000/v1#qwen")
-    headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get("OPENAI_API_KEY")) else {}
-    address = f"{url.rstrip('/')}/chat/completions"
-
-    async def speak(text: str) -> str:
-        async with httpx.AsyncClient(timeout=600.0, headers=headers) as client:
-            for attempt in itertools.count():
-                try:
-                    answer = await _post(client, address, {"model": model, "messages": _messages(text)})
-                    return answer["choices"][0]["message"]["content"] or ""
-                except EngineError:
-                    if attempt == RETRIES:
-                        raise
-                    await asyncio.sleep(0.25 * 2**attempt)
-        raise AssertionError("the loop returns or raises")
-
-    return ScriptedEngine(speak, certain=False)
-
-
-def _messages(text: str) -> list[dict[str, str]]:
-    """The conversation that `byte_tokenizer`'s ChatML shows; the last turn, which is to be spoken, left out."""
-    found = re.findall(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>|\Z)", text, re.DOTALL)
-    roles = {"tool": "user"}  # endpoints accept a tool's message only after a call in their own format
-    messages = [{"role": roles.get(role, role), "content": content} for role, content in found]
-    if messages and messages[-1]["role"] == "assistant" and not messages[-1]["content"]:
-        messages.pop()
-    return messages

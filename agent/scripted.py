@@ -36,7 +36,7 @@ class ScriptedEngine:
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """See `Engine.generate`. What the policy raises passes through."""
         before, rest = self._unsaid.pop(sampling.key or "", ([], ""))
-        text = rest if rest and before == list(prompt_ids) else await self._say(prompt_ids)
+        text = rest if rest and before == list(prompt_ids) else await self._say(prompt_ids, sampling)
         end = min((at + len(s) for s in sampling.stop if (at := text.find(s)) >= 0), default=None)
         ids = encode(self.tokenizer, text[:end])
         if end is None:
@@ -47,7 +47,7 @@ class ScriptedEngine:
         logprobs, versions = [self._logprob] * len(ids), [self.version] * len(ids)
         return Generation(ids[:room], logprobs[:room], versions[:room], "stop" if len(ids) <= room else "length")
 
-    async def _say(self, prompt_ids: Sequence[int]) -> str:
+    async def _say(self, prompt_ids: Sequence[int], sampling: Sampling) -> str:
         text = self._policy(decode(self.tokenizer, list(prompt_ids)))
         return await text if inspect.isawaitable(text) else text
 

@@ -35,9 +35,9 @@ async def open_engine(
         script = ScriptedEngine(_function(rest), load_tokenizer(tokenizer) if tokenizer else None)
         return script, script.tokenizer
     if kind == "chat":
-        from agent.remote import chat_endpoint
+        from agent.endpoint import ChatEndpoint
 
-        endpoint = chat_endpoint(rest)
+        endpoint = ChatEndpoint(rest)
         return endpoint, endpoint.tokenizer
     if kind in ("http", "https"):
         from agent.remote import ServerEngine

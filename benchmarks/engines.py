@@ -2,7 +2,8 @@
 
 Random weights write no code, so every turn's text is replaced by a call of fixed code on its way to the environment;
 the engine's work is the same: ragged prompts, three turns of 20 tokens, an observation after the first two. Models are
-in float32, on one thread. Every row runs in a process of its own, within --limit seconds.
+in float32, on one thread; "tiny" has 0.4 M parameters, "small" 25 M (what a token costs outside the model does not
+depend on its size, its share does). Every row runs in a process of its own, within --limit seconds.
 
 ms/token is CPU time, of all processes together, per generated token; the shares are shares of it (on a busy machine
 wall time would say how busy it is):
@@ -10,7 +11,7 @@ wall time would say how busy it is):
   sandbox  the interpreters and their keeper, and what calling them costs in this process
   glue     everything else in this process: rollout, chat rendering, parsing, ledger, event loop, HTTP, vLLM's front end
 
-    python benchmarks/engines.py [--quick] [--engines hf,vllm,server,continuous,generate] [--save rows.jsonl]
+    python benchmarks/engines.py [--quick] [--model tiny|small] [--engines hf,vllm,...] [--save rows.jsonl]
     python benchmarks/engines.py --mismatch     # sampler against learner, float32 and bfloat16
 """
 
@@ -57,6 +58,7 @@ from training.losses.kl import estimates  # noqa: E402
 TURN_TOKENS, MAX_TOKENS = 20, 400
 CALL = "```python\nsum(i * i for i in range(1000))\n```\n"
 SAMPLING = Sampling(TURN_TOKENS)
+MODELS = {"tiny": (128, 2, 4), "small": (512, 8, 8)}  # hidden size, layers, heads
 NAMES = ("hf", "vllm", "server", "continuous", "generate")
 PEERS = ("continuous", "generate")  # slow on CPUs: one round of episodes is measured
 Seconds = Callable[[], float]  # CPU seconds that the model has used so far
@@ -145,14 +147,14 @@ def children_s() -> float:
 
 
 @asynccontextmanager
-async def opened(name: str, folder: str, slots: int) -> AsyncIterator[tuple[Engine, Seconds, bool]]:
+async def opened(name: str, folder: str, size: str, slots: int) -> AsyncIterator[tuple[Engine, Seconds, bool]]:
     """An engine, the clock of its model, and whether that model runs in this process."""
     engine: Engine
     if name == "generate":
-        engine = rounds = GenerateInRounds(make_model(), TURN_TOKENS)
+        engine = rounds = GenerateInRounds(make_model(size), TURN_TOKENS)
         clock, inside = (lambda: rounds.cpu_s), True
     elif name == "continuous":
-        engine = peer = ContinuousBatching(make_model(), TURN_TOKENS, slots)
+        engine = peer = ContinuousBatching(make_model(size), TURN_TOKENS, slots)
         clock, inside = peer.cpu_s, True
     elif name == "hf":
         engine, _ = await open_engine(folder, slots=slots, max_len=MAX_TOKENS + 1)
@@ -241,13 +243,13 @@ async def measure(engine: Engine, clock: Seconds, inside: bool, level: int, roun
     return {"tokens": tokens, "wall_s": wall, "model_s": model, "sandbox_s": interpreters + calls, "glue_s": glue}
 
 
-def make_model(scale: float = 1.0) -> Any:
-    """About 0.5 M parameters, never ending a turn by itself."""
+def make_model(size: str, scale: float = 1.0) -> Any:
+    """A Qwen3 that never ends a turn by itself."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = Qwen3Config(
-        **sizes, vocab_size=258, head_dim=32, intermediate_size=384, max_position_embeddings=512, eos_token_id=None
-    )
+    hidden, layers, heads = MODELS[size]
+    shape = {"hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": layers}
+    shape |= {"num_attention_heads": heads, "num_key_value_heads": heads // 2, "head_dim": hidden // heads}
+    config = Qwen3Config(**shape, vocab_size=258, max_position_embeddings=512, eos_token_id=None)
     model = Qwen3ForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -257,16 +259,16 @@ def make_model(scale: float = 1.0) -> Any:
 
 
 @contextmanager
-def model_folder(scale: float = 1.0) -> Iterator[str]:
+def model_folder(size: str, scale: float = 1.0) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
-        make_model(scale).save_pretrained(folder)
+        make_model(size, scale).save_pretrained(folder)
         byte_tokenizer().save_pretrained(folder)
         yield folder
 
 
-async def measure_row(name: str, level: int) -> dict[str, float]:
-    with model_folder() as folder:
-        async with opened(name, folder, level) as (engine, clock, inside):
+async def measure_row(name: str, size: str, level: int) -> dict[str, float]:
+    with model_folder(size) as folder:
+        async with opened(name, folder, size, level) as (engine, clock, inside):
             return await measure(engine, clock, inside, level, 1 if name in PEERS else max(2, min(16, 256 // level)))
 
 
@@ -277,26 +279,27 @@ def show(name: str, level: int, row: dict[str, Any]) -> None:
     print(f"{name:<11}{level:>9}{speed:>10.0f}{cost:>10.3f}{shares}   load {row['load']:.1f}", flush=True)
 
 
-def table(rows: list[tuple[str, int]], limit: float, save: Path | None) -> bool:
+def table(rows: list[tuple[str, int]], size: str, limit: float, save: Path | None) -> bool:
     """Print every row, each from its own process; those that `save` holds are not measured again."""
-    known: dict[tuple[str, int], Any] = {}
+    known: dict[tuple[str, str, int], Any] = {}
     for line in save.read_text().splitlines() if save and save.exists() else ():
         record = json.loads(line)
-        known[record["engine"], record["level"]] = record
+        known[record["engine"], record["model"], record["level"]] = record
     print(
         f"{'engine':<11}{'episodes':>9}{'tokens/s':>10}{'ms/token':>10}{'model':>9}{'sandbox':>9}{'glue':>9}",
         flush=True,
     )
     complete = True
+    print(f"{size} model")
     for name, level in rows:
-        record = known.get((name, level))
+        record = known.get((name, size, level))
         if record is None:
-            output = apart([f"{name}:{level}"], limit)
+            output = apart([f"{name}:{size}:{level}"], limit)
             if not output.startswith("{"):
                 print(f"{name:<11}{level:>9}   not measured: {output}", flush=True)
                 complete = False
                 continue
-            record = {"engine": name, "level": level, "load": os.getloadavg()[0], **json.loads(output)}
+            record = {"engine": name, "model": size, "level": level, "load": os.getloadavg()[0], **json.loads(output)}
             if save:
                 with save.open("a") as file:
                     file.write(json.dumps(record) + "\n")
@@ -332,7 +335,7 @@ def apart(arguments: list[str], limit: float) -> str:
 async def mismatch(name: str) -> list[str]:
     """Log-probabilities of sampled tokens: the sampler's own against the learner's forward over the whole ledger."""
     kind, dtype = name.split("-")
-    with model_folder(scale=8.0) as folder:
+    with model_folder("tiny", scale=8.0) as folder:
         spec = folder if kind == "hf" else f"vllm:{folder}"
         engine, _ = await open_engine(spec, slots=64, max_len=MAX_TOKENS + 1, dtype=dtype)
         prompts = [[(7 * i + 3 * j) % 256 + 2 for j in range(20 + i % 40)] for i in range(64)]
@@ -342,7 +345,7 @@ async def mismatch(name: str) -> list[str]:
             await engine.close()
     lines = []
     for learner in dict.fromkeys((dtype, "float32")):
-        model = make_model(scale=8.0).to(getattr(torch, learner))
+        model = make_model("tiny", scale=8.0).to(getattr(torch, learner))
         differences = []
         for prompt, generation in zip(prompts, made, strict=True):
             ids = torch.tensor([prompt + generation.token_ids])
@@ -359,6 +362,7 @@ async def mismatch(name: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="8 and 64 episodes, without server and peers")
+    parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--engines", help=f"of {', '.join(NAMES)}, separated by commas")
     parser.add_argument("--levels", help="numbers of episodes at a time (default 1,8,64,256)")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for a row, start of the engine included")
@@ -369,8 +373,9 @@ def main() -> None:
     if options.row:
         torch.set_num_threads(1)
         disable_progress_bar()
-        name, _, level = options.row.partition(":")
-        print(json.dumps(asyncio.run(measure_row(name, int(level)) if level else mismatch(name))), flush=True)
+        name, *rest = options.row.split(":")
+        work = measure_row(name, rest[0], int(rest[1])) if rest else mismatch(name)
+        print(json.dumps(asyncio.run(work)), flush=True)
         return
     if options.mismatch:
         vllm = importlib.util.find_spec("vllm") is not None
@@ -386,7 +391,7 @@ def main() -> None:
         parser.error(f"no engine {', '.join(sorted(unknown))}: {', '.join(NAMES)}")
     levels = options.levels or ("8,64" if options.quick else "1,8,64,256")
     rows = [(name, int(level)) for name in names for level in levels.split(",")]
-    if not table(rows, options.limit, options.save):
+    if not table(rows, options.model, options.limit, options.save):
         sys.exit(1)
 
 

@@ -18,8 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
+from agent.endpoint import ChatEndpoint
 from agent.engine import EngineError, Sampling
-from agent.remote import ServerEngine, _same_tokenizer, chat_endpoint
+from agent.remote import ServerEngine, _same_tokenizer
 from agent.scripted import byte_tokenizer
 from agent.spec import open_engine
 from sandbox.errors import UserError
@@ -230,15 +231,19 @@ async def test_bad_input_is_refused_with_the_remedy(
 
 
 async def test_a_chat_endpoint_is_for_evaluation_only(server: tuple[str, Any], folder: Path) -> None:
-    engine = chat_endpoint(f"{server[0]}/v1#{folder}")
+    engine = ChatEndpoint(f"{server[0]}/v1#{folder}")
     prompt = engine.tokenizer.encode("<|im_start|>user\n1 + 2?<|im_end|>\n<|im_start|>assistant\n")
     made = await engine.generate(prompt, Sampling(20))
     assert made.token_ids
     assert all(math.isnan(logprob) for logprob in made.logprobs)
+    settings = [Sampling(40, temperature=0), Sampling(40, temperature=0), Sampling(40, seed=1), Sampling(40, seed=2)]
+    one, same, other, another = [(await engine.generate(prompt, sampling)).token_ids for sampling in settings]
+    assert one == same
+    assert len({tuple(ids) for ids in (one, other, another)}) == 3
     with pytest.raises(UserError, match="can be evaluated, not trained"):
         await engine.load_weights({}, 1)
     with pytest.raises(UserError, match=r"refuses the request \(404\).*nothing"):
-        await chat_endpoint(f"{server[0]}/v1#nothing").generate(prompt, Sampling(20))
+        await ChatEndpoint(f"{server[0]}/v1#nothing").generate(prompt, Sampling(20))
     with pytest.raises(UserError, match="write chat:URL#MODEL"):
         await open_engine(f"chat:{server[0]}/v1")
 
