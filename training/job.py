@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from agent.allocator import keep_freed_memory
 from agent.records import read_lines
 from sandbox.errors import UserError
 from training import checkpoint, cold_start, plots, setup
@@ -64,6 +65,7 @@ class Job:
     def run(self, *, cold_start_only: bool = False) -> Summary | None:
         """What is left to do; None after the cold start only. Raises Interrupted, SandboxError, EngineError."""
         torch.manual_seed(self.config.run.seed)
+        keep_freed_memory()
         if self.config.rollout.mode == "async":  # sampling and learning share the cores
             torch.set_num_threads(max(1, torch.get_num_threads() // 2))
         return asyncio.run(self._run(cold_start_only))

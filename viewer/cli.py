@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from agent.allocator import keep_freed_memory
 from agent.engine import EngineError
 from agent.evaluate import Options, Progress
 from agent.evaluate import evaluate as run_evaluation
@@ -29,6 +30,7 @@ def evaluate(options: Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.ar
     from viewer.report import write_report
 
     folder = options.folder()
+    keep_freed_memory()
     try:
         with _live(sys.stdout.isatty()) as show:
             summary = asyncio.run(run_evaluation(options, show))
