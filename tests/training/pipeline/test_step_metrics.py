@@ -132,7 +132,6 @@ def test_a_supervised_step_shows_loss_and_speed() -> None:
 
 
 def test_wandb_offline_holds_what_was_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.chdir(tmp_path)
