@@ -31,7 +31,7 @@ def evaluation_page(folder: Path, index: Index, notes: Sequence[str]) -> str:
     """The page of one evaluation."""
     samples, _ = read_samples(index.path)
     summary = _summary(folder)
-    metrics = summary.get("metrics") or summarise(samples, equivalent)
+    metrics = summarise(samples, equivalent)
     if not summary.get("complete", True):
         notes = [
             *notes,
