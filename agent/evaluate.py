@@ -226,14 +226,6 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of an evaluation. Raises UserError when it is absent or damaged."""
-    try:
-        return json.loads((folder / SUMMARY).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"no readable {SUMMARY} in {folder}: {error}; run solostream eval first") from None
-
-
 def _environment(options: Options) -> tuple[Sequence[Task], Callable[[Any], Any]]:
     """The problems, and what makes one more environment given the tokenizer. Raises UserError."""
     import envs  # noqa: F401 - registers solostream/*
