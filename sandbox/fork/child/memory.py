@@ -44,7 +44,11 @@ class Group:
         return more
 
     def empty(self) -> bool:
-        return not self._read("cgroup.procs")
+        """Whether the next session may have it."""
+        try:
+            return not self._read("cgroup.procs")
+        except OSError:  # the host has taken it away
+            return False
 
     def _write(self, file: str, value: int) -> bool:
         try:

@@ -295,6 +295,7 @@ class _Server:
         """One more session for the pool; where the kernel refuses, whoever waits for it is told."""
         folder, init, pid = self.confinement.folder, None, 0
         ends: tuple[socket.socket, ...] = ()
+        group = None
         try:
             group = self._group()
             host_end, end = ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -319,6 +320,7 @@ class _Server:
                 if started:
                     os.kill(started, signal.SIGKILL)
                     os.waitpid(started, 0)
+            self._give_back(group)
             self._refuse(error)
         finally:
             if self.own_pids is not None:
@@ -331,6 +333,10 @@ class _Server:
             return self.unused.pop()
         self.count += 1
         return memory.Group(self.groups, str(self.count), self.confinement.memory_mb)
+
+    def _give_back(self, group: memory.Group | None) -> None:
+        if group is not None and group.empty():
+            self.unused.append(group)
 
     def _refuse(self, error: OSError) -> None:
         if self.waiting:
@@ -375,8 +381,7 @@ class _Server:
             entry[1].close()
         os.close(pidfd)
         overflowed = session.group is not None and session.group.overflowed()
-        if session.group is not None and session.group.empty():
-            self.unused.append(session.group)
+        self._give_back(session.group)
         with contextlib.suppress(OSError):
             session.end.send(wire.DEAD + wire.STATUS.pack(status, overflowed), socket.MSG_DONTWAIT)
         session.end.close()
