@@ -15,8 +15,9 @@ import random
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pvariance
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -33,15 +34,20 @@ POPULATIONS = {"U-shaped, Beta(0.15, 0.15)": 0.15, "U-shaped, Beta(0.25, 0.25)":
 Curve = list[dict[str, float]]
 
 
-Play = Callable[[random.Random], tuple[float, int]]  # one episode: its reward, its length in action tokens
-Policy = dict[str, Play]  # by prompt
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    rate: float  # of success
+    play: Callable[[random.Random], tuple[float, int]]  # one episode: its reward, its length in action tokens
+
+
+Policy = dict[str, Prompt]  # by prompt id
 
 
 def table(a: float, seed: int) -> Policy:
     rng = random.Random(seed)
 
-    def prompt(p: float) -> Play:
-        return lambda rng: (float(rng.random() < p), rng.randint(20, 200))
+    def prompt(p: float) -> Prompt:
+        return Prompt(p, lambda rng: (float(rng.random() < p), rng.randint(20, 200)))
 
     return {f"t{i}": prompt(rng.betavariate(a, a)) for i in range(PROMPTS)}
 
@@ -52,11 +58,15 @@ def recorded(folder: Path) -> Policy:
     for line in read_lines(folder / "samples.jsonl"):
         if line.trajectory is not None:
             seen[line.trajectory.task_id].append((line.trajectory.reward, line.trajectory.n_action_tokens))
-    return {task_id: (lambda rng, episodes=episodes: rng.choice(episodes)) for task_id, episodes in seen.items()}
+
+    def prompt(episodes: list[tuple[float, int]]) -> Prompt:
+        return Prompt(fmean(reward for reward, _ in episodes), lambda rng: rng.choice(episodes))
+
+    return {task_id: prompt(episodes) for task_id, episodes in seen.items()}
 
 
-def play(task_id: str, episode: Play, dispatch: Dispatch, rng: random.Random) -> Trajectory:
-    reward, tokens = episode(rng)
+def play(task_id: str, prompt: Prompt, dispatch: Dispatch, rng: random.Random) -> Trajectory:
+    reward, tokens = prompt.play(rng)
     ledger = Ledger()
     ledger.forced("user", [1], "")
     ledger.sampled([2] * tokens, [-1.0] * tokens, [0] * tokens, "")
@@ -74,7 +84,8 @@ def run(
             dispatch = Dispatch(event, tracker.value(task_id), 0, group)
             batch.append(play(task_id, policy[task_id], dispatch, rng))
             event += 1
-        curve.append(estimator(batch).metrics)
+        known = pvariance([t.reward - policy[t.task_id].rate for t in batch])
+        curve.append({**estimator(batch).metrics, "known": known})
     return curve
 
 
@@ -82,8 +93,8 @@ def compare(policy: Policy, batches: int, seed: int) -> dict[str, Curve]:
     rng, found = random.Random(seed), {}
     for name in ("prioritised", "uniform"):
         tracker = ValueTracker()
-        for task_id, episode in policy.items():
-            tracker.initialise(task_id, [episode(rng)[0] for _ in range(8)])
+        for task_id, prompt in policy.items():
+            tracker.initialise(task_id, [prompt.play(rng)[0] for _ in range(8)])
         sampler = TaskSampler(list(policy), tracker if name == "prioritised" else None, seed=seed)
         found[f"SPO, {name}"] = run(policy, SPO(tracker), sampler, tracker, batches, seed)
     grouped = TaskSampler(list(policy), streams=GROUP, seed=seed)
@@ -135,7 +146,7 @@ def main() -> None:
     parser.add_argument("--plot", help="write the curves of the first population here")
     options = parser.parse_args()
     batches, seeds = (20, 1) if options.quick else (60, 3)
-    header = ("no signal", "advantage var.", "reward var.", "ratio")
+    header = ("no signal", "advantage var.", "reward var.", "ratio", "least ratio")
     print(f"{'second half of ' + str(batches) + ' batches':<30}" + "".join(f"{h:>16}" for h in header))
     policies = {title: [table(a, seed) for seed in range(seeds)] for title, a in POPULATIONS.items()}
     if options.policy:
@@ -145,11 +156,12 @@ def main() -> None:
         runs = [compare(policy[seed], batches, seed) for seed in range(seeds)]
         for name in runs[0]:
             share = "advantage/degenerate" if name == "GRPO" else "advantage/near_zero"
-            none, variance, raw = (
+            none, variance, raw, known = (
                 fmean(late(run_[name], key) for run_ in runs)
-                for key in (share, "advantage/variance", "reward/variance")
+                for key in (share, "advantage/variance", "reward/variance", "known")
             )
-            print(f"  {name:<28}{none:16.3f}{variance:16.3f}{raw:16.3f}{variance / raw:16.2f}")
+            ratios = f"{variance / raw:16.2f}{known / raw:16.2f}"
+            print(f"  {name:<28}{none:16.3f}{variance:16.3f}{raw:16.3f}{ratios}")
         if options.plot and title == next(iter(policies)):
             plot(options.plot, runs[0], title)
     print(
@@ -159,7 +171,8 @@ def main() -> None:
         degenerate, expected = p**GROUP + (1 - p) ** GROUP, 1 / (p * (1 - p)) - 1
         print(f"  {p:<6}{degenerate:10.3f}{expected:10.2f}{until_mixed(p, random.Random(0)):10.2f}")
     print(
-        "no signal: SPO |A| <= 0.02, GRPO groups of one outcome; ratio: variance against no baseline on its own batches"
+        "no signal: SPO |A| <= 0.02, GRPO groups of one outcome; ratio: variance against no baseline on its own batches\n"
+        "least ratio: that of a baseline that knows every prompt's success rate"
     )
     print("bars: SPO's share under half of GRPO's, ratio <= 0.7")
 
