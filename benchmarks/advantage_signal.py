@@ -171,7 +171,7 @@ def main() -> None:
         degenerate, expected = p**GROUP + (1 - p) ** GROUP, 1 / (p * (1 - p)) - 1
         print(f"  {p:<6}{degenerate:10.3f}{expected:10.2f}{until_mixed(p, random.Random(0)):10.2f}")
     print(
-        "no signal: SPO |A| <= 0.02, GRPO groups of one outcome; ratio: variance against no baseline on its own batches\n"
+        "no signal: SPO |A| <= 0.02, GRPO groups of one outcome; ratio: to the variance of the same batch's rewards\n"
         "least ratio: that of a baseline that knows every prompt's success rate"
     )
     print("bars: SPO's share under half of GRPO's, ratio <= 0.7")
