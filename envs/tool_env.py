@@ -87,6 +87,8 @@ class ToolEnv(gymnasium.Env[str, str]):
             raise UserError(f"unknown answer style {answer!r}; one of: {', '.join(get_args(AnswerStyle))}")
         if max_turns < 1 or output_tokens < 1 or max_calls_per_turn < 1:
             raise UserError("max_turns, max_calls_per_turn and output_tokens must be at least 1")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise UserError(f"unknown render mode {render_mode!r}; one of: {', '.join(self.metadata['render_modes'])}")
         self.observation_space = UnicodeText()
         self.action_space = UnicodeText()
         self.render_mode = render_mode
@@ -167,6 +169,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         """One turn of the policy. Raises SandboxError; the episode is then over and `reset` starts another."""
         if self._over or self.task is None:
             raise gymnasium.error.ResetNeeded("the episode is over: call reset() before step()")
+        if not isinstance(text, str):
+            raise UserError(f"an action is text (str), not {type(text).__name__}")
         self._over = True  # until this step has succeeded
         text = SURROGATE.sub("\ufffd", text)
         parsed = parse(text, self._syntax, think=self._think)
@@ -226,7 +230,11 @@ class ToolEnv(gymnasium.Env[str, str]):
             await asyncio.to_thread(self._workspace.shutdown)
 
     def _choose(self, options: Mapping[str, Any]) -> Task:
+        if unknown := set(options) - {"task", "task_id"}:
+            raise UserError(f"unknown reset options {sorted(unknown)}; there are: task, task_id")
         if "task" in options:
+            if not isinstance(options["task"], Task):
+                raise UserError(f"options['task'] must be an envs.Task, not {type(options['task']).__name__}")
             return options["task"]
         if "task_id" not in options:
             return self.tasks[int(self.np_random.integers(len(self.tasks)))]
@@ -294,6 +302,8 @@ class ToolEnv(gymnasium.Env[str, str]):
             return None, clip(f"Error: {wrong}", self._output_tokens, self._counter)
         try:
             result = await tool(call.arguments, self._workspace)
+        except UserError:
+            raise  # no Docker daemon, a misspelt sandbox: its user's mistake, not the policy's
         except ValueError as error:
             result = Execution(status="error", error=CodeError(type(error).__name__, str(error), ""))
         execution = Execution(stdout=result) if isinstance(result, str) else result

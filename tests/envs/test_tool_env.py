@@ -233,6 +233,28 @@ async def test_infrastructure_failure_raises_after_the_last_retry(make):
     assert (await start(env))[0] == "What is 6 times 7?"
 
 
+async def test_a_wrong_sandbox_is_its_users_mistake_and_no_observation(make):
+    """UserError is a ValueError, and a tool's ValueError is shown to the policy: this one must not be."""
+    env = make(sandbox="frok")
+    await start(env)
+    with pytest.raises(UserError, match="did you mean 'fork'"):
+        await env.astep(call("1"))
+    assert env.trace == []
+
+
+async def test_wrong_actions_and_options_are_refused_and_the_episode_goes_on(make):
+    env = make()
+    await start(env)
+    for action in (None, b"bytes", 3):
+        with pytest.raises(UserError, match="an action is text"):
+            await env.astep(action)
+    assert (await env.astep(r"\boxed{42}"))[1] == 1.0
+    with pytest.raises(UserError, match=r"unknown reset options \['taskid'\]; there are: task, task_id"):
+        await env.areset(options={"taskid": "two"})
+    with pytest.raises(UserError, match=r"must be an envs\.Task, not dict"):
+        await env.areset(options={"task": {"prompt": "?"}})
+
+
 async def test_episodes_do_not_share_state_and_stateless_calls_neither(make):
     env = make()
     await start(env)
@@ -387,6 +409,7 @@ def test_no_text_breaks_an_episode(texts):
         ({"tools": ["python", "search"]}, "set syntax='hermes'"),
         ({"tools": [{"tool": "search", "pages": 3}]}, "does not take these options"),
         ({"max_turns": 0}, "at least 1"),
+        ({"render_mode": "human"}, "one of: ansi"),
         ({"reward": "kindness"}, "one of: correct"),
         ({"tasks": []}, "at least one task"),
         ({"tasks": "aime2"}, "did you mean 'aime24'|did you mean 'aime25'"),
