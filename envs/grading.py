@@ -11,14 +11,16 @@ import atexit
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
-from sandbox.errors import UserError
+from sandbox.errors import SandboxError, UserError
 
 SECONDS = 5  # of processor time for one comparison, in the child: a busy machine changes no verdict
 _PROGRAM = str(Path(__file__).with_name("grading_child.py"))
@@ -37,7 +39,10 @@ _SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
 
 @lru_cache(maxsize=65_536)
 def equivalent(gold: str, answer: str) -> bool:
-    """Whether `answer` equals `gold` as mathematics. May take seconds. Raises UserError without math-verify."""
+    """Whether `answer` equals `gold` as mathematics. May take seconds.
+
+    Raises UserError without math-verify, SandboxError when it does not start: neither is a wrong answer.
+    """
     verdict = quick(gold, answer)
     return _compare(gold, answer) if verdict is None else verdict
 
@@ -76,41 +81,48 @@ class _Child:
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, gold: str, answer: str) -> bool:
+        """A pair on which the child dies is not the same. It gets a second try, in case something else killed it."""
         with self._lock:
-            if self._process is None:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", _PROGRAM, str(SECONDS)],  # -P: its folder holds a types.py
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    text=True,
-                    env={k: v for k, v in os.environ.items() if k != "LD_PRELOAD"},
-                )
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            try:
-                print(json.dumps([gold, answer]), file=self._process.stdin, flush=True)
-                line = self._process.stdout.readline()
-            except BrokenPipeError:
-                line = ""
-            if line:
-                return _verdict(line)
-            self.stop()
+            for _ in range(2):
+                process = self._process = self._process or _start()
+                assert process.stdin is not None
+                assert process.stdout is not None
+                with suppress(BrokenPipeError):  # it died since the last pair
+                    print(json.dumps([gold, answer]), file=process.stdin, flush=True)
+                if line := process.stdout.readline():
+                    return line.startswith("yes")
+                if self.stop() == -signal.SIGPROF:  # its own timer
+                    break
             return False
 
-    def stop(self) -> None:
+    def stop(self) -> int | None:
+        """How the child ended; None: there was none."""
         process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            process.stdin.close()  # type: ignore[union-attr]
-            process.stdout.close()  # type: ignore[union-attr]
+        if process is None:
+            return None
+        process.kill()
+        process.communicate()  # closes the pipes, whatever is still in them
+        return process.returncode
 
 
-def _verdict(line: str) -> bool:
-    if line.startswith("missing"):
+def _start() -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", _PROGRAM, str(SECONDS)]  # -P: its folder holds a types.py
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "LD_PRELOAD"},
+    )
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    if said == "ready\n":
+        return process
+    process.communicate()
+    if said == "missing\n":
         raise UserError("comparing LaTeX answers needs math-verify: pip install 'math-verify[antlr4_13_2]'")
-    return line.startswith("yes")
+    raise SandboxError(f"the process that compares answers does not start; to see why: {' '.join(command)} </dev/null")
 
 
 _child = _Child()

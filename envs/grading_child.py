@@ -1,4 +1,5 @@
-"""The child process of `envs.grading`: JSON pairs in, "yes" or "no" out; its timer kills it when one takes too long."""
+"""The child process of `envs.grading`: it says "ready" (or "missing": no math-verify), then JSON pairs in, "yes" or "no"
+out. Its timer kills it when a pair takes too long."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ def main() -> None:
     try:
         import math_verify
     except ImportError:
-        for _ in sys.stdin:
-            print("missing", flush=True)
+        print("missing", flush=True)
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
     math_verify.verify(_read(math_verify, "\\sqrt{2}"), _read(math_verify, "2"), timeout_seconds=None)  # imports lazily
+    print("ready", flush=True)
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, float(sys.argv[1]))
         gold, answer = json.loads(line)

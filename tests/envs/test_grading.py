@@ -1,12 +1,14 @@
 """Are two answers the same?"""
 
 import os
+import signal
 import threading
 
 import pytest
 
 from envs import grading
 from envs.grading import equivalent, quick
+from sandbox.errors import SandboxError, UserError
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,30 @@ def test_a_comparison_that_hangs_is_cut_short_and_the_next_one_works(monkeypatch
     grading._child.stop()
     equivalent.cache_clear()
     assert not equivalent(r"\sqrt{2} + 1", "9^{9^{9^{9}}}!")
+    assert equivalent("2y", "y + y")
+
+
+def test_a_child_that_something_else_killed_costs_no_verdict():
+    """The out-of-memory killer, an operator: a right answer must not become a wrong one."""
+    equivalent.cache_clear()
+    assert equivalent("2y", "y + y")
+    os.kill(grading._child._process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, grading._child._process.pid, os.WEXITED | os.WNOWAIT)
+    assert equivalent("3y", "y + y + y")
+
+
+def test_a_child_that_cannot_start_is_no_wrong_answer(tmp_path, monkeypatch):
+    equivalent.cache_clear()
+    grading._child.stop()
+    for program, error, remedy in (
+        ("raise SystemExit('broken')", SandboxError, "does not start; to see why: "),
+        ("print('missing')", UserError, "pip install"),
+    ):
+        (tmp_path / "child.py").write_text(program)
+        monkeypatch.setattr(grading, "_PROGRAM", str(tmp_path / "child.py"))
+        with pytest.raises(error, match=remedy):
+            equivalent("2y", "y + y")
+    monkeypatch.undo()
     assert equivalent("2y", "y + y")
 
 
