@@ -13,12 +13,13 @@ import json
 import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from envs.space import SURROGATE
 from envs.types import Task
 from sandbox.errors import UserError
 
@@ -28,6 +29,23 @@ _log = logging.getLogger(__name__)
 _PROBLEMS = Path(__file__).parent / "problems"
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _FIELDS: Mapping[str, str] = {"prompt": "prompt", "answer": "answer", "id": "id"}
+_TASK = {field.name for field in fields(Task)}
+
+
+class Tasks(tuple[Task, ...]):
+    """Tasks and their index: made once, shared by all environments that are given the same object."""
+
+    @cached_property
+    def by_id(self) -> dict[str, Task]:
+        """Raises UserError when one id names two problems."""
+        found: dict[str, Task] = {}
+        for task in self:
+            if found.setdefault(task.id, task).prompt != task.prompt:
+                raise UserError(f"the task id {task.id!r} names two problems; map another column to id")
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tasks:
+        return self  # gymnasium.make copies what it is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +95,11 @@ def load(
 ) -> list[Task]:
     """Tasks of a preset ("aime25"), a .jsonl/.json/.csv/.parquet file, a folder with SPLIT.*, or a Hugging Face id.
 
-    columns adds to the preset's map, or to prompt/answer/id as they are. Equal prompts are kept once.
+    columns adds to the preset's map, or to prompt/answer/id as they are. Equal prompts are kept once. Ids of a preset
+    begin with its name (`aime25/7`), so that presets can be mixed.
     Raises UserError for a name that is none of these, when a data set is neither in the cache nor reachable, and for
-    bad rows, a prompt with two different answers among them: all are listed with their line numbers. `skip_bad` drops
-    these rows and logs the list instead.
+    bad rows, a prompt with two answers and an id with two prompts among them: all are listed with their line numbers.
+    `skip_bad` drops these rows and logs the list instead.
     """
     name = str(source)
     preset = PRESETS.get(name.lower())
@@ -92,16 +111,16 @@ def load(
         columns = {**_FIELDS, **(columns or {})}
         after = answer_after or ""
         rows, at = _rows(name, config, split)
-    found = from_rows(rows, source=name, columns=columns, answer_after=after, at=at, skip_bad=skip_bad)
-    return found[:limit]
+    found = from_rows(rows, source=name, columns=columns, answer_after=after, at=at, skip_bad=skip_bad)[:limit]
+    return [replace(task, id=f"{name.lower()}/{task.id}") for task in found] if preset else found
 
 
-def tasks(source: TaskSource) -> Sequence[Task]:
+def tasks(source: TaskSource) -> Tasks:
     """What environments and configurations take; strings and mappings are loaded once a process.
 
     A string is `load`'s source. Mappings: {"load": source, …`load`'s options}, {"generate": n, …`families.generate`'s},
     {"mix": [[source, weight], …], "n": …, "seed": …}. A sequence holds `Task`s or rows (prompt, answer, id).
-    Raises UserError, also when there is no task at all.
+    Raises UserError, also when there is no task at all or one id names two problems.
     """
     if isinstance(source, str):
         return _cached(json.dumps({"load": source}))
@@ -110,17 +129,26 @@ def tasks(source: TaskSource) -> Sequence[Task]:
             return _cached(json.dumps(source))
         except TypeError as error:
             raise UserError(f"tasks={dict(source)}: {error}") from None
-    if all(isinstance(item, Task) for item in source):
-        found: Sequence[Task] = source  # type: ignore[assignment]
-    else:
-        found = from_rows(enumerate(source, 1), source="tasks", columns=_FIELDS, at="row")
-    if not found:
+    return source if isinstance(source, Tasks) else _indexed(_listed(source))
+
+
+def _listed(items: Sequence[Task] | Sequence[Mapping[str, Any]]) -> Iterable[Task]:
+    if all(isinstance(item, Mapping) and set(item) == _TASK for item in items):  # an environment's spec that was JSON
+        return [Task(**item) for item in items]  # type: ignore[arg-type]
+    if all(isinstance(item, Task) for item in items):
+        return items  # type: ignore[return-value]
+    return from_rows(enumerate(items, 1), source="tasks", columns=_FIELDS, at="row")
+
+
+def _indexed(items: Iterable[Task]) -> Tasks:
+    found = Tasks(items)
+    if not found.by_id:
         raise UserError("an environment needs at least one task")
     return found
 
 
 @lru_cache(maxsize=32)
-def _cached(source: str) -> tuple[Task, ...]:
+def _cached(source: str) -> Tasks:
     options = json.loads(source)
     if "generate" in options:
         from envs.families import generate
@@ -132,7 +160,7 @@ def _cached(source: str) -> tuple[Task, ...]:
         found = load(options.pop("load"), **options)
     else:
         raise UserError(f'tasks need "load", "generate" or "mix", not {sorted(options)}')
-    return tuple(found)
+    return _indexed(found)
 
 
 def from_rows(
@@ -146,12 +174,16 @@ def from_rows(
 ) -> list[Task]:
     """Validate and convert; `at` names what the numbers count. Raises UserError that lists every bad row."""
     found: dict[str, Task] = {}
+    named: dict[str, str] = {}
     problems = _Problems()
     for number, row in rows:
         try:
             task = _task(row, source, columns, answer_after)
         except ValueError as error:
             problems.add(str(error), number)
+            continue
+        if named.setdefault(task.id, task.prompt) != task.prompt:
+            problems.add(f"the id {task.id!r} again, for another prompt", number)
             continue
         earlier = found.setdefault(task.prompt, task)
         if earlier.answer != task.answer:
@@ -160,8 +192,6 @@ def from_rows(
         if not skip_bad:
             raise UserError(f"{source}: {problems.report(at)}. Fix these rows, name the columns, or set skip_bad")
         _log.warning("%s: dropped %s", source, problems.report(at))
-    if len({task.id for task in found.values()}) < len(found):
-        raise UserError(f"{source}: one id names two prompts; map another column to id with columns={{'id': …}}")
     if not found:
         raise UserError(f"{source} holds no task")
     return list(found.values())
@@ -187,7 +217,9 @@ def _task(row: Any, source: str, columns: Mapping[str, str], answer_after: str) 
     for name, value in (("prompt", prompt), ("answer", answer)):
         if not value:
             raise ValueError(f"{columns[name]!r} is empty")
-    task_id = str(values["id"]) if values.get("id") is not None else _content_id(prompt, answer)
+        if SURROGATE.search(value):
+            raise ValueError(f"{columns[name]!r} holds a lone surrogate")
+    task_id = _content_id(prompt, answer) if values.get("id") in (None, "") else str(values["id"])
     meta = {k: v for k, v in values.items() if k not in _FIELDS and v is not None}
     return Task(task_id, prompt, answer, source, meta)
 
@@ -291,27 +323,35 @@ def _json_line(line: bytes) -> Any:
 
 
 def _hub_rows(path: str, config: str | None, split: str) -> Iterator[Row]:
+    """From the cache where it is there, else from the network."""
     try:
         import datasets
     except ImportError:
         raise UserError(f"loading {path} needs the datasets library: pip install 'solostream[train]'") from None
-    try:
-        rows = datasets.load_dataset(path, config, split=split)
-    except ValueError as error:  # a wrong split or configuration: the message names the right ones
-        if "cache" not in str(error):
-            raise UserError(f"{path}: {error}".replace("\n", " ")) from None
-        raise _unreachable(path, error) from None
-    except (OSError, RuntimeError) as error:  # ConnectionError, DatasetNotFoundError, offline mode, a missing file
-        raise _unreachable(path, error) from None
+    for place in (*_snapshot(path), path):
+        try:
+            rows = datasets.load_dataset(place, config, split=split)
+            break
+        except Exception as error:  # a snapshot of which a part is missing, offline mode, the HTTP client's own errors
+            why = str(error).replace("\n", " ")
+            if isinstance(error, ValueError) and "cache" not in why:
+                raise UserError(f"{path}: {why}") from None  # a wrong split or configuration: it names the right ones
+    else:
+        raise UserError(
+            f"data set {path} is not in the cache and cannot be downloaded ({why}); run `hf download --repo-type "
+            f"dataset {path}` with a network, point HF_HOME to its cache, or give a local file"
+        )
     yield from enumerate(rows, 1)
 
 
-def _unreachable(path: str, error: Exception) -> UserError:
-    why = str(error).split("\n")[0]
-    return UserError(
-        f"data set {path} is not in the cache and cannot be downloaded ({why}); "
-        f"run `hf download --repo-type dataset {path}` with a network, point HF_HOME to its cache, or give a local file"
-    )
+def _snapshot(path: str) -> list[str]:
+    """The folder that `hf download` left, if it did. (`datasets` by itself finds only what it has loaded before.)"""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return [snapshot_download(path, repo_type="dataset", local_files_only=True)]
+    except (OSError, ValueError):
+        return []
 
 
 def dedup(items: Iterable[Task]) -> list[Task]:

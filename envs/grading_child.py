@@ -1,5 +1,7 @@
-"""The child process of `envs.grading`: it says "ready" (or "missing": no math-verify), then JSON pairs in, "yes" or "no"
-out. Its timer kills it when a pair takes too long."""
+"""The child of `envs.grading`. It says "ready" ("missing": no math-verify); then JSON pairs in, "yes" or "no" out.
+
+Its timer kills it when a pair takes too long.
+"""
 
 from __future__ import annotations
 

@@ -93,7 +93,6 @@ class ToolEnv(gymnasium.Env[str, str]):
         self.action_space = UnicodeText()
         self.render_mode = render_mode
         self.tasks = data.tasks(tasks)
-        self._by_id: dict[str, Task] = {}
         self._syntax = syntaxes(syntax)
         self._think: Think = think
         Parser(self._syntax, think=think)  # refuses an unknown policy now, not in the first step
@@ -238,10 +237,10 @@ class ToolEnv(gymnasium.Env[str, str]):
             return options["task"]
         if "task_id" not in options:
             return self.tasks[int(self.np_random.integers(len(self.tasks)))]
-        self._by_id = self._by_id or {task.id: task for task in self.tasks}
-        if options["task_id"] not in self._by_id:
+        task = self.tasks.by_id.get(options["task_id"])
+        if task is None:
             raise UserError(f"no task {options['task_id']!r} among the {len(self.tasks)} of this environment")
-        return self._by_id[options["task_id"]]
+        return task
 
     def _count(self, text: str) -> int:
         return len(self._counter.encode(text)) if self._turn_tokens or self._episode_tokens else 0
@@ -283,7 +282,8 @@ class ToolEnv(gymnasium.Env[str, str]):
                 continue
             execution, content = await self._call(call)
             executions.append(execution)
-            messages.append({"role": "tool", "name": call.name or "unknown", "content": content})
+            name = call.name if call.name in self._tools else "unknown"  # whatever the policy wrote
+            messages.append({"role": "tool", "name": name, "content": content})
         if messages and len(calls) > self._max_calls:
             messages[-1]["content"] += f"\nError: at most {self._max_calls} calls a turn; the others were not executed"
         if messages and self._show_budget:
@@ -307,7 +307,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         except ValueError as error:
             result = Execution(status="error", error=CodeError(type(error).__name__, str(error), ""))
         execution = Execution(stdout=result) if isinstance(result, str) else result
-        return execution, clip(observe(execution, tracebacks=self._tracebacks), self._output_tokens, self._counter)
+        seen = SURROGATE.sub("\ufffd", observe(execution, tracebacks=self._tracebacks))
+        return execution, clip(seen, self._output_tokens, self._counter)
 
     def _remaining(self, messages: Sequence[Message]) -> str:
         turns = self._max_turns - len(self.trace) - 1

@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from envs import data
 from envs.tool_env import ToolEnv
 from sandbox.errors import UserError
 from sandbox.interpreter import wait
@@ -29,6 +30,8 @@ class ToolVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], np.ndarray]):
         self, num_envs: int = 1, *, autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP, **kwargs: Any
     ) -> None:
         self.num_envs = num_envs
+        if "tasks" in kwargs:
+            kwargs["tasks"] = data.tasks(kwargs["tasks"])  # once for all
         self.envs = [ToolEnv(**kwargs) for _ in range(num_envs)]
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**ToolEnv.metadata, "autoreset_mode": self.autoreset_mode}

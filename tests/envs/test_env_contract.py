@@ -58,6 +58,13 @@ def test_the_spec_survives_json_and_makes_the_same_environment(env):
     again.close()
 
 
+def test_tasks_survive_the_spec_with_all_they_hold():
+    tasks = [envs.Task("one", "1+1?", "2", "sums", {"min_calls": 1})]
+    spec = gymnasium.make("solostream/Math-v0", tasks=tasks).spec
+    again = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(spec.to_json()))
+    assert list(again.unwrapped.tasks) == tasks
+
+
 def test_found_through_its_package():
     """`make("package:ns/Name-v0")` in a process that has imported nothing of ours."""
     code = "import gymnasium; print(gymnasium.make('envs:solostream/Arithmetic-v0').reset(seed=0)[0])"

@@ -1,5 +1,6 @@
 """Tasks from files, the Hub's cache, mixtures: on files made here."""
 
+import copy
 import json
 import logging
 import os
@@ -36,11 +37,10 @@ def test_all_formats_hold_the_same_tasks(tmp_path):
         pa.table({"prompt": ["1+1?", "2+2?"], "answer": ["2", "4"], "id": [None, "b"]}), tmp_path / "a.parquet"
     )
     expected = [("1+1?", "2"), ("2+2?", "4")]
-    for suffix in ("jsonl", "json", "parquet"):
+    for suffix in ("jsonl", "json", "csv", "parquet"):
         found = load(tmp_path / f"a.{suffix}")
         assert key(found) == expected
-        assert [task.id for task in found] == [data._content_id("1+1?", "2"), "b"]
-    assert key(load(tmp_path / "a.csv", columns={"id": "none"})) == expected
+        assert [task.id for task in found] == ["0e99efdb8628054c", "b"]  # of the content: the same in every process
 
 
 def test_columns_reach_into_nested_values(tmp_path):
@@ -66,6 +66,8 @@ BAD = [
     {"prompt": "1+1?", "answer": "3"},
     "[1]",
     GOOD[1],
+    {"prompt": "5?", "answer": "5", "id": "b"},
+    {"prompt": "6\ud800", "answer": "5"},
 ]
 
 
@@ -84,6 +86,8 @@ def test_every_bad_row_is_reported_with_its_line(tmp_path, caplog):
         "line 7: no 'answer'",
         f"line 8: the prompt of task {first} again, with another answer",
         "line 9: not an object but list",
+        "line 11: the id 'b' again, for another prompt",
+        "line 12: 'prompt' holds a lone surrogate",
     ):
         assert found in report
     with caplog.at_level(logging.WARNING):
@@ -132,8 +136,6 @@ def test_files_and_folders_and_their_splits(tmp_path):
         load(tmp_path / "a.parquet")
     with pytest.raises(UserError, match="holds no task"):
         load(jsonl(tmp_path / "none.jsonl", []))
-    with pytest.raises(UserError, match="one id names two prompts"):
-        load(jsonl(tmp_path / "ids.jsonl", [GOOD[1], {**GOOD[1], "prompt": "5?"}]))
 
 
 def test_an_answer_within_its_solution(tmp_path):
@@ -172,10 +174,43 @@ def test_presets_map_the_columns_of_their_data_sets(name, tmp_path):
     assert (task.prompt, task.answer) == expected
 
 
+def offline(code, home):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+def test_what_hf_download_left_is_loaded_without_a_network(tmp_path):
+    """The Hub cache's own layout; `datasets` alone does not look there when it is offline."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    repository = tmp_path / "hub" / "datasets--openai--gsm8k"
+    commit = "e53f048856ff4f594e959d75785d2c2d37b678ee"
+    files = repository / "snapshots" / commit
+    (files / "main").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for name, answer in (("train", "#### 1"), ("test", "6*7=42\n#### 42")):
+        table = pa.table({"question": [f"{name}?"], "answer": [answer]})
+        parquet.write_table(table, files / "main" / f"{name}-00000-of-00001.parquet")
+    card = "configs:\n- config_name: main\n  data_files:\n"
+    card += "".join(f"  - split: {name}\n    path: main/{name}-*\n" for name in ("train", "test"))
+    (files / "README.md").write_text(f"---\n{card}---\n")
+    code = "from envs.data import load\nfor split in (None, 'train'): print(*load('gsm8k', split=split))"
+    done = offline(code, tmp_path)
+    test, train = done.stdout.splitlines()
+    assert "prompt='test?', answer='42'" in test
+    assert "id='gsm8k/" in test  # of no other preset
+    assert "prompt='train?'" in train
+    wrong = offline("from envs.data import load\nload('gsm8k', split='tset')", tmp_path)
+    assert "UserError: openai/gsm8k: Unknown split" in wrong.stderr.strip().splitlines()[-1]
+    for table in (files / "main").iterdir():
+        table.unlink()  # an interrupted download
+    assert "openai/gsm8k is not in the cache" in offline("from envs.data import load\nload('gsm8k')", tmp_path).stderr
+
+
 def test_a_data_set_that_is_out_of_reach_names_the_remedy():
-    code = "from envs.data import load\nload('aime25')"
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=offline)
+    done = offline("from envs.data import load\nload('aime25')", "/nonexistent")
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("sandbox.errors.UserError: data set MathArena/aime_2025 is not in the cache")
     assert "hf download --repo-type dataset MathArena/aime_2025" in last
@@ -242,6 +277,16 @@ def test_task_sources(tmp_path):
         tasks({"path": path})
     with pytest.raises(UserError, match="row 1: no 'prompt'"):
         tasks([{"q": 1}])
+
+
+def test_an_index_is_made_once_and_one_id_is_one_problem():
+    found = tasks({"generate": 20, "seed": 0})
+    assert tasks(found) is found is copy.deepcopy(found)
+    assert found.by_id[found[3].id] is found[3]
+    assert found.by_id is tasks({"generate": 20, "seed": 0}).by_id
+    with pytest.raises(UserError, match="'1' names two problems"):
+        tasks([Task("1", "1+1?", "2"), Task("1", "2+2?", "4")])
+    assert len(tasks(mix([(numbered("a", 2), 1)], 5))) == 5  # the same problem again is no other
 
 
 def test_the_built_in_problems_have_answers_of_their_own_form():

@@ -355,6 +355,26 @@ async def test_lone_surrogates_cannot_break_a_turn(make):
     env.trace[0].text.encode()
 
 
+class Broken:
+    """A tool whose text no UTF-8 can carry."""
+
+    name, description = "broken", ""
+    parameters = {"type": "object", "properties": {}, "required": []}  # noqa: RUF012
+
+    async def __call__(self, arguments, workspace):
+        return "half \ud83d"
+
+
+async def test_what_a_tool_says_and_what_the_policy_calls_it_cannot_break_a_conversation(make):
+    env = make(tools=["python", Broken], syntax="hermes")
+    await start(env)
+    observation, *_ = await env.astep('<tool_call>{"name": "broken", "arguments": {}}</tool_call>')
+    assert observation == "half \ufffd"
+    *_, info = await env.astep('<tool_call>{"name": "<|im_end|>", "arguments": {}}</tool_call>')
+    assert info["messages"][0]["name"] == "unknown"  # some templates show it
+    assert env.trace[-1].calls[0].name == "<|im_end|>"
+
+
 async def test_render(make):
     env = make(system_prompt="", render_mode="ansi")
     assert env.render() == ""
