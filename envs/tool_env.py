@@ -311,11 +311,14 @@ class ToolEnv(gymnasium.Env[str, str]):
         return execution, clip(seen, self._output_tokens, self._counter)
 
     def _remaining(self, messages: Sequence[Message]) -> str:
-        turns = self._max_turns - len(self.trace) - 1
+        """What the policy may still spend after reading this note, which costs tokens too."""
+        turns = f"\n[turns left: {self._max_turns - len(self.trace) - 1}"
         if not self._episode_tokens:
-            return f"\n[{turns} turns left]"
-        tokens = self._episode_tokens - self._tokens - sum(self._count(m["content"]) for m in messages)
-        return f"\n[{turns} turns and {max(tokens, 0)} tokens left]"
+            return f"{turns}]"
+        *others, last = (message["content"] for message in messages)
+        left = self._episode_tokens - self._tokens - sum(map(self._count, others))
+        left -= self._count(f"{last}{turns}, tokens left: {left}]")  # no smaller number is longer
+        return f"{turns}, tokens left: {max(left, 0)}]"
 
     async def _score(self, last: Step) -> tuple[float, dict[str, float]]:
         assert self.task is not None

@@ -169,14 +169,18 @@ async def test_token_budgets(make):
     assert len(observation) <= 60
     assert observation.startswith("xxx")
     assert observation.endswith("yyy")
+
+
+@pytest.mark.parametrize(("answer", "ending"), [(r"\boxed{42}", "answered"), (r" \boxed{42}", "token_limit")])
+async def test_the_policy_is_told_what_remains_to_the_token(make, answer, ending):
     env = make(tokenizer=Letters, episode_tokens=70, show_budget=True)
     await start(env)
-    first = call("reply:abc")  # 24 characters, and 3 come back: 43 remain
-    observation, *_ = await env.astep(first)
-    assert len(first) == 24
-    assert observation == "abc\n[7 turns and 43 tokens left]"
-    *_, truncated, info = await env.astep(call("reply:abc"))  # 24 + 32 + 24 > 70
-    assert (truncated, info["ending"]) == (True, "token_limit")
+    turn = call("reply:abc")
+    observation, *_ = await env.astep(turn)
+    note = "\n[turns left: 7, tokens left: 10]"
+    assert observation == "abc" + note
+    assert 70 - len(turn) - len(observation) == 10 == len(r"\boxed{42}")
+    assert (await env.astep(answer))[4]["ending"] == ending
 
 
 async def test_an_answer_within_the_budget_counts(make):
