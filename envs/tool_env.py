@@ -110,7 +110,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._workspace = Workspace(sandbox, sandbox_options or {}, timeout_s=timeout_s, retries=retries)
         self.task: Task | None = None
         self.trace: list[Step] = []
-        self._over = True
+        self.over = True  # or not yet begun: only a reset goes on
         self._tokens = 0
         self._started = 0.0
 
@@ -161,16 +161,16 @@ class ToolEnv(gymnasium.Env[str, str]):
             self._workspace = self._workspace.successor()
         await self._workspace.end_episode()
         self.task = self._choose(options or {})
-        self.trace, self._over, self._tokens, self._started = [], False, 0, time.monotonic()
+        self.trace, self.over, self._tokens, self._started = [], False, 0, time.monotonic()
         return self.task.prompt, {"messages": self.opening, "task_id": self.task.id}
 
     async def astep(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """One turn of the policy. Raises SandboxError; the episode is then over and `reset` starts another."""
-        if self._over or self.task is None:
+        if self.over or self.task is None:
             raise gymnasium.error.ResetNeeded("the episode is over: call reset() before step()")
         if not isinstance(text, str):
             raise UserError(f"an action is text (str), not {type(text).__name__}")
-        self._over = True  # until this step has succeeded
+        self.over = True  # until this step has succeeded
         text = SURROGATE.sub("\ufffd", text)
         parsed = parse(text, self._syntax, think=self._think)
         final = final_answer(text, parsed, self._answer_style)
@@ -185,7 +185,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             step = Step(text, parsed.calls, executions, (), reward, ending, answer)
             await self._workspace.end_episode()
         self.trace.append(step)
-        self._over = ending is not None
+        self.over = ending is not None
         info = {
             "messages": tuple(dict(message) for message in step.messages),
             "task_id": self.task.id,
@@ -217,12 +217,12 @@ class ToolEnv(gymnasium.Env[str, str]):
 
     def close(self) -> None:
         """End the episode and give the sandbox back. Idempotent; callable from any thread."""
-        self._over = True
+        self.over = True
         self._workspace.shutdown()
 
     async def aclose(self) -> None:
         """`close` for asynchronous callers: returns when everything is closed."""
-        self._over = True
+        self.over = True
         if self._workspace.loop in (None, asyncio.get_running_loop()):
             await self._workspace.close()
         else:

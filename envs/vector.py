@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -40,7 +41,6 @@ class ToolVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], np.ndarray]):
         self.single_action_space = self.envs[0].action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._over = np.zeros(num_envs, bool)  # episodes that the last step ended
         self._observations = [""] * num_envs
 
     async def areset(
@@ -63,15 +63,19 @@ class ToolVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], np.ndarray]):
         for i, (observation, info) in zip(chosen, results, strict=True):
             self._observations[i] = observation
             infos = self._add_info(infos, info, i)
-        self._over[mask] = False
         return tuple(self._observations), infos
 
     async def astep(self, actions: Sequence[str]) -> Arrays:
-        """One turn in every environment. The first SandboxError is raised after all others have finished."""
+        """One turn in every environment. The first SandboxError is raised after all others have finished.
+
+        The episode that failed is then over, and reset as one that ended is; the others go on where they are.
+        """
         if len(actions) != self.num_envs:
             raise UserError(f"{len(actions)} actions for {self.num_envs} environments")
-        if self.autoreset_mode is AutoresetMode.DISABLED and self._over.any():
-            over = np.flatnonzero(self._over).tolist()
+        if any(env.task is None for env in self.envs):
+            raise gymnasium.error.ResetNeeded("call reset() before step()")
+        over = [i for i, env in enumerate(self.envs) if env.over]
+        if over and self.autoreset_mode is AutoresetMode.DISABLED:
             raise UserError(f"episodes {over} are over: reset(options={{'reset_mask': …}}) before the next step")
         results = await _together(self._one(i, action) for i, action in enumerate(actions))
         infos: dict[str, Any] = {}
@@ -84,12 +88,11 @@ class ToolVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], np.ndarray]):
         rewards = np.array([result[1] for result in results], np.float64)
         terminated = np.array([result[2] for result in results], bool)
         truncated = np.array([result[3] for result in results], bool)
-        self._over = terminated | truncated
         return tuple(self._observations), rewards, terminated, truncated, infos
 
     async def _one(self, i: int, action: str) -> Result:
         env = self.envs[i]
-        if self.autoreset_mode is AutoresetMode.NEXT_STEP and self._over[i]:
+        if env.over:
             observation, info = await env.areset()
             return observation, 0.0, False, False, info
         observation, reward, terminated, truncated, info = await env.astep(action)

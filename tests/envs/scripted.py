@@ -1,10 +1,13 @@
 """A sandbox that plays a script: what the environment does can be tested without any interpreter.
 
 `reply:TEXT` prints TEXT; `set:TEXT` remembers it, `get` prints all that was remembered in this session; `raise`,
-`timeout`, `lost` end as such executions; `crash` fails as infrastructure, `crash:N` only in the first N sessions.
+`timeout`, `lost` end as such executions; `meet:N` waits until N calls are here; `crash` fails as infrastructure,
+`crash:N` only in the first N sessions.
 """
 
 from __future__ import annotations
+
+import asyncio
 
 from sandbox.errors import SandboxError
 from sandbox.types import CodeError, Execution, Limits
@@ -18,7 +21,8 @@ class Scripted:
 
     def __init__(self, limits: Limits | None = None, tag: str = "") -> None:
         self.limits, self.tag = limits or Limits(), tag
-        self.opened = self.live = 0
+        self.opened = self.live = self.here = 0
+        self.all_here = asyncio.Event()
         self.log: list[str] = []
         OPEN.append(self)
 
@@ -58,6 +62,12 @@ class ScriptedSession:
             return Execution(status="error", error=error)
         if verb == "timeout":
             return Execution(status="timeout")
+        if verb == "meet":
+            self._sandbox.here += 1
+            if self._sandbox.here == int(text):
+                self._sandbox.all_here.set()
+            await self._sandbox.all_here.wait()
+            return Execution(stdout="met")
         if verb == "lost":
             self._memory.clear()
             return Execution(status="killed", state_kept=False)

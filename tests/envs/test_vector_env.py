@@ -79,12 +79,37 @@ def test_modes_by_hand():
     env.close()
 
 
-def test_one_failing_sandbox_lets_the_others_finish():
-    env = ours("NextStep", 2, retries=0)
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_one_failing_sandbox_lets_the_others_finish(mode):
+    """The failed episode is reset as its mode has it, in the next step or by the caller; the other one goes on."""
+    env = ours(mode, 2, retries=0)
     env.reset(seed=0)
     with pytest.raises(SandboxError):
         env.step(("```python\ncrash\n```\n", CALL))
-    assert len(env.envs[1].trace) == 1
+    assert [len(one.trace) for one in env.envs] == [0, 1]
+    if mode is AutoresetMode.DISABLED:
+        with pytest.raises(UserError, match=r"episodes \[0\] are over"):
+            env.step((CALL, CALL))
+        env.reset(options={"reset_mask": np.array([True, False])})
+    observations, _, terminated, truncated, _ = env.step((CALL, CALL))
+    assert observations[1] == "é🙂"
+    assert not (terminated | truncated).any()
+    assert [len(one.trace) for one in env.envs] == [mode is AutoresetMode.DISABLED, 2]
+    env.close()
+
+
+def test_episodes_run_at_the_same_time():
+    """Each call waits until all four have begun: one after the other they would wait for ever."""
+    env = ours("NextStep", 4)
+    env.reset(seed=0)
+    assert env.step(["```python\nmeet:4\n```\n"] * 4)[0] == ("met",) * 4
+    env.close()
+
+
+def test_a_step_before_the_first_reset():
+    env = ours("NextStep", 2)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step((CALL, CALL))
     env.close()
 
 
