@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 import random
 from bisect import bisect_left
@@ -197,9 +198,13 @@ def generate(
             raise UserError(f"unknown {name} {value!r}; one of: {', '.join(map(str, allowed))}")
     rng = random.Random(f"{seed}/{split}")
     tasks: dict[str, Task] = {}
-    for turn in range(1000 * n + 10_000):
+    misses = 0  # draws since the last new problem
+    for turn in itertools.count():
         if len(tasks) == n:
             return list(tasks.values())
+        misses += 1
+        if misses > 10_000 + 200 * len(tasks):
+            break
         name, level = kinds[turn % len(kinds)], levels[turn // len(kinds) % len(levels)]
         kind = KINDS[name]
         operands = kind.draw(rng, level)
@@ -213,4 +218,5 @@ def generate(
         prompt = kind.phrasings[phrasing].format(**operands)
         meta = {"kind": name, "level": level, "code": code}
         tasks[task_id] = Task(task_id, prompt, str(kind.solve(operands)), f"arithmetic/{name}", meta)
+        misses = 0
     raise UserError(f"these kinds and levels hold only {len(tasks)} distinct {split} problems; ask for fewer")
