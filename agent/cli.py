@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import tyro
 
 from agent.chat import Chat
 from agent.engine import EngineError, Sampling
+from agent.evaluate import PRESETS
+from agent.played import played, registered
 from agent.spec import open_engine
 from agent.talk import Ran, Said, Talk
+from envs.budgets import clip, token_counter
 from envs.observation import observe
+from envs.parse import syntaxes
+from envs.prompts import system_prompt
 from sandbox.errors import SandboxError
 
 # Escape sequences and other controls stay off the terminal: a model could recolour, retitle or rewrite it.
@@ -25,45 +31,61 @@ def chat(
     model: Annotated[str, tyro.conf.Positional],
     /,
     *,
-    sandbox: str = "fork",
+    sandbox: str | None = None,
     system: str | None = None,
-    syntax: str = "fence",
-    temperature: float = 0.6,
-    top_p: float = 0.95,
-    top_k: int = 20,
+    syntax: str | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
     max_tokens: int = 32_768,
+    turn_tokens: int | None = None,
     tokenizer: str | None = None,
     seed: int = 0,
 ) -> int:
     """Talk to an agent that has the interpreter; its variables last as long as the conversation.
 
+    A model that a training run saved goes on under that run's settings, unless options say otherwise.
+
     Args:
         model: A model folder or Hugging Face id, vllm:PATH, http://HOST:PORT, chat:URL#MODEL, scripted:MODULE:FUNCTION.
-        sandbox: Where its code runs.
-        system: Instructions instead of the usual ones; "" for none.
-        syntax: How it writes calls: fence, code, python, hermes or openai.
-        temperature: 0 is greedy.
-        top_p: Of sampling.
-        top_k: 0 is off.
+        sandbox: Where its code runs; default: as in the run, else fork.
+        system: Instructions instead of the run's or the usual ones; "" for none.
+        syntax: How it writes calls: fence, code, python, hermes or openai; default: as in the run, else fence.
+        temperature: 0 is greedy; default: as the run evaluated, else 0.6.
+        top_p: Of sampling; default: as the run evaluated, else 0.95.
+        top_k: 0 is off; default: as the run evaluated, else 20.
         max_tokens: Of the whole conversation.
+        turn_tokens: Of one turn; default: as in the run, else as many as the conversation has.
         tokenizer: Where it differs from the model's.
         seed: Of sampling.
     """
     from sandbox import open_sandbox
 
-    box = open_sandbox(sandbox)
+    run = played(model)
+    options = {"sandbox": sandbox, "system_prompt": system, "syntax": syntax}
+    given = {name: value for name, value in options.items() if value is not None}
+    settings: dict[str, Any] = {**registered(run.env), **run.under(given)} if run else given
+    like = run or PRESETS["sampled"]
+    box = open_sandbox(settings.get("sandbox", "fork"), **(settings.get("sandbox_options") or {}))
     with asyncio.Runner() as runner:
         try:
             engine, words = runner.run(open_engine(model, tokenizer=tokenizer, slots=1, max_len=max_tokens, seed=seed))
         except EngineError as error:
             return _failed(error)
         room = min(max_tokens, getattr(engine, "max_len", max_tokens))
-        sampling = Sampling(room, temperature, top_p, top_k, seed=seed)
-        new = lambda: Talk(
-            engine, Chat(words), runner.run(box.open()), sampling=sampling, room=room, system=system, syntax=syntax
+        sampling = Sampling(
+            turn_tokens or like.turn_tokens or room,
+            like.temperature if temperature is None else temperature,
+            like.top_p if top_p is None else top_p,
+            like.top_k if top_k is None else top_k,
+            seed=seed,
         )
+        manner = _manner(settings, words)
+        new = lambda: Talk(engine, Chat(words), runner.run(box.open()), sampling=sampling, room=room, **manner)
         try:
             talk = new()
+            if run:
+                print(_faint(f"{run}; options override"))
             print(_faint(_HELP))
             while (text := _read()) is not None:
                 if text == "/reset":
@@ -78,6 +100,20 @@ def chat(
     return 0
 
 
+def _manner(settings: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """What `settings` of an environment mean for a conversation; where they say nothing, as `envs.ToolEnv` has it."""
+    syntax, system = syntaxes(settings.get("syntax", "fence")), settings.get("system_prompt")
+    counter, cap = token_counter(tokenizer), settings.get("output_tokens", 1024)
+    tracebacks = settings.get("tracebacks", True)
+    return {
+        "system": system_prompt(syntax, settings.get("answer", "boxed")) if system is None else system,
+        "syntax": syntax,
+        "think": settings.get("think", "run"),
+        "timeout": settings.get("timeout_s"),
+        "show": lambda execution: clip(observe(execution, tracebacks=tracebacks), cap, counter),
+    }
+
+
 def _answer(runner: asyncio.Runner, talk: Talk, text: str) -> None:
     try:
         runner.run(_show(talk, text))
@@ -89,12 +125,14 @@ def _answer(runner: asyncio.Runner, talk: Talk, text: str) -> None:
 
 
 async def _show(talk: Talk, text: str) -> None:
+    said = ""
     async for event in talk.say(text):
         if isinstance(event, Said):
+            said += event.text
             print(harmless(event.text), end="", flush=True)
         elif isinstance(event, Ran):
-            shown = "\n".join(f"│ {line}" for line in harmless(observe(event.execution)).splitlines())
-            print(("\n" if not event.call.code.endswith("\n") else "") + _faint(shown), flush=True)
+            shown = "\n".join(f"│ {line}" for line in harmless(event.shown).splitlines())
+            print(("" if said.endswith("\n") else "\n") + _faint(shown), flush=True)
     print()
 
 

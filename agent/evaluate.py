@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ import tyro
 from agent.chat import Chat
 from agent.engine import Engine, EngineError, Sampling
 from agent.metrics import Sample, summarise
+from agent.played import played, registered
 from agent.records import read_lines, reduce
 from agent.rollout import rollout
 from agent.spec import open_engine
@@ -33,18 +34,20 @@ from envs.prompts import system_prompt
 from envs.types import Task
 from sandbox.errors import UserError
 
+ENV = "solostream/Math-v0"
 SAMPLES, SUMMARY, TABLE = "samples.jsonl", "summary.json", "samples.parquet"
 ENGINE_TRIES = 3  # of one sample, with a pause between them, before the evaluation stops
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Sampling of a kind of evaluation; max_tokens is of the whole episode, prompt included."""
+    """Sampling of a kind of evaluation; max_tokens is of the whole episode, prompt included; turn_tokens of a turn."""
 
     temperature: float
     top_p: float
     top_k: int
     max_tokens: int = 32_768
+    turn_tokens: int | None = None
 
 
 # "sampled" is the papers' setting (SPO arXiv 2509.13232, ASPO arXiv 2508.19201).
@@ -53,20 +56,22 @@ PRESETS: Mapping[str, Preset] = {"sampled": Preset(0.6, 0.95, 20), "greedy": Pre
 
 @dataclass(frozen=True)
 class Options:
-    """What `solostream eval` takes."""
+    """What `solostream eval` takes. A model that a run saved is played as in that run, unless options say otherwise."""
 
     model: tyro.conf.Positional[str]
     """A model folder or Hugging Face id, vllm:PATH, http://HOST:PORT, chat:URL#MODEL, or scripted:MODULE:FUNCTION."""
-    env: str = "solostream/Math-v0"
-    """A registered environment."""
+    env: str | None = None
+    """A registered environment; default: the run's, else solostream/Math-v0."""
     data: str | None = None
-    """Problems: a preset (aime25, math-500, …), a file, a folder or a Hugging Face id; default: the environment's."""
+    """Problems: a preset (aime25, math-500, …), a file, a folder or a Hugging Face id; default: what the run held out,
+    else the environment's."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 1
     """Samples a problem."""
     out: Path | None = None
     """Output folder; default: evals/MODEL-DATA. An evaluation that is there already is resumed."""
-    preset: Literal["sampled", "greedy"] = "sampled"
-    """sampled: temperature 0.6, top-p 0.95, top-k 20, as in the papers. greedy: temperature 0."""
+    preset: Literal["sampled", "greedy"] | None = None
+    """sampled: temperature 0.6, top-p 0.95, top-k 20, as in the papers. greedy: temperature 0. Default: as the run
+    evaluates, else sampled."""
     temperature: float | None = None
     """Instead of the preset's."""
     top_p: float | None = None
@@ -74,11 +79,13 @@ class Options:
     top_k: int | None = None
     """Instead of the preset's; 0 is off."""
     max_tokens: int | None = None
-    """Tokens of an episode, prompt included; default 32768, or the model's context where that is less."""
+    """Of an episode, prompt included; default: the run's, else 32768, or the model's context where that is less."""
+    turn_tokens: int | None = None
+    """Of one turn; default: the run's, else as many as the episode has."""
     tools: bool = True
     """--no-tools: text only, one turn, no interpreter."""
     env_options: str = "{}"
-    """More settings of the environment, as JSON: '{"max_turns": 4, "sandbox": "docker"}'."""
+    """More settings of the environment, on top of the run's, as JSON: '{"max_turns": 4, "sandbox": "docker"}'."""
     limit: int | None = None
     """Only the first problems."""
     concurrency: int = 32
@@ -88,10 +95,34 @@ class Options:
     seed: int = 0
     """Of all samples."""
 
+    def settled(self) -> Options:
+        """With the settings of the run that saved the model, if one did, where the options say nothing. Settling twice
+        changes nothing more. Raises UserError."""
+        run = played(self.model)
+        if run is None:
+            return self
+        given = self.settings()
+        merged = run.under(given)
+        if self.data is not None or self.env not in (None, run.env):
+            merged = {name: value for name, value in merged.items() if name != "tasks" or name in given}
+        names = ["env", "max_tokens", "turn_tokens", *(() if self.preset else ("temperature", "top_p", "top_k"))]
+        open_ones = {name: getattr(run, name) for name in names if getattr(self, name) is None}
+        return replace(self, **open_ones, env_options=json.dumps(merged))
+
+    def settings(self) -> dict[str, Any]:
+        """`env_options` as a mapping. Raises UserError."""
+        try:
+            found = json.loads(self.env_options)
+        except ValueError as error:
+            raise UserError(f"--env-options is not JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise UserError("--env-options must be a JSON object, for example '{\"max_turns\": 4}'")
+        return found
+
     def sampling(self) -> Preset:
         """The preset with the options' own values. Raises UserError."""
-        base = PRESETS[self.preset]
-        own = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "max_tokens")}
+        base = PRESETS[self.preset or "sampled"]
+        own = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "max_tokens", "turn_tokens")}
         chosen = Preset(**{name: getattr(base, name) if value is None else value for name, value in own.items()})
         if self.k < 1 or self.concurrency < 1 or (self.limit is not None and self.limit < 1):
             raise UserError("-k, --concurrency and --limit must be at least 1")
@@ -103,14 +134,17 @@ class Options:
         """Where the results go."""
         if self.out is not None:
             return self.out
+        run = played(self.model)
         model = re.sub(r"[^\w.-]+", "-", self.model.rstrip("/").rpartition("/")[2] or self.model).strip("-")
-        data = re.sub(r"[^\w.-]+", "-", Path(self.data or self.env.rpartition("/")[2]).stem)
+        model = f"{run.run}-{model}" if run else model  # step-000060 alone says nothing
+        env = self.env or (run.env if run else ENV)
+        data = re.sub(r"[^\w.-]+", "-", Path(self.data or env.rpartition("/")[2]).stem)
         return Path("evals") / f"{model}-{data}{'' if self.tools else '-text'}{'-greedy' * (self.preset == 'greedy')}"
 
     def identity(self) -> dict[str, Any]:
-        """What the samples depend on: a resumed evaluation must agree in all of it."""
-        names = ("model", "env", "data", "tools", "env_options", "seed")
-        return {**{name: getattr(self, name) for name in names}, **asdict(self.sampling())}
+        """What the samples depend on, of settled options: a resumed evaluation must agree in all of it."""
+        names = ("model", "data", "tools", "env_options", "seed")
+        return {"env": self.env or ENV, **{name: getattr(self, name) for name in names}, **asdict(self.sampling())}
 
 
 @dataclass(slots=True)
@@ -145,6 +179,7 @@ async def evaluate(options: Options, report: Callable[[Progress], None] = lambda
     report: called after every sample. Raises UserError before anything is played; EngineError when the engine stays
     down. Whatever happens, finished samples are on disk and summary.json describes them.
     """
+    options = options.settled()
     preset = options.sampling()
     folder = options.folder()
     tasks, make = _environment(options)
@@ -198,7 +233,9 @@ class _Player:
     def __init__(self, engine: Engine, chat: Chat, preset: Preset, seed: int) -> None:
         self._engine, self._chat, self._seed = engine, chat, seed
         self._max_tokens = min(preset.max_tokens, getattr(engine, "max_len", preset.max_tokens))
-        self._sampling = Sampling(self._max_tokens, preset.temperature, preset.top_p, preset.top_k)
+        self._sampling = Sampling(
+            preset.turn_tokens or self._max_tokens, preset.temperature, preset.top_p, preset.top_k
+        )
 
     async def play(self, env: Any, task: Task, sample: int) -> Trajectory:
         seed = seed_of(self._seed, task.id, sample)
@@ -228,29 +265,20 @@ def seed_of(*parts: object) -> int:
 
 def _environment(options: Options) -> tuple[Sequence[Task], Callable[[Any], Any]]:
     """The problems, and what makes one more environment given the tokenizer. Raises UserError."""
-    import envs  # noqa: F401 - registers solostream/*
-
-    try:
-        settings = json.loads(options.env_options)
-        spec = gymnasium.spec(options.env)
-    except ValueError as error:
-        raise UserError(f"--env-options is not JSON: {error}") from None
-    except gymnasium.error.Error as error:
-        raise UserError(f"no environment {options.env!r}: {error}") from None
-    if not isinstance(settings, dict):
-        raise UserError("--env-options must be a JSON object, for example '{\"max_turns\": 4}'")
+    env, settings = options.env or ENV, options.settings()
+    defaults = registered(env)
     if options.data is not None:
         settings["tasks"] = options.data
     if not options.tools:
         settings |= {"tools": (), "max_turns": 1, "parallel_calls": True}  # only the policy ends its turn
-        if {**spec.kwargs, **settings}.get("system_prompt") is None:
+        if {**defaults, **settings}.get("system_prompt") is None:
             settings["system_prompt"] = system_prompt((), settings.get("answer", "boxed"))
 
     def make(tokenizer: Any) -> Any:
         try:
-            return gymnasium.make(options.env, disable_env_checker=True, tokenizer=tokenizer, **settings).unwrapped
+            return gymnasium.make(env, disable_env_checker=True, tokenizer=tokenizer, **settings).unwrapped
         except TypeError as error:
-            raise UserError(f"{options.env} does not take these settings: {error}") from None
+            raise UserError(f"{env} does not take these settings: {error}") from None
 
     first = make(None)
     tasks = first.tasks[: options.limit]

@@ -7,7 +7,7 @@ is cut behind it, the call runs in the conversation's own session, and its outpu
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from agent.chat import Chat
@@ -15,8 +15,8 @@ from agent.engine import Engine, EngineError, Sampling
 from agent.scripted import ScriptedEngine
 from agent.text import decode
 from envs.observation import observe
-from envs.parse import STOPS, Parser, parse
-from envs.prompts import system_prompt
+from envs.parse import STOPS, Parser, Think, parse, syntaxes
+from envs.tools import json_schema, make_tool
 from envs.types import ToolCall
 from sandbox.types import Execution, Session
 
@@ -33,10 +33,11 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A call that was executed."""
+    """A call that was executed; `shown` is what the policy sees of it."""
 
     call: ToolCall
     execution: Execution
+    shown: str
 
 
 class Talk:
@@ -50,15 +51,22 @@ class Talk:
         *,
         sampling: Sampling,
         room: int,
-        system: str | None = None,
-        syntax: str = "fence",
+        system: str = "",
+        syntax: str | Sequence[str] = "fence",
+        think: Think = "run",
+        timeout: float | None = None,
+        show: Callable[[Execution], str] = observe,
     ) -> None:
-        """system: None for the usual instructions, "" for none. Raises UserError for an unknown syntax."""
-        Parser(syntax)
-        self._engine, self._chat, self._session, self._syntax = engine, chat, session, syntax
-        self._sampling = replace(sampling, stop=STOPS[syntax], stop_token_ids=chat.stop_token_ids)
-        self._room = room
-        self._system = system_prompt((syntax,), "boxed") if system is None else system
+        """system: "" for no instructions. timeout: of a call. show: what the policy sees of one.
+
+        Raises UserError for an unknown syntax.
+        """
+        self._syntax, self._think = syntaxes(syntax), think
+        self._engine, self._chat, self._session = engine, chat, session
+        stop = tuple(stop for name in self._syntax for stop in STOPS[name])
+        self._sampling = replace(sampling, stop=stop, stop_token_ids=chat.stop_token_ids)
+        self._tools = (json_schema(make_tool("python")),) if {"hermes", "openai"} & set(self._syntax) else ()
+        self._room, self._system, self._timeout, self._show = room, system, timeout, show
         self._ids: list[int] = []
         self._turns = 0
 
@@ -69,26 +77,28 @@ class Talk:
             self._ids += self._chat.append([message], self._ids[-1:])
         else:
             opening = [{"role": "system", "content": self._system}] if self._system else []
-            self._ids += self._chat.open([*opening, message])
+            self._ids += self._chat.open([*opening, message], self._tools)
         for _ in range(MOST_CALLS):
             turn: list[int] = []
             async for piece in self._turn(turn):
                 yield Said(piece)
             said = decode(self._chat.tokenizer, turn)
             self._ids += turn
-            calls = [call for call in parse(said, self._syntax).calls if call.status == "ok" and call.name == "python"]
+            found = parse(said, self._syntax, think=self._think).calls
+            calls = [call for call in found if call.status == "ok" and call.name == "python"]
             if not calls:
                 return
-            execution = await self._session.run(calls[0].code)
-            yield Ran(calls[0], execution)
-            output = {"role": "tool", "name": "python", "content": observe(execution)}
+            execution = await self._session.run(calls[0].code, timeout=self._timeout)
+            shown = self._show(execution)
+            yield Ran(calls[0], execution, shown)
+            output = {"role": "tool", "name": "python", "content": shown}
             self._ids += self._chat.append([output], turn[-1:])
 
     async def _turn(self, turn: list[int]) -> AsyncIterator[str]:
         """Sample one turn into `turn`, yielding its text as it grows. Raises EngineError when there is no room."""
         self._turns += 1
         key = f"talk-{id(self)}-{self._turns}"
-        parser, shown = Parser(self._syntax), 0  # shown: characters yielded, and fed to the parser
+        parser, shown = Parser(self._syntax, think=self._think), 0  # shown: characters yielded, and fed to the parser
         # A script or a plain endpoint says a turn at once: asked for a piece, it would start over with the next.
         piece = self._sampling.max_tokens if isinstance(self._engine, ScriptedEngine) else PIECE
         try:

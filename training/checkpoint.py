@@ -1,7 +1,8 @@
 """Atomic checkpoints: a folder is written beside its place, synced, then renamed into it; the last K stay.
 
-`step-000040/` is a Hugging Face folder (`AutoModelForCausalLM.from_pretrained` loads it) with two files more:
-`trainer.json` (what is plain data) and `trainer.pt` (what is tensors). `manifest.json` holds every file's size and
+`step-000040/` is a Hugging Face folder (`AutoModelForCausalLM.from_pretrained` loads it) with files more:
+`trainer.json` (what is plain data), `trainer.pt` (what is tensors) and `solostream.json` (how the run evaluates; see
+`agent.played`). `manifest.json` holds every file's size and
 SHA-256 and is written last: a folder without it, or that does not match it, is not a checkpoint.
 """
 

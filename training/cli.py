@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from typing import Any
 
 from agent.engine import EngineError
@@ -74,6 +75,14 @@ def _complete(args: list[str]) -> list[str]:
     return done
 
 
+def _quiet() -> None:
+    """One-line warnings, and libraries that keep to themselves: the terminal belongs to the command."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.showwarning = lambda message, *_, **__: print(f"solostream: warning: {message}", file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
@@ -82,6 +91,7 @@ def main(argv: list[str] | None = None) -> int:
             print(_usage())
             return 0
         name, rest = _find(argv)
+        _quiet()
         module, _, function = COMMANDS[name][0].partition(":")
         import tyro
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -95,7 +92,6 @@ def _toml(value: Any) -> str:
 def _train_one(config: Config, folder: Path, resume: str | None, *, cold_start_only: bool = False) -> None:
     started = time.monotonic()  # loading torch and transformers is part of the run
     checkpoint = _checkpoint(folder, resume)
-    _quiet()
     from training.interrupt import Interrupted
     from training.job import Job
 
@@ -121,11 +117,3 @@ def _checkpoint(folder: Path, resume: str | None) -> Path | None:
 
     root = folder / "checkpoints"
     return newest(root)[0] if complete(root) else None
-
-
-def _quiet() -> None:
-    """One-line warnings, and libraries that keep to themselves: the terminal belongs to the run."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.showwarning = lambda message, *_, **__: print(f"solostream: warning: {message}", file=sys.stderr)

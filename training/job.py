@@ -246,7 +246,7 @@ class Job:
         state = State(
             rl.step if rl else 0, plain, {"learner": learner.state_dict(), "torch_rng": torch.get_rng_state()}
         )
-        write = partial(setup.write_model, self.parts, learner.weights())
+        write = partial(setup.write_model, self.config, self.folder.name, self.parts, learner.weights())
         await self._in_thread(
             partial(checkpoint.save, self.folder / "checkpoints", state, write, keep=self.config.run.keep)
         )

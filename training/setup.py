@@ -6,15 +6,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 from transformers import AutoModelForCausalLM
 
 from agent.chat import Chat
 from agent.engine import Engine, Weights
+from agent.played import Played
 from envs import data
-from envs.families import generate
 from envs.types import Task
 from sandbox.errors import UserError
 from sandbox.types import Sandbox
@@ -67,9 +67,7 @@ def problems(config: Config) -> tuple[Sequence[Task], Sequence[Task]]:
     """(pool, held-out problems), without a common id. Raises UserError."""
     d = config.data
     if d.path is None:
-        kinds, levels = d.kinds or None, d.levels or None
-        train = generate(d.train, seed=d.seed, split="train", kinds=kinds, levels=levels)
-        return train, generate(d.test, seed=d.seed, split="test", kinds=kinds, levels=levels)
+        return data.tasks(_source(config, "train")), data.tasks(_source(config, "test"))
     train, test = (list(data.load(d.path, split=split)) for split in ("train", "test"))
     for name, tasks in (("train", train), ("test", test)):
         if not tasks:
@@ -80,22 +78,36 @@ def problems(config: Config) -> tuple[Sequence[Task], Sequence[Task]]:
     return train[: d.train], test[: d.test]
 
 
+def _source(config: Config, split: Literal["train", "test"]) -> dict[str, Any]:
+    """What `envs.data.tasks` takes for the pool, or for the held-out problems."""
+    d = config.data
+    n = d.train if split == "train" else d.test
+    if d.path is not None:
+        return {"load": d.path, "split": split, "limit": n}
+    chosen = {name: list(value) for name, value in (("kinds", d.kinds), ("levels", d.levels)) if value}
+    return {"generate": n, "seed": d.seed, "split": split, **chosen}
+
+
 def environment(config: Config, tasks: Tasks, tokenizer: Any, sandbox: Callable[..., Sandbox] | None = None) -> Any:
     """One environment for one episode at a time. Raises UserError for an unknown id, or options it does not take."""
+    options = {"tasks": tasks, "tokenizer": lambda: tokenizer, **_env_options(config)}  # gymnasium copies: a factory
+    if sandbox is not None:
+        options["sandbox"] = sandbox
+    try:
+        return gymnasium.make(config.env.id, disable_env_checker=True, **options).unwrapped
+    except (gymnasium.error.Error, TypeError, ModuleNotFoundError) as error:
+        raise UserError(f'env.id = "{config.env.id}" with these [env] settings: {error}') from None
+
+
+def _env_options(config: Config) -> dict[str, Any]:
     e = config.env
-    options = {
-        "tasks": tasks,
-        "sandbox": sandbox or e.sandbox,
+    return {
+        "sandbox": e.sandbox,
         "max_turns": e.max_turns,
         "timeout_s": e.timeout_s,
         "output_tokens": e.output_tokens,
-        "tokenizer": lambda: tokenizer,  # a factory: gymnasium copies its arguments deeply
         **e.options,
     }
-    try:
-        return gymnasium.make(e.id, disable_env_checker=True, **options).unwrapped
-    except (gymnasium.error.Error, TypeError, ModuleNotFoundError) as error:
-        raise UserError(f'env.id = "{e.id}" with these [env] settings: {error}') from None
 
 
 async def open_engine(config: Config, parts: Parts, slots: int) -> Engine:
@@ -127,12 +139,18 @@ async def open_engine(config: Config, parts: Parts, slots: int) -> Engine:
     )
 
 
-def write_model(parts: Parts, weights: Weights, folder: Path) -> None:
-    """A folder that `AutoModelForCausalLM.from_pretrained` loads, tokenizer and chat template included."""
+def write_model(config: Config, run: str, parts: Parts, weights: Weights, folder: Path) -> None:
+    """A folder that `AutoModelForCausalLM.from_pretrained` loads, tokenizer and chat template included.
+
+    Beside them, how the run `run` evaluates: `solostream eval` and `chat` go by it.
+    """
     model = parts.model
     names = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
     model.save_pretrained(folder, state_dict={name: w for name, w in weights.items() if name not in names})
     parts.tokenizer.save_pretrained(folder)
+    env_options = {"tasks": _source(config, "test"), **_env_options(config)}
+    temperature, tokens = config.eval.temperature, config.env.turn_tokens
+    Played(run, config.env.id, env_options, temperature, 1.0, 0, tokens, parts.max_tokens).write(folder)
 
 
 def _longest_prompt(config: Config, tasks: Tasks, tokenizer: Any, chat: Chat) -> int:

@@ -19,6 +19,7 @@ from agent.allocator import keep_freed_memory
 from agent.engine import EngineError
 from agent.evaluate import Options, Progress
 from agent.evaluate import evaluate as run_evaluation
+from agent.played import played
 from sandbox.errors import UserError
 
 
@@ -31,6 +32,8 @@ def evaluate(options: Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.ar
 
     folder = options.folder()
     keep_freed_memory()
+    if run := played(options.model):
+        print(f"{run}; options override")
     try:
         with _live(sys.stdout.isatty()) as show:
             summary = asyncio.run(run_evaluation(options, show))

@@ -73,9 +73,26 @@ async def test_text_calls_and_state_over_two_messages() -> None:
 async def test_a_full_conversation_says_so() -> None:
     box = open_sandbox("fork")
     try:
-        talk = Talk(Pieces(TURNS), Chat(TOKENS, CHATML), await box.open(), sampling=Sampling(500), room=40, system="")
+        talk = Talk(Pieces(TURNS), Chat(TOKENS, CHATML), await box.open(), sampling=Sampling(500), room=40)
         with pytest.raises(EngineError, match="/reset"):
             _ = [e async for e in talk.say("What is 6 * 7?")]
+    finally:
+        await box.close()
+
+
+async def test_the_policy_sees_what_show_makes_of_a_call_and_waits_no_longer_than_timeout() -> None:
+    box = open_sandbox("fork")
+    engine = Pieces(["```python\nimport time; time.sleep(60)\n```\n", "so"])
+    try:
+        talk = Talk(
+            engine, Chat(TOKENS, CHATML), await box.open(), sampling=Sampling(500), room=5000,
+            system="Be brief.", timeout=0.3, show=lambda execution: f"<{execution.status}>",
+        )  # fmt: skip
+        events = [e async for e in talk.say("Wait.")]
+        assert [e.shown for e in events if isinstance(e, Ran)] == ["<timeout>"]
+        seen = TOKENS.decode(engine.asked[-1])
+        assert "Be brief." in seen
+        assert "<timeout>" in seen
     finally:
         await box.close()
 
