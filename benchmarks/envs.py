@@ -123,8 +123,8 @@ FRAGMENTS = (
 
 
 def fuzz(cases: int) -> None:
-    """Every text must parse, and alike whether it comes at once or in pieces. Raises AssertionError."""
-    rng, found = random.Random(0), 0
+    """Every text must parse, and alike, stop position too, at once or in pieces. Raises AssertionError."""
+    rng, found, stops = random.Random(0), 0, 0
     fragments = [fragment.replace(";", ",") for fragment in FRAGMENTS.split(",")]
     wall = time.perf_counter()
     for case in range(cases):
@@ -136,9 +136,13 @@ def fuzz(cases: int) -> None:
             size = rng.randint(1, 6)
             parser.feed(text[position : position + size])
             position += size
-        assert parser.finish() == whole, f"case {case}: {text!r} with {syntax}, {think}"
+        stop = Parser(syntax, think=think).feed(text)
+        alike = parser.stop == stop and parser.finish() == whole
+        assert alike, f"case {case}: {text!r} with {syntax}, {think}"
         found += len(whole.calls)
-    print(f"\nfuzz: {cases} texts, {found} calls, all alike, in {time.perf_counter() - wall:.1f} s")
+        stops += stop is not None
+    seconds = time.perf_counter() - wall
+    print(f"\nfuzz: {cases} texts, {found} calls, {stops} stop positions, all alike, in {seconds:.1f} s")
 
 
 def main() -> int:

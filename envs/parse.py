@@ -41,7 +41,8 @@ _OPENERS: Mapping[str, str] = {
     "code": r"<code>",
     "python": r"<python>",
     "hermes": r"<tool_call>",
-    "openai": r'^[ \t]{0,32}(?P<json>(?:\[\s{0,32})?\{\s{0,32}"(?:tool_calls|name|function|type|id|role)")',
+    "openai": r'^[ \t]{0,32}(?P<json>(?:\[\s{0,32})?\{\s{0,32}"(?:'  # the keys of a call or its message, in any order
+    r'arguments|content|function|id|index|name|parameters|role|tool_calls|type)")',
 }
 # What may still become an opener when more text arrives. (Everything is bounded: no line makes the scan quadratic.)
 _PARTIAL = re.compile(

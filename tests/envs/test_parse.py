@@ -89,6 +89,16 @@ JSON_CASES = {
         'Now:\n[\n {"name": "f", "arguments": {"s": "}]\\"{"}},\n {"name": "g", "arguments": {}}]\nok',
         [("f", {"s": '}]"{'}, "ok"), ("g", {}, "ok")],
     ),
+    **{
+        f"openai, keys in the order of {first}": (json.dumps({first: record[first], **record}), [("f", {"x": 1}, "ok")])
+        for record in (
+            {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": '{"x":1}'}}]},
+            {"index": 0, "id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
+            {"name": "f", "arguments": {"x": 1}},
+            {"name": "f", "parameters": {"x": 1}},
+        )
+        for first in record
+    },
     "JSON that is no call": ('{"name": "Ann", "age": 3}', []),
     "a set in a formula": ("{x | x > 0}\n[1, 2]\n", []),
 }
