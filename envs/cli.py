@@ -25,7 +25,8 @@ def play(
 ) -> int:
     """Be the agent yourself in any registered environment. Exit code 0: full reward.
 
-    Type a turn and end it with an empty line; an open code block may hold empty lines. Ctrl-D ends the game.
+    Type a turn and end it with an empty line; an open code block may hold empty lines. Ctrl-D on an empty line ends the
+    game.
 
     Args:
         env: id of the environment; "module:namespace/Name-v0" imports the module first.
@@ -41,6 +42,7 @@ def play(
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         known = ", ".join(name for name in gymnasium.registry if name.startswith("solostream/"))
         raise UserError(f"no environment {env!r} ({error}); built in: {known}") from None
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal sends whatever bytes it likes
     core = made.unwrapped
     if not isinstance(core, ToolEnv):
         raise UserError(f"{env} is a {type(core).__name__}; only a ToolEnv can be played here")
@@ -79,6 +81,6 @@ def _turn(core: ToolEnv) -> str | None:
                 return text
             continue
         text += line
-        if core.complete(text) is not None:
+        if core.complete(text) is not None or not line.endswith("\n"):  # Ctrl-D in the middle of a line
             return text
     return text or None

@@ -1,5 +1,7 @@
-"""`solostream play` as a person would use it: a process, text in, text out."""
+"""`solostream play` as a person would use it: a process, text in, text out; and in a terminal."""
 
+import os
+import pty
 import subprocess
 import sys
 
@@ -27,6 +29,44 @@ def test_a_lost_game_and_one_that_is_left():
     assert done.returncode == 1
     assert "expected '1267', reward 0" in done.stdout
     assert play("", "solostream/Arithmetic-v0", "--seed", "1").stdout.endswith("stopped\n")
+
+
+CTRL_C, CTRL_D = b"\x03", b"\x04"
+
+
+@pytest.mark.parametrize(
+    ("turns", "exit_code", "said"),
+    [
+        ([b"```python\nprint(6*7)\n```\n", b"\\boxed{1267}\n\n"], 0, "[tool] 42"),
+        ([CTRL_D], 1, "stopped"),
+        ([b"half a line" + CTRL_D + CTRL_D], 1, "[answered] answer None"),
+        ([b"\xff\xfe \x01\n\n"], 1, "[answered] answer None"),
+        ([CTRL_C], 130, "interrupted"),
+    ],
+)
+def test_in_a_terminal(turns, exit_code, said):
+    """A pseudo-terminal: line editing, signals and the end of input come from the kernel."""
+    command = [sys.executable, "-m", "training.cli", "play", "--task-id", "sample-01"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, command, {**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    shown = b""
+    for turn in [*turns, b""]:
+        while chunk := read(terminal):
+            shown += chunk
+            if shown.endswith(b"> "):
+                break
+        os.write(terminal, turn)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == exit_code, shown
+    assert said in shown.decode(errors="replace")
+
+
+def read(terminal):
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # the other side is closed
+        return b""
 
 
 @pytest.mark.parametrize(
