@@ -8,7 +8,6 @@ not written, and asked for again by the next call.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import re
@@ -26,7 +25,7 @@ from agent.engine import Engine, EngineError, Sampling
 from agent.metrics import Sample, summarise
 from agent.played import played, registered
 from agent.records import read_lines, reduce
-from agent.rollout import rollout
+from agent.rollout import rollout, seed_of
 from agent.spec import open_engine
 from agent.trajectory import Trajectory
 from envs.grading import equivalent
@@ -255,12 +254,6 @@ class _Player:
                     raise
                 await asyncio.sleep(2.0**attempt)
         raise AssertionError("the last attempt returns or raises")
-
-
-def seed_of(*parts: object) -> int:
-    """A number in [0, 2^63) that depends on nothing but `parts`."""
-    text = "/".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def _environment(options: Options) -> tuple[Sequence[Task], Callable[[Any], Any]]:

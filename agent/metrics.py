@@ -17,7 +17,6 @@ import numpy as np
 
 from agent.behaviour import Behaviour
 from agent.majority import Same, majority_at_k
-from agent.majority import majority_vote as majority_vote
 
 SOLVED = 0.5  # a reward above this counts as a solved sample
 

@@ -7,6 +7,7 @@ no reward, not data. An `EngineError` is raised: who runs many episodes restarts
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -161,3 +162,9 @@ def call_tokens(tokenizer: Any, ids: Sequence[int], calls: Sequence[ToolCall]) -
                 high = middle - 1
         found.append(low)
     return found
+
+
+def seed_of(*parts: object) -> int:
+    """A number in [0, 2^63) that depends on nothing but `parts`."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1

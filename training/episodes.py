@@ -6,7 +6,6 @@ evaluation and the log see the same number.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -69,9 +68,3 @@ class Episodes:
         for environment in self._idle:
             await environment.aclose()
         self._idle.clear()
-
-
-def seed_of(*parts: object) -> int:
-    """A number in [0, 2^63) that depends on nothing but `parts`."""
-    text = "/".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agent.engine import Engine, Generation, Sampling, Weights
+from agent.rollout import seed_of
 from agent.trajectory import Dispatch, Trajectory
 from envs.types import Task
 from training.config import Config
-from training.episodes import Episodes, seed_of
+from training.episodes import Episodes
 from training.metrics import mean
 from training.pipeline import Effort, Ticket
 from training.summary import Scores, scores

@@ -21,13 +21,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from agent.chat import CHATML
 from sandbox.errors import UserError
 from training.config import BuildConfig, ModelConfig
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 PROTOCOL = ("```python\n", "\n```\n", "```output\n", "\\boxed{")
 

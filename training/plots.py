@@ -2,12 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 Rows = Sequence[Mapping[str, Any]]
-INK, LINE, SECOND, GRID = "#22303c", "#2563a6", "#c2571a", "#d9dee3"
+INK, LINE, SECOND, PALE, GRID = "#22303c", "#2563a6", "#c2571a", "#9db7d5", "#d9dee3"
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One number of the rows of `phase`, over their steps."""
+
+    key: str
+    label: str
+    colour: str = LINE
+    width: float = 1.8
+    phase: Literal["rl", "eval"] = "rl"
+    marker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """Drawn when its first curve has points. A share's axis goes from 0 to 1, another's from 0."""
+
+    title: str
+    unit: str
+    curves: tuple[Curve, ...]
+    share: bool = False
+
+
+PLOTS = {
+    "reward": Plot("Reward of the training batches", "mean reward", (Curve("reward/mean", "batch mean"),), share=True),
+    "accuracy": Plot(
+        "Held-out accuracy",
+        "share of problems solved",
+        (
+            Curve("accuracy", "sampled", phase="eval", marker="o"),
+            Curve("accuracy_greedy", "greedy", SECOND, phase="eval", marker="s"),
+            Curve("reward/accuracy", "training batches", PALE, 1.0),
+        ),
+        share=True,
+    ),
+    "first_call": Plot(
+        "When the policy first calls Python", "token of the response", (Curve("code/first_call_token", "first call"),)
+    ),
+    "entropy": Plot("Entropy of the policy", "nats a token", (Curve("learner/entropy", "entropy"),)),
+    "tracker_value": Plot(
+        "What the tracker expects, and what came",
+        "success rate",
+        (
+            Curve("tracker/value", "tracked value v of the batch's prompts"),
+            Curve("reward/mean", "their reward", SECOND, 1.0),
+        ),
+        share=True,
+    ),
+}
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
@@ -18,78 +69,31 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    steps = [row for row in rows if row["phase"] == "rl"]
-    evaluations = [row for row in rows if row["phase"] == "eval"]
-    painters: dict[str, Callable[[Any], bool]] = {
-        "reward": lambda axes: _reward(axes, steps),
-        "accuracy": lambda axes: _accuracy(axes, steps, evaluations),
-        "first_call": lambda axes: _first_call(axes, steps),
-        "entropy": lambda axes: _entropy(axes, steps),
-        "tracker_value": lambda axes: _tracker(axes, steps),
-    }
     written = []
-    for name, paint in painters.items():
-        figure = Figure(figsize=(6.4, 3.8), dpi=130, layout="constrained")
-        axes = figure.add_subplot()
-        if paint(axes):
-            _dress(axes)
+    for name, plot in PLOTS.items():
+        points = [_points(rows, curve) for curve in plot.curves]
+        if points[0]:
+            figure = Figure(figsize=(6.4, 3.8), dpi=130, layout="constrained")
+            _paint(figure.add_subplot(), plot, points)
             figure.savefig(folder / f"{name}.png")
             written.append(folder / f"{name}.png")
     return written
 
 
-def _reward(axes: Any, steps: Rows) -> bool:
-    axes.set_title("Reward of the training batches")
-    axes.set_ylabel("mean reward")
-    axes.set_ylim(-0.02, 1.02)
-    return _line(axes, steps, "reward/mean", LINE, "batch mean")
+def _points(rows: Rows, curve: Curve) -> list[tuple[int, float]]:
+    phase = (row for row in rows if row["phase"] == curve.phase)
+    return [(row["step"], row[curve.key]) for row in phase if row.get(curve.key) is not None]
 
 
-def _accuracy(axes: Any, steps: Rows, evaluations: Rows) -> bool:
-    axes.set_title("Held-out accuracy")
-    axes.set_ylabel("share of problems solved")
-    axes.set_ylim(-0.02, 1.02)
-    drawn = _line(axes, evaluations, "accuracy", LINE, "sampled", marker="o")
-    drawn |= _line(axes, evaluations, "accuracy_greedy", SECOND, "greedy", marker="s")
-    if drawn:
-        _line(axes, steps, "reward/accuracy", "#9db7d5", "training batches", width=1.0)
-    return drawn
-
-
-def _first_call(axes: Any, steps: Rows) -> bool:
-    axes.set_title("When the policy first calls Python")
-    axes.set_ylabel("token of the response")
-    drawn = _line(axes, steps, "code/first_call_token", LINE, "first call")
-    axes.set_ylim(bottom=0)
-    return drawn
-
-
-def _entropy(axes: Any, steps: Rows) -> bool:
-    axes.set_title("Entropy of the policy")
-    axes.set_ylabel("nats a token")
-    drawn = _line(axes, steps, "learner/entropy", LINE, "entropy")
-    axes.set_ylim(bottom=0)
-    return drawn
-
-
-def _tracker(axes: Any, steps: Rows) -> bool:
-    axes.set_title("What the tracker expects, and what came")
-    axes.set_ylabel("success rate")
-    axes.set_ylim(-0.02, 1.02)
-    drawn = _line(axes, steps, "tracker/value", LINE, "tracked value v of the batch's prompts")
-    return drawn and (_line(axes, steps, "reward/mean", SECOND, "their reward", width=1.0) or drawn)
-
-
-def _line(axes: Any, rows: Rows, key: str, colour: str, label: str, width: float = 1.8, marker: str = "") -> bool:
-    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-    if points:
-        axes.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=width, marker=marker, markersize=5)
-    return bool(points)
-
-
-def _dress(axes: Any) -> None:
+def _paint(axes: Any, plot: Plot, points: Sequence[Sequence[tuple[int, float]]]) -> None:
+    for curve, found in zip(plot.curves, points, strict=True):
+        if found:
+            look = {"color": curve.colour, "linewidth": curve.width, "marker": curve.marker, "markersize": 5}
+            axes.plot(*zip(*found, strict=True), label=curve.label, **look)
+    axes.set_ylim(*((-0.02, 1.02) if plot.share else (0, None)))
+    axes.set_title(plot.title, size=11, weight="bold", color=INK)
     axes.set_xlabel("reinforcement-learning step")
-    axes.title.set(size=11, weight="bold", color=INK)
+    axes.set_ylabel(plot.unit)
     axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

@@ -12,13 +12,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from agent.engine import Engine
+from agent.rollout import seed_of
 from agent.trajectory import Dispatch, Trajectory
 from training import metrics
 from training.advantage import Advantage, Advantages
 from training.algorithms import ADVANTAGES, GROUPED
 from training.aspo import ASPO
 from training.config import Config
-from training.episodes import Episodes, seed_of
+from training.episodes import Episodes
 from training.learner import Learner
 from training.log import TrajectoryLog
 from training.pipeline import Effort, Rounds, Source, Streams, Ticket, unused

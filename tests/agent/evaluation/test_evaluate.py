@@ -12,8 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from agent.engine import EngineError
-from agent.evaluate import PRESETS, Options, evaluate, seed_of
+from agent.evaluate import PRESETS, Options, evaluate
 from agent.records import read_lines
+from agent.rollout import seed_of
 from sandbox.errors import UserError
 
 PROBLEMS = [("What is 6 * 7?", 42), ("What is 2 * 3?", 6), ("What is 12 * 12?", 144), ("What is 5 * 5?", 99)]

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 from agent.behaviour import Behaviour
-from agent.majority import majority_at_k
+from agent.majority import majority_at_k, majority_vote
 from agent.metrics import (
     Sample,
     average,
     behaviours,
     bootstrap,
     by_problem,
-    majority_vote,
     pass_at_k,
     pass_curve,
     scalar,
