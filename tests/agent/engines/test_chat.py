@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,10 +11,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from agent.chat import CHATML, Chat
+from agent.engine import Generation, Sampling
+from agent.rollout import rollout
+from agent.scripted import ScriptedEngine
+from envs import Task, ToolEnv
 from sandbox.errors import UserError
 
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 SPECIALS += ["<s>", "</s>", "[INST]", "[/INST]", "<|user|>", "<|assistant|>", "<|end|>"]
+SPECIALS += ["<bos>", "<start_of_turn>", "<end_of_turn>"]
 
 QWEN25 = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
@@ -31,6 +38,19 @@ QWEN3 = QWEN25.replace(
     "{{ m.content.split('</think>')[-1].lstrip('\n') }}<|im_end|>\n"
     "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n",
 )
+# As the released one does it: thoughts since the last question stay, and the last turn is given one if it has none.
+QWEN3_BY_QUESTION = (
+    "{% set ns = namespace(question=0) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.question = loop.index0 %}{% endif %}{% endfor %}"
+) + QWEN25.replace(
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n",
+    "{% elif m.role == 'assistant' %}"
+    "{% set said = m.content.split('</think>')[-1].lstrip('\n') %}"
+    "{% set thought = '' if said == m.content else m.content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "<|im_start|>assistant\n{% if loop.index0 > ns.question and (loop.last or thought) %}"
+    "{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}{{ said }}<|im_end|>\n"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n",
+)
 LLAMA3 = (
     "<|begin_of_text|>{% for m in messages %}"
     "<|start_header_id|>{{ 'ipython' if m.role == 'tool' else m.role }}<|end_header_id|>\n\n"
@@ -46,6 +66,11 @@ PHI = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+GEMMA = (
+    "<bos>{% for m in messages %}{% if m.role in ('system', 'tool') %}{{ raise_exception('unknown role') }}{% endif %}"
+    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
+    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
 SKIPS_TOOLS = (
     "{% for m in messages %}{% if m.role in ('user', 'assistant') %}### {{ m.role }}\n{{ m.content }}\n{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}### assistant\n{% endif %}"
@@ -59,13 +84,15 @@ TEMPLATES = {
     "chatml": CHATML,
     "qwen2.5": QWEN25,
     "qwen3": QWEN3,
+    "qwen3 by question": QWEN3_BY_QUESTION,
     "llama3": LLAMA3,
     "mistral": MISTRAL,
     "phi": PHI,
+    "gemma": GEMMA,
     "skips tools": SKIPS_TOOLS,
     "r1": R1,
 }
-END = {"llama3": "<|eot_id|>", "mistral": "</s>", "phi": "<|end|>", "r1": "</s>"}
+END = {"llama3": "<|eot_id|>", "mistral": "</s>", "phi": "<|end|>", "gemma": "<end_of_turn>", "r1": "</s>"}
 QUESTION = [{"role": "user", "content": "What is 6·7?"}]
 OUTPUT = [{"role": "tool", "content": "42"}]
 
@@ -91,7 +118,7 @@ def test_the_ledger_is_what_the_template_renders(name: str, ended: bool, bytes_w
     begin = " " if name == "mistral" else ""  # its assistants begin with a space, which is theirs to write
     sampled = tokenizer.encode(begin + "let me see" + (end if ended else ""), add_special_tokens=False)
     ledger = chat.open(QUESTION) + sampled + chat.append(OUTPUT, sampled)
-    role = "tool" if name in ("chatml", "qwen2.5", "qwen3", "llama3", "phi") else "user"
+    role = "user" if name in ("mistral", "gemma", "skips tools", "r1") else "tool"
     rendered = [*QUESTION, {"role": "assistant", "content": "let me see"}, {"role": role, "content": "42"}]
     expected = tokenizer.apply_chat_template(
         rendered, chat_template=template, add_generation_prompt=True, tokenize=False
@@ -103,7 +130,45 @@ def test_the_ledger_is_what_the_template_renders(name: str, ended: bool, bytes_w
         assert tokenizer.convert_tokens_to_ids(end) in chat.stop_token_ids
 
 
-@pytest.mark.parametrize(("name", "rewrites"), [(n, n in ("qwen3", "r1")) for n in TEMPLATES])
+class Seeing(ScriptedEngine):
+    """Says these turns and keeps the ids it was shown before each."""
+
+    def __init__(self, turns: Sequence[str], tokenizer: Any) -> None:
+        unsaid = iter(turns)
+        super().__init__(lambda text: next(unsaid), tokenizer)
+        self.seen: list[list[int]] = []
+        self.said: list[list[int]] = []
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        self.seen.append(list(prompt_ids))
+        generation = await super().generate(prompt_ids, sampling)
+        self.said.append(list(generation.token_ids))
+        return generation
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+async def test_concatenated_ids_are_what_the_engine_saw(name: str, bytes_with_specials: Any) -> None:
+    """A whole episode: thoughts and calls of earlier turns stand before the engine just as it sampled them."""
+    tokenizer = copy.deepcopy(bytes_with_specials)
+    tokenizer.eos_token = END.get(name, "<|im_end|>")
+    turns = [f"<think>\nhm {i}\n</think>\n\nSée:\n```python\nprint(4{i})\n```\n" for i in (1, 2)]
+    engine = Seeing([*turns, "<think>\nah\n</think>\n\n\\boxed{42}"], tokenizer)
+    env = ToolEnv([Task("one", "What is 6·7?", "42")], system_prompt="")
+    chat = Chat(tokenizer, TEMPLATES[name])
+    trajectory = await rollout(env, engine, chat, sampling=Sampling(500), max_tokens=4000)
+    await env.aclose()
+    ledger = trajectory.token_ids.tolist()
+    assert trajectory.reward == 1.0
+    assert [ledger[: len(seen)] for seen in engine.seen] == engine.seen
+    spans = [(turn.start, turn.end) for turn in trajectory.turns if turn.role == "assistant"]
+    assert [ledger[start:end] for start, end in spans] == engine.said
+    assert [i for start, end in spans for i in range(start, end)] == trajectory.action_mask.nonzero()[0].tolist()
+    last = tokenizer.decode(engine.seen[2])
+    assert "41" in last.partition(turns[0])[2].partition(turns[1])[0]
+    assert "42" in last.partition(turns[1])[2]
+
+
+@pytest.mark.parametrize(("name", "rewrites"), [(n, n in ("qwen3", "qwen3 by question", "r1")) for n in TEMPLATES])
 def test_templates_that_rewrite_history_are_known(name: str, rewrites: bool, bytes_with_specials: Any) -> None:
     assert Chat(bytes_with_specials, TEMPLATES[name]).rewrites_history is rewrites
 
