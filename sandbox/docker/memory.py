@@ -13,9 +13,9 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from pathlib import Path
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+from sandbox.fork.watch import hold_more
+
 _EVERY_S = 0.15
 _DEPTH = 3  # pid namespaces around a session's processes: the container's, the fork server's, the session's
 
@@ -27,7 +27,7 @@ def watch(limit_mb: int) -> None:
         before: set[int] = set()  # namespaces that held too much at the last look
         while True:
             start = time.monotonic()
-            over = {space: held for space, held in sessions().items() if _held(held, limit_mb << 20)}
+            over = {space: held for space, held in sessions().items() if hold_more(held, limit_mb)}
             for space in before & over.keys():
                 _kill(over[space])
             before = set(over)
@@ -48,26 +48,6 @@ def sessions() -> dict[int, dict[int, int]]:
                 if len(numbers) >= _DEPTH:
                     found[os.stat(f"/proc/{entry}/ns/pid").st_ino][int(entry)] = int(numbers[-1])
     return found
-
-
-def _held(session: dict[int, int], limit: int) -> bool:
-    """Whether the processes hold more than `limit` bytes. Shared pages (what the fork server had imported) count by
-    share, but that is slow to read: it is asked only when the plain sum is too much."""
-    return sum(map(_resident, session)) > limit and sum(map(_proportional, session)) > limit
-
-
-def _resident(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
-    return 0
-
-
-def _proportional(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 def _kill(session: dict[int, int]) -> None:

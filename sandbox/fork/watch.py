@@ -1,22 +1,27 @@
-"""The memory of a session's processes together, for machines where no cgroup can be had."""
+"""The memory of a session's processes together, where no cgroup can be had."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 def exceeds(pidfd: int, memory_mb: int) -> bool:
-    """Whether the process and all below it hold more than `memory_mb` that they share with nobody else.
+    """Whether the process and all below it hold more than `memory_mb` that they share with nobody else."""
+    return hold_more(_tree(pidfd), memory_mb)
+
+
+def hold_more(pids: Collection[int], memory_mb: int) -> bool:
+    """Whether these processes together hold more than `memory_mb` that they share with nobody else.
 
     Two looks: resident pages, cheap but counting what a fork merely inherited; only when those exceed the limit the
     proportional share of anonymous and shared memory, which takes milliseconds.
     """
     limit_kb = memory_mb * 1024
-    pids = _tree(pidfd)
     return sum(map(_resident_kb, pids)) > limit_kb and sum(map(_own_kb, pids)) > limit_kb
 
 
