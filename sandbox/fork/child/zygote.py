@@ -121,7 +121,8 @@ def _open_python() -> None:
         if _nobody_reaches_python():
             return
     raise ClosedPython(
-        f"sessions run as an unprivileged user, who may not enter the folder of this Python, {sys.base_prefix}; "
+        "sessions run as an unprivileged user, who may not enter a folder of this Python, "
+        f"{' or '.join(dict.fromkeys((sys.prefix, sys.base_prefix)))}; "
         "open the folders above it (chmod o+x), use a Python outside of them, or start as another user than root"
     )
 

@@ -6,14 +6,14 @@ import asyncio
 import os
 import struct
 import subprocess
-import sys
 import tempfile
+import venv
 from pathlib import Path
 
 import pytest
 
 from sandbox.fork import ForkSandbox
-from sandbox.fork.child import seccomp, zygote
+from sandbox.fork.child import seccomp
 from tests.sandbox.fork.conftest import LIMITS, interrupted, need, running
 
 
@@ -72,11 +72,14 @@ async def test_weaker_tiers_start_python_and_import(tier: str) -> None:
         await box.close()
 
 
-def test_a_python_that_the_sessions_cannot_reach_is_refused_with_the_remedy() -> None:
-    """As root without the right to mount, as in a default container, and with a Python in root's home."""
+def test_a_python_that_the_sessions_cannot_reach_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    """As root without the right to mount, as in a default container, and with a Python that only root may enter."""
     need("landlock")
-    if os.geteuid() != 0 or zygote._nobody_reaches_python():
-        pytest.skip("needs root, and a Python below a folder that only root may enter")
+    if os.geteuid() != 0:
+        pytest.skip("only root's sessions run as another user")
+    closed = tmp_path / "closed"
+    venv.create(closed / "venv", symlinks=True)
+    closed.chmod(0o700)
     code = """
 from sandbox.fork import ForkSandbox
 try:
@@ -88,11 +91,14 @@ except ValueError as error:
         "import os, sys\nfrom sandbox.fork.child import linux\nlinux.prctl(24, 21)\n"  # PR_CAPBSET_DROP, CAP_SYS_ADMIN
     )
     drop += "os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
-    done = subprocess.run([sys.executable, "-c", drop, code], capture_output=True, text=True)
+    python = str(closed / "venv/bin/python")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run([python, "-c", drop, code], capture_output=True, text=True, env=environment)
     assert done.stdout.count("\n") == 1, done
     assert done.stdout.startswith(
         "UserError isolation landlock: sessions run as an unprivileged user, who may not enter"
     )
+    assert str(closed / "venv") in done.stdout
     assert "chmod o+x" in done.stdout
     assert "isolation='auto'" not in done.stdout
 
