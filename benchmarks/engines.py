@@ -1,15 +1,16 @@
 """Engines side by side: multi-turn episodes with the real fork sandbox, and where the CPU's time goes.
 
 Random weights write no code, so every turn's text is replaced by a call of fixed code on its way to the environment;
-the engine's work is the same: ragged prompts, three turns of 20 tokens, an observation after the first two. Models are
+the engine's work is the same: ragged prompts, three turns of 64 tokens, an observation after the first two. Models are
 in float32, on one thread; "tiny" has 0.4 M parameters, "small" 25 M (what a token costs outside the model does not
 depend on its size, its share does). Every row runs in a process of its own, within --limit seconds.
 
 ms/token is CPU time, of all processes together, per generated token; the shares are shares of it (on a busy machine
 wall time would say how busy it is):
-  model    the engine's steps: forward passes, sampling, its bookkeeping (vllm, server: all of vLLM's own processes)
+  model    forward passes, sampling, scheduling: an HF engine's steps, vLLM's own processes
+  front    the engine's other work in this process: an HF engine's queue, vLLM's front end, our HTTP client
   sandbox  the interpreters and their keeper, and what calling them costs in this process
-  glue     everything else in this process: rollout, chat rendering, parsing, ledger, event loop, HTTP, vLLM's front end
+  glue     everything else in this process: rollout, chat rendering, parsing, rewards, ledger, event loop
 
     python benchmarks/engines.py [--quick] [--model tiny|small] [--engines hf,vllm,...] [--save rows.jsonl]
     python benchmarks/engines.py --mismatch     # sampler against learner, float32 and bfloat16
@@ -27,18 +28,14 @@ import asyncio  # noqa: E402
 import importlib.util  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
-import resource  # noqa: E402
 import signal  # noqa: E402
-import socket  # noqa: E402
 import subprocess  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
-import types  # noqa: E402
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator  # noqa: E402
-from contextlib import asynccontextmanager, contextmanager, suppress  # noqa: E402
+from collections.abc import AsyncIterator, Callable, Iterator  # noqa: E402
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress  # noqa: E402
 from typing import Any  # noqa: E402
 
-import httpx  # noqa: E402
 import psutil  # noqa: E402
 import torch  # noqa: E402
 from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: E402
@@ -46,59 +43,45 @@ from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from agent.chat import Chat  # noqa: E402
 from agent.engine import Engine, Sampling  # noqa: E402
-from agent.hf import HFEngine  # noqa: E402
 from agent.rollout import rollout  # noqa: E402
 from agent.scripted import byte_tokenizer  # noqa: E402
 from agent.spec import open_engine  # noqa: E402
-from benchmarks.engine_peers import ContinuousBatching, GenerateInRounds  # noqa: E402
+from benchmarks.engine_parts.clock import calls_charged, charge_tasks, charged, children_s, spent, tree_s  # noqa: E402
+from benchmarks.engine_parts.peers import ContinuousBatching, GenerateInRounds  # noqa: E402
+from benchmarks.engine_parts.server import served  # noqa: E402
 from envs import Task, ToolEnv  # noqa: E402
 from sandbox import Sandbox, Session, open_sandbox  # noqa: E402
 from training.losses.kl import estimates  # noqa: E402
 
-TURN_TOKENS, MAX_TOKENS = 20, 400
+TURN_TOKENS, MAX_TOKENS = 64, 400
 CALL = "```python\nsum(i * i for i in range(1000))\n```\n"
 SAMPLING = Sampling(TURN_TOKENS)
 MODELS = {"tiny": (128, 2, 4), "small": (512, 8, 8)}  # hidden size, layers, heads
 NAMES = ("hf", "vllm", "server", "continuous", "generate")
 PEERS = ("continuous", "generate")  # slow on CPUs: one round of episodes is measured
+PARTS = ("model", "front", "sandbox", "glue")
+FRONT = {part: "front" for part in ("/vllm/", "/agent/hf/", "/engine_parts/peers.py")}  # whose tasks are an engine's
 Seconds = Callable[[], float]  # CPU seconds that the model has used so far
 
 
-class Clocked:
-    """A sandbox, or one of its sessions, that counts the CPU seconds its calls take in this process."""
-
-    spent = 0.0
+class Charged:
+    """A sandbox, or one of its sessions, whose calls are charged to the account "sandbox"."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
 
     async def open(self) -> Session:
-        return Clocked(await _clocked(self._inner.open()))
+        return Charged(await charged("sandbox", self._inner.open()))
 
     async def run(self, code: str, *, timeout: float | None = None) -> Any:
-        return await _clocked(self._inner.run(code, timeout=timeout))
+        return await charged("sandbox", self._inner.run(code, timeout=timeout))
 
     async def close(self) -> None:
-        await _clocked(self._inner.close())
-
-
-@types.coroutine
-def _clocked(call: Awaitable[Any]) -> Generator[Any, None, Any]:
-    """Awaits `call`; between the moments at which it waits, its thread works for the sandbox."""
-    steps = call.__await__()
-    while True:
-        before = time.thread_time()
-        try:
-            waits_for = next(steps)
-        except StopIteration as end:
-            return end.value
-        finally:
-            Clocked.spent += time.thread_time() - before
-        yield waits_for
+        await charged("sandbox", self._inner.close())
 
 
 def fork(**options: Any) -> Sandbox:
-    return Clocked(open_sandbox("fork", **options))
+    return Charged(open_sandbox("fork", **options))
 
 
 class Caller(ToolEnv):
@@ -113,104 +96,33 @@ class Caller(ToolEnv):
         return await super().astep(CALL if len(self.trace) < 2 else "\\boxed{332833500}")
 
 
-def step_clock(engine: HFEngine) -> Seconds:
-    """CPU seconds inside an HF engine's steps."""
-    spent, step = [0.0], engine._step
-
-    def timed() -> Any:
-        before = time.thread_time()
-        try:
-            return step()
-        finally:
-            spent[0] += time.thread_time() - before
-
-    engine._step = timed  # type: ignore[method-assign]
-    return lambda: spent[0]
-
-
-def tree_s(root: int) -> float:
-    """CPU seconds of a process and all its descendants, dead ones included."""
-    total = 0.0
-    process = psutil.Process(root)
-    for p in (process, *process.children(recursive=True)):
-        try:
-            total += sum(p.cpu_times()[:4])  # user, system, and both of reaped children
-        except psutil.Error:
-            continue
-    return total
-
-
-def children_s() -> float:
-    """CPU seconds of everything that this process has started."""
-    gone = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return sum(tree_s(p.pid) for p in psutil.Process().children()) + gone.ru_utime + gone.ru_stime
-
-
 @asynccontextmanager
 async def opened(name: str, folder: str, size: str, slots: int) -> AsyncIterator[tuple[Engine, Seconds, bool]]:
     """An engine, the clock of its model, and whether that model runs in this process."""
-    engine: Engine
-    if name == "generate":
-        engine = rounds = GenerateInRounds(make_model(size), TURN_TOKENS)
-        clock, inside = (lambda: rounds.cpu_s), True
-    elif name == "continuous":
-        engine = peer = ContinuousBatching(make_model(size), TURN_TOKENS, slots)
-        clock, inside = peer.cpu_s, True
-    elif name == "hf":
-        engine, _ = await open_engine(folder, slots=slots, max_len=MAX_TOKENS + 1)
-        assert isinstance(engine, HFEngine)
-        clock, inside = step_clock(engine), True
-    elif name == "vllm":
-        engine, _ = await open_engine(f"vllm:{folder}", slots=slots, max_len=MAX_TOKENS + 1)
-        (core,) = (p.pid for p in psutil.Process().children() if "EngineCore" in " ".join(p.cmdline()))
-        clock, inside = (lambda: tree_s(core)), False
-    else:
-        with server(folder, slots) as (url, process):
-            while not await _healthy(url):
-                if process.poll() is not None:
-                    sys.exit(f"vLLM's server ended with status {process.returncode}")
-                await asyncio.sleep(0.3)
+    charge_tasks(asyncio.get_running_loop(), FRONT)
+    async with AsyncExitStack() as stack:
+        engine: Engine
+        inside = name not in ("vllm", "server")
+        if name == "generate":
+            engine = rounds = GenerateInRounds(make_model(size), TURN_TOKENS)
+            clock: Seconds = lambda: rounds.cpu_s
+        elif name == "continuous":
+            engine = peer = ContinuousBatching(make_model(size), TURN_TOKENS, slots)
+            clock = peer.cpu_s
+        elif name == "hf":
+            engine, _ = await open_engine(folder, slots=slots, max_len=MAX_TOKENS + 1)
+            engine._step = calls_charged("model", engine._step)  # type: ignore[attr-defined]
+            clock = lambda: spent()["model"]
+        elif name == "vllm":
+            engine, _ = await open_engine(f"vllm:{folder}", slots=slots, max_len=MAX_TOKENS + 1)
+            (core,) = (p.pid for p in psutil.Process().children() if "EngineCore" in " ".join(p.cmdline()))
+            clock = lambda: tree_s(core)
+        else:
+            url, pid = await stack.enter_async_context(served(folder, slots, MAX_TOKENS + 1))
             engine, _ = await open_engine(url)
-            try:
-                yield engine, lambda: tree_s(process.pid), False
-            finally:
-                await engine.close()
-        return
-    try:
+            clock = lambda: tree_s(pid)
+        stack.push_async_callback(engine.close)
         yield engine, clock, inside
-    finally:
-        await engine.close()
-
-
-@contextmanager
-def server(folder: str, slots: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    options = f"--host 127.0.0.1 --port {port} --max-model-len {MAX_TOKENS + 1} --max-num-seqs {slots}"
-    options += (
-        " --dtype float32 --disable-log-stats --logprobs-mode processed_logprobs --distributed-executor-backend uni"
-    )
-    if not torch.cuda.is_available():
-        options += f" --enforce-eager --block-size 32 --no-enable-chunked-prefill --kv-cache-memory-bytes {256 << 20}"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, *options.split()]
-    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    process = subprocess.Popen(command, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)
-    try:
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        for one in (*psutil.Process(process.pid).children(recursive=True), process):
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-        process.wait()
-
-
-async def _healthy(url: str) -> bool:
-    try:
-        async with httpx.AsyncClient() as client:
-            return (await client.get(f"{url}/health", timeout=5)).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 async def measure(engine: Engine, clock: Seconds, inside: bool, level: int, rounds: int) -> dict[str, float]:
@@ -218,6 +130,8 @@ async def measure(engine: Engine, clock: Seconds, inside: bool, level: int, roun
     tasks = [Task(str(i), "Add up squares. " * (1 + i % 4), "332833500") for i in range(16)]
     envs = [Caller(tasks, sandbox=fork, system_prompt="", max_turns=4) for _ in range(level)]
     chat = Chat(byte_tokenizer())
+    generate = engine.generate
+    engine.generate = lambda *request: charged("front", generate(*request))  # type: ignore[assignment,method-assign]
 
     async def worker(index: int, episodes: int) -> int:
         tokens = 0
@@ -227,20 +141,23 @@ async def measure(engine: Engine, clock: Seconds, inside: bool, level: int, roun
             tokens += done.n_action_tokens
         return tokens
 
-    def spent() -> tuple[float, ...]:
-        return time.perf_counter(), time.process_time(), children_s(), clock(), Clocked.spent
+    def now() -> dict[str, float]:
+        accounts = {name: spent()[name] for name in ("front", "sandbox", "clock")}
+        times = {"wall": time.perf_counter(), "own": time.process_time(), "others": children_s(), "model": clock()}
+        return {**times, **accounts}
 
     try:
         await asyncio.gather(*(worker(i, 1) for i in range(level)))  # sandboxes started, caches made
-        before = spent()
+        before = now()
         tokens = sum(await asyncio.gather(*(worker(i, rounds) for i in range(level))))
-        wall, own, others, model, calls = (now - then for now, then in zip(spent(), before, strict=True))
+        took = {name: value - before[name] for name, value in now().items()}
     finally:
         for env in envs:
             await env.aclose()
-    interpreters = others if inside else others - model
-    glue = own - calls - (model if inside else 0.0)
-    return {"tokens": tokens, "wall_s": wall, "model_s": model, "sandbox_s": interpreters + calls, "glue_s": glue}
+    interpreters = took["others"] - (0.0 if inside else took["model"])
+    glue = took["own"] - took["front"] - took["sandbox"] - took["clock"] - (took["model"] if inside else 0.0)
+    parts = {"model": took["model"], "front": took["front"], "sandbox": took["sandbox"] + interpreters, "glue": glue}
+    return {"tokens": tokens, "wall_s": took["wall"], **{f"{part}_s": parts[part] for part in PARTS}}
 
 
 def make_model(size: str, scale: float = 1.0) -> Any:
@@ -273,7 +190,7 @@ async def measure_row(name: str, size: str, level: int) -> dict[str, float]:
 
 
 def show(name: str, level: int, row: dict[str, Any]) -> None:
-    parts = [row[f"{part}_s"] for part in ("model", "sandbox", "glue")]
+    parts = [row[f"{part}_s"] for part in PARTS]
     shares = "".join(f"{part / sum(parts):>9.1%}" for part in parts)
     speed, cost = row["tokens"] / row["wall_s"], 1000 * sum(parts) / row["tokens"]
     print(f"{name:<11}{level:>9}{speed:>10.0f}{cost:>10.3f}{shares}   load {row['load']:.1f}", flush=True)
@@ -285,10 +202,7 @@ def table(rows: list[tuple[str, int]], size: str, limit: float, save: Path | Non
     for line in save.read_text().splitlines() if save and save.exists() else ():
         record = json.loads(line)
         known[record["engine"], record["model"], record["level"]] = record
-    print(
-        f"{'engine':<11}{'episodes':>9}{'tokens/s':>10}{'ms/token':>10}{'model':>9}{'sandbox':>9}{'glue':>9}",
-        flush=True,
-    )
+    print(f"{'engine':<11}{'episodes':>9}{'tokens/s':>10}{'ms/token':>10}" + "".join(f"{p:>9}" for p in PARTS))
     complete = True
     print(f"{size} model")
     for name, level in rows:

@@ -1,4 +1,4 @@
-"""What others have: transformers' `generate` and its continuous batching, as engines for benchmarks/engines.py."""
+"""What others have: transformers' `generate` and its continuous batching, as engines."""
 
 from __future__ import annotations
 
