@@ -27,7 +27,10 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 bench: .venv/dev
-	for bench in benchmarks/*.py; do $(BIN)/python $$bench || exit 1; done
+	@failed=; for bench in benchmarks/*.py; do \
+		echo "== $$bench"; $(BIN)/python $$bench || failed="$$failed $$bench"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "over a limit, or failed:$$failed" >&2; exit 1; fi
 
 clean:
 	rm -rf .venv build dist
