@@ -3,7 +3,9 @@
 Demonstrations are the trainer's own code. A confined session for each would cost most of the cold start: about ten
 milliseconds of processor time against a fraction of one for a call in a session that is open. What a demonstration
 sees is what a session of its own shows: one that meets an error (whose text counts the session's cells) goes on in a
-session of its own. Only names stay bound from one to the next; the session is renewed every `EPISODES`.
+session of its own. Names stay bound from one to the next, and none can make a later one pass: every reference solution
+(`envs.families.KINDS`, also short of its last character) binds what it reads in its own cell, and binds nothing that
+another reads unbound. The session is renewed every `EPISODES`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
 """Demonstrations share a session, and see what a session of their own shows."""
 
+import ast
 import asyncio
+import builtins
+import contextlib
+import importlib
 import random
 from collections.abc import Awaitable, Callable
 
@@ -49,6 +53,23 @@ def test_what_demonstrations_see_is_what_a_session_of_their_own_shows() -> None:
         assert any(status == "error" for calls in seen for *_, status in calls)
 
     in_both(play)
+
+
+def test_no_demonstration_reads_a_name_that_another_could_have_left() -> None:
+    """What a cell reads and does not bind are builtins, and no cell binds one of these."""
+    sympy = set(importlib.import_module("sympy").__all__)
+    free, bound = set[str](), set[str]()
+    for task in generate(3 * len(KINDS), seed=0):
+        for code in (task.meta["code"], task.meta["code"][:-1]):
+            with contextlib.suppress(SyntaxError):
+                names = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name | ast.alias)]
+                own = {n.id for n in names if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+                own |= {n.name for n in names if isinstance(n, ast.alias) and n.name != "*"}
+                own |= sympy if "import *" in code else set()
+                free |= {n.id for n in names if isinstance(n, ast.Name)} - own
+                bound |= own
+    assert free <= set(dir(builtins))
+    assert not free & bound
 
 
 def test_an_episode_keeps_its_variables_after_an_error() -> None:
