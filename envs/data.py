@@ -7,27 +7,25 @@ Rows are mapped by `columns`: our field -> the column it is in, dots reaching in
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
+import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from envs import sources
+from envs.sources import PRESETS, Row
 from envs.space import SURROGATE
 from envs.types import Task
 from sandbox.errors import UserError
 
 TaskSource = str | Mapping[str, Any] | Sequence[Task] | Sequence[Mapping[str, Any]]
-Row = tuple[int, Any]  # (line or row number, from 1; the row, or a ValueError that says why there is none)
 _log = logging.getLogger(__name__)
-_PROBLEMS = Path(__file__).parent / "problems"
-_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _FIELDS: Mapping[str, str] = {"prompt": "prompt", "answer": "answer", "id": "id"}
 _TASK = {field.name for field in fields(Task)}
 
@@ -46,41 +44,6 @@ class Tasks(tuple[Task, ...]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tasks:
         return self  # gymnasium.make copies what it is given
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """Where a well-known data set lives. `answer_after`: the answer is what follows the last of these strings."""
-
-    path: str
-    split: str
-    columns: Mapping[str, str]
-    config: str | None = None
-    answer_after: str = ""
-
-
-def _arena(path: str) -> Preset:
-    return Preset(f"MathArena/{path}", "train", {"prompt": "problem", "answer": "answer", "id": "problem_idx"})
-
-
-PRESETS: Mapping[str, Preset] = {
-    "dapo-math-17k": Preset(
-        "open-r1/DAPO-Math-17k-Processed", "train", {"prompt": "prompt", "answer": "solution"}, config="en"
-    ),
-    "aime24": Preset("HuggingFaceH4/aime_2024", "train", {"prompt": "problem", "answer": "answer", "id": "id"}),
-    "aime25": _arena("aime_2025"),
-    "hmmt25": _arena("hmmt_feb_2025"),
-    "brumo25": _arena("brumo_2025"),
-    "beyond-aime": Preset("ByteDance-Seed/BeyondAIME", "test", {"prompt": "problem", "answer": "answer"}),
-    "math-500": Preset(
-        "HuggingFaceH4/MATH-500",
-        "test",
-        {"prompt": "problem", "answer": "answer", "id": "unique_id", "level": "level", "subject": "subject"},
-    ),
-    "gsm8k": Preset(
-        "openai/gsm8k", "test", {"prompt": "question", "answer": "answer"}, config="main", answer_after="####"
-    ),
-}
 
 
 def load(
@@ -106,11 +69,11 @@ def load(
     if preset is not None:
         columns = {**preset.columns, **(columns or {})}
         after = preset.answer_after if answer_after is None else answer_after
-        rows, at = _hub_rows(preset.path, config or preset.config, split or preset.split), "row"
+        rows, at = sources.hub_rows(preset.path, config or preset.config, split or preset.split), "row"
     else:
         columns = {**_FIELDS, **(columns or {})}
         after = answer_after or ""
-        rows, at = _rows(name, config, split)
+        rows, at = sources.rows(name, config, split)
     found = from_rows(rows, source=name, columns=columns, answer_after=after, at=at, skip_bad=skip_bad)[:limit]
     return [replace(task, id=f"{name.lower()}/{task.id}") for task in found] if preset else found
 
@@ -208,6 +171,8 @@ def _task(row: Any, source: str, columns: Mapping[str, str], answer_after: str) 
             raise ValueError(f"no {columns.get(name, name)!r} (it has: {', '.join(map(str, row))})")
         if isinstance(values[name], bool) or not isinstance(values[name], str | int | float):
             raise ValueError(f"{columns[name]!r} is not text")
+        if isinstance(values[name], float) and not math.isfinite(values[name]):
+            raise ValueError(f"{columns[name]!r} is {values[name]}")
     prompt, answer = str(values["prompt"]).strip(), str(values["answer"])
     if answer_after:
         if answer_after not in answer:
@@ -261,97 +226,6 @@ def _ranges(numbers: Sequence[int]) -> str:
         else:
             parts.append([number, number])
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
-
-
-def _rows(name: str, config: str | None, split: str | None) -> tuple[Iterator[Row], str]:
-    """The rows of a file, a folder, a built-in list or a Hub data set, and what their numbers count."""
-    path = Path(name)
-    if (_PROBLEMS / f"{name}.jsonl").is_file() and name in ("sample", "lookup"):
-        path = _PROBLEMS / f"{name}.jsonl"
-    elif path.is_dir() and split:
-        path = next((p for s in _SUFFIXES if (p := path / f"{split}{s}").is_file()), path)
-    if path.is_file():
-        if split and path.stem != split:
-            raise UserError(f"{name} is one file and has no splits; divide it with envs.data.split")
-        return _file_rows(path), "row" if path.suffix == ".parquet" else "line"
-    if path.is_dir():
-        inside = ", ".join(sorted(p.name for p in path.iterdir() if p.suffix in _SUFFIXES)) or "no data file"
-        raise UserError(f"{name} is a folder with {inside}: name a file, or a split that is one")
-    if name.count("/") != 1 or path.suffix in _SUFFIXES:
-        near = get_close_matches(name, PRESETS, 1, 0.5)
-        hint = (
-            f"did you mean {near[0]!r}?" if near else f"give a file, a Hugging Face id or one of: {', '.join(PRESETS)}"
-        )
-        raise UserError(f"no data {name!r}; {hint}")
-    return _hub_rows(name, config, split or "train"), "row"
-
-
-def _file_rows(path: Path) -> Iterator[Row]:
-    if path.suffix == ".parquet":
-        from pyarrow import ArrowInvalid, parquet
-
-        try:
-            table = parquet.read_table(path)
-        except ArrowInvalid as error:
-            raise UserError(f"{path} is no Parquet file: {error}") from None
-        yield from enumerate(table.to_pylist(), 1)
-    elif path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader, start = csv.DictReader(file), 2
-            for row in reader:
-                yield start, ValueError("more cells than the header") if None in row else row
-                start = reader.line_num + 1
-    elif path.suffix == ".json":
-        try:
-            yield from enumerate(json.loads(path.read_text(encoding="utf-8")), 1)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path} is no JSON list: {error}") from None
-    elif path.suffix == ".jsonl":
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, _json_line(line)
-    else:
-        raise UserError(f"{path}: data must end in one of {', '.join(_SUFFIXES)}")
-
-
-def _json_line(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        return ValueError(f"not JSON ({error})")
-
-
-def _hub_rows(path: str, config: str | None, split: str) -> Iterator[Row]:
-    """From the cache where it is there, else from the network."""
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"loading {path} needs the datasets library: pip install 'solostream[train]'") from None
-    for place in (*_snapshot(path), path):
-        try:
-            rows = datasets.load_dataset(place, config, split=split)
-            break
-        except Exception as error:  # a snapshot of which a part is missing, offline mode, the HTTP client's own errors
-            why = str(error).replace("\n", " ")
-            if isinstance(error, ValueError) and "cache" not in why:
-                raise UserError(f"{path}: {why}") from None  # a wrong split or configuration: it names the right ones
-    else:
-        raise UserError(
-            f"data set {path} is not in the cache and cannot be downloaded ({why}); run `hf download --repo-type "
-            f"dataset {path}` with a network, point HF_HOME to its cache, or give a local file"
-        )
-    yield from enumerate(rows, 1)
-
-
-def _snapshot(path: str) -> list[str]:
-    """The folder that `hf download` left, if it did. (`datasets` by itself finds only what it has loaded before.)"""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return [snapshot_download(path, repo_type="dataset", local_files_only=True)]
-    except (OSError, ValueError):
-        return []
 
 
 def dedup(items: Iterable[Task]) -> list[Task]:

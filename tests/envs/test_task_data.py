@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from envs import data
+from envs import data, sources
 from envs.data import dedup, load, mix, split, tasks
 from envs.types import Task
 from sandbox.errors import UserError
@@ -105,6 +105,19 @@ def test_csv_lines_count_line_breaks_in_cells(tmp_path):
     (tmp_path / "a.csv").write_text('prompt,answer\n"two\nlines",1\n,2\n')
     with pytest.raises(UserError, match="line 4: 'prompt' is empty"):
         load(tmp_path / "a.csv")
+
+
+def test_bytes_that_are_no_text_and_cells_without_end_are_bad_rows(tmp_path):
+    csv, lines = tmp_path / "a.csv", tmp_path / "a.jsonl"
+    csv.write_bytes(b"prompt,answer\n\xff,1\n" + b"x" * 200_000 + b",1\n1+1?,2\n3,4,5\n")
+    with pytest.raises(UserError) as caught:
+        load(csv)
+    for found in ("line 2: 'prompt' holds a lone", "line 3: not CSV (field larger", "line 5: more cells than"):
+        assert found in str(caught.value)
+    assert key(load(csv, skip_bad=True)) == [("1+1?", "2")]
+    lines.write_bytes(b'{"prompt": "\xff"}\n' + b"[" * 100_000 + b'\n{"prompt": "x", "answer": NaN}\n')
+    with pytest.raises(UserError, match=r"line 1: not JSON .*line 2: not JSON .*line 3: 'answer' is nan"):
+        load(lines)
 
 
 @pytest.mark.parametrize(
@@ -223,11 +236,11 @@ def test_a_local_data_set_through_the_datasets_library(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     jsonl(folder / "test.jsonl", [{"question": "1+1?", "answer": "it is\n#### 2"}])
     monkeypatch.chdir(tmp_path)
-    rows = data._hub_rows("org/name", None, "test")
+    rows = sources.hub_rows("org/name", None, "test")
     columns = {"prompt": "question", "answer": "answer"}
     assert key(data.from_rows(rows, source="x", columns=columns, answer_after="####", at="row")) == [("1+1?", "2")]
     with pytest.raises(UserError, match="Should be one of"):
-        list(data._hub_rows("org/name", None, "trian"))
+        list(sources.hub_rows("org/name", None, "trian"))
 
 
 def numbered(prefix, n):
