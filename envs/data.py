@@ -31,7 +31,9 @@ _TASK = {field.name for field in fields(Task)}
 
 
 class Tasks(tuple[Task, ...]):
-    """Tasks and their index: made once, shared by all environments that are given the same object."""
+    """Tasks and their index, shared by all who are given the same object: environments come in hundreds, tasks in
+    thousands.
+    """
 
     @cached_property
     def by_id(self) -> dict[str, Task]:
@@ -43,7 +45,7 @@ class Tasks(tuple[Task, ...]):
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tasks:
-        return self  # gymnasium.make copies what it is given
+        return self  # gymnasium.make copies its arguments
 
 
 def load(

@@ -16,6 +16,7 @@ import numpy as np
 
 from agent.engine import Generation, Sampling, Weights
 from agent.trajectory import Dispatch
+from envs.data import Tasks
 from envs.families import generate
 from envs.types import Task
 from sandbox.errors import SandboxError, UserError
@@ -24,7 +25,7 @@ from training.config import Config, Phase
 from training.demonstrations import STYLES, Style, demonstration, draw_styles
 from training.episodes import Episodes
 from training.practice import Practice
-from training.setup import Parts, Tasks
+from training.setup import Parts
 
 Demonstration = tuple[np.ndarray, np.ndarray]  # token ids, mask of the tokens to learn
 AHEAD = 4  # batches of demonstrations that may wait for the learner

@@ -14,11 +14,12 @@ from typing import Any
 from agent.engine import Engine, Sampling
 from agent.rollout import rollout
 from agent.trajectory import Dispatch, Trajectory
+from envs.data import Tasks
 from sandbox.types import Sandbox
 from training import setup
 from training.advantage import outcome
 from training.config import Config
-from training.setup import Parts, Tasks
+from training.setup import Parts
 
 
 class Episodes:

@@ -19,6 +19,7 @@ import torch
 
 from agent.allocator import keep_freed_memory
 from agent.records import read_lines
+from envs.data import Tasks
 from sandbox.errors import UserError
 from training import checkpoint, cold_start, plots, setup
 from training.checkpoint import State
@@ -107,7 +108,7 @@ class Job:
             self.folder, trackers=config.run.trackers, project=config.run.project, config=config.model_dump(mode="json")
         )
         self.monitor.keep(self._is_behind)
-        self.episodes = Episodes(config, parts, setup.Tasks((*parts.train, *parts.test)))
+        self.episodes = Episodes(config, parts, Tasks((*parts.train, *parts.test)))
         self.held_out = HeldOut(config, parts.test, parts.tokenizer, self.policy, self.episodes)
 
     async def _close(self) -> None:

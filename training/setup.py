@@ -15,6 +15,7 @@ from agent.chat import Chat
 from agent.engine import Engine, Weights
 from agent.played import Played
 from envs import data
+from envs.data import Tasks
 from envs.types import Task
 from sandbox.errors import UserError
 from sandbox.types import Sandbox
@@ -23,13 +24,6 @@ from training.demonstrations import FILLERS, boxed, fence
 from training.model import load_model
 
 LONGEST = 32  # prompts (in characters) of which the longest in tokens sizes the engine's context
-
-
-class Tasks(tuple[Task, ...]):
-    """A tuple that `gymnasium.make` shares rather than copies: environments come in hundreds, problems in thousands."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tasks:
-        return self
 
 
 @dataclass(frozen=True, slots=True)
