@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import gymnasium
@@ -174,15 +175,18 @@ class ToolEnv(gymnasium.Env[str, str]):
         text = SURROGATE.sub("\ufffd", text)
         parsed = parse(text, self._syntax, think=self._think)
         final = final_answer(text, parsed, self._answer_style)
-        ending = self._ending(text, parsed, final is not None)
+        tokens = self._count(text)
+        self._tokens += tokens
+        ending = self._ending(tokens, parsed, final is not None)
         answer = final[0] if final and ending == "answered" else None
         executions, messages = await self._execute(parsed.calls, final[1] if final else None, ending)
-        ending = ending or self._spent(messages)
-        reward, scores = 0.0, dict[str, float]()
-        step = Step(text, parsed.calls, executions, () if ending else messages, reward, ending, answer)
+        self._tokens += sum(self._count(message["content"]) for message in messages)
+        ending = ending or self._spent()
+        step = Step(text, parsed.calls, executions, () if ending else messages, 0.0, ending, answer)
+        scores: dict[str, float] = {}
         if ending:
-            reward, scores = await self._score(step)
-            step = Step(text, parsed.calls, executions, (), reward, ending, answer)
+            scores = await self._score(step)
+            step = replace(step, reward=self._rubric.total(scores))
             await self._workspace.end_episode()
         self.trace.append(step)
         self.over = ending is not None
@@ -195,7 +199,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             "scores": scores,
         }
         observation = "\n".join(message["content"] for message in step.messages)
-        return observation, reward, ending == "answered", ending not in (None, "answered"), info
+        return observation, step.reward, ending == "answered", ending not in (None, "answered"), info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         return wait(self.areset(seed=seed, options=options))
@@ -245,10 +249,8 @@ class ToolEnv(gymnasium.Env[str, str]):
     def _count(self, text: str) -> int:
         return len(self._counter.encode(text)) if self._turn_tokens or self._episode_tokens else 0
 
-    def _ending(self, text: str, parsed: Parsed, has_answer: bool) -> EnvEnding | None:
+    def _ending(self, tokens: int, parsed: Parsed, has_answer: bool) -> EnvEnding | None:
         """How the turn's text alone ends the episode."""
-        tokens = self._count(text)
-        self._tokens += tokens
         if self._turn_tokens and tokens > self._turn_tokens:
             return "token_limit"
         if self._episode_tokens and self._tokens > self._episode_tokens:
@@ -262,9 +264,8 @@ class ToolEnv(gymnasium.Env[str, str]):
     def _out_of_time(self) -> bool:
         return self._time_limit_s is not None and time.monotonic() - self._started > self._time_limit_s
 
-    def _spent(self, messages: Sequence[Message]) -> EnvEnding | None:
+    def _spent(self) -> EnvEnding | None:
         """Whether the tools used up a budget."""
-        self._tokens += sum(self._count(message["content"]) for message in messages)
         if self._episode_tokens and self._tokens >= self._episode_tokens:
             return "token_limit"
         return "time_limit" if self._out_of_time() else None
@@ -320,11 +321,9 @@ class ToolEnv(gymnasium.Env[str, str]):
         left -= self._count(f"{last}{turns}, tokens left: {left}]")  # no smaller number is longer
         return f"{turns}, tokens left: {max(left, 0)}]"
 
-    async def _score(self, last: Step) -> tuple[float, dict[str, float]]:
+    async def _score(self, last: Step) -> dict[str, float]:
         assert self.task is not None
         assert last.ending is not None
         if last.answer is not None and quick(self.task.answer, last.answer) is None:
             await asyncio.to_thread(equivalent, self.task.answer, last.answer)  # slow once, off the loop; then cached
-        episode = Episode(self.task, (*self.trace, last), last.answer, last.ending, self._max_turns)
-        scores = self._rubric.scores(episode)
-        return self._rubric.total(scores), scores
+        return self._rubric.scores(Episode(self.task, (*self.trace, last), last.answer, last.ending, self._max_turns))

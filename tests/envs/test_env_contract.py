@@ -1,11 +1,13 @@
 """What every registered environment promises, with a scripted and with a real sandbox; Gymnasium's checker first."""
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import warnings
 
 import gymnasium
+import psutil
 import pytest
 from gymnasium.utils.env_checker import check_env, data_equivalence
 
@@ -79,6 +81,19 @@ def test_the_real_sandbox_runs_the_code():
     assert env.step("```python\nx = 6\nprint(x * 7)\n```\n")[0] == "42"
     assert env.step("```python\nx\n```\n")[0] == "6"
     assert "ZeroDivisionError" in env.step("```python\n1 / 0\n```\n")[0]
+    env.close()
+
+
+def test_a_fork_server_that_is_killed_costs_no_episode():
+    """The call is run again on another one, after those that built the episode's state."""
+    env = ToolEnv(sandbox="fork")
+    env.reset(seed=0)
+    before = set(psutil.Process().children(recursive=True))
+    env.step("```python\nx = 41\n```\n")
+    for process in set(psutil.Process().children(recursive=True)) - before:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    assert env.step("```python\nprint(x + 1)\n```\n")[0] == "42"
     env.close()
 
 
