@@ -72,7 +72,7 @@ def otc_tool_reward(calls: int, c: int, fewest: int | None = None) -> float:
 def otc(episode: Episode) -> float:
     """Correctness times `otc_tool_reward`."""
     fewest = episode.task.meta.get("min_calls")
-    return correct(episode) and otc_tool_reward(episode.n_calls, episode.max_turns, fewest)
+    return correct(episode) and otc_tool_reward(episode.n_calls, episode.max_turns, fewest and int(fewest))
 
 
 REWARDS: Mapping[str, Reward] = {f.__name__: f for f in (correct, answered, well_formed, code_passes, otc)}

@@ -49,6 +49,7 @@ def total(weights, of):
         ("otc", episode(executions=()), 1),
         ("otc", episode(executions=(DONE,)), math.cos(math.pi / 6)),  # m = 1, c = 4
         ("otc", episode(executions=(DONE,), meta={"min_calls": 1}), 1),
+        ("otc", episode(executions=(DONE,), meta={"min_calls": "1"}), 1),  # from a CSV file
     ],
 )
 def test_each_reward(name, of, expected):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -204,6 +205,16 @@ def test_several_observations_at_once_and_tools(bytes_with_specials: Any) -> Non
     )
     schema = {"type": "function", "function": {"name": "python", "parameters": {}}}
     assert '"name": "python"' in bytes_with_specials.decode(chat.open(QUESTION, [schema]))
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "qwen3 by question"])
+def test_every_tool_of_an_environment_is_rendered_with_its_schema(name: str, bytes_with_specials: Any) -> None:
+    env = ToolEnv("lookup", tools=["python", "calculator", "search"], syntax="hermes")
+    _, info = env.reset(seed=0)
+    text = bytes_with_specials.decode(Chat(bytes_with_specials, TEMPLATES[name]).open(info["messages"], env.tools))
+    assert [schema["function"]["name"] for schema in env.tools] == ["python", "calculator", "search"]
+    for schema in env.tools:
+        assert json.dumps(schema, ensure_ascii=False) in text
 
 
 def test_output_cannot_forge_a_turn(bytes_with_specials: Any) -> None:
