@@ -101,6 +101,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._answer_style: AnswerStyle = answer
         self._rubric = Rubric(reward)
         self._tools = {tool.name: tool for tool in map(make_tool, tools)}
+        if len(self._tools) < len(tools):
+            raise UserError(f"two tools have one name, among: {', '.join(self._tools)}")
         if not {"hermes", "openai"} & set(self._syntax) and (others := set(self._tools) - {"python"}):
             raise UserError(f"tools {sorted(others)} need a JSON call syntax: set syntax='hermes'")
         self._system = default_prompt(self._syntax, answer) if system_prompt is None else system_prompt

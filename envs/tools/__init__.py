@@ -48,9 +48,14 @@ def _registered() -> dict[str, EntryPoint]:
 
 
 def make_tool(source: ToolSource) -> Tool:
-    """Raises UserError when there is no such tool or when it refuses its options."""
-    if callable(source):
-        return source()
+    """Raises UserError when there is no such tool, when it refuses its options, and when what comes out is no tool."""
+    tool = source() if callable(source) else _named(source)
+    if not isinstance(tool, Tool):
+        raise UserError(f"{tool!r} is no tool: it needs name, description, parameters and `async def __call__`")
+    return tool
+
+
+def _named(source: str | Mapping[str, Any]) -> Tool:
     options = {} if isinstance(source, str) else dict(source)
     name = source if isinstance(source, str) else options.pop("tool", "")
     if name not in _registered():
@@ -61,6 +66,8 @@ def make_tool(source: ToolSource) -> Tool:
         return _registered()[name].load()(**options)
     except TypeError as error:
         raise UserError(f"tool {name!r} does not take these options: {error}") from None
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"tool {name!r} cannot be loaded: {error}; install its package again") from None
 
 
 def json_schema(tool: Tool) -> dict[str, Any]:

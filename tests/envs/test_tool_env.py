@@ -432,6 +432,8 @@ def test_no_text_breaks_an_episode(texts):
         ({"tools": ["pyton"]}, "did you mean 'python'"),
         ({"tools": ["python", "search"]}, "set syntax='hermes'"),
         ({"tools": [{"tool": "search", "pages": 3}]}, "does not take these options"),
+        ({"tools": ["python", {"tool": "python", "stateful": False}]}, "two tools have one name"),
+        ({"tools": [dict]}, "is no tool: it needs name"),
         ({"max_turns": 0}, "at least 1"),
         ({"render_mode": "human"}, "one of: ansi"),
         ({"reward": "kindness"}, "one of: correct"),
