@@ -1,6 +1,7 @@
 """The call parser: every syntax by hand, then properties over generated text."""
 
 import json
+import os
 
 import pytest
 from hypothesis import example, given, settings
@@ -192,7 +193,7 @@ SYNTAXES = st.lists(st.sampled_from(ALL), min_size=1, unique=True)
 THINKS = st.sampled_from(["run", "skip", "prefilled"])
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=int(os.environ.get("FUZZ", "1000")), deadline=None)  # FUZZ=100000: five minutes
 @example("```py <code>1</code>\n", ["fence", "code"], "run", [1] * 40)
 @example("[\n\n{", ["openai"], "run", [1])
 @given(TEXTS, SYNTAXES, THINKS, st.lists(st.integers(1, 7), min_size=1))
