@@ -47,9 +47,10 @@ class RecordEpisodes(gymnasium.Wrapper[str, str, str, str], RecordConstructorArg
 
     def _record(self, over: bool) -> None:
         if over:
-            line = json.dumps(episode_record(self._core), ensure_ascii=False, separators=(",", ":")) + "\n"
+            # default: a task's meta may hold what its data set held, a date for example.
+            line = json.dumps(episode_record(self._core), ensure_ascii=False, separators=(",", ":"), default=str) + "\n"
             with self._path.open("ab", buffering=0) as file:
-                file.write(line.encode())
+                file.write(line.encode(errors="replace"))
 
 
 def episode_record(env: ToolEnv) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Episodes on disk."""
 
+import datetime
 import json
 
 import gymnasium
 import pytest
 
-from envs import ToolEnv
+from envs import Task, ToolEnv
 from envs.record import RecordEpisodes, read_episodes
 from sandbox.errors import UserError
 
@@ -52,6 +53,17 @@ def test_a_torn_last_line_is_passed_over_any_other_is_an_error(tmp_path):
     path.write_bytes(whole[:50] + b"\n" + whole)
     with pytest.raises(UserError, match="line 1"):
         list(read_episodes(path))
+
+
+def test_whatever_a_task_holds_is_recorded(tmp_path):
+    task = Task("one", "half \ud83d", "42", meta={"when": datetime.date(2025, 2, 6)})
+    env = RecordEpisodes(ToolEnv([task], sandbox="scripted:Scripted", system_prompt=""), tmp_path / "a.jsonl")
+    env.reset()
+    env.step(ANSWER)
+    env.close()
+    (episode,) = read_episodes(tmp_path / "a.jsonl")
+    assert episode["task"]["meta"] == {"when": "2025-02-06"}
+    assert episode["task"]["prompt"] == "half ?"
 
 
 def test_it_is_a_proper_wrapper(tmp_path):
