@@ -6,13 +6,14 @@ import asyncio
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import tyro
 
 from agent.chat import Chat
-from agent.engine import EngineError, Sampling
-from agent.evaluate import PRESETS
+from agent.engine import EngineError, checked
+from agent.evaluate import PRESETS, Preset
 from agent.played import played, registered
 from agent.spec import open_engine
 from agent.talk import Ran, Said, Talk
@@ -66,6 +67,14 @@ def chat(
     given = {name: value for name, value in options.items() if value is not None}
     settings: dict[str, Any] = {**registered(run.env), **run.under(given)} if run else given
     like = run or PRESETS["sampled"]
+    chosen = Preset(
+        like.temperature if temperature is None else temperature,
+        like.top_p if top_p is None else top_p,
+        like.top_k if top_k is None else top_k,
+        max_tokens,
+        like.turn_tokens if turn_tokens is None else turn_tokens,
+    )
+    checked(chosen.turn())
     box = open_sandbox(settings.get("sandbox", "fork"), **(settings.get("sandbox_options") or {}))
     with asyncio.Runner() as runner:
         try:
@@ -73,13 +82,7 @@ def chat(
         except EngineError as error:
             return _failed(error)
         room = min(max_tokens, getattr(engine, "max_len", max_tokens))
-        sampling = Sampling(
-            turn_tokens or like.turn_tokens or room,
-            like.temperature if temperature is None else temperature,
-            like.top_p if top_p is None else top_p,
-            like.top_k if top_k is None else top_k,
-            seed=seed,
-        )
+        sampling = replace(chosen.turn(room), seed=seed)
         manner = _manner(settings, words)
         new = lambda: Talk(engine, Chat(words), runner.run(box.open()), sampling=sampling, room=room, **manner)
         try:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from sandbox.errors import UserError
+
 Weights = Mapping[str, Any]  # parameter name (as in the Hugging Face state dict) -> torch.Tensor
 
 
@@ -29,6 +31,18 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
     key: str | None = None
+
+
+def checked(sampling: Sampling) -> Sampling:
+    """What a person asked for, as it is. Raises UserError where no policy can be sampled so."""
+    if sampling.max_tokens < 1:
+        raise UserError(f"a turn of {sampling.max_tokens} tokens is none: give at least 1 to a turn and to all turns")
+    if sampling.temperature < 0 or sampling.top_k < 0 or not 0 < sampling.top_p <= 1:
+        raise UserError(
+            f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, top-k {sampling.top_k}: "
+            "give a temperature from 0 (greedy) up, a top-p above 0 and up to 1 (off), a top-k from 0 (off) up"
+        )
+    return sampling
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import gymnasium
 import tyro
 
 from agent.chat import Chat
-from agent.engine import Engine, EngineError, Sampling
+from agent.engine import Engine, EngineError, Sampling, checked
 from agent.metrics import Sample, summarise
 from agent.played import played, registered
 from agent.records import read_lines, reduce
@@ -47,6 +47,12 @@ class Preset:
     top_k: int
     max_tokens: int = 32_768
     turn_tokens: int | None = None
+
+    def turn(self, room: int | None = None) -> Sampling:
+        """Of one turn. room: tokens of the episode where they are fewer than `max_tokens`."""
+        room = self.max_tokens if room is None else room
+        tokens = room if self.turn_tokens is None else min(self.turn_tokens, room)
+        return Sampling(tokens, self.temperature, self.top_p, self.top_k)
 
 
 # "sampled" is the papers' setting (SPO arXiv 2509.13232, ASPO arXiv 2508.19201).
@@ -123,6 +129,7 @@ class Options:
         base = PRESETS[self.preset or "sampled"]
         own = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "max_tokens", "turn_tokens")}
         chosen = Preset(**{name: getattr(base, name) if value is None else value for name, value in own.items()})
+        checked(chosen.turn())
         if self.k < 1 or self.concurrency < 1 or (self.limit is not None and self.limit < 1):
             raise UserError("-k, --concurrency and --limit must be at least 1")
         if chosen.temperature == 0 and self.k > 1:
@@ -232,9 +239,7 @@ class _Player:
     def __init__(self, engine: Engine, chat: Chat, preset: Preset, seed: int) -> None:
         self._engine, self._chat, self._seed = engine, chat, seed
         self._max_tokens = min(preset.max_tokens, getattr(engine, "max_len", preset.max_tokens))
-        self._sampling = Sampling(
-            preset.turn_tokens or self._max_tokens, preset.temperature, preset.top_p, preset.top_k
-        )
+        self._sampling = preset.turn(self._max_tokens)
 
     async def play(self, env: Any, task: Task, sample: int) -> Trajectory:
         seed = seed_of(self._seed, task.id, sample)
@@ -284,10 +289,13 @@ def _open_folder(folder: Path, options: Options, tasks: Sequence[Task]) -> tuple
     folder.mkdir(parents=True, exist_ok=True)
     identity, place, path = options.identity(), folder / "identity.json", folder / SAMPLES
     if place.exists() and path.exists() and path.stat().st_size:  # without a sample there is nothing to mix up
-        before = json.loads(place.read_text())
-        changed = sorted(name for name in identity if before.get(name) != identity[name])
+        try:
+            before, now = _spread(json.loads(place.read_text())), _spread(identity)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"cannot read {place}: choose another --out, or remove that folder") from None
+        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if changed:
-            what = ", ".join(f"{name} was {before.get(name)!r}, is {identity[name]!r}" for name in changed)
+            what = ", ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed)
             raise UserError(f"{folder} holds another evaluation ({what}); choose another --out, or remove that folder")
     place.write_text(json.dumps(identity, indent=2) + "\n")
     path.touch()
@@ -308,6 +316,12 @@ def _open_folder(folder: Path, options: Options, tasks: Sequence[Task]) -> tuple
         os.truncate(path, end)
     progress.found = len(done)
     return done, progress
+
+
+def _spread(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """`identity` with one entry a setting of the environment."""
+    options = {f"env_options.{name}": value for name, value in json.loads(identity["env_options"]).items()}
+    return {**{name: value for name, value in identity.items() if name != "env_options"}, **options}
 
 
 def _write_summary(folder: Path, options: Options, progress: Progress) -> dict[str, Any]:

@@ -43,6 +43,9 @@ def vocabulary_hash(tokenizer: Any) -> str:
 
 def no_model(name: str, error: Exception) -> str:
     """One line for a model or tokenizer that does not load."""
+    saved = sorted(Path(name).glob("checkpoints/step-*"))
+    if saved:
+        return f"{name} is a run, not a model: give one of its checkpoints, such as {saved[-1]}"
     if not Path(name).exists():
         why = "no such folder, and no Hugging Face id that is cached or can be reached"
     else:

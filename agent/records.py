@@ -85,7 +85,7 @@ def read_samples(place: Path) -> tuple[list[Sample], list[str]]:
         elif line.damage is not None:
             damage.append(f"{path.name}:{line.number + 1}: {line.damage}")
     if not samples:
-        why = f"all {len(damage)} lines are damaged, the first: {damage[0]}" if damage else "the file is empty"
+        why = f"all {len(damage)} lines are damaged, the first: {damage[0]}" if damage else "it has no whole line"
         raise UserError(f"{path} holds no complete trajectory: {why}")
     return samples, damage
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import io
 import os
+import re
 import sys
 import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from typing import Any
 
 from agent.engine import EngineError
@@ -83,6 +88,28 @@ def _quiet() -> None:
     warnings.showwarning = lambda message, *_, **__: print(f"solostream: warning: {message}", file=sys.stderr)
 
 
+def _parse(command: Callable[..., Any], name: str, args: list[str]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """What `args` call `command` with. Raises UserError for what tyro says in a box of many lines."""
+    import tyro
+
+    @functools.wraps(command)
+    def call(*given: Any, **named: Any) -> Any:
+        return given, named
+
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            return tyro.cli(call, prog=f"solostream {name}", args=args)
+    except SystemExit as exit_:
+        if not exit_.code:  # --help
+            raise
+        drawn = box.getvalue().partition("\n")[2]  # without the title; the frame is blank where stdout is not UTF-8
+        text = " ".join(re.sub(r"[│╭╮╰╯]", " ", drawn).split())
+        fault, *more = [part for part in re.split(r"\s*[─-]{3,}\s*", text) if part]
+        guesses = [part for part in more if part.startswith("Perhaps you meant")]
+        raise UserError("; ".join([fault.rstrip("."), *guesses, f"see solostream {name} --help"])) from None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
@@ -93,10 +120,9 @@ def main(argv: list[str] | None = None) -> int:
         name, rest = _find(argv)
         _quiet()
         module, _, function = COMMANDS[name][0].partition(":")
-        import tyro
-
-        command: Any = getattr(importlib.import_module(module), function)
-        return int(tyro.cli(command, prog=f"solostream {name}", args=_complete(rest)) or 0)
+        command = getattr(importlib.import_module(module), function)
+        given, named = _parse(command, name, _complete(rest))
+        return int(command(*given, **named) or 0)
     except UserError as error:
         print(f"solostream: {error}", file=sys.stderr)
         return 2
@@ -112,6 +138,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has gone; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a file where a folder should be, a folder that may not be written, …
+        if error.filename is None:
+            raise
+        print(f"solostream: {error.filename}: {error.strerror}; give another path, or make it usable", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("solostream: interrupted", file=sys.stderr)
         return 130

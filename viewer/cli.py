@@ -148,10 +148,9 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises UserError when the port is taken or the address is not this machine's."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port, or --port 0"
-        ) from None
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", error)
+        raise UserError(f"cannot listen on {host}:{port} ({why}); choose another with --port, or --port 0") from None
 
 
 @contextmanager

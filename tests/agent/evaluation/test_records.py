@@ -66,5 +66,5 @@ def test_empty_and_absent_runs_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neither trajectories\.jsonl"):
         find_file(tmp_path)
     (tmp_path / "samples.jsonl").write_text("")
-    with pytest.raises(UserError, match="the file is empty"):
+    with pytest.raises(UserError, match="it has no whole line"):
         read_samples(tmp_path)
