@@ -23,7 +23,7 @@ class RecordEpisodes(gymnasium.Wrapper[str, str, str, str], RecordConstructorArg
     Several processes may write to one path: a line is one `write` in append mode.
     """
 
-    def __init__(self, env: gymnasium.Env[str, str], path: str) -> None:
+    def __init__(self, env: gymnasium.Env[str, str], path: str | Path) -> None:
         RecordConstructorArgs.__init__(self, path=str(path))
         super().__init__(env)
         if not isinstance(env.unwrapped, ToolEnv):

@@ -117,6 +117,7 @@ def test_wrong_shapes_are_refused():
     env = ours("Disabled", 2)
     with pytest.raises(UserError, match="seeds for 2"):
         env.reset(seed=[1, 2, 3])
+    assert env.reset(seed=np.int64(7))[0] == env.reset(seed=np.array([7, 8]).tolist())[0] == env.reset(seed=7)[0]
     with pytest.raises(UserError, match="reset_mask"):
         env.reset(options={"reset_mask": np.zeros(2, bool)})
     env.reset(seed=1)
