@@ -10,6 +10,7 @@ is kept.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+_log = logging.getLogger(__name__)
 KEPT = 256  # kinds of conversations whose rendering is remembered
 _SPOKEN = "\u2042spoken\u2042"  # stands for the assistant's turn
 _USER = {"role": "user", "content": "question"}
@@ -54,6 +56,8 @@ class Chat:
         ends_turn = bool(ids) and ids[0] in tokenizer.all_special_ids
         found = ([ids[0]] if ends_turn else []) + [tokenizer.eos_token_id]
         self.stop_token_ids = tuple(dict.fromkeys(i for i in found if i is not None))
+        if self.rewrites_history:
+            _log.info("the chat template rewrites earlier turns; here they stay as they were sampled")
 
     def open(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Ids of the conversation so far, up to where the assistant speaks. tools: JSON schemas."""

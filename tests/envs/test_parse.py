@@ -173,6 +173,17 @@ def test_unknown_settings_are_named():
         ("code", "a <code>1</code> more <code>2</code>", "a <code>1</code>"),
         ("hermes", "<tool_call>{}</tool_call>...", "<tool_call>{}</tool_call>"),
         ("openai", 'x\n{"name": "f", "arguments": {}} y', 'x\n{"name": "f", "arguments": {}}'),
+        ("openai", '{"parameters": {}, "name": "f"} y', '{"parameters": {}, "name": "f"}'),
+        (
+            "openai",
+            '[ {"content": 0, "tool_calls": [{"function": {"name": "f"}}]}]',
+            None,
+        ),  # a list of messages is none
+        (
+            "openai",
+            '{"content": 0, "tool_calls": [{"function": {"name": "f"}}]}',
+            '{"content": 0, "tool_calls": [{"function": {"name": "f"}}]}',
+        ),
     ],
 )
 def test_stop_position(syntax, text, stop):

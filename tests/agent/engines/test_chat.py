@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,8 +171,12 @@ async def test_concatenated_ids_are_what_the_engine_saw(name: str, bytes_with_sp
 
 
 @pytest.mark.parametrize(("name", "rewrites"), [(n, n in ("qwen3", "qwen3 by question", "r1")) for n in TEMPLATES])
-def test_templates_that_rewrite_history_are_known(name: str, rewrites: bool, bytes_with_specials: Any) -> None:
-    assert Chat(bytes_with_specials, TEMPLATES[name]).rewrites_history is rewrites
+def test_templates_that_rewrite_history_are_known(
+    name: str, rewrites: bool, bytes_with_specials: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "agent.chat"):
+        assert Chat(bytes_with_specials, TEMPLATES[name]).rewrites_history is rewrites
+    assert ("rewrites earlier turns" in caplog.text) is rewrites
 
 
 def test_thoughts_stay_in_the_ledger(bytes_with_specials: Any) -> None:
