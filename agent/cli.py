@@ -149,6 +149,7 @@ def _read() -> str | None:
     try:
         text = input("\n› " if sys.stdin.isatty() else "").strip()
     except (EOFError, KeyboardInterrupt):
+        print()
         return None
     return None if text == "/quit" else text
 

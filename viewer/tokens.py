@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sandbox.errors import UserError
+
 
 def _byte_of() -> dict[str, int]:
     """The GPT-2 byte alphabet: which byte a character of a byte-level vocabulary stands for."""
@@ -41,7 +43,10 @@ class Pieces:
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more special
+            raise UserError(f"{path} is no tokenizer.json ({error}): give one with --tokenizer") from None
         setup: Any = json.loads(path.read_text())
         self._bytes = "ByteLevel" in json.dumps(setup.get("decoder"))
         self._added = {token["id"] for token in setup.get("added_tokens", [])}

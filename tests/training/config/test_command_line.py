@@ -64,6 +64,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("sandbox run fork nothing", "cannot read nothing"),
         ("sandbox run frok other.jsonl", "did you mean 'fork'"),
         ("sandbox serve --port 99999", "port"),
+        ("view evals --tokenizer nothing", "nothing is no tokenizer.json"),
         ("view evals --port 99999", "port"),
         ("sandbox check frok", "did you mean 'fork'"),
     ],
