@@ -202,20 +202,18 @@ async def shares(arena: Arena) -> None:
 
 @case("disk fill, then another session writes", "disk", alone=True)
 async def disk(arena: Arena) -> None:
-    victim, session = await arena.open(), await arena.open()
-    limit, name = arena.limits.disk_mb, arena.tag + "fill"
-    code = _DISK.format(folders="['.', '/tmp', '/var/tmp', os.path.expanduser('~')]", name=name, mb=8 * limit)
-    written = number(await session.run(code), "the fill prints how many MB it wrote")
-    expect(written <= 2 * limit, f"about {limit} MB at most, not {written}")
-    seen = await victim.run(f"print(open('{arena.tag}v', 'wb').write(b'v' * (1 << 20)))")
-    expect(seen.stdout == "1048576\n", "another session can still write 1 MB", seen)
+    await _fill(arena, "['.', '/tmp', '/var/tmp', os.path.expanduser('~')]", "fill")
 
 
 @case("/dev/shm fill, then another session writes", "disk", alone=True)
 async def shm(arena: Arena) -> None:
+    await _fill(arena, "['/dev/shm', '/run', '/run/lock']", "shm")
+
+
+async def _fill(arena: Arena, folders: str, name: str) -> None:
     victim, session = await arena.open(), await arena.open()
     limit = arena.limits.disk_mb
-    code = _DISK.format(folders="['/dev/shm', '/run', '/run/lock']", name=arena.tag + "shm", mb=8 * limit)
+    code = _DISK.format(folders=folders, name=arena.tag + name, mb=8 * limit)
     written = number(await session.run(code), "the fill prints how many MB it wrote")
     expect(written <= 2 * limit, f"about {limit} MB at most, not {written}")
     seen = await victim.run(f"print(open('{arena.tag}v', 'wb').write(b'v' * (1 << 20)))")
