@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -196,9 +198,43 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 class Signed(ToolEnv):
     """Rewards of −1 and 3 where others give 0 and 1."""
 
-    async def _score(self, step):
-        await super()._score(step)
-        return (3.0 if step.answer is not None else -1.0), {}
+    async def astep(self, text):
+        *seen, _, terminated, truncated, info = await super().astep(text)
+        if info["ending"]:
+            self.trace[-1] = replace(self.trace[-1], reward=3.0 if info["answer"] is not None else -1.0)
+        return *seen, self.trace[-1].reward, terminated, truncated, info
+
+
+class Broken(ToolEnv):
+    """From some episode on its scoring divides zero by zero."""
+
+    played = 0
+
+    async def astep(self, text):
+        *seen, _, terminated, truncated, info = await super().astep(text)
+        if info["ending"]:
+            Broken.played += 1
+            self.trace[-1] = replace(self.trace[-1], reward=0.5 if Broken.played <= 40 else float("nan"))
+        return *seen, self.trace[-1].reward, terminated, truncated, info
+
+
+def test_a_reward_that_is_not_finite_stops_the_step_and_the_batch_is_dumped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """8 episodes before, 12 at the start of the tracker, two batches of 6; the third has the 41st."""
+    gymnasium.register("broken/Broken-v0", entry_point=Broken, disable_env_checker=True)
+    more = ["--set", "env.id=broken/Broken-v0"]
+    assert main(arguments(tmp_path, "broken", *more)) == 2
+    line = capsys.readouterr().err.strip()
+    assert "\n" not in line
+    folder = tmp_path / "broken"
+    dumped = [line.trajectory for line in read_lines(folder / "bad-batch-3.jsonl") if line.trajectory]
+    assert len(dumped) == 6
+    for t in dumped:
+        assert (t.task_id in line) is math.isnan(t.reward)
+    assert steps_done(folder) == 3
+    Broken.played = -1000  # mended
+    assert main(arguments(tmp_path, "broken", *more, "--resume")) == 0
 
 
 def test_declared_rewards_are_mapped_and_others_are_refused_before_the_tracker_moves(
