@@ -174,7 +174,8 @@ def _execute(source: bytes, filename: str, namespace: dict) -> object:
     text = source.decode("utf-8", "surrogatepass")
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
     try:
-        tree = ast.parse(text, filename)
+        # Not `ast.parse`: a frame of the library, and its path, would head every syntax error.
+        tree: Any = compile(text, filename, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
         last = tree.body[-1] if tree.body else None
         last = last if isinstance(last, ast.Expr) and tree.body.pop() else None
         body = compile(tree, filename, "exec", dont_inherit=True)

@@ -116,6 +116,14 @@ async def test_an_interrupt_keeps_the_state_and_hides_our_frames(sandbox: ForkSa
     assert (await session.run("x > 5")).result == "True"
 
 
+async def test_a_syntax_error_shows_the_code_alone(sandbox: ForkSandbox) -> None:
+    session = await sandbox.open()
+    for code, files in (("def f(:\n", ['File "<cell 1>", line 1']), ("x = 1\0", [])):
+        seen = await session.run(code)
+        assert seen.error is not None
+        assert [line.strip() for line in seen.error.traceback.splitlines() if "File" in line] == files
+
+
 async def test_sessions_draw_different_random_numbers(sandbox: ForkSandbox) -> None:
     first, second = await sandbox.open(), await sandbox.open()
     code = "import random\nrandom.random()"
