@@ -17,12 +17,12 @@ class NotFinite(UserError):
     """A reward, an advantage or a gradient is NaN or infinite."""
 
 
-def check_finite(batch: Sequence[Trajectory], advantages: Sequence[float], folder: Path, step: int) -> None:
-    """Raises NotFinite for rewards and advantages, ValueError when there is not one advantage a trajectory."""
-    pairs = list(zip(batch, advantages, strict=True))
-    bad = [t.task_id for t, a in pairs if t.ending != "infra" and not (math.isfinite(t.reward) and math.isfinite(a))]
+def check_finite(batch: Sequence[Trajectory], values: Sequence[float], what: str, folder: Path, step: int) -> None:
+    """`values`, one a trajectory, are named `what` when NotFinite is raised; infrastructure failures have none."""
+    pairs = zip(batch, values, strict=True)
+    bad = [t.task_id for t, value in pairs if t.ending != "infra" and not math.isfinite(value)]
     if bad:
-        refuse("rewards or advantages", bad, batch, folder, step)
+        refuse(what, bad, batch, folder, step)
 
 
 def refuse(what: str, task_ids: Sequence[str], batch: Sequence[Trajectory], folder: Path, step: int) -> None:

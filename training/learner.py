@@ -107,7 +107,8 @@ class Learner:
         not finite (the step is not taken), and with a token budget to try when memory ran out.
         """
         started, config = time.perf_counter(), self.config
-        check_finite(batch, advantages.values, self.dump_dir, self.step)
+        check_finite(batch, [t.reward for t in batch], "rewards", self.dump_dir, self.step)
+        check_finite(batch, advantages.values, "advantages", self.dump_dir, self.step)
         keep, dropped = kept(batch, config)
         sampler = [t.logprobs[t.action_mask] for t in batch]
         rng = np.random.default_rng((config.seed, self.step))

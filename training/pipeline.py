@@ -14,6 +14,7 @@ a checkpoint names the next event and what was outstanding; whatever the log hol
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -299,10 +300,13 @@ class Rounds:
 
 
 def unused(logged: Iterable[Trajectory], next_event: int, state: Mapping[str, Any]) -> list[Trajectory]:
-    """The trajectories of the log that no step up to the checkpoint has used: outstanding then, or dispatched since."""
+    """The trajectories of the log that no step up to the checkpoint has used: outstanding then, or dispatched since.
+
+    Without those whose reward is not finite: they stopped the run before, and would stop it again.
+    """
     outstanding = {record["dispatch"]["event"] for record in state["outstanding"]}
-    found = {t.dispatch.event: t for t in logged if t.dispatch.event >= next_event or t.dispatch.event in outstanding}
-    return list(found.values())
+    wanted = lambda event: event >= next_event or event in outstanding
+    return list({t.dispatch.event: t for t in logged if wanted(t.dispatch.event) and math.isfinite(t.reward)}.values())
 
 
 def oldest_version(trajectory: Trajectory) -> int:

@@ -20,6 +20,7 @@ from training.algorithms import ADVANTAGES, GROUPED
 from training.aspo import ASPO
 from training.config import Config
 from training.episodes import Episodes
+from training.guards import check_finite
 from training.learner import Learner
 from training.log import TrajectoryLog
 from training.pipeline import Effort, Rounds, Source, Streams, Ticket, unused
@@ -82,10 +83,11 @@ class Reinforcement:
 
         samples = range(self.config.algorithm.start_samples)
         played = await asyncio.gather(*(one(task_id, i) for task_id in self.task_ids for i in samples))
+        found = [trajectory for trajectory in played if trajectory is not None]
+        self._check_rewards(found)
         outcomes: dict[str, list[float]] = {task_id: [] for task_id in self.task_ids}
-        for trajectory in played:
-            if trajectory is not None:
-                outcomes[trajectory.task_id].append(trajectory.reward)
+        for trajectory in found:
+            outcomes[trajectory.task_id].append(trajectory.reward)
         for task_id, rewards in outcomes.items():
             self.tracker.initialise(task_id, rewards)
 
@@ -118,8 +120,13 @@ class Reinforcement:
         return found
 
     def _update(self, batch: Sequence[Trajectory]) -> tuple[Advantages, dict[str, float]]:
+        self._check_rewards(batch)  # before the tracker moves
         advantages = self._advantage(batch)
         return advantages, self._learner.update(batch, advantages, version=self.step)
+
+    def _check_rewards(self, batch: Sequence[Trajectory]) -> None:
+        """Raises NotFinite, with the batch dumped."""
+        check_finite(batch, [t.reward for t in batch], "rewards", self._learner.dump_dir, self.step)
 
     def _correct_mismatch(self, learnt: Mapping[str, float]) -> None:
         """Truncated importance sampling from the next step on, once sampler and learner are seen to differ."""

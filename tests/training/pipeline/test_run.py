@@ -214,25 +214,25 @@ class Broken(ToolEnv):
         *seen, _, terminated, truncated, info = await super().astep(text)
         if info["ending"]:
             Broken.played += 1
-            self.trace[-1] = replace(self.trace[-1], reward=0.5 if Broken.played <= 40 else float("nan"))
+            self.trace[-1] = replace(self.trace[-1], reward=0.5 if Broken.played <= 47 else float("nan"))
         return *seen, self.trace[-1].reward, terminated, truncated, info
 
 
 def test_a_reward_that_is_not_finite_stops_the_step_and_the_batch_is_dumped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """8 episodes before, 12 at the start of the tracker, two batches of 6; the third has the 41st."""
+    """12 demonstrations, 8 evaluations, 12 episodes that start the tracker, 2 batches of 6; the third has the 48th."""
     gymnasium.register("broken/Broken-v0", entry_point=Broken, disable_env_checker=True)
     more = ["--set", "env.id=broken/Broken-v0"]
     assert main(arguments(tmp_path, "broken", *more)) == 2
     line = capsys.readouterr().err.strip()
     assert "\n" not in line
     folder = tmp_path / "broken"
-    dumped = [line.trajectory for line in read_lines(folder / "bad-batch-3.jsonl") if line.trajectory]
+    dumped = [line.trajectory for line in read_lines(folder / "bad-batch-2.jsonl") if line.trajectory]
     assert len(dumped) == 6
     for t in dumped:
         assert (t.task_id in line) is math.isnan(t.reward)
-    assert steps_done(folder) == 3
+    assert steps_done(folder) == 2
     Broken.played = -1000  # mended
     assert main(arguments(tmp_path, "broken", *more, "--resume")) == 0
 
@@ -269,3 +269,14 @@ def test_a_dry_run_prints_the_plan_of_every_run_of_a_sweep(tmp_path: Path, capsy
     assert "plan-seed=4" in text
     assert "episodes       64 in all" in text  # 12 start + 6 x 6 + 2 x 8
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_is_refused_before_its_first_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sweep-seed=4").mkdir()
+    sweep = ["--set", "sweep.run.seed=[3, 4]"]
+    assert main(arguments(tmp_path, "sweep", *sweep)) == 2
+    assert "sweep-seed=4 exists" in capsys.readouterr().err
+    for option in (["--seed", "5"], ["--set", "run.seed=5"]):
+        assert main(arguments(tmp_path, "other", *sweep, *option)) == 2
+        assert "run.seed is swept and set" in capsys.readouterr().err
+    assert [folder.name for folder in tmp_path.iterdir()] == ["sweep-seed=4"]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -236,3 +237,18 @@ async def test_killed_anywhere_no_finished_trajectory_is_lost_or_used_twice(tmp_
     assert len(logged) == len({t.dispatch.event for t in logged})
     left = [t.dispatch.event for t in unused(logged, next_event, state)]
     assert sorted(left + trained) == sorted({t.dispatch.event for t in logged})
+
+
+async def test_a_reward_that_stopped_the_run_does_not_stop_the_resumed_one(log: TrajectoryLog) -> None:
+    """Event 0 was outstanding at the checkpoint and is run again; 2, dispatched since, is given up; 1 is kept."""
+    tickets = Tickets()
+    first, second = tickets.ticket(), tickets.ticket()
+    bad, good = replace(episode(first), reward=float("nan")), episode(second)
+    later = replace(episode(tickets.ticket()), reward=float("inf"))
+    state = {"outstanding": [first.to_dict(), second.to_dict()]}
+    finished = unused([bad, good, later], 2, state)
+    assert events(finished) == [1]
+    resumed = Streams(Tickets(first=3).source(episode_now), log, batch=2, in_flight=2, max_staleness=9)
+    resumed.restore(state, finished)
+    assert sorted(events(await resumed.take())) == [0, 1]
+    await resumed.close()
