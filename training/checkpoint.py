@@ -38,8 +38,9 @@ def save(root: Path, state: State, write_model: Callable[[Path], None], keep: in
     """Write `root/step-N` atomically, replacing one of the same step, and drop all but the newest `keep`."""
     root.mkdir(parents=True, exist_ok=True)
     place = root / f"step-{state.step:06d}"
-    draft = root / f".draft-{state.step:06d}-{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
+    for left in root.glob(".draft-*"):  # by a process that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
+    draft = root / f".draft-{state.step:06d}"
     draft.mkdir()
     try:
         write_model(draft)
@@ -76,11 +77,16 @@ def load(folder: Path) -> State:
     return State(plain.pop("step"), plain, tensors)
 
 
-def newest(root: Path) -> tuple[Path, State]:
-    """The newest whole checkpoint under `root`; damaged ones are passed over with a warning. Raises UserError."""
-    for aside in root.glob(".old-step-*"):  # a kill between the two renames of `_replace`
+def mend(root: Path) -> None:
+    """Put back what a kill between the two renames of `_replace` left aside."""
+    for aside in root.glob(".old-step-*"):
         if not (root / aside.name.removeprefix(".old-")).exists():
             os.rename(aside, root / aside.name.removeprefix(".old-"))
+
+
+def newest(root: Path) -> tuple[Path, State]:
+    """The newest whole checkpoint under `root`; damaged ones are passed over with a warning. Raises UserError."""
+    mend(root)
     for folder in reversed(complete(root)):
         try:
             return folder, load(folder)

@@ -37,13 +37,16 @@ def train(
         set: section.key=value, as often as wanted, on top of the file.
         dry_run: print the plan (tokens, memory, steps) and stop.
     """
-    for settings, folder in _runs(config, name, engine, seed, set):
-        if dry_run:
-            from training.plan import describe
+    runs = _runs(config, name, engine, seed, set)
+    if dry_run:
+        from training.plan import describe
 
+        for settings, folder in runs:
             print(f"{folder}\n{describe(settings)}\n")
-        else:
-            _train_one(settings, folder, resume)
+        return 0
+    _refuse_existing(runs, resume)
+    for settings, folder in runs:
+        _train_one(settings, folder, resume)
     return 0
 
 
@@ -63,9 +66,11 @@ def sft(
         resume: "auto" or a checkpoint folder.
         set: section.key=value, as often as wanted, on top of the file.
     """
-    for settings, folder in _runs(config, name, None, seed, set):
-        if not settings.cold_start.phases:
-            raise UserError("there is no cold start: give [cold_start] phases, or use solostream train")
+    runs = _runs(config, name, None, seed, set)
+    if not all(settings.cold_start.phases for settings, _ in runs):
+        raise UserError("there is no cold start: give [cold_start] phases, or use solostream train")
+    _refuse_existing(runs, resume)
+    for settings, folder in runs:
         _train_one(settings, folder, resume, cold_start_only=True)
     return 0
 
@@ -74,10 +79,15 @@ def _runs(
     path: Path, name: str | None, engine: str | None, seed: int | None, settings: Sequence[str]
 ) -> list[tuple[Config, Path]]:
     """Every run that the command asks for and where it goes; a swept key that an option also sets is refused."""
-    given = [f"run.{key}={_toml(value)}" for key, value in (("engine", engine), ("seed", seed)) if value is not None]
+    options = [f"run.{key}={_toml(value)}" for key, value in (("engine", engine), ("seed", seed)) if value is not None]
+    given = [*settings, *options]
+    tree = configuration.assign(configuration.read(path), given)
+    twice = sorted(configuration.swept(tree).keys() & {setting.partition("=")[0].strip() for setting in given})
+    if twice:
+        raise UserError(f"{twice[0]} is swept and set: take it out of [sweep], or leave the option away")
     runs = []
-    for suffix, tree in configuration.expand(configuration.assign(configuration.read(path), settings)):
-        made = configuration.validate(configuration.assign(tree, given))
+    for suffix, combination in configuration.expand(tree):
+        made = configuration.validate(combination)
         folder = Path(made.run.root) / ((name or made.run.name or path.stem) + suffix)
         runs.append((made, folder))
     if len({folder for _, folder in runs}) < len(runs):
@@ -87,6 +97,13 @@ def _runs(
 
 def _toml(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _refuse_existing(runs: Sequence[tuple[Config, Path]], resume: str | None) -> None:
+    """Raises UserError rather than overwrite a run, before the first of a sweep begins."""
+    for _, folder in runs:
+        if resume is None and folder.exists():
+            raise UserError(f"{folder} exists: choose another --name, or go on with --resume")
 
 
 def _train_one(config: Config, folder: Path, resume: str | None, *, cold_start_only: bool = False) -> None:
@@ -104,16 +121,15 @@ def _train_one(config: Config, folder: Path, resume: str | None, *, cold_start_o
 
 
 def _checkpoint(folder: Path, resume: str | None) -> Path | None:
-    """The checkpoint to go on from; None starts from the beginning. Raises UserError rather than overwrite a run."""
+    """The checkpoint to go on from; None starts from the beginning. Raises UserError when there is none as asked."""
     if resume is None:
-        if folder.exists():
-            raise UserError(f"{folder} exists: choose another --name, or go on with --resume")
         return None
     if resume != "auto":
         if not (Path(resume) / "manifest.json").exists():
             raise UserError(f"--resume {resume}: no checkpoint; give a folder like {folder}/checkpoints/step-000020")
         return Path(resume)
-    from training.checkpoint import complete, newest
+    from training.checkpoint import complete, mend, newest
 
     root = folder / "checkpoints"
+    mend(root)
     return newest(root)[0] if complete(root) else None

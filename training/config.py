@@ -6,6 +6,7 @@ dotted keys to lists; `expand` turns one file into one configuration a combinati
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -15,10 +16,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from sandbox.errors import UserError
-from training.learner_config import LearnerConfig
+from training.learner_config import LearnerConfig, Section
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -27,12 +28,6 @@ Rate = Annotated[float, Field(ge=0)]
 # TOML has lists, a frozen model wants tuples: the one conversion that strict mode would refuse.
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Levels = Annotated[tuple[int, ...], Field(strict=False)]
-
-
-class Section(BaseModel):
-    """Unknown keys are errors, values are never coerced ("3" is not 3), instances are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class BuildConfig(Section):
@@ -77,7 +72,7 @@ class EnvConfig(Section):
     turn_tokens: Positive = 96  # sampled in one turn
     output_tokens: Positive = 32  # of one tool output
     episode_tokens: Positive = 256  # of the whole response, tool output included
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Phase(Section):
@@ -197,7 +192,7 @@ class Config(Section):
         """`total_steps` follows from the number of batches where the file does not say otherwise."""
         if not isinstance(tree, dict):
             return tree
-        tree = json.loads(json.dumps(tree))
+        tree = copy.deepcopy(tree)
         _end_schedule(tree.get("learner"), _section(tree, "run").get("steps", RunConfig().steps))
         cold = _section(tree, "cold_start")
         phases = cold.get("phases", [])
@@ -266,7 +261,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def assign(tree: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
     """A copy of `tree` with each `dotted.key=value` put in: TOML, a bare word is a string. Raises UserError."""
-    result = json.loads(json.dumps(tree))
+    result = dict(copy.deepcopy(tree))
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
@@ -288,19 +283,33 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def expand(tree: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(suffix, tree) for every combination of `[sweep]`'s lists; without a sweep one, suffix "". Raises UserError."""
-    axes = tree.get("sweep", {})
-    plain = {name: section for name, section in tree.items() if name != "sweep"}
-    flat = dict(_leaves(axes))
-    for key, values in flat.items():
+def swept(tree: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The dotted keys of `[sweep]` and their values; empty without one. Raises UserError."""
+    sweep = tree.get("sweep", {})
+    if not isinstance(sweep, Mapping):
+        raise UserError(f"'sweep' is a section: write [sweep] and keys like run.seed = [0, 1], not {sweep!r}")
+    axes = dict(_leaves(sweep))
+    for key, values in axes.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"sweep.{key} must be a non-empty list of values, not {values!r}")
-    for values in itertools.product(*flat.values()):
-        copy = json.loads(json.dumps(plain))
-        for key, value in zip(flat, values, strict=True):
-            _put(copy, key, value)
-        yield "".join(f"-{key.split('.')[-1]}={value}" for key, value in zip(flat, values, strict=True)), copy
+    return axes
+
+
+def expand(tree: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(suffix, tree) for every combination of `[sweep]`'s lists; without a sweep one, suffix "". Raises UserError."""
+    axes = swept(tree)
+    plain = {name: section for name, section in tree.items() if name != "sweep"}
+    for places in itertools.product(*(range(len(values)) for values in axes.values())):
+        made, suffix = copy.deepcopy(plain), ""
+        for (key, values), place in zip(axes.items(), places, strict=True):
+            _put(made, key, values[place])
+            suffix += f"-{key.split('.')[-1]}={_label(values[place], place)}"
+        yield suffix, made
+
+
+def _label(value: Any, place: int) -> str:
+    """A part of a folder's name: the value where it is short and plain, else its place in the list."""
+    return str(value).replace("/", "_") if isinstance(value, str | int | float) else str(place)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

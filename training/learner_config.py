@@ -8,29 +8,33 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Bounds = Annotated[tuple[float, float], Field(strict=False)]  # strict=False: TOML has lists, a frozen model tuples
 Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum"]
 LossName = Literal["ppo_clip", "cispo", "gspo", "clip_cov", "kl_cov"]
 
 
-class LoraConfig(BaseModel):
-    """Adapters by peft on the named linear layers; the base weights stay as they are."""
+class Section(BaseModel):
+    """Unknown keys are errors, values are never coerced ("3" is not 3) and finite, instances are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class LoraConfig(Section):
+    """Adapters by peft on the named linear layers; the base weights stay as they are."""
 
     rank: Positive = 16
     alpha: Positive = 32
-    targets: str | tuple[str, ...] = "all-linear"
+    targets: str | Annotated[tuple[str, ...], Field(strict=False)] = "all-linear"
 
 
-class LearnerConfig(BaseModel):
+class LearnerConfig(Section):
     """One optimiser and one loss. The defaults are SPO's (arXiv 2509.13232), except the learning rate."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     optimiser: Literal["adamw", "muon"] = "adamw"  # muon: on matrices; embeddings, head and norms stay with AdamW
     lr: Rate = 1e-6
     muon_lr: Rate = 0.02  # of the matrices, with optimiser = "muon"
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.95)
     weight_decay: Rate = 0.0  # of matrices and embeddings
     grad_clip: Rate = 1.0  # largest gradient norm; 0: no limit
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -52,7 +56,7 @@ class LearnerConfig(BaseModel):
     clip_high: Rate = 0.28
     dual_clip: Rate = 10.0  # bound on ratio x |A| for A < 0; 0: none
     cov_share: Annotated[float, Field(gt=0, le=1)] = 2e-3  # of the tokens that clip_cov and kl_cov act on
-    cov_bounds: tuple[float, float] = (1.0, 5.0)  # clip_cov picks tokens whose covariance lies between
+    cov_bounds: Bounds = (1.0, 5.0)  # clip_cov picks tokens whose covariance lies between
     cov_kl: Rate = 1.0  # kl_cov's penalty
     entropy_bonus: float = 0.0
     kl_coefficient: Rate = 0.0  # towards the reference: the weights at the start, or `set_reference`
@@ -60,11 +64,11 @@ class LearnerConfig(BaseModel):
     temperature: Annotated[float, Field(gt=0)] = 1.0  # of sampling: logits are divided by it
 
     tis_cap: Rate = 0.0  # weight min(π_learner/π_sampler, cap); 0: the PPO ratio starts at the sampler's logprobs
-    reject_outside: tuple[float, float] | None = None  # geometric-mean π_learner/π_sampler of a whole trajectory
+    reject_outside: Bounds | None = None  # geometric-mean π_learner/π_sampler of a whole trajectory
     drop_void: bool = False
     drop_overlong: bool = False
     drift_tokens: Annotated[int, Field(ge=0)] = 1024  # rescored after a batch to measure how far the policy moved
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> LearnerConfig:
@@ -72,6 +76,9 @@ class LearnerConfig(BaseModel):
             raise ValueError(f"schedule = {self.schedule!r} ends at total_steps: set it above warmup_steps")
         if self.dual_clip and self.dual_clip <= 1:
             raise ValueError(f"dual_clip = {self.dual_clip:g} would cut on-policy tokens: above 1, or 0 for none")
+        for name, bounds in (("cov_bounds", self.cov_bounds), ("reject_outside", self.reject_outside)):
+            if bounds is not None and bounds[0] >= bounds[1]:
+                raise ValueError(f"{name} must be [low, high] with low < high, not {list(bounds)}")
         return self
 
     @property

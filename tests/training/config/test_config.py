@@ -9,6 +9,7 @@ import pytest
 from sandbox.errors import UserError
 from training import config as configuration
 from training.config import Config, assign, expand, validate
+from training.learner_config import LearnerConfig
 
 ROOT = Path(__file__).parents[3]
 
@@ -52,6 +53,41 @@ def test_a_wrong_setting_is_one_line_with_the_remedy(setting: str, words: list[s
         assert word in message
 
 
+GARBAGE = ["nan", "inf", "-1", "1.5", "true", "'x'", "[]", "[2.0, 1.0]", "[nan, 1.0]", "{}", "{a = 1}", "1979-05-27"]
+
+
+@pytest.mark.parametrize("key", [*Config.model_fields, *(f"learner.{name}" for name in LearnerConfig.model_fields)])
+def test_garbage_is_one_line_or_a_value_that_can_be_written_down(key: str) -> None:
+    for value in GARBAGE:
+        said = ""
+        try:
+            config = validate(assign({}, [f"{key}={value}"]))
+            assert not {"nan", "inf"} & set(config.to_toml().split())
+            said = config.hash()
+        except UserError as error:
+            said = str(error)
+        assert said
+        assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("learner.lr='1e-3'", "valid number"),
+        ("learner.minibatches=true", "valid integer"),
+        ("learner.grad_clip=inf", "finite"),
+        ("learner.betas=[0.9, 1.0]", "less than 1"),
+        ("learner.seed=-1", "greater than or equal to 0"),
+        ("learner.cov_bounds=[5.0, 1.0]", "low < high"),
+        ("learner.reject_outside=[1.0, 1.0]", "low < high"),
+        ("run=1979-05-27", "'run' is a section"),
+        ("env.max_turns=1979-05-27", "'env.max_turns' cannot be"),
+    ],
+)
+def test_the_learner_is_as_strict_as_the_rest(setting: str, words: str) -> None:
+    assert words in refusal(setting)
+
+
 def test_set_reads_toml_values_and_bare_words() -> None:
     config = validate(assign({}, ["run.seed=3", "env.sandbox=docker", "data.levels=[1, 2]", "eval.greedy=false"]))
     assert (config.run.seed, config.env.sandbox, config.data.levels, config.eval.greedy) == (3, "docker", (1, 2), False)
@@ -67,8 +103,15 @@ def test_a_sweep_is_every_combination() -> None:
     runs = [(suffix, validate(made)) for suffix, made in expand(tree)]
     assert [s for s, _ in runs] == [f"-seed={s}-lr={lr}" for s, lr in itertools.product([0, 1], [1e-3, 1e-4])]
     assert [(c.run.seed, c.learner.lr) for _, c in runs] == list(itertools.product([0, 1], [1e-3, 1e-4]))
-    with pytest.raises(UserError, match=r"sweep\.run\.seed must be a non-empty list"):
-        list(expand({"sweep": {"run": {"seed": 3}}}))
+    for sweep, words in (({"run": {"seed": 3}}, "seed must be a non-empty list"), (3, "'sweep' is a section")):
+        with pytest.raises(UserError, match=words):
+            list(expand({"sweep": sweep}))
+
+
+def test_a_swept_run_has_a_name_that_is_a_folder() -> None:
+    tree = {"sweep": {"model.path": ["hub/one", "build"], "env.options": [{"answer": "tag"}, {"answer": "boxed"}]}}
+    names = [suffix for suffix, _ in expand(tree)]
+    assert names == [f"-path={p}-options={i}" for p, i in itertools.product(["hub_one", "build"], [0, 1])]
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from sandbox.errors import UserError
 from training import checkpoint
-from training.checkpoint import State, complete, load, newest, save
+from training.checkpoint import State, complete, load, mend, newest, save
 
 
 def write_weights(folder: Path) -> None:
@@ -76,7 +76,17 @@ def test_the_same_step_is_replaced_and_a_kill_between_the_renames_is_mended(tmp_
     save(tmp_path, State(1, {"note": 99}, {}), write_weights, keep=1)
     assert newest(tmp_path)[1].plain["note"] == 99
     os.rename(tmp_path / "step-000001", tmp_path / ".old-step-000001")
+    assert complete(tmp_path) == []
+    mend(tmp_path)
+    assert [p.name for p in complete(tmp_path)] == ["step-000001"]
     assert newest(tmp_path)[1].plain["note"] == 99
+
+
+def test_the_draft_of_a_killed_process_goes_with_the_next_save(tmp_path: Path) -> None:
+    (tmp_path / ".draft-000001-4711").mkdir()
+    (tmp_path / ".draft-000001").mkdir()
+    save(tmp_path, state(2), write_weights, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000002"]
 
 
 def test_without_any_the_remedy_is_named(tmp_path: Path) -> None:
