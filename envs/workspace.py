@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandbox.errors import SandboxError
+from sandbox.spec import find, open_sandbox
 from sandbox.types import Execution, Sandbox, Session
 
 SandboxSource = str | Callable[..., Sandbox]
@@ -39,12 +40,7 @@ def _acquire(source: SandboxSource, options: Mapping[str, Any]) -> Sandbox:
         del _shared[gone]  # nobody closed its environments before the loop ended
     key = _key(source, options)
     if key not in _shared:
-        if callable(source):
-            sandbox = source(**options)
-        else:
-            from sandbox.spec import open_sandbox
-
-            sandbox = open_sandbox(source, **options)
+        sandbox = source(**options) if callable(source) else open_sandbox(source, **options)
         _shared[key] = _Shared(sandbox, 0)
     _shared[key].users += 1
     return _shared[key].sandbox
@@ -65,6 +61,9 @@ class Workspace:
     def __init__(
         self, source: SandboxSource, options: Mapping[str, Any], *, timeout_s: float | None = None, retries: int = 2
     ) -> None:
+        """Raises UserError for a sandbox that nothing has: now, not at the first call."""
+        if isinstance(source, str):
+            find(source)
         self._source, self._options = source, options
         self._timeout_s, self._retries = timeout_s, retries
         self._sandbox: Sandbox | None = None

@@ -19,7 +19,7 @@ SANDBOXES = {
     "docker-jupyter": "sandbox.docker:DockerJupyterSandbox",
     "jupyter": "sandbox.jupyter:JupyterSandbox",
 }
-_HTTP = "sandbox.http:HttpSandbox"
+_URL, _HTTP = ("http://", "https://"), "sandbox.http:HttpSandbox"
 _GROUP = "solostream.sandboxes"
 # module that is missing -> the extra that installs it
 _EXTRAS = {"docker": "docker", "jupyter_client": "jupyter", "ipykernel": "jupyter", "zmq": "jupyter", "httpx": "server"}
@@ -36,12 +36,13 @@ def open_sandbox(spec: str, **options: Any) -> Sandbox:
 
     Raises: UserError for an unknown spec or option, and for a backend whose packages are missing.
     """
-    if spec.startswith(("http://", "https://")):
-        return _make(spec, _load(spec, _HTTP), (spec,), options)
-    return _make(spec, _load(spec, _find(spec)), (), options)
+    return _make(spec, _load(spec, find(spec)), (spec,) if spec.startswith(_URL) else (), options)
 
 
-def _find(spec: str) -> str:
+def find(spec: str) -> str:
+    """The "module:factory" that `spec` names; nothing is imported. Raises UserError for a name that nothing has."""
+    if spec.startswith(_URL):
+        return _HTTP
     if spec in SANDBOXES:
         return SANDBOXES[spec]
     plugins = {point.name: point.value for point in entry_points(group=_GROUP)}

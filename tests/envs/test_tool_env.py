@@ -239,9 +239,9 @@ async def test_infrastructure_failure_raises_after_the_last_retry(make):
 
 async def test_a_wrong_sandbox_is_its_users_mistake_and_no_observation(make):
     """UserError is a ValueError, and a tool's ValueError is shown to the policy: this one must not be."""
-    env = make(sandbox="frok")
+    env = make(sandbox="nowhere:Sandbox")
     await start(env)
-    with pytest.raises(UserError, match="did you mean 'fork'"):
+    with pytest.raises(UserError, match="there is no module 'nowhere'"):
         await env.astep(call("1"))
     assert env.trace == []
 
@@ -429,6 +429,7 @@ def test_no_text_breaks_an_episode(texts):
         ({"syntax": "fenced"}, "one of: fence"),
         ({"think": "no"}, "one of: run"),
         ({"answer": "box"}, "one of: boxed"),
+        ({"sandbox": "frok"}, "did you mean 'fork'"),
         ({"tools": ["pyton"]}, "did you mean 'python'"),
         ({"tools": ["python", "search"]}, "set syntax='hermes'"),
         ({"tools": [{"tool": "search", "pages": 3}]}, "does not take these options"),
