@@ -21,4 +21,3 @@ ADVANTAGES: dict[str, Callable[[ValueTracker, Measure], Advantage]] = {
     "opo": lambda tracker, measure: Reinforce("opo"),
     "none": lambda tracker, measure: Reinforce("none"),
 }
-GROUPED = frozenset({"grpo", "dr_grpo", "rloo"})  # these need several streams a prompt

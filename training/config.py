@@ -118,6 +118,7 @@ class RolloutConfig(Section):
 
 
 AdvantageName = Literal["spo", "grpo", "dr_grpo", "rloo", "reinforce_pp", "opo", "none"]
+GROUPED = frozenset({"grpo", "dr_grpo", "rloo"})  # these need several streams a prompt
 
 
 class AlgorithmConfig(Section):
@@ -145,11 +146,21 @@ class AlgorithmConfig(Section):
     def _consistent(self) -> AlgorithmConfig:
         if self.reward_range[0] >= self.reward_range[1]:
             raise ValueError(f"reward_range must be [low, high] with low < high, not {list(self.reward_range)}")
-        if self.advantage in ("grpo", "dr_grpo", "rloo") and self.group_size < 2:
+        if self.advantage in GROUPED and self.group_size < 2:
             raise ValueError(f"advantage = {self.advantage!r} compares within groups: set algorithm.group_size ≥ 2")
+        if self.aspo and self.compare == "group" and not self.grouped:
+            raise ValueError(
+                f"compare = 'group' needs groups, and advantage = {self.advantage!r} with group_size = "
+                f"{self.group_size} has none: set compare = 'batch'"
+            )
         if self.rho_min > self.rho_max:
             raise ValueError(f"rho_min = {self.rho_min:g} exceeds rho_max = {self.rho_max:g}")
         return self
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the streams of a prompt wait for one another; those of the other estimators go their own way."""
+        return self.advantage in GROUPED or (self.advantage == "opo" and self.group_size > 1)
 
 
 class EvalConfig(Section):

@@ -1,7 +1,7 @@
 """GRPO: A = (r − mean_g)/(std_g + ε) over the answers to one prompt (arXiv 2402.03300, Eq. 4; population std).
 
 Dr. GRPO (arXiv 2503.20783) drops the division, A = r − mean_g; its constant length norm is the learner's aggregation
-`sequence_mean_token_sum` with `length_norm`. A group whose answers all earn the same is degenerate: no signal.
+`seq_mean_token_sum` with `length_norm`. A group whose answers all earn the same is degenerate: no signal.
 """
 
 from __future__ import annotations

@@ -164,6 +164,7 @@ class Job:
         try:
             if resumed is not None:
                 learner.load_state_dict(resumed.tensors["learner"])
+                torch.set_rng_state(resumed.tensors["torch_rng"])
                 logged = [line.trajectory for line in read_lines(log.path) if line.trajectory]
                 rl.load_state_dict(resumed.step, resumed.plain["reinforcement"], logged)
                 await self.policy.load_weights(learner.weights(), rl.step)

@@ -220,19 +220,18 @@ class Streams:
             self._queued.append(self._source.again(ticket))
 
     def _chosen(self) -> list[int] | None:
-        """Events of the next batch, None while it is not complete."""
-        events = self._whole_groups()
-        if self._tokens:
-            total = 0
-            for i, event in enumerate(events, 1):
-                total += self._landed[event][1].n_action_tokens
-                if total >= self._tokens:
-                    return events[:i]
-            return None
-        return events[: self._batch] if len(events) >= self._batch else None
+        """Events of the next batch, None while it is not complete. No group is cut: one may bring more than is left."""
+        chosen: list[int] = []
+        found = 0
+        for events in self._whole_groups():
+            chosen += events
+            found += sum(self._landed[e][1].n_action_tokens for e in events) if self._tokens else len(events)
+            if found >= (self._tokens or self._batch):
+                return chosen
+        return None
 
-    def _whole_groups(self) -> list[int]:
-        """Landed events in order of arrival; those of a group stand where its last member arrived."""
+    def _whole_groups(self) -> list[list[int]]:
+        """Landed events in order of arrival; a group, less what was given up, stands where its last member arrived."""
         open_groups = {t.dispatch.group for t, _ in self._flying.values()} | {t.dispatch.group for t in self._queued}
         members: dict[int, list[int]] = {}
         order: list[list[int]] = []
@@ -246,7 +245,7 @@ class Streams:
                     order.remove(known)
                 members[group] = [*known, event]
                 order.append(members[group])
-        return [event for events in order for event in events]
+        return order
 
 
 class Rounds:

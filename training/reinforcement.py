@@ -9,14 +9,17 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from agent.engine import Engine
 from agent.rollout import seed_of
 from agent.trajectory import Dispatch, Trajectory
 from training import metrics
 from training.advantage import Advantage, Advantages
-from training.algorithms import ADVANTAGES, GROUPED
+from training.algorithms import ADVANTAGES
 from training.aspo import ASPO
 from training.config import Config
 from training.episodes import Episodes
@@ -137,16 +140,18 @@ class Reinforcement:
             self._learner.config = config.model_copy(update={"tis_cap": r.tis_cap})
 
     def _draw(self) -> list[Ticket]:
-        """One ticket, or a whole group where the estimator compares within groups."""
-        grouped = self.config.algorithm.advantage in GROUPED
-        drawn = [self._sampler.draw() for _ in range(self.config.algorithm.group_size if grouped else 1)]
-        return [self._ticket(task_id, group if grouped else None) for task_id, group in drawn]
+        """The streams of one prompt: of one frozen value, and a group where the estimator compares within groups."""
+        a = self.config.algorithm
+        drawn = [self._sampler.draw() for _ in range(a.group_size)]
+        task_id, group = drawn[0]
+        value = self.tracker.value(task_id)  # once: the learner's thread may move it meanwhile
+        return [self._ticket(task_id, group if a.grouped else None, value) for _ in drawn]
 
     def _again(self, old: Ticket) -> Ticket:
-        return self._ticket(old.task_id, old.dispatch.group)
+        return self._ticket(old.task_id, old.dispatch.group, self.tracker.value(old.task_id))
 
-    def _ticket(self, task_id: str, group: int | None) -> Ticket:
-        dispatch = Dispatch(self._event, self.tracker.value(task_id), self.step, group)
+    def _ticket(self, task_id: str, group: int | None, value: float) -> Ticket:
+        dispatch = Dispatch(self._event, value, self.step, group)
         self._event += 1
         return Ticket(task_id, seed_of(self.config.run.seed, "episode", dispatch.event), dispatch)
 
@@ -175,9 +180,20 @@ class Reinforcement:
         self.tracker.load_state_dict(state["tracker"])
         self._sampler.load_state_dict(state["sampler"])
         kept = list(logged)
-        self.pipeline.restore(state["pipeline"], unused(kept, state["event"], state["pipeline"]))
+        finished = [of_this_life(t, step) for t in unused(kept, state["event"], state["pipeline"])]
+        self.pipeline.restore(state["pipeline"], finished)
         self._event = max([state["event"], *(t.dispatch.event + 1 for t in kept)])
         self.pipeline.advance(step)
+
+
+def of_this_life(trajectory: Trajectory, step: int) -> Trajectory:
+    """Versions after `step` are of a process that was killed: this one will give their numbers to other policies.
+
+    They become the version before `step`, so that no token passes for one of the policy that learns.
+    """
+    versions = np.where(trajectory.versions > step, step - 1, trajectory.versions)
+    dispatch = replace(trajectory.dispatch, version=min(trajectory.dispatch.version, step))
+    return replace(trajectory, versions=versions, dispatch=dispatch)
 
 
 def estimator(config: Config, tracker: ValueTracker, learner: Learner) -> Advantage:

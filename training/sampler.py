@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sandbox.errors import UserError
@@ -35,32 +35,28 @@ class TaskSampler:
         if streams < 1 or epsilon <= 0:
             raise UserError(f"the sampler needs streams >= 1 and epsilon > 0; got {streams} and {epsilon}")
         self.task_ids, self.tracker, self.streams, self.epsilon = list(task_ids), tracker, streams, epsilon
-        self._known = frozenset(self.task_ids)
         self._random = random.Random(seed)
         self._pass: list[int] = []  # places still to come in this pass, the next one last
         self._task, self._left, self._group = "", 0, -1
 
-    def draw(self, busy: Collection[str] = ()) -> tuple[str, int]:
-        """The next task and its group; a new prompt avoids `busy` ones (in flight) while others are left."""
+    def draw(self) -> tuple[str, int]:
+        """The next task and its group."""
         if self._left == 0:
-            self._task, self._left, self._group = self._next(busy), self.streams, self._group + 1
+            self._task, self._left, self._group = self._next(), self.streams, self._group + 1
         self._left -= 1
         return self._task, self._group
 
-    def _next(self, busy: Collection[str]) -> str:
+    def _next(self) -> str:
         if self.tracker is None:
             if not self._pass:
                 self._pass = list(range(len(self.task_ids)))
                 self._random.shuffle(self._pass)
             return self.task_ids[self._pass.pop()]
-        avoid = self._known.intersection(busy)
-        if len(avoid) == len(self._known):
-            avoid = frozenset()
         while True:
             task_id = self._random.choice(self.task_ids)
             v = self.tracker.value(task_id)
             weight = math.sqrt(v * (1 - v)) + self.epsilon
-            if task_id not in avoid and self._random.random() * (0.5 + self.epsilon) < weight:
+            if self._random.random() * (0.5 + self.epsilon) < weight:
                 return task_id
 
     def state_dict(self) -> dict[str, Any]:

@@ -32,12 +32,14 @@ class _Evidence:
 
 @dataclass(slots=True)
 class _Belief:
-    """`start` is (α, β, version) before the kept events; `alpha`, `beta` after them."""
+    """`start` is (α, β, version) before the kept events; `now` is (α, β) after them.
+
+    One assignment moves `now`: the loop that dispatches reads it while the learner's thread adds evidence.
+    """
 
     start: tuple[float, float, int | None] = (0.5, 0.5, None)  # Jeffreys
     events: list[_Evidence] = field(default_factory=list)
-    alpha: float = 0.5
-    beta: float = 0.5
+    now: tuple[float, float] = (0.5, 0.5)
 
 
 class ValueTracker:
@@ -71,18 +73,18 @@ class ValueTracker:
             v0 = (math.fsum(_unit(r, task_id) for r in outcomes) + 0.5) / (len(outcomes) + 1)
             n0 = 1 / (1 - self.rho_min)
             belief.start = (n0 * v0, n0 * (1 - v0), None)
-            belief.alpha, belief.beta = belief.start[:2]
+            belief.now = belief.start[:2]
         self._beliefs[task_id] = belief
 
     def value(self, task_id: str) -> float:
         """v = α/(α+β); 0.5 for a task never seen."""
-        belief = self._beliefs.get(task_id)
-        return belief.alpha / (belief.alpha + belief.beta) if belief else 0.5
+        alpha, beta = self.evidence(task_id)
+        return alpha / (alpha + beta)
 
     def evidence(self, task_id: str) -> tuple[float, float]:
         """(α, β); their sum is the effective number of observations."""
-        belief = self._beliefs.get(task_id, _Belief())
-        return belief.alpha, belief.beta
+        belief = self._beliefs.get(task_id)
+        return belief.now if belief else (0.5, 0.5)
 
     def observe(
         self,
@@ -109,11 +111,11 @@ class ValueTracker:
         late = bool(belief.events) and event <= belief.events[-1].event
         if not late:
             last = belief.events[-1].version if belief.events else belief.start[2]
-            belief.alpha, belief.beta = self._apply(belief.alpha, belief.beta, last, new)
+            belief.now = self._apply(*belief.now, last, new)
             belief.events.append(new)
         else:
             insort(belief.events, new, key=_order)
-            belief.alpha, belief.beta = self._replay(belief)
+            belief.now = self._replay(belief)
         if len(belief.events) > self.window:
             oldest = belief.events.pop(0)
             alpha, beta, last = belief.start
@@ -139,7 +141,7 @@ class ValueTracker:
             "beliefs": {
                 task_id: {
                     "start": list(b.start),
-                    "now": [b.alpha, b.beta],
+                    "now": list(b.now),
                     "events": [[e.event, e.reward, e.divergence, e.version] for e in b.events],
                 }
                 for task_id, b in self._beliefs.items()
@@ -149,7 +151,7 @@ class ValueTracker:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._beliefs = {
-            task_id: _Belief(tuple(b["start"]), [_Evidence(*e) for e in b["events"]], *b["now"])
+            task_id: _Belief(tuple(b["start"]), [_Evidence(*e) for e in b["events"]], tuple(b["now"]))
             for task_id, b in state["beliefs"].items()
         }
         versions, sums = state["drift"]

@@ -10,10 +10,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from training.learner_config import LearnerConfig
-from training.losses.tokens import Tokens, clip_counts
+from training.losses.tokens import Tokens
 
 
 def cispo(tokens: Tokens, config: LearnerConfig) -> tuple[Tensor, dict[str, Tensor]]:
     ratio, a = tokens.log_ratio.detach().exp(), tokens.advantage
     weight = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
-    return -weight * a * tokens.logprob, clip_counts(ratio, a, config.clip_low, config.clip_high)
+    metrics = {"clip/low": (ratio < weight).sum(), "clip/high": (ratio > weight).sum()}
+    return -weight * a * tokens.logprob, metrics

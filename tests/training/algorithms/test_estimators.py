@@ -11,9 +11,9 @@ from tiny_ledgers import trajectory
 
 from sandbox.errors import UserError
 from training.advantage import standardise
-from training.algorithms import ADVANTAGES, GROUPED
+from training.algorithms import ADVANTAGES
 from training.aspo import ASPO
-from training.config import AdvantageName, validate
+from training.config import GROUPED, AdvantageName, validate
 from training.grpo import GRPO
 from training.reinforce import Reinforce
 from training.reinforcement import estimator
@@ -144,7 +144,14 @@ def test_reinforce_family() -> None:
     assert Reinforce("opo")(group([1, 0], [10, 30])).values == pytest.approx([0.75, -0.25])
 
 
-@pytest.mark.parametrize("name", GROUPED)
+def test_opo_compares_within_groups_where_a_prompt_has_several_streams() -> None:
+    config = {"rollout": {"batch": 8}}
+    for advantage, size, grouped in (("opo", 4, True), ("opo", 1, False), ("spo", 4, False), ("rloo", 4, True)):
+        made = validate({**config, "algorithm": {"advantage": advantage, "group_size": size}})
+        assert made.algorithm.grouped is grouped
+
+
+@pytest.mark.parametrize("name", sorted(GROUPED))
 def test_grouped_estimators_refuse_single_streams(name: str) -> None:
     with pytest.raises(UserError, match="has no group"):
         ADVANTAGES[name](ValueTracker(), "token")([trajectory("a")])

@@ -70,12 +70,6 @@ def test_resumes_where_it_was(prioritised: bool) -> None:
     assert [one.draw() for _ in range(50)] == [two.draw() for _ in range(50)]
 
 
-def test_busy_tasks_are_avoided_while_others_are_left() -> None:
-    sampler = TaskSampler(["a", "b", "c"], ValueTracker(), seed=0)
-    assert {sampler.draw(busy=["a", "b"])[0] for _ in range(50)} == {"c"}
-    assert {sampler.draw(busy=["a", "b", "c"])[0] for _ in range(100)} == {"a", "b", "c"}
-
-
 @pytest.mark.parametrize(
     ("ids", "settings"), [([], {}), (["a", "a"], {}), (["a"], {"streams": 0}), (["a"], {"epsilon": 0})]
 )

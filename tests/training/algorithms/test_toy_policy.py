@@ -87,8 +87,17 @@ def test_cispo_keeps_the_gradient_that_ppo_cuts() -> None:
     p, p_old = (1 / (1 + math.exp(-x)) for x in (2.0, 0.0))
     assert p / p_old > 1.28
     assert gradient(lambda t: LOSSES["ppo_clip"](t, LearnerConfig())[0], 2, 0, [1], [1.0]) == 0
-    got = gradient(lambda t: LOSSES["cispo"](t, LearnerConfig())[0], 2, 0, [1], [1.0])
-    assert got == pytest.approx(-1.28 * (1 - p), abs=1e-12)
+    for a in (1.0, -1.0):
+        counts: dict = {}
+        got = gradient(lambda t, c=counts: _counted("cispo", t, c), 2, 0, [1], [a])
+        assert got == pytest.approx(-1.28 * a * (1 - p), abs=1e-12)
+        assert (int(counts["clip/high"]), int(counts["clip/low"])) == (1, 0)  # whatever the sign of A
+
+
+def _counted(name: str, tokens: Tokens, counts: dict) -> Tensor:
+    loss, found = LOSSES[name](tokens, LearnerConfig())
+    counts.update(found)
+    return loss
 
 
 def test_gspo_ratio_is_the_geometric_mean() -> None:

@@ -39,6 +39,7 @@ def refusal(*settings: str) -> str:
         ("cold_start.phases=[{step = 3, mix = {early = 1.0}}]", ["phases.0.step'", "did you mean 'steps'"]),
         ("cold_start.phases=[{steps = 3, mix = {early = 0.5}}]", ["add up to 1, not 0.5"]),
         ("algorithm.advantage=grpo", ["algorithm.group_size ≥ 2"]),
+        ("algorithm.compare=group", ["needs groups", "set compare = 'batch'"]),
         ("algorithm.reward_range=[1.0, -1.0]", ["low < high", "[1.0, -1.0]"]),
         ("algorithm.signal=call", ["did you mean 'calls'", "first_call"]),
         ("rollout.batch=100", []),

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -235,6 +236,18 @@ def test_a_reward_that_is_not_finite_stops_the_step_and_the_batch_is_dumped(
     assert steps_done(folder) == 2
     Broken.played = -1000  # mended
     assert main(arguments(tmp_path, "broken", *more, "--resume")) == 0
+
+
+def test_the_streams_of_a_prompt_share_its_frozen_value_and_go_their_own_way(tmp_path: Path) -> None:
+    more = ["--set", "rollout.mode=async", "--set", "algorithm.group_size=3", "--set", "algorithm.start_samples=0"]
+    assert main(arguments(tmp_path, "streams", *more, "--set", "cold_start.phases=[]")) == 0
+    logged = [line.trajectory for line in read_lines(tmp_path / "streams" / "trajectories.jsonl") if line.trajectory]
+    prompts = defaultdict(set)
+    for t in logged:
+        assert t.dispatch.group is None
+        prompts[t.dispatch.event // 3].add((t.task_id, t.dispatch.value, t.dispatch.version))
+    assert len(logged) >= 36
+    assert all(len(frozen) == 1 for frozen in prompts.values())
 
 
 def test_declared_rewards_are_mapped_and_others_are_refused_before_the_tracker_moves(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from agent.trajectory import Dispatch, Ledger, Trajectory
 from sandbox.errors import SandboxError
 from training.log import TrajectoryLog
 from training.pipeline import Rounds, Source, Streams, Ticket, oldest_version, unused
+from training.reinforcement import of_this_life
 
 
 def episode(ticket: Ticket, tokens: int = 2, version: int | None = None, ending: str = "answered") -> Trajectory:
@@ -139,6 +141,35 @@ async def test_a_group_is_taken_whole(log: TrajectoryLog) -> None:
     tickets.open(2)
     assert sorted(events(await taking)) == [2, 3]
     await streams.close()
+
+
+async def test_a_group_that_lost_a_member_cuts_no_other(log: TrajectoryLog) -> None:
+    """Four were asked for: 0 of the first group, both of the second and both of the third are five."""
+    tickets = Tickets(group=2)
+
+    async def play(ticket: Ticket) -> Trajectory:
+        if ticket.dispatch.event == 1:
+            raise SandboxError("gone")
+        return episode(ticket)
+
+    for budget in ({"batch": 4}, {"batch": 1, "tokens": 8}):
+        tickets.event = 0
+        streams = Streams(tickets.source(play, retries=0), log, in_flight=6, max_staleness=9, **budget)
+        batch = await streams.take()
+        groups = Counter(t.dispatch.group for t in batch)
+        assert sorted(groups.values()) == [1, 2, 2]
+        await streams.close()
+
+
+async def test_tokens_of_a_killed_process_do_not_pass_for_those_of_the_current_policy() -> None:
+    ledger = Ledger()
+    ledger.forced("user", [1, 2], "hi")
+    ledger.sampled([3, 3, 3], [-0.5] * 3, [18, 20, 23], "x")
+    logged = ledger.close("a", 1.0, "answered", dispatch=Dispatch(7, 0.5, 22))
+    resumed = of_this_life(logged, 20)
+    assert resumed.versions[resumed.action_mask].tolist() == [18, 20, 19]
+    assert resumed.dispatch == Dispatch(7, 0.5, 20)
+    assert of_this_life(logged, 23).to_dict() == logged.to_dict()
 
 
 async def test_infrastructure_failures_are_retried_then_dropped_and_counted(log: TrajectoryLog) -> None:
