@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from agent.engine import EngineError, Generation, Sampling, Weights
@@ -20,6 +20,8 @@ from agent.weightfile import check, stored_shapes, weight_file
 from sandbox.errors import UserError
 
 CPU_CACHE_BYTES = 256 << 20
+# Its dozen lines of notes at every start are for its developers; whoever wants them sets these variables.
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore::FutureWarning"}
 
 
 class VllmEngine:
@@ -80,6 +82,7 @@ class VllmEngine:
                     logprobs_mode="processed_logprobs",
                     worker_extension_cls="agent.vllm_worker.Reload",
                     disable_log_stats=True,
+                    use_tqdm_on_load=False,
                     **options,
                 )
                 config = arguments.create_engine_config()
@@ -94,7 +97,7 @@ class VllmEngine:
                 raise UserError(f"vllm cannot run {model!r}: {first}") from error
         await llm.update_weight_version(str(version))
         await llm.collective_rpc("end_with", args=(os.getpid(),))
-        engine = cls(llm, stored_shapes(_folder(model)), config.model_config.max_model_len, version)
+        engine = cls(llm, stored_shapes(model), config.model_config.max_model_len, version)
         if cpu and str(config.model_config.dtype) == "torch.bfloat16":
             # Processors with AMX kill a process whose first bfloat16 batch has four tokens or fewer: make it longer.
             await engine.generate([0] * min(16, engine.max_len - 1), Sampling(1, temperature=0))
@@ -181,7 +184,9 @@ def _generation(output: Any, version: int) -> Generation:
 def _own_environment() -> Iterator[None]:
     """vLLM's settings while it is imported and starts; this process's (and its interpreters') own afterwards."""
     before = dict(os.environ)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # it reads the variable after first warnings
     try:
         yield
     finally:
@@ -194,11 +199,3 @@ def _tune_for_cpu() -> None:
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-
-
-def _folder(model: str) -> Path:
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model, local_files_only=True))
