@@ -280,7 +280,7 @@ def test_a_dry_run_prints_the_plan_of_every_run_of_a_sweep(tmp_path: Path, capsy
     text = capsys.readouterr().out
     assert "plan-seed=3" in text
     assert "plan-seed=4" in text
-    assert "episodes       64 in all" in text  # 12 start + 6 x 6 + 2 x 8
+    assert "episodes       68 in all" in text  # 12 start + 6 x 6 + 2 x 8 + 4 without the tool
     assert not (tmp_path / "runs").exists()
 
 
