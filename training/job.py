@@ -131,8 +131,10 @@ class Job:
                     self.cold_step += 1
                     self.monitor.log("cold_start", self.cold_step, metrics)
                     stage.advance(metrics)
-                    if self.interrupt.asked:
+                    due = self.cold_step % self.config.run.checkpoint_every == 0 and self.cold_step < total
+                    if due or self.interrupt.asked:
                         await self._save(learner)
+                    if self.interrupt.asked:
                         raise Interrupted
             await self.policy.load_weights(learner.weights(), 0)
         return learner

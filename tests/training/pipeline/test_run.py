@@ -60,9 +60,9 @@ def wait_until(ready: Callable[[], bool], child: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def steps_done(folder: Path) -> int:
+def steps_done(folder: Path, phase: str = "rl") -> int:
     path = folder / "metrics.jsonl"
-    return sum(row["phase"] == "rl" for row in read(path)) if path.exists() else 0
+    return sum(row["phase"] == phase for row in read(path)) if path.exists() else 0
 
 
 def fingerprint(folder: Path) -> dict:
@@ -120,15 +120,36 @@ def test_the_checkpoint_is_a_hugging_face_folder(whole: Path) -> None:
     assert AutoTokenizer.from_pretrained(folder).chat_template
 
 
-def test_killed_at_a_random_moment_and_resumed_it_equals_the_uninterrupted_run(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("phase", "steps"), [("cold_start", 3), ("rl", 4)])
+def test_killed_at_a_random_moment_and_resumed_it_equals_the_uninterrupted_run(
+    phase: str, steps: int, whole: Path, tmp_path: Path
+) -> None:
     child = start(tmp_path, "killed")
-    at = random.randint(1, 4)
-    wait_until(lambda: steps_done(tmp_path / "killed") >= at, child)
+    at = random.randint(1, steps)
+    wait_until(lambda: steps_done(tmp_path / "killed", phase) >= at, child)
     time.sleep(random.random() * 0.1)
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert main(arguments(tmp_path, "killed", "--resume")) == 0
-    assert fingerprint(tmp_path / "killed") == fingerprint(whole), f"killed after step {at}"
+    assert fingerprint(tmp_path / "killed") == fingerprint(whole), f"killed after step {at} of {phase}"
+
+
+def test_a_cold_start_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    """Every second step is saved: what was done before the newest checkpoint is not done again."""
+    folder = tmp_path / "cold"
+    phases = ["--set", "cold_start.phases=[{steps=40, mix={early=1.0}}]"]
+    child = start(tmp_path, "cold", *phases)
+    wait_until(lambda: steps_done(folder, "cold_start") >= 5, child)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    torn = {row["step"]: row["time"] for row in read(folder / "metrics.jsonl")}
+    assert main(["sft", *arguments(tmp_path, "cold", *phases, "--resume")[1:]]) == 0
+    rows = [row for row in read(folder / "metrics.jsonl") if row["phase"] == "cold_start"]
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    kept = [row["step"] for row in rows if torn.get(row["step"]) == row["time"]]
+    assert kept == list(range(1, len(kept) + 1))
+    assert len(kept) >= 4
+    assert len(kept) % 2 == 0
 
 
 def used_events(folder: Path) -> tuple[list[int], set[int]]:
