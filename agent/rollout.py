@@ -139,7 +139,9 @@ async def _turn(
         turn.ids += part.token_ids
         turn.logprobs += part.logprobs
         turn.versions += part.versions
-        ended = bool(turn.ids) and turn.ids[-1] in chat.stop_token_ids
+        # An engine also ends at the model's own end of text, which need not be the template's.
+        own_end = part.finish == "stop" and not any(s in decode(chat.tokenizer, part.token_ids) for s in sampling.stop)
+        ended = bool(turn.ids) and (own_end or turn.ids[-1] in chat.stop_token_ids)
         turn.text = decode(chat.tokenizer, turn.ids[:-1] if ended else turn.ids)
         spent = len(turn.ids) >= budget or part.finish != "stop"
         if ended or env.complete(turn.text) is not None:

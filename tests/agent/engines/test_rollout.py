@@ -160,6 +160,15 @@ async def test_a_random_model_is_its_own_record(env: ToolEnv, make_model: Any, t
         assert expected.numpy()[where - 1, ids] == pytest.approx(trajectory.logprobs[where], abs=1e-4)
 
 
+async def test_the_models_own_end_of_text_ends_a_turn(env: ToolEnv, make_model: Any, tokenizer: Any) -> None:
+    """Models have more such tokens than their template: Qwen's <|endoftext|> beside <|im_end|>. Here every token is."""
+    model = make_model()
+    model.generation_config.eos_token_id = list(range(len(tokenizer)))
+    engine = HFEngine(model, tokenizer, slots=1)
+    trajectory = await rollout(env, engine, Chat(tokenizer, CHATML), sampling=Sampling(60), max_tokens=300)
+    assert (trajectory.n_action_tokens, trajectory.turns[-1].text, trajectory.ending) == (1, "", "answered")
+
+
 def test_call_tokens_count_tokens_not_characters() -> None:
     text = "數é\n```python\n1\n```\nand\n```python\n2\n```\n"
     ids = byte_tokenizer().encode(text, add_special_tokens=False)
