@@ -8,13 +8,16 @@ own, there are no results of expressions, and it is taken to hold nothing.
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import time
+import urllib.error
+import urllib.request
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-import httpx
+import aiohttp
 
 from sandbox.errors import SandboxError, UserError
 from sandbox.types import Claim, CodeError, Execution, Limits, Session
@@ -22,6 +25,15 @@ from sandbox.types import Claim, CodeError, Execution, Limits, Session
 TOKEN_VARIABLE = "SOLOSTREAM_SANDBOX_TOKEN"
 _ANSWER_S = 90.0  # beyond the call's own time-out: the server's queue, and its grace for a stuck call
 _BUSY = (503, 504)
+
+
+class _Answer(NamedTuple):
+    status: int
+    text: str
+    retry_after: str = ""
+
+    def json(self) -> Any:
+        return json.loads(self.text)
 
 
 class HttpSandbox:
@@ -57,8 +69,8 @@ class HttpSandbox:
         self.claims: frozenset[Claim] = frozenset(about["claims"]) if about else frozenset()
         self.isolation: str = f"http: {about['isolation']}" if about else "http: SandboxFusion"
         self._patience_s = patience_s
-        pool = httpx.Limits(max_connections=connections + 1, max_keepalive_connections=connections + 1)
-        self._client = httpx.AsyncClient(base_url=self.url, headers=self._headers, limits=pool, timeout=None)
+        self._connections = connections + 1  # and the lease's
+        self._http: aiohttp.ClientSession | None = None
         self._lease: asyncio.Task[None] | None = None
         self._lease_id: asyncio.Future[str] | None = None
         self._sessions: set[HttpSession] = set()
@@ -66,20 +78,29 @@ class HttpSandbox:
     def _ask(self) -> dict[str, Any] | None:
         """What the server says of its sandbox; None from a SandboxFusion server."""
         try:
-            answer = httpx.get(self.url + "/sandbox", headers=self._headers, timeout=10)
-            if answer.status_code == 404 and "pong" in httpx.get(self.url + "/v1/ping", timeout=10).text:
+            answer = self._get("/sandbox")
+            if answer.status == 404 and "pong" in self._get("/v1/ping").text:
                 return None
-        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+        except (ValueError, http.client.InvalidURL) as error:
             raise UserError(f"'{self.url}' is not a server's address; write http://host:port") from error
-        except httpx.HTTPError as error:
+        except (OSError, http.client.HTTPException) as error:
             remedy = "start one with `solostream sandbox serve`"
             raise SandboxError(f"no sandbox server answers at {self.url} ({error}); {remedy}") from error
-        if answer.status_code == 401:
+        if answer.status == 401:
             raise UserError(f"{self.url} refuses the token; set {TOKEN_VARIABLE} or pass token=")
         try:
             return {key: answer.json()[key] for key in ("limits", "claims", "isolation")}
         except (ValueError, KeyError, TypeError) as error:
-            raise SandboxError(f"{self.url} is no sandbox server: HTTP {answer.status_code} from /sandbox") from error
+            raise SandboxError(f"{self.url} is no sandbox server: HTTP {answer.status} from /sandbox") from error
+
+    def _get(self, path: str) -> _Answer:
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(self.url + path, headers=self._headers), timeout=10
+            ) as answer:
+                return _Answer(answer.status, answer.read().decode("utf-8", "replace"))
+        except urllib.error.HTTPError as error:
+            return _Answer(error.code, error.read().decode("utf-8", "replace"))
 
     async def open(self) -> Session:
         if not self.stateful:
@@ -95,7 +116,14 @@ class HttpSandbox:
             self._lease.cancel()
             await asyncio.gather(self._lease, return_exceptions=True)
             self._lease = None
-        await self._client.aclose()
+        await self._client().close()  # made if it never was: what is closed stays closed
+
+    def _client(self) -> aiohttp.ClientSession:
+        """The connections, of the event loop that first asks for them."""
+        if self._http is None:
+            pool = aiohttp.TCPConnector(limit=self._connections)
+            self._http = aiohttp.ClientSession(headers=self._headers, connector=pool, trust_env=True)
+        return self._http
 
     async def _leased(self) -> str:
         """The id of a live lease."""
@@ -106,11 +134,12 @@ class HttpSandbox:
 
     async def _hold(self, number: asyncio.Future[str]) -> None:
         try:
-            async with self._client.stream("POST", "/leases", timeout=httpx.Timeout(30)) as answer:
-                async for line in answer.aiter_lines():
+            patience = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=30)
+            async with self._client().post(f"{self.url}/leases", timeout=patience) as answer:
+                async for line in answer.content:
                     if not number.done():
                         number.set_result(json.loads(line)["id"])
-        except (httpx.HTTPError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (aiohttp.ClientError, TimeoutError, RuntimeError, ValueError, KeyError, TypeError) as error:
             if not number.done():
                 number.set_exception(SandboxError(f"{self.url} gives no lease, or the sandbox is closed: {error}"))
         finally:
@@ -127,19 +156,24 @@ class HttpSandbox:
         content = json.dumps(body).encode()  # ASCII: lone surrogates travel as escapes
         headers = {"content-type": "application/json"}
         while True:
-            timeout = httpx.Timeout(seconds + _ANSWER_S, connect=10, pool=None)
+            patience = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=seconds + _ANSWER_S)
             try:
-                answer = await self._client.post(path, content=content, headers=headers, timeout=timeout)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                async with self._client().post(
+                    self.url + path, data=content, headers=headers, timeout=patience
+                ) as said:
+                    text = await said.text("utf-8", "replace")
+                    answer = _Answer(said.status, text, said.headers.get("retry-after", ""))
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 why, wait = f"cannot be reached ({error or type(error).__name__})", pause
-            except httpx.HTTPError as error:
+            except (aiohttp.ClientError, TimeoutError) as error:
                 raise SandboxError(f"{self.url} broke off: {type(error).__name__} {error}") from error
-            except RuntimeError as error:  # httpx's word for a closed client
+            except RuntimeError as error:  # aiohttp's word for a closed client
                 raise SandboxError(f"the sandbox is closed: {error}") from error
             else:
-                if answer.status_code not in _BUSY:
+                if answer.status not in _BUSY:
                     return _read(self.url, answer)
-                why, wait = f"is busy ({_detail(answer)})", max(pause, _retry_after(answer))
+                asked = float(answer.retry_after) if answer.retry_after.isdigit() else 0.0
+                why, wait = f"is busy ({_detail(answer)})", max(pause, asked)
             if time.monotonic() + wait > give_up:
                 raise SandboxError(f"{self.url} {why}, for {self._patience_s:g} s; give the server more room, or time")
             await asyncio.sleep(wait)
@@ -147,9 +181,11 @@ class HttpSandbox:
 
     async def delete(self, path: str) -> None:
         """A server that is gone has nothing to delete."""
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=60)
         try:
-            await self._client.delete(path, timeout=httpx.Timeout(60, pool=None))
-        except (httpx.HTTPError, RuntimeError):
+            async with self._client().delete(self.url + path, timeout=patience):
+                return
+        except (aiohttp.ClientError, TimeoutError, RuntimeError):
             return
 
     def forget(self, session: HttpSession) -> None:
@@ -252,11 +288,11 @@ def _execution(result: dict[str, Any], limit: int) -> Execution:
     )
 
 
-def _read(url: str, answer: httpx.Response) -> dict[str, Any]:
-    if answer.status_code == 422:
+def _read(url: str, answer: _Answer) -> dict[str, Any]:
+    if answer.status == 422:
         raise UserError(f"{url} refuses the request: {_detail(answer)}")
-    if answer.is_error:
-        raise SandboxError(f"{url} failed with HTTP {answer.status_code}: {_detail(answer)}")
+    if answer.status >= 400:
+        raise SandboxError(f"{url} failed with HTTP {answer.status}: {_detail(answer)}")
     try:
         body = answer.json()
     except ValueError as error:
@@ -266,13 +302,8 @@ def _read(url: str, answer: httpx.Response) -> dict[str, Any]:
     return body
 
 
-def _detail(answer: httpx.Response) -> str:
+def _detail(answer: _Answer) -> str:
     try:
         return str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):
         return answer.text[:200]
-
-
-def _retry_after(answer: httpx.Response) -> float:
-    value = answer.headers.get("retry-after", "")
-    return float(value) if value.isdigit() else 0.0

@@ -22,7 +22,13 @@ SANDBOXES = {
 _URL, _HTTP = ("http://", "https://"), "sandbox.http:HttpSandbox"
 _GROUP = "solostream.sandboxes"
 # module that is missing -> the extra that installs it
-_EXTRAS = {"docker": "docker", "jupyter_client": "jupyter", "ipykernel": "jupyter", "zmq": "jupyter", "httpx": "server"}
+_EXTRAS = {
+    "docker": "docker",
+    "jupyter_client": "jupyter",
+    "ipykernel": "jupyter",
+    "zmq": "jupyter",
+    "aiohttp": "server",
+}
 _LIMITS = tuple(field.name for field in fields(Limits))
 
 
