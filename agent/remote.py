@@ -1,8 +1,8 @@
 """An engine behind HTTP: vLLM servers, for training and evaluation.
 
-A server for training is started so (weights are read from this machine's shared memory, so it runs on this machine):
-`VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs --worker-extension-cls
-agent.vllm_worker.Reload`
+A server for training is started with the `FLAGS` (weights are read from this machine's memory, so it runs on this
+machine). It is asked over vLLM's own protocol, which tells which weights sampled which token; any other server over
+OpenAI's `/v1/completions`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,6 +21,11 @@ from agent.pretrained import load_tokenizer, tokenizer_of, vocabulary_hash
 from agent.weightfile import check, stored_shapes, weight_file
 from sandbox.errors import UserError
 
+FLAGS = (
+    "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs"
+    " --worker-extension-cls agent.vllm_worker.Reload"
+)
+TOKENS, COMPLETIONS = "/inference/v1/generate", "/v1/completions"
 RETRIES = 4  # of a request, with 0.25, 0.5, 1 and 2 s between them
 PROBE = "Zwölf Boxkämpfer jagen 123456789 naïve quiz-wizards\n\t```python\nprint(x ** 2)\n```\n数"
 
@@ -30,7 +34,8 @@ class ServerEngine:
     """An `Engine` over one or several replicas of a vLLM server; make one with `await ServerEngine.connect(urls)`.
 
     An episode stays with the replica that has its prefix cached. A replica that keeps failing is left out, and its
-    episodes go on at another; EngineError once none is left. So is one that comes back with other weights.
+    episodes go on at another; EngineError once none is left. So is one that was started again: its tokens carry a
+    version that it was not given here.
     """
 
     def __init__(
@@ -52,11 +57,9 @@ class ServerEngine:
         self._shapes = shapes
         self._homes: dict[str, str] = {}
         self._turn = itertools.count()
-        self._synced = False  # whether the replicas have weights that a restarted one would not have
+        self._given: dict[str, int] = {}  # what the replicas call the versions that they were given here
+        self._path = COMPLETIONS
         self._syncing = asyncio.Lock()
-        self._admits, self._idle = asyncio.Event(), asyncio.Event()
-        self._admits.set()
-        self._flying = 0
 
     @classmethod
     async def connect(
@@ -77,21 +80,25 @@ class ServerEngine:
         urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get("OPENAI_API_KEY")) else {}
-        client = httpx.AsyncClient(limits=limits, timeout=httpx.Timeout(timeout_s, connect=5.0), headers=headers)
+        timeout = httpx.Timeout(timeout_s, connect=5.0, pool=None)  # to wait for a free connection is no failure
+        client = httpx.AsyncClient(limits=limits, timeout=timeout, headers=headers)
         try:
             cards = [await _model_card(client, url) for url in urls]
             if len({card["id"] for card in cards}) != 1:
                 raise UserError(f"the servers serve different models: {', '.join(card['id'] for card in cards)}")
             root = cards[0].get("root") or cards[0]["id"]
-            shapes = stored_shapes(Path(root))  # of files on this machine
+            shapes = stored_shapes(root)
             own = tokenizer_of(root, tokenizer) if shapes else load_tokenizer(tokenizer or root)
             for url in urls:
                 await _same_tokenizer(client, url, cards[0]["id"], own)
+            speak_tokens = [await _speaks_tokens(client, url) for url in urls]
         except BaseException:
             await client.aclose()
             raise
         context = int(cards[0].get("max_model_len") or 32_768)
-        return cls(client, urls, cards[0]["id"], own, min(max_len or context, context), version, shapes)
+        engine = cls(client, urls, cards[0]["id"], own, min(max_len or context, context), version, shapes)
+        engine._path = TOKENS if all(speak_tokens) else COMPLETIONS
+        return engine
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """See `Engine.generate`. Raises UserError for what the server refuses, EngineError when no server answers."""
@@ -100,67 +107,52 @@ class ServerEngine:
                 f"a prompt of {len(prompt_ids)} tokens does not fit the server's context of {self.max_len}: lower the"
                 " token budgets of the environment or raise the server's --max-model-len"
             )
-        body = {
-            "model": self._model,
-            "prompt": list(prompt_ids),
+        settings: dict[str, Any] = {
             "max_tokens": min(sampling.max_tokens, self.max_len - len(prompt_ids)),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
+            "min_p": 0.0,  # these two would else be what the model's generation_config.json says
+            "repetition_penalty": 1.0,
             "seed": sampling.seed,
             "stop": list(sampling.stop),
             "stop_token_ids": list(sampling.stop_token_ids),
             "include_stop_str_in_output": True,
             "skip_special_tokens": False,
             "logprobs": 0,
-            "return_token_ids": True,
         }
-        # A request that arrived while the weights change would be sampled under either version.
-        await self._admits.wait()
-        version = self.version
-        self._flying += 1
-        try:
-            choice = (await self._ask(sampling.key, body))["choices"][0]
-        finally:
-            self._flying -= 1
-            self._idle.set()
-        ids, told = choice.get("token_ids"), choice.get("logprobs")
-        if ids is None or told is None:
-            raise UserError(
-                "the server returns no token ids or logprobs, which training needs: use a vLLM server, or evaluate"
-                " with chat:URL#MODEL"
-            )
-        finish = choice["finish_reason"]
-        return Generation(
-            ids, told["token_logprobs"], [version] * len(ids), finish if finish in ("stop", "length") else "abort"
-        )
+        if self._path == TOKENS:
+            body: dict[str, Any] = {"model": self._model, "token_ids": list(prompt_ids), "sampling_params": settings}
+        else:
+            body = {"model": self._model, "prompt": list(prompt_ids), **settings, "return_token_ids": True}
+        return await self._ask(sampling.key, body)
 
-    async def _ask(self, key: str | None, body: dict[str, Any]) -> dict[str, Any]:
+    async def _ask(self, key: str | None, body: dict[str, Any]) -> Generation:
         """The answer of the episode's own replica, or of another where that one fails."""
         trouble = "no replica left"
+        synced, start = bool(self._given), self.version
         while self.alive:
             url = self._home(key)
             for attempt in range(RETRIES + 1):
                 try:
-                    if attempt and self._synced and await self._lost_weights(url):
-                        trouble = f"{url} was started again and has not the weights of version {self.version}"
-                        break
-                    return await post(self._client, f"{url}/v1/completions", body)
+                    choice = (await post(self._client, f"{url}{self._path}", body))["choices"][0]
                 except EngineError as error:
                     trouble = str(error)
-                if attempt < RETRIES:
-                    await asyncio.sleep(0.25 * 2**attempt)
-            if url in self.alive:
-                self.alive.remove(url)
+                    if attempt < RETRIES:
+                        await asyncio.sleep(0.25 * 2**attempt)
+                    continue
+                labels = {span["version"] for span in choice.get("weight_versions") or ()}
+                if synced and labels - self._given.keys():
+                    trouble = f"{url} was started again and has not the weights of version {self.version}"
+                elif url in self.alive:  # else it failed to take weights, and nobody knows which these tokens are of
+                    return _generation(choice, self._given, start)
+                break
+            self._leave_out(url)
         raise EngineError(f"no server answers: {trouble}; start it again")
 
-    async def _lost_weights(self, url: str) -> bool:
-        """Whether a replica that failed a moment ago says that it has other weights than the rest."""
-        try:
-            answer = await self._client.get(f"{url}/weight_info", timeout=10.0)
-            return answer.json()["weight_version"] != str(self.version)
-        except (httpx.HTTPError, ValueError, LookupError) as error:
-            raise EngineError(f"{url}: {type(error).__name__} {error}") from error
+    def _leave_out(self, url: str) -> None:
+        if url in self.alive:
+            self.alive.remove(url)
 
     def _home(self, key: str | None) -> str:
         home = self._homes.get(key or "")
@@ -175,47 +167,73 @@ class ServerEngine:
         self._homes.pop(key, None)
 
     async def load_weights(self, weights: Weights, version: int) -> None:
-        """See `Engine.load_weights`, but requests in flight end under the old weights: HTTP does not tell tokens apart.
-
-        Raises UserError when a server was not started for training or the weights do not fit, EngineError when it
-        fails; a replica that failed is left out, so that all that are left have the same version.
+        """See `Engine.load_weights`. Raises UserError when a server was not started for training or the weights do not
+        fit, EngineError when no server takes them; a replica that fails to is left out.
         """
         check(weights, self._shapes)
+        if self._path != TOKENS:
+            raise UserError(f"the server does not tell which weights sampled a token; for training start it as {FLAGS}")
         async with self._syncing:
-            self._admits.clear()
-            try:
-                while self._flying:
-                    self._idle.clear()
-                    await self._idle.wait()
-                with weight_file(weights) as path:
-                    await self._switch_all(path, version)
-            finally:
-                self._admits.set()
-
-    async def _switch_all(self, path: str, version: int) -> None:
-        urls = tuple(self.alive)
-        outcomes = await asyncio.gather(*(self._switch(u, path, version) for u in urls), return_exceptions=True)
-        failures = [outcome for outcome in outcomes if outcome is not None]
-        for failure in failures:
-            if not isinstance(failure, EngineError):
-                raise failure
-        self.alive = [url for url, outcome in zip(urls, outcomes, strict=True) if outcome is None]
-        if not self.alive:
-            raise EngineError(
-                f"no server took the weights: {failures[0] if failures else 'none is left'}; start it again"
-            )
-        self.version, self._synced = version, True
+            urls = tuple(self.alive)
+            if not self._given:
+                for url in urls:
+                    await self._refuse_raw_logprobs(url)
+            self._given[str(version)] = version
+            with weight_file(weights) as path:
+                switches = [self._switch(url, path, version) for url in urls]
+                outcomes = await asyncio.gather(*switches, return_exceptions=True)
+            trouble = "none is left"
+            for url, outcome in zip(urls, outcomes, strict=True):
+                if isinstance(outcome, EngineError):
+                    self._leave_out(url)
+                    trouble = str(outcome)
+                elif outcome is not None:
+                    raise outcome
+            if not self.alive:
+                raise EngineError(f"no server took the weights: {trouble}; start it again as {FLAGS}")
+            self.version = version
 
     async def _switch(self, url: str, path: str, version: int) -> None:
-        await post(self._client, f"{url}/pause?mode=wait&clear_cache=true", {})
+        """Between two steps: the requests in flight go on under the new weights, their cache computed anew."""
+        await post(self._client, f"{url}/pause?mode=keep", {})
         try:
             await post(self._client, f"{url}/collective_rpc", {"method": "load_from", "args": [path]})
+            reset = await post(self._client, f"{url}/reset_prefix_cache?reset_running_requests=true", {})
+            if not reset["success"]:
+                raise EngineError(f"{url} kept what it had cached under the old weights")
             await post(self._client, f"{url}/update_weight_version", {"new_version": str(version)})
+        except BaseException:
+            self._leave_out(url)  # before its requests go on, under weights of no version
+            raise
         finally:
             await post(self._client, f"{url}/resume", {})
 
+    async def _refuse_raw_logprobs(self, url: str) -> None:
+        """Of the only token that top-k = 1 leaves the logprob is 0, unless the server reports those before top-k."""
+        probe = {"max_tokens": 4, "temperature": 1.0, "top_k": 1, "logprobs": 0, "ignore_eos": True}
+        body = {"model": self._model, "token_ids": self.tokenizer.encode(PROBE)[:4], "sampling_params": probe}
+        told = _generation((await post(self._client, f"{url}{TOKENS}", body))["choices"][0], {}, 0).logprobs
+        if min(told) < -1e-3:
+            raise UserError(f"{url} tells logprobs of another distribution than it samples from; start it as {FLAGS}")
+
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def _generation(choice: dict[str, Any], versions: dict[str, int], start: int) -> Generation:
+    """`versions`: by the names that servers have for them; tokens of any other were sampled under `start`."""
+    ids, told = choice.get("token_ids"), choice.get("logprobs")
+    if ids is None or told is None:
+        raise UserError(
+            "the server returns no token ids or logprobs, which training needs: use a vLLM server, or evaluate"
+            " with chat:URL#MODEL"
+        )
+    logprobs = told["token_logprobs"] if "token_logprobs" in told else [entry["logprob"] for entry in told["content"]]
+    own = [start] * len(ids)
+    for span in choice.get("weight_versions") or ():
+        own[span["start"] : span["end"]] = [versions.get(span["version"], start)] * (span["end"] - span["start"])
+    finish = choice["finish_reason"]
+    return Generation(ids, logprobs, own, finish if finish in ("stop", "length") else "abort")
 
 
 async def post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -225,10 +243,7 @@ async def post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> dic
     except httpx.HTTPError as error:
         raise EngineError(f"{url}: {type(error).__name__} {error}") from error
     if answer.status_code == 404 and "/v1/" not in url:
-        raise UserError(
-            f"{url} does not exist: for training start the server with VLLM_SERVER_DEV_MODE=1 and"
-            " --worker-extension-cls agent.vllm_worker.Reload"
-        )
+        raise UserError(f"{url} does not exist; for training start the server as {FLAGS}")
     if answer.status_code in (400, 401, 403, 404, 422):
         raise UserError(f"{url} refuses the request ({answer.status_code}): {_reason(answer)}")
     if answer.status_code >= 300:
@@ -258,6 +273,14 @@ async def _model_card(client: httpx.AsyncClient, url: str) -> dict[str, Any]:
         raise UserError(f"no server at {url} ({type(error).__name__}): start it, or check the address") from None
     except (ValueError, LookupError, TypeError):
         raise UserError(f"{url}/v1/models lists no model: is it an OpenAI-compatible server?") from None
+
+
+async def _speaks_tokens(client: httpx.AsyncClient, url: str) -> bool:
+    """Whether it has vLLM's own protocol: then it finds fault with an empty request, not with its address."""
+    try:
+        return (await client.post(f"{url}{TOKENS}", json={})).status_code in (400, 422)
+    except httpx.HTTPError as error:
+        raise UserError(f"{url} does not answer ({type(error).__name__}): start it again") from None
 
 
 async def _same_tokenizer(client: httpx.AsyncClient, url: str, model: str, own: Any) -> None:

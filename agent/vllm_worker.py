@@ -5,13 +5,11 @@ Named by `worker_extension_cls`.
 
 from __future__ import annotations
 
-import ctypes
 import os
+import select
 import signal
-import sys
+from threading import Thread
 from typing import Any
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Reload:
@@ -20,16 +18,21 @@ class Reload:
     model_runner: Any
 
     def end_with(self, owner: int) -> None:
-        """Die when the process `owner` does, however it dies (Linux; one in between must die with it first)."""
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            try:
-                os.kill(owner, 0)
-            except ProcessLookupError:
-                os._exit(1)  # it died before the line above
+        """Die when the process `owner` does, however it dies (Linux). vLLM's core dies with any of its workers."""
+        try:
+            watched = os.pidfd_open(owner)
+        except ProcessLookupError:
+            os.kill(os.getpid(), signal.SIGKILL)
+        Thread(target=_die_after, args=(watched,), daemon=True).start()
 
     def load_from(self, path: str) -> None:
-        """Load the safetensors file `path` (names as in the Hugging Face state dict) over the model."""
-        from safetensors.torch import load_file
+        """Load the file `path` of `torch.save` (names as in the Hugging Face state dict) over the model."""
+        import torch
 
-        self.model_runner.reload_weights(weights_iterator=iter(load_file(path).items()))
+        weights = torch.load(path, map_location="cpu", mmap=True)
+        self.model_runner.reload_weights(weights_iterator=iter(weights.items()))
+
+
+def _die_after(watched: int) -> None:
+    select.select([watched], [], [])  # a pidfd is readable once its process has ended
+    os.kill(os.getpid(), signal.SIGKILL)

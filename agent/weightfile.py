@@ -1,9 +1,12 @@
-"""Weights on their way to an engine in other processes: one safetensors file in memory-backed storage."""
+"""Weights on their way to an engine in other processes: one file in memory.
+
+It has no name in any folder: nothing is left of it when this process is killed, and /dev/shm, which containers keep at
+64 MB, may be small.
+"""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,15 +18,30 @@ from sandbox.errors import UserError
 TIED = "lm_head.weight"
 
 
-def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights in a model folder; empty when they are not in safetensors files."""
+def stored_shapes(model: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of a model folder or of a Hugging Face id that is on this machine.
+
+    Empty when they are not here, or not in safetensors files.
+    """
     from safetensors import safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(_folder(model).glob("model*.safetensors")):
         with safe_open(file, "np") as weights:
             shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     return shapes
+
+
+def _folder(model: str) -> Path:
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return Path(model)
 
 
 def check(weights: Weights, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -48,20 +66,19 @@ def weight_file(weights: Weights) -> Iterator[str]:
     The output layer is written out also where it is tied to the embedding: on CPUs vLLM keeps a packed copy of its own,
     which would silently stay as it was.
     """
-    from safetensors.torch import save_file
+    import torch
 
     tensors: dict[str, Any] = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
     embedding = next((name for name in tensors if name.endswith("embed_tokens.weight")), None)
     if embedding is not None and (TIED not in tensors or _shares(tensors[TIED], tensors[embedding])):
         tensors[TIED] = tensors[embedding].clone()
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    handle, path = tempfile.mkstemp(suffix=".safetensors", prefix="solostream-weights-", dir=memory)
-    os.close(handle)
+    handle = os.memfd_create("solostream-weights")
     try:
-        save_file(tensors, path)
+        path = f"/proc/{os.getpid()}/fd/{handle}"
+        torch.save(tensors, path)
         yield path
     finally:
-        os.unlink(path)
+        os.close(handle)
 
 
 def _shares(one: Any, other: Any) -> bool:

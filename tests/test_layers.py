@@ -18,7 +18,7 @@ BELOW = {
 }
 # library -> the files (or folders) outside training/ that may import it
 ONLY_IN = {
-    "torch": {"training", "agent/hf.py", "agent/hf"},
+    "torch": {"training", "agent/hf.py", "agent/hf", "agent/weightfile.py", "agent/vllm_worker.py"},
     "vllm": {"agent/vllm.py", "agent/vllm", "agent/vllm_worker.py"},
     "docker": {"sandbox/docker.py", "sandbox/docker"},
     "fastapi": {"sandbox/server.py", "sandbox/server", "viewer/server.py"},

@@ -96,6 +96,9 @@ async def test_stops_seeds_and_bad_input(engine: VllmEngine, models: tuple[Any, 
         assert not any(s in tokenizer.decode(generation.token_ids[:-1]) for s in stops)
     again = await engine.generate(PROMPTS[0], Sampling(90, temperature=2.0, stop=stops, seed=7))
     assert again.token_ids == made[7].token_ids
+    for prompt, wrong in (([5], Sampling(4, temperature=3.0)), ([5], Sampling(4, stop=("",))), ([10**6], Sampling(4))):
+        with pytest.raises(UserError, match="vllm refuses the request"):
+            await engine.generate(prompt, wrong)
     with pytest.raises(UserError, match="does not fit a context of 400"):
         await engine.generate([5] * 400, Sampling(4))
     state = models[0].state_dict()
@@ -112,6 +115,40 @@ async def test_more_seeded_prompts_than_fit_one_step(engine: VllmEngine) -> None
     assert all(generation.token_ids for generation in made)
 
 
+async def test_a_cancelled_request_makes_room(engine: VllmEngine) -> None:
+    """Three times as many as there are slots, all but one given up; the next are answered, nothing is left."""
+    endless = Sampling(380, temperature=2.0, stop_token_ids=())
+    requests = [asyncio.ensure_future(engine.generate([5, 6 + i], endless)) for i in range(48)]
+    await asyncio.sleep(0.2)
+    for request in requests[:-1]:
+        request.cancel()
+    given_up = await asyncio.gather(*requests[:-1], return_exceptions=True)
+    assert all(isinstance(outcome, asyncio.CancelledError) or outcome.token_ids for outcome in given_up)
+    assert any(isinstance(outcome, asyncio.CancelledError) for outcome in given_up)
+    assert (await engine.generate(PROMPTS[0], Sampling(4))).token_ids
+    assert (await requests[-1]).finish in ("stop", "length")
+    assert engine._llm.output_processor.get_num_unfinished_requests() == 0
+
+
+async def test_the_next_turn_finds_its_prefix_in_the_cache(engine: VllmEngine, models: tuple[Any, Any]) -> None:
+    """vLLM counts the tokens of a prompt that it had; new weights have none of the old ones' cache."""
+    from vllm import SamplingParams
+
+    async def cached(prompt: list[int]) -> int:
+        async for output in engine._llm.generate(
+            {"prompt_token_ids": prompt}, SamplingParams(), request_id=str(prompt)
+        ):
+            last = output
+        return last.num_cached_tokens
+
+    prompt = [9 + i % 200 for i in range(300)]
+    turn = await engine.generate(prompt, Sampling(20, seed=0))
+    ledger = prompt + turn.token_ids + [30] * 10
+    assert await cached(ledger) >= 288  # whole blocks of 32
+    await engine.load_weights(models[0].state_dict(), 50)
+    assert await cached([*ledger, 31]) == 0
+
+
 async def test_a_killed_engine_is_reported_to_everyone_who_waits(engine: VllmEngine) -> None:
     requests = [asyncio.ensure_future(engine.generate(p, Sampling(350, temperature=2.0))) for p in PROMPTS]
     await asyncio.sleep(0.1)
@@ -126,3 +163,5 @@ async def test_a_killed_engine_is_reported_to_everyone_who_waits(engine: VllmEng
 async def test_what_cannot_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="vllm cannot run"):
         await VllmEngine.open(str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="unexpected keyword argument 'tensor_size'"):
+        await VllmEngine.open(str(tmp_path / "nothing"), options={"tensor_size": 2})
