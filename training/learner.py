@@ -25,7 +25,7 @@ from sandbox.errors import UserError
 from training import lora
 from training.advantage import Advantages
 from training.correction import importance_weights, kept
-from training.guards import check_finite, memory_advice, refuse
+from training.guards import NotFinite, check_finite, memory_advice, refuse
 from training.learner_config import LearnerConfig
 from training.losses import LOSSES, PICKS
 from training.losses.aggregation import token_weights
@@ -294,6 +294,8 @@ class Learner:
         if not rows:
             return 0.0
         after = np.concatenate(self.logprobs([job.batch[i] for i in rows])).astype(np.float64)
+        if not np.isfinite(after).all():
+            raise NotFinite("the update left log-probabilities that are not finite: lower learner.lr, then --resume")
         d = np.clip(after - np.concatenate([job.start[i] for i in rows]), -20, 20)
         return float(np.mean(np.expm1(d) - d))
 

@@ -27,8 +27,8 @@ class Policy:
         engine = await self._ready()
         try:
             return await engine.generate(prompt_ids, sampling)
-        except EngineError:
-            await self._replace(engine)
+        except EngineError as error:
+            await self._replace(engine, error)
             raise
 
     async def release(self, key: str) -> None:
@@ -42,8 +42,8 @@ class Policy:
         engine = await self._ready()
         try:
             await engine.load_weights(weights, version)
-        except EngineError:
-            await self._replace(engine)
+        except EngineError as error:
+            await self._replace(engine, error)
 
     async def close(self) -> None:
         async with self._lock:
@@ -78,13 +78,16 @@ class Policy:
             raise
         return engine
 
-    async def _replace(self, broken: Engine) -> None:
-        """Close `broken`, unless another request has done it; the next request opens a new one. Raises EngineError."""
+    async def _replace(self, broken: Engine, error: EngineError) -> None:
+        """Close `broken`, which raised `error`; the next request opens a new one. Raises EngineError after too many.
+
+        Nothing is done where another request has done it.
+        """
         async with self._lock:
             if self._engine is not broken:
                 return
             if self._left == 0:
-                raise EngineError("the engine failed again and again; look above for its own messages")
+                raise EngineError(f"the engine failed again and again, at last with: {error}") from error
             self._left -= 1
             self._engine = None
             await broken.close()

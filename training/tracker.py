@@ -66,7 +66,8 @@ class ValueTracker:
     def initialise(self, task_id: str, outcomes: Sequence[float]) -> None:
         """Start `task_id` from rewards of the initial policy (App. A), smoothed by half a success and half a failure.
 
-        v0 = (Σr + 0.5)/(n + 1) with the strength N0 = 1/(1 − ρ_min). No outcomes: Beta(0.5, 0.5).
+        v0 = (Σr + 0.5)/(n + 1) with the strength N0 = 1/(1 − ρ_min). No outcomes: Beta(0.5, 0.5). The travel from here
+        to the first observation counts as 0.
         """
         belief = _Belief()
         if outcomes:

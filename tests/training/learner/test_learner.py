@@ -319,6 +319,12 @@ def test_a_gradient_that_is_not_finite_names_the_tasks_of_its_micro_batch(tmp_pa
     assert (tmp_path / "bad-batch-0.jsonl").read_text().count("\n") == 4
 
 
+def test_an_update_that_destroys_the_policy_is_said_before_anything_is_sampled_from_it() -> None:
+    one = learner(lr=3e38)
+    with pytest.raises(UserError, match=r"log-probabilities that are not finite: lower learner.lr"):
+        one.update(on_policy(one), signs())
+
+
 def test_out_of_memory_names_the_budget_to_try() -> None:
     one = learner(token_budget=4096)
 
