@@ -179,11 +179,28 @@ class RunConfig(Section):
     root: str = "runs"
     seed: Count = 0
     engine: Literal["hf", "vllm"] = "hf"
+    engine_options: dict[str, Any] = Field(default_factory=dict)  # of vLLM: tensor_parallel_size, ...
+    servers: Names = ()  # addresses of vLLM servers on this machine that sample in place of a vLLM of the run's own
     steps: Positive = 40  # of reinforcement learning: batches
     checkpoint_every: Positive = 20
     keep: Positive = 2  # checkpoints
     trackers: Annotated[tuple[Literal["wandb"], ...], Field(strict=False)] = ()
     project: str = "solostream"
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> RunConfig:
+        if (self.servers or self.engine_options) and self.engine != "vllm":
+            raise ValueError("run.servers and run.engine_options are vLLM's: set run.engine = 'vllm'")
+        if self.servers and self.engine_options:
+            raise ValueError("run.engine_options are of a vLLM that the run starts: give them to `vllm serve` instead")
+        for url in self.servers:
+            if url.startswith("chat:"):
+                raise ValueError(
+                    f"run.servers: {url} returns no token ids and no logprobs, which training needs: use a vLLM server"
+                )
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"run.servers: {url!r} is no address; write http://HOST:PORT")
+        return self
 
 
 class Config(Section):

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from agent.chat import Chat
 from agent.engine import Engine, Weights
 from agent.played import Played
+from agent.pretrained import vocabulary_hash
 from envs import data
 from envs.data import Tasks
 from envs.types import Task
@@ -109,6 +110,8 @@ async def open_engine(config: Config, parts: Parts, slots: int) -> Engine:
     model = None
     if config.run.engine == "hf" or config.model.path == "build":
         model = AutoModelForCausalLM.from_config(parts.model.config, dtype=parts.model.dtype)
+    if config.run.servers:
+        return await _servers(config, parts)
     if config.run.engine == "vllm":
         from agent.vllm import VllmEngine
 
@@ -118,7 +121,12 @@ async def open_engine(config: Config, parts: Parts, slots: int) -> Engine:
                 parts.tokenizer.save_pretrained(folder)
             path = folder if model is not None else config.model.path
             return await VllmEngine.open(
-                path, slots=slots, max_len=parts.max_tokens, seed=config.run.seed, dtype=config.model.dtype
+                path,
+                slots=slots,
+                max_len=parts.max_tokens,
+                seed=config.run.seed,
+                dtype=config.model.dtype,
+                options=config.run.engine_options,
             )
     from agent.hf import HFEngine
 
@@ -131,6 +139,22 @@ async def open_engine(config: Config, parts: Parts, slots: int) -> Engine:
         seed=config.run.seed,
         reproducible=config.rollout.mode == "sync",
     )
+
+
+async def _servers(config: Config, parts: Parts) -> Engine:
+    """The vLLM servers of `run.servers`. Raises UserError where they serve another vocabulary or a shorter context."""
+    from agent.remote import ServerEngine
+
+    engine = await ServerEngine.connect(config.run.servers)
+    wrong = ""
+    if vocabulary_hash(engine.tokenizer) != vocabulary_hash(parts.tokenizer):
+        wrong = "serve a model with another vocabulary: serve the one of model.path"
+    elif engine.max_len < parts.max_tokens:
+        wrong = f"have a context of {engine.max_len} tokens: start them with --max-model-len {parts.max_tokens}"
+    if wrong:
+        await engine.close()
+        raise UserError(f"run.servers {wrong}")
+    return engine
 
 
 def write_model(config: Config, run: str, parts: Parts, weights: Weights, folder: Path) -> None:

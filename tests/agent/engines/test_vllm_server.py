@@ -20,10 +20,11 @@ import pytest
 
 from agent.endpoint import ChatEndpoint
 from agent.engine import EngineError, Sampling
-from agent.remote import ServerEngine, _same_tokenizer
+from agent.remote import COMPLETIONS, TOKENS, ServerEngine, _same_tokenizer
 from agent.scripted import byte_tokenizer
 from agent.spec import open_engine
 from sandbox.errors import UserError
+from training.monitor import read
 
 MISSING = importlib.util.find_spec("vllm") is None
 pytestmark = [
@@ -37,6 +38,7 @@ OPTIONS = "--dtype float32 --enforce-eager --max-model-len 400 --max-num-seqs 16
 OPTIONS += " --kv-cache-memory-bytes 33554432 --logprobs-mode processed_logprobs --host 127.0.0.1"
 OPTIONS += (
     " --worker-extension-cls agent.vllm_worker.Reload --distributed-executor-backend uni --no-enable-chunked-prefill"
+    " --enable-scale-out"
 )
 SETTINGS = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": str(ROOT)}
 SETTINGS |= {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
@@ -50,6 +52,7 @@ def models(make_model: Any) -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def folder(models: tuple[Any, Any], tokenizer: Any, tmp_path_factory: Any) -> Path:
     made = tmp_path_factory.mktemp("served") / "model"
+    models[0].generation_config.repetition_penalty = 5.0
     models[0].save_pretrained(made)
     tokenizer.save_pretrained(made)
     return made
@@ -131,7 +134,7 @@ class Relay:
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65_536):
-                self.requests += data.count(b"POST /v1/completions")
+                self.requests += data.count(b'"sampling_params"')
                 writer.write(data)
                 await writer.drain()
         except OSError:
@@ -157,32 +160,33 @@ async def test_ids_logprobs_and_weights_are_those_of_the_model(
         await engine.load_weights(models[index].state_dict(), version)
         assert await greedy() == expected[index]
     requests = [
-        asyncio.ensure_future(engine.generate(p, Sampling(150, temperature=1.5, seed=i)))
+        asyncio.ensure_future(engine.generate(p, Sampling(300, temperature=1.5, seed=i)))
         for i, p in enumerate(PROMPTS * 3)
     ]
-    await asyncio.sleep(0.1)
-    swap = asyncio.ensure_future(engine.load_weights(models[1].state_dict(), 3))
-    await asyncio.sleep(0)
-    requests += [
-        asyncio.ensure_future(engine.generate(p, Sampling(50, temperature=1.5, seed=i))) for i, p in enumerate(PROMPTS)
-    ]
-    seen = set()
-    for prompt, generation in zip(PROMPTS * 4, await asyncio.gather(*requests), strict=True):
-        (version,) = set(generation.versions)
-        seen.add(version)
-        table = reference[0](models[version - 2], prompt + generation.token_ids, 1.5)
-        for i, (token, logprob) in enumerate(
-            zip(generation.token_ids, generation.logprobs, strict=True), len(prompt) - 1
+    await asyncio.sleep(0.3)
+    await engine.load_weights(models[1].state_dict(), 3)
+    spread = 0
+    for prompt, generation in zip(PROMPTS * 3, await asyncio.gather(*requests), strict=True):
+        assert generation.versions == sorted(generation.versions)
+        spread += set(generation.versions) == {2, 3}  # went on under the new weights
+        ids = prompt + generation.token_ids
+        tables = {version: reference[0](models[version - 2], ids, 1.5) for version in set(generation.versions)}
+        for i, (token, logprob, version) in enumerate(
+            zip(generation.token_ids, generation.logprobs, generation.versions, strict=True), len(prompt) - 1
         ):
-            assert table[i, token].item() == pytest.approx(logprob, abs=1e-3)
-    await swap
-    assert seen == {2, 3}
+            assert tables[version][i, token].item() == pytest.approx(logprob, abs=1e-3)
+    assert spread
     await engine.load_weights(models[0].state_dict(), 0)
     await engine.close()
 
 
-async def test_stops_and_seeds(server: tuple[str, Any], tokenizer: Any) -> None:
+@pytest.mark.parametrize("path", [TOKENS, COMPLETIONS])
+async def test_stops_and_seeds(
+    server: tuple[str, Any], models: tuple[Any, Any], tokenizer: Any, reference: Any, path: str
+) -> None:
     engine = await ServerEngine.connect([server[0]])
+    assert engine._path == TOKENS
+    engine._path = path  # servers without --enable-scale-out speak the other one alone
     stops = ("e", "in", "})", "数")  # the protocol takes four
     made = await asyncio.gather(
         *(engine.generate(PROMPTS[0], Sampling(90, temperature=2.0, stop=stops, seed=i)) for i in range(16))
@@ -194,6 +198,10 @@ async def test_stops_and_seeds(server: tuple[str, Any], tokenizer: Any) -> None:
         assert not any(s in tokenizer.decode(generation.token_ids[:-1]) for s in stops)
     again = await engine.generate(PROMPTS[0], Sampling(90, temperature=2.0, stop=stops, seed=7))
     assert again.token_ids == made[7].token_ids
+    # The model's generation_config.json says repetition_penalty = 5; that is not the policy.
+    rows = reference[0](models[0], PROMPTS[0] + again.token_ids, 2.0)[len(PROMPTS[0]) - 1 :]
+    expected = [row[token].item() for row, token in zip(rows, again.token_ids, strict=False)]
+    assert again.logprobs == pytest.approx(expected, abs=1e-3)
     cut = await engine.generate(PROMPTS[0], Sampling(3, temperature=0))
     assert (len(cut.token_ids), cut.finish) in {(3, "length"), (len(cut.token_ids), "stop")}
     await engine.close()
@@ -208,8 +216,12 @@ async def test_bad_input_is_refused_with_the_remedy(
         await engine.generate([5] * 400, Sampling(4))
     with pytest.raises(UserError, match="refuses the request"):
         await engine.generate([5] * 10, Sampling(4, temperature=-1.0))
+    engine._path = COMPLETIONS
     with pytest.raises(UserError, match=r"refuses the request \(400\).*stop"):
         await engine.generate([5] * 10, Sampling(4, stop=("a", "b", "c", "d", "e")))
+    with pytest.raises(UserError, match=r"for training start it as .*--enable-scale-out"):
+        await engine.load_weights(models[0].state_dict(), 99)
+    engine._path = TOKENS
     partial = {name: value for name, value in models[0].state_dict().items() if "layers.1." not in name}
     with pytest.raises(UserError, match="are missing"):
         await engine.load_weights(partial, 99)
@@ -278,18 +290,38 @@ async def test_episodes_stay_with_a_replica_until_it_dies(server: tuple[str, Any
 
 
 async def test_a_replica_with_other_weights_is_left_out(server: tuple[str, Any], models: tuple[Any, Any]) -> None:
-    """What a replica looks like that was started again: it answers, with the weights of another version."""
+    """What a replica looks like that was started again: it answers at once, with weights that nobody gave it."""
     async with Relay(server[0]) as relay:
         engine = await ServerEngine.connect([relay.url])
         await engine.load_weights(models[0].state_dict(), 7)
         async with httpx.AsyncClient() as client:
             await client.post(f"{server[0]}/update_weight_version", json={"new_version": "default"})
-        relay.refuse = 1
-        for writer in relay._writers:
-            writer.transport.abort()
         with pytest.raises(EngineError, match="started again and has not the weights of version 7"):
             await engine.generate(PROMPTS[0], Sampling(4))
         await engine.close()
+
+
+def test_a_training_samples_from_servers(server: tuple[str, Any], folder: Path, tmp_path: Path) -> None:
+    """Two steps; what the server sampled agrees with the learner, under the weights that the version names."""
+    settings = [
+        f"run.root={tmp_path}",
+        "run.steps=3",
+        f"run.servers=['{server[0]}']",
+        f"model.path={folder}",
+        "cold_start.phases=[]",
+        "rollout.mode=async",
+        "env.turn_tokens=40",
+    ]
+    command = [sys.executable, "-m", "training.cli", "train", str(ROOT / "tests/training/pipeline/tiny.toml")]
+    command += ["--name", "tiny", "--engine", "vllm", *(f"--set={setting}" for setting in settings)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [row for row in read(tmp_path / "tiny/metrics.jsonl") if row["phase"] == "rl"]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    told = [row["mismatch/on_policy_max"] for row in rows if "mismatch/on_policy_max" in row]
+    assert told
+    assert max(told) < 1e-3
+    assert httpx.get(f"{server[0]}/weight_info").json()["weight_version"] == "3"
 
 
 async def test_a_killed_server_is_an_engine_error(
