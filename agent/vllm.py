@@ -90,9 +90,8 @@ class VllmEngine:
                 head = config.model_config.get_head_size()
                 if cpu and head % 32:
                     raise ValueError(f"its head_dim is {head}, on a CPU it must be a multiple of 32")
-                if (
-                    cpu and config.parallel_config.world_size == 1
-                ):  # one thread needs no worker of its own, whose start would import vllm a third time
+                if cpu and config.parallel_config.world_size == 1:
+                    # One thread needs no worker of its own, whose start would import vllm a third time.
                     config.parallel_config.distributed_executor_backend = "uni"
                 llm = AsyncLLM.from_vllm_config(config)
             except (OSError, TypeError, ValueError, RuntimeError) as error:
