@@ -92,7 +92,7 @@ class Reinforcement:
         for trajectory in found:
             outcomes[trajectory.task_id].append(trajectory.reward)
         for task_id, rewards in outcomes.items():
-            self.tracker.initialise(task_id, rewards)
+            self.tracker.initialise(task_id, rewards, version=0)
 
     async def take(self) -> list[Trajectory]:
         return await self.pipeline.take()

@@ -63,17 +63,17 @@ class ValueTracker:
         self._drift_versions: list[int] = []
         self._drift_sums: list[float] = []  # KL travelled up to and including that version
 
-    def initialise(self, task_id: str, outcomes: Sequence[float]) -> None:
+    def initialise(self, task_id: str, outcomes: Sequence[float], *, version: int | None = None) -> None:
         """Start `task_id` from rewards of the initial policy (App. A), smoothed by half a success and half a failure.
 
-        v0 = (Σr + 0.5)/(n + 1) with the strength N0 = 1/(1 − ρ_min). No outcomes: Beta(0.5, 0.5). The travel from here
-        to the first observation counts as 0.
+        v0 = (Σr + 0.5)/(n + 1) with the strength N0 = 1/(1 − ρ_min). No outcomes: Beta(0.5, 0.5). version: of the
+        policy that earned them, from which the travel to the first observation counts; None: it counts as 0.
         """
         belief = _Belief()
         if outcomes:
             v0 = (math.fsum(_unit(r, task_id) for r in outcomes) + 0.5) / (len(outcomes) + 1)
             n0 = 1 / (1 - self.rho_min)
-            belief.start = (n0 * v0, n0 * (1 - v0), None)
+            belief.start = (n0 * v0, n0 * (1 - v0), version)
             belief.now = belief.start[:2]
         self._beliefs[task_id] = belief
 

@@ -45,6 +45,15 @@ def test_offline_start() -> None:
     assert tracker.evidence("x") == pytest.approx((3.11111, 4.88889), abs=5e-6)
 
 
+def test_the_first_observation_forgets_by_the_travel_since_the_start() -> None:
+    tracker = ValueTracker()
+    tracker.initialise("x", [1, 0, 1, 0, 0, 1, 0, 0], version=0)
+    tracker.record_drift(1, 0.005)  # 2^(-1/12)
+    tracker.observe("x", 0, event=0, version=1)
+    rho = 2 ** (-1 / 12)
+    assert tracker.evidence("x") == pytest.approx((rho * 8 * 3.5 / 9, rho * 8 * 5.5 / 9 + 1))
+
+
 def test_start_without_outcomes_is_jeffreys() -> None:
     tracker = ValueTracker()
     tracker.initialise("x", [])
