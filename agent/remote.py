@@ -47,18 +47,18 @@ class ServerEngine:
         max_len: int,
         version: int,
         shapes: dict[str, tuple[int, ...]],
+        path: str,
     ) -> None:
-        """shapes: of the served weights; empty when they are not on this machine."""
+        """shapes: of the served weights; empty when they are not on this machine. path: `TOKENS` or `COMPLETIONS`."""
         self.version = version
         self.tokenizer = tokenizer
         self.max_len = max_len
         self.alive = list(urls)
         self._client, self._model = client, model
-        self._shapes = shapes
+        self._shapes, self._path = shapes, path
         self._homes: dict[str, str] = {}
         self._turn = itertools.count()
         self._given: dict[str, int] = {}  # what the replicas call the versions that they were given here
-        self._path = COMPLETIONS
         self._syncing = asyncio.Lock()
 
     @classmethod
@@ -91,14 +91,12 @@ class ServerEngine:
             own = tokenizer_of(root, tokenizer) if shapes else load_tokenizer(tokenizer or root)
             for url in urls:
                 await _same_tokenizer(client, url, cards[0]["id"], own)
-            speak_tokens = [await _speaks_tokens(client, url) for url in urls]
+            path = TOKENS if all([await _speaks_tokens(client, url) for url in urls]) else COMPLETIONS
         except BaseException:
             await client.aclose()
             raise
-        context = int(cards[0].get("max_model_len") or 32_768)
-        engine = cls(client, urls, cards[0]["id"], own, min(max_len or context, context), version, shapes)
-        engine._path = TOKENS if all(speak_tokens) else COMPLETIONS
-        return engine
+        context = min(int(card.get("max_model_len") or 32_768) for card in cards)
+        return cls(client, urls, cards[0]["id"], own, min(max_len or context, context), version, shapes, path)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """See `Engine.generate`. Raises UserError for what the server refuses, EngineError when no server answers."""
@@ -243,7 +241,7 @@ async def post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> dic
     except httpx.HTTPError as error:
         raise EngineError(f"{url}: {type(error).__name__} {error}") from error
     if answer.status_code == 404 and "/v1/" not in url:
-        raise UserError(f"{url} does not exist; for training start the server as {FLAGS}")
+        raise UserError(f"{url} does not exist: a vLLM server for training is started as {FLAGS}")
     if answer.status_code in (400, 401, 403, 404, 422):
         raise UserError(f"{url} refuses the request ({answer.status_code}): {_reason(answer)}")
     if answer.status_code >= 300:
@@ -286,7 +284,10 @@ async def _speaks_tokens(client: httpx.AsyncClient, url: str) -> bool:
 async def _same_tokenizer(client: httpx.AsyncClient, url: str, model: str, own: Any) -> None:
     """A server does not tell its vocabulary, but it tokenizes: compare on a text with digits, code, other scripts."""
     question = {"model": model, "prompt": PROBE, "add_special_tokens": False}
-    answer = await post(client, f"{url}/tokenize", question)
+    try:
+        answer = await post(client, f"{url}/tokenize", question)
+    except UserError as error:
+        raise UserError(f"no vLLM server at {url} ({error}); other servers are evaluated with chat:URL#MODEL") from None
     mine = own.encode(PROBE, add_special_tokens=False)
     if answer.get("tokens") != mine:
         raise UserError(
