@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import Sequence
 from typing import Any
 
-import httpx
-
 from agent.engine import EngineError, Sampling
-from agent.remote import RETRIES, post
+from agent.http import RETRIES, open_client, post
 from agent.scripted import ScriptedEngine
 from agent.text import decode
 from sandbox.errors import UserError
@@ -33,8 +30,7 @@ class ChatEndpoint(ScriptedEngine):
             )
         super().__init__(lambda text: text, certain=False)
         self._model, self._address = model, f"{url.rstrip('/')}/chat/completions"
-        headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get("OPENAI_API_KEY")) else {}
-        self._client = httpx.AsyncClient(timeout=600.0, headers=headers)
+        self._client = open_client(connections=256, timeout_s=600.0)
 
     async def _say(self, prompt_ids: Sequence[int], sampling: Sampling) -> str:
         body: dict[str, Any] = {
@@ -55,7 +51,7 @@ class ChatEndpoint(ScriptedEngine):
 
     async def close(self) -> None:
         await super().close()
-        await self._client.aclose()
+        await self._client.close()
 
 
 def _content(answer: dict[str, Any]) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
-import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import httpx
+from aiohttp import ClientSession
 
 from agent.engine import EngineError, Generation, Sampling, Weights
+from agent.http import RETRIES, ask, open_client, post
 from agent.pretrained import load_tokenizer, tokenizer_of, vocabulary_hash
 from agent.weightfile import check, stored_shapes, weight_file
 from sandbox.errors import UserError
@@ -26,7 +26,6 @@ FLAGS = (
     " --worker-extension-cls agent.vllm_worker.Reload"
 )
 TOKENS, COMPLETIONS = "/inference/v1/generate", "/v1/completions"
-RETRIES = 4  # of a request, with 0.25, 0.5, 1 and 2 s between them
 PROBE = "Zwölf Boxkämpfer jagen 123456789 naïve quiz-wizards\n\t```python\nprint(x ** 2)\n```\n数"
 
 
@@ -40,7 +39,7 @@ class ServerEngine:
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
+        client: ClientSession,
         urls: Sequence[str],
         model: str,
         tokenizer: Any,
@@ -78,10 +77,7 @@ class ServerEngine:
         is not the server's.
         """
         urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
-        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get("OPENAI_API_KEY")) else {}
-        timeout = httpx.Timeout(timeout_s, connect=5.0, pool=None)  # to wait for a free connection is no failure
-        client = httpx.AsyncClient(limits=limits, timeout=timeout, headers=headers)
+        client = open_client(connections, timeout_s)
         try:
             cards = [await _model_card(client, url) for url in urls]
             if len({card["id"] for card in cards}) != 1:
@@ -93,7 +89,7 @@ class ServerEngine:
                 await _same_tokenizer(client, url, cards[0]["id"], own)
             path = TOKENS if all([await _speaks_tokens(client, url) for url in urls]) else COMPLETIONS
         except BaseException:
-            await client.aclose()
+            await client.close()
             raise
         context = min(int(card.get("max_model_len") or 32_768) for card in cards)
         return cls(client, urls, cards[0]["id"], own, min(max_len or context, context), version, shapes, path)
@@ -193,18 +189,19 @@ class ServerEngine:
 
     async def _switch(self, url: str, path: str, version: int) -> None:
         """Between two steps: the requests in flight go on under the new weights, their cache computed anew."""
-        await post(self._client, f"{url}/pause?mode=keep", {})
+        tell = partial(post, self._client, missing=f"a vLLM server for training is started as {FLAGS}")
+        await tell(f"{url}/pause?mode=keep", {})
         try:
-            await post(self._client, f"{url}/collective_rpc", {"method": "load_from", "args": [path]})
-            reset = await post(self._client, f"{url}/reset_prefix_cache?reset_running_requests=true", {})
+            await tell(f"{url}/collective_rpc", {"method": "load_from", "args": [path]})
+            reset = await tell(f"{url}/reset_prefix_cache?reset_running_requests=true", {})
             if not reset["success"]:
                 raise EngineError(f"{url} kept what it had cached under the old weights")
-            await post(self._client, f"{url}/update_weight_version", {"new_version": str(version)})
+            await tell(f"{url}/update_weight_version", {"new_version": str(version)})
         except BaseException:
             self._leave_out(url)  # before its requests go on, under weights of no version
             raise
         finally:
-            await post(self._client, f"{url}/resume", {})
+            await tell(f"{url}/resume", {})
 
     async def _refuse_raw_logprobs(self, url: str) -> None:
         """Of the only token that top-k = 1 leaves the logprob is 0, unless the server reports those before top-k."""
@@ -215,7 +212,7 @@ class ServerEngine:
             raise UserError(f"{url} tells logprobs of another distribution than it samples from; start it as {FLAGS}")
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._client.close()
 
 
 def _generation(choice: dict[str, Any], versions: dict[str, int], start: int) -> Generation:
@@ -234,54 +231,30 @@ def _generation(choice: dict[str, Any], versions: dict[str, int], start: int) ->
     return Generation(ids, logprobs, own, finish if finish in ("stop", "length") else "abort")
 
 
-async def post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The JSON answer. Raises UserError when the request is at fault, EngineError when the server is."""
-    try:
-        answer = await client.post(url, json=body)
-    except httpx.HTTPError as error:
-        raise EngineError(f"{url}: {type(error).__name__} {error}") from error
-    if answer.status_code == 404 and "/v1/" not in url:
-        raise UserError(f"{url} does not exist: a vLLM server for training is started as {FLAGS}")
-    if answer.status_code in (400, 401, 403, 404, 422):
-        raise UserError(f"{url} refuses the request ({answer.status_code}): {_reason(answer)}")
-    if answer.status_code >= 300:
-        raise EngineError(f"{url} answered {answer.status_code}: {_reason(answer)}")
-    return answer.json() if answer.content else {}
-
-
-def _reason(answer: httpx.Response) -> str:
-    try:
-        record = answer.json()
-        record = record.get("error", record)
-        text = record.get("message", record) if isinstance(record, dict) else record
-    except (json.JSONDecodeError, AttributeError):
-        text = answer.text
-    return " ".join(str(text).split())[:300]
-
-
-async def _model_card(client: httpx.AsyncClient, url: str) -> dict[str, Any]:
+async def _model_card(client: ClientSession, url: str) -> dict[str, Any]:
     """What the server says of its model. Raises UserError."""
     try:
-        answer = await client.get(f"{url}/v1/models", timeout=10.0)
-        answer.raise_for_status()
+        answer = await ask(client, "GET", f"{url}/v1/models", patience_s=10.0)
+    except EngineError as error:
+        kind = type(error.__cause__).__name__
+        raise UserError(f"no server at {url} ({kind}): start it, or check the address") from None
+    if answer.status >= 300:
+        raise UserError(f"{url}/v1/models answered {answer.status}: is it a vLLM server?")
+    try:
         return answer.json()["data"][0]
-    except httpx.HTTPStatusError as error:
-        raise UserError(f"{url}/v1/models answered {error.response.status_code}: is it a vLLM server?") from None
-    except httpx.HTTPError as error:
-        raise UserError(f"no server at {url} ({type(error).__name__}): start it, or check the address") from None
     except (ValueError, LookupError, TypeError):
         raise UserError(f"{url}/v1/models lists no model: is it an OpenAI-compatible server?") from None
 
 
-async def _speaks_tokens(client: httpx.AsyncClient, url: str) -> bool:
+async def _speaks_tokens(client: ClientSession, url: str) -> bool:
     """Whether it has vLLM's own protocol: then it finds fault with an empty request, not with its address."""
     try:
-        return (await client.post(f"{url}{TOKENS}", json={})).status_code in (400, 422)
-    except httpx.HTTPError as error:
-        raise UserError(f"{url} does not answer ({type(error).__name__}): start it again") from None
+        return (await ask(client, "POST", f"{url}{TOKENS}", {})).status in (400, 422)
+    except EngineError as error:
+        raise UserError(f"{error}: start the server again") from None
 
 
-async def _same_tokenizer(client: httpx.AsyncClient, url: str, model: str, own: Any) -> None:
+async def _same_tokenizer(client: ClientSession, url: str, model: str, own: Any) -> None:
     """A server does not tell its vocabulary, but it tokenizes: compare on a text with digits, code, other scripts."""
     question = {"model": model, "prompt": PROBE, "add_special_tokens": False}
     try:

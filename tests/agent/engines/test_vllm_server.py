@@ -20,6 +20,7 @@ import pytest
 
 from agent.endpoint import ChatEndpoint
 from agent.engine import EngineError, Sampling
+from agent.http import ask, open_client, post
 from agent.remote import COMPLETIONS, TOKENS, ServerEngine, _same_tokenizer
 from agent.scripted import byte_tokenizer
 from agent.spec import open_engine
@@ -231,8 +232,8 @@ async def test_bad_input_is_refused_with_the_remedy(
     byte_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"the vocabulary of .* is not the one of"):
         await open_engine(url, tokenizer=str(tmp_path))
-    async with httpx.AsyncClient() as client:
-        model = (await client.get(f"{url}/v1/models")).json()["data"][0]["id"]
+    async with open_client(1, 60.0) as client:
+        model = (await ask(client, "GET", f"{url}/v1/models")).json()["data"][0]["id"]
         await _same_tokenizer(client, url, model, tokenizer)
         with pytest.raises(UserError, match=r"the tokenizer here \(vocabulary [0-9a-f]{12}\) is not the one of"):
             await _same_tokenizer(client, url, model, byte_tokenizer())
@@ -294,8 +295,8 @@ async def test_a_replica_with_other_weights_is_left_out(server: tuple[str, Any],
     async with Relay(server[0]) as relay:
         engine = await ServerEngine.connect([relay.url])
         await engine.load_weights(models[0].state_dict(), 7)
-        async with httpx.AsyncClient() as client:
-            await client.post(f"{server[0]}/update_weight_version", json={"new_version": "default"})
+        async with open_client(1, 60.0) as client:
+            await post(client, f"{server[0]}/update_weight_version", {"new_version": "default"})
         with pytest.raises(EngineError, match="started again and has not the weights of version 7"):
             await engine.generate(PROMPTS[0], Sampling(4))
         await engine.close()
