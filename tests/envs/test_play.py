@@ -2,6 +2,7 @@
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 
@@ -49,6 +50,7 @@ def test_in_a_terminal(turns, exit_code, said):
     command = [sys.executable, "-m", "training.cli", "play", "--task-id", "sample-01"]
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests themselves run in the background
         os.execve(sys.executable, command, {**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
     shown = b""
     for turn in [*turns, b""]:
