@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -141,5 +142,8 @@ def test_wandb_offline_holds_what_was_logged(tmp_path: Path, monkeypatch: pytest
         monitor.log("rl", step, {"reward/mean": step / 8, "none": None})
     monitor.close()
     (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + 30
+    while b"0.25" not in log.read_bytes() and time.monotonic() < deadline:  # a process of W&B's own writes it
+        time.sleep(0.1)
     assert b"rl/reward/mean" in log.read_bytes()
     assert b"0.25" in log.read_bytes()
