@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from sandbox.errors import UserError
+from solostream.errors import UserError
 
 Weights = Mapping[str, Any]  # parameter name (as in the Hugging Face state dict) -> torch.Tensor
 

@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from agent.chat import Chat
-from agent.engine import Engine, Sampling
-from agent.text import decode
-from agent.trajectory import Dispatch, Ending, Ledger, Role, Trajectory
-from envs.types import Step, ToolCall
-from sandbox.errors import SandboxError
+from solostream.agent.chat_template import Chat
+from solostream.agent.engine import Engine, Sampling
+from solostream.agent.tokenization import decode
+from solostream.agent.trajectory import Dispatch, Ending, Role, TokenRecord, Trajectory
+from solostream.envs.types import Step, ToolCall
+from solostream.errors import SandboxError
 
 _episodes = itertools.count()
 
@@ -74,13 +74,13 @@ async def rollout(
     sampling = replace(sampling, stop=env.stops, stop_token_ids=chat.stop_token_ids, key=key)
     options = None if task_id is None else {"task_id": task_id}
     for attempt in range(retries + 1):
-        ledger = Ledger()
+        ledger = TokenRecord()
         step: Step | None = None
         try:
             _, info = await env.areset(seed=seed, options=options)
             task_id = info["task_id"]
             opening = info["messages"]
-            ledger.forced("user", chat.open(opening, env.tools), "\n\n".join(m["content"] for m in opening))
+            ledger.add_observation("user", chat.open(opening, env.tools), "\n\n".join(m["content"] for m in opening))
             step, ending = await _play(env, engine, chat, ledger, sampling, max_tokens, seed)
         except SandboxError:
             if attempt < retries:
@@ -101,7 +101,7 @@ async def rollout(
 
 
 async def _play(
-    env: TextEnv, engine: Engine, chat: Chat, ledger: Ledger, sampling: Sampling, max_tokens: int, seed: int
+    env: TextEnv, engine: Engine, chat: Chat, ledger: TokenRecord, sampling: Sampling, max_tokens: int, seed: int
 ) -> tuple[Step | None, Ending]:
     """Turns until the environment or a budget ends the episode."""
     while True:
@@ -112,7 +112,7 @@ async def _play(
         _, _, terminated, truncated, info = await env.astep(turn.text)
         step = env.trace[-1]
         starts = call_tokens(chat.tokenizer, turn.ids, step.calls)
-        ledger.sampled(
+        ledger.add_action(
             turn.ids, turn.logprobs, turn.versions, turn.text, step.calls, step.executions, starts, step.void
         )
         if turn.cut and step.answer is None and not info["messages"]:
@@ -123,7 +123,7 @@ async def _play(
         if len(ledger.token_ids) + len(ids) >= max_tokens:
             return step, "token_limit"
         role: Role = "tool" if info["messages"][0]["role"] == "tool" else "user"
-        ledger.forced(role, ids, "\n".join(m["content"] for m in info["messages"]))
+        ledger.add_observation(role, ids, "\n".join(m["content"] for m in info["messages"]))
 
 
 async def _turn(

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from envs.types import ToolCall
-from sandbox.types import Execution
+from solostream.envs.types import ToolCall
+from solostream.sandbox.types import Execution
 
 Ending = Literal["answered", "turn_limit", "token_limit", "time_limit", "infra"]
 Role = Literal["system", "user", "assistant", "tool"]
@@ -184,7 +184,7 @@ class Trajectory:
         return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
 
 
-class Ledger:
+class TokenRecord:
     """Builds a `Trajectory`: tokens are only ever appended."""
 
     def __init__(self) -> None:
@@ -194,13 +194,13 @@ class Ledger:
         self._versions: list[int] = []
         self._turns: list[Turn] = []
 
-    def forced(self, role: Role, token_ids: Sequence[int], text: str) -> None:
+    def add_observation(self, role: Role, token_ids: Sequence[int], text: str) -> None:
         """Append tokens that the policy did not sample: the prompt, a tool's output, template glue."""
         start = len(self.token_ids)
         self._append(token_ids, False, [float("nan")] * len(token_ids), [-1] * len(token_ids))
         self._turns.append(Turn(role, start, len(self.token_ids), text))
 
-    def sampled(
+    def add_action(
         self,
         token_ids: Sequence[int],
         logprobs: Sequence[float],

@@ -21,13 +21,13 @@ from statistics import fmean, pvariance
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from agent.records import read_lines
-from agent.trajectory import Dispatch, Ledger, Trajectory
-from training.advantage import Advantage
-from training.grpo import GRPO
-from training.sampler import TaskSampler
-from training.spo import SPO
-from training.tracker import ValueTracker
+from solostream.agent.trajectory import Dispatch, TokenRecord, Trajectory
+from solostream.agent.trajectory_file import read_lines
+from solostream.training.advantages.base import Advantage
+from solostream.training.advantages.grpo import GRPO
+from solostream.training.advantages.spo import SPO
+from solostream.training.advantages.value_tracker import ValueTracker
+from solostream.training.rollouts.task_sampler import TaskSampler
 
 PROMPTS, BATCH, GROUP = 1000, 256, 8
 POPULATIONS = {"U-shaped, Beta(0.15, 0.15)": 0.15, "U-shaped, Beta(0.25, 0.25)": 0.25, "uniform, Beta(1, 1)": 1.0}
@@ -40,10 +40,10 @@ class Prompt:
     play: Callable[[random.Random], tuple[float, int]]  # one episode: its reward, its length in action tokens
 
 
-Policy = dict[str, Prompt]  # by prompt id
+RestartingEngine = dict[str, Prompt]  # by prompt id
 
 
-def table(a: float, seed: int) -> Policy:
+def table(a: float, seed: int) -> RestartingEngine:
     rng = random.Random(seed)
 
     def prompt(p: float) -> Prompt:
@@ -52,7 +52,7 @@ def table(a: float, seed: int) -> Policy:
     return {f"t{i}": prompt(rng.betavariate(a, a)) for i in range(PROMPTS)}
 
 
-def recorded(folder: Path) -> Policy:
+def recorded(folder: Path) -> RestartingEngine:
     """From the samples of an evaluation: each prompt's own episodes, drawn with replacement."""
     seen: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for line in read_lines(folder / "samples.jsonl"):
@@ -67,14 +67,14 @@ def recorded(folder: Path) -> Policy:
 
 def play(task_id: str, prompt: Prompt, dispatch: Dispatch, rng: random.Random) -> Trajectory:
     reward, tokens = prompt.play(rng)
-    ledger = Ledger()
-    ledger.forced("user", [1], "")
-    ledger.sampled([2] * tokens, [-1.0] * tokens, [0] * tokens, "")
+    ledger = TokenRecord()
+    ledger.add_observation("user", [1], "")
+    ledger.add_action([2] * tokens, [-1.0] * tokens, [0] * tokens, "")
     return ledger.close(task_id, reward, "answered", dispatch=dispatch)
 
 
 def run(
-    policy: Policy, estimator: Advantage, sampler: TaskSampler, tracker: ValueTracker, batches: int, seed: int
+    policy: RestartingEngine, estimator: Advantage, sampler: TaskSampler, tracker: ValueTracker, batches: int, seed: int
 ) -> Curve:
     rng, curve, event = random.Random(seed), [], 0
     for _ in range(batches):
@@ -89,13 +89,13 @@ def run(
     return curve
 
 
-def compare(policy: Policy, batches: int, seed: int) -> dict[str, Curve]:
+def compare(policy: RestartingEngine, batches: int, seed: int) -> dict[str, Curve]:
     rng, found = random.Random(seed), {}
-    for name in ("prioritised", "uniform"):
+    for name in ("prioritized", "uniform"):
         tracker = ValueTracker()
         for task_id, prompt in policy.items():
-            tracker.initialise(task_id, [prompt.play(rng)[0] for _ in range(8)])
-        sampler = TaskSampler(list(policy), tracker if name == "prioritised" else None, seed=seed)
+            tracker.initialize(task_id, [prompt.play(rng)[0] for _ in range(8)])
+        sampler = TaskSampler(list(policy), tracker if name == "prioritized" else None, seed=seed)
         found[f"SPO, {name}"] = run(policy, SPO(tracker), sampler, tracker, batches, seed)
     grouped = TaskSampler(list(policy), streams=GROUP, seed=seed)
     found["GRPO"] = run(policy, GRPO(), grouped, ValueTracker(), batches, seed)

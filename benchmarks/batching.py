@@ -61,7 +61,7 @@ async def play(sandbox: object, seconds: float, turns: int, start: float) -> flo
 
 
 async def real(spec: str, rounds: int, scale_s: float) -> list[tuple[float, float]]:
-    from sandbox import open_sandbox
+    from solostream.sandbox import open_sandbox
 
     sandbox, rng, measured = open_sandbox(spec), random.Random(0), []
     try:

@@ -41,17 +41,17 @@ import torch  # noqa: E402
 from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
-from agent.chat import Chat  # noqa: E402
-from agent.engine import Engine, Sampling  # noqa: E402
-from agent.rollout import rollout  # noqa: E402
-from agent.scripted import byte_tokenizer  # noqa: E402
-from agent.spec import open_engine  # noqa: E402
 from benchmarks.engine_parts.clock import calls_charged, charge_tasks, charged, children_s, spent, tree_s  # noqa: E402
 from benchmarks.engine_parts.peers import ContinuousBatching, GenerateInRounds  # noqa: E402
 from benchmarks.engine_parts.server import served  # noqa: E402
-from envs import Task, ToolEnv  # noqa: E402
-from sandbox import Sandbox, Session, open_sandbox  # noqa: E402
-from training.losses.kl import estimates  # noqa: E402
+from solostream.agent.chat_template import Chat  # noqa: E402
+from solostream.agent.engine import Engine, Sampling  # noqa: E402
+from solostream.agent.engines.scripted import byte_tokenizer  # noqa: E402
+from solostream.agent.engines.spec import open_engine  # noqa: E402
+from solostream.agent.rollout import rollout  # noqa: E402
+from solostream.envs import Task, ToolEnv  # noqa: E402
+from solostream.sandbox import Sandbox, Session, open_sandbox  # noqa: E402
+from solostream.training.losses.kl import estimates  # noqa: E402
 
 TURN_TOKENS, MAX_TOKENS = 64, 400
 CALL = "```python\nsum(i * i for i in range(1000))\n```\n"

@@ -23,10 +23,10 @@ from functools import partial
 
 from gymnasium.vector import SyncVectorEnv
 
-from envs.parse import STOPS, Parser, parse
-from envs.tool_env import ToolEnv
-from envs.vector import ToolVectorEnv
-from sandbox.spec import open_sandbox
+from solostream.envs.text.parse import STOPS, Parser, parse
+from solostream.envs.tool_env import ToolEnv
+from solostream.envs.vector_env import ToolVectorEnv
+from solostream.sandbox.spec import open_sandbox
 
 CALLS = 4
 CODE = "x = sum(i * i for i in range(200))\nprint(x)"

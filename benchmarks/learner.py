@@ -25,10 +25,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from agent.trajectory import Ledger, Trajectory
-from training.advantage import Advantages
-from training.learner import Learner
-from training.learner_config import LearnerConfig
+from solostream.agent.trajectory import TokenRecord, Trajectory
+from solostream.training.advantages.base import Advantages
+from solostream.training.config.learner import LearnerConfig
+from solostream.training.learner.learner import Learner
 
 VOCABULARY, PROMPT, MICRO = 640, 32, 8
 
@@ -62,9 +62,9 @@ def skewed(n: int, longest: int) -> list[Trajectory]:
         prompt, response = rng.integers(2, VOCABULARY, PROMPT).tolist(), rng.integers(2, VOCABULARY, length).tolist()
         logprobs = [0.0] * len(response)
         for _ in range(2):  # the second time with the policy's own log-probabilities
-            ledger = Ledger()
-            ledger.forced("user", prompt, "")
-            ledger.sampled(response, logprobs, [0] * len(response), "")
+            ledger = TokenRecord()
+            ledger.add_observation("user", prompt, "")
+            ledger.add_action(response, logprobs, [0] * len(response), "")
             one = ledger.close(f"t{i}", float(i % 2), "answered")
             logprobs = scorer.logprobs([one])[0].tolist()
         batch.append(one)
@@ -90,12 +90,12 @@ def padded(batch: list[Trajectory]) -> dict[str, torch.Tensor]:
 def padded_update(batch: list[Trajectory], advantages: list[float], trim: bool) -> tuple[Any, Callable[[], None]]:
     """A plain padded loop. `trim`: each micro-batch is cut to its own longest sequence."""
     policy = model()
-    optimiser = torch.optim.AdamW(policy.parameters(), 1e-9, fused=True)
+    optimizer = torch.optim.AdamW(policy.parameters(), 1e-9, fused=True)
     columns, a = padded(batch), torch.tensor(advantages)
     total = columns["completion_mask"].sum()
 
     def update() -> None:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         for start in range(0, len(batch), MICRO):
             part = {name: x[start : start + MICRO] for name, x in columns.items()}
             width = int(part["completion_mask"].sum(1).max()) if trim else part["completion_mask"].shape[1]
@@ -108,7 +108,7 @@ def padded_update(batch: list[Trajectory], advantages: list[float], trim: bool) 
             loss = -torch.minimum(ratio * weight, ratio.clamp(0.8, 1.28) * weight)
             ((loss * mask).sum() / total).backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
 
     return policy, update
 
@@ -192,15 +192,15 @@ def main() -> None:
     lengths = sorted(map(len, batch))
     print(f"{n} sequences, {sum(lengths)} tokens; length median {lengths[n // 2]}, longest {lengths[-1]}")
 
-    learner = Learner(model(), LearnerConfig(lr=1e-9, betas=(0.9, 0.999), drift_tokens=0, token_budget=2048))
+    learner = Learner(model(), LearnerConfig(lr=1e-9, betas=(0.9, 0.999), drift_tokens=0, max_tokens_per_batch=2048))
     caught: list[torch.Tensor] = []
-    apply = learner.optimiser.apply
-    learner.optimiser.apply = lambda: (caught.append(gradient(learner.model)), apply())[1]  # type: ignore[method-assign]
+    apply = learner.optimizer.apply
+    learner.optimizer.apply = lambda: (caught.append(gradient(learner.model)), apply())[1]  # type: ignore[method-assign]
     updates: dict[str, Callable[[], Any]] = {
         "solostream, packed": lambda: learner.update(batch, Advantages(advantages)),
     }
     learner.update(batch, Advantages(advantages))
-    learner.optimiser.apply = apply  # type: ignore[method-assign]
+    learner.optimizer.apply = apply  # type: ignore[method-assign]
     peers = {
         "padded to the longest": lambda: padded_update(batch, advantages, False),
         "padded a micro-batch": lambda: padded_update(batch, advantages, True),

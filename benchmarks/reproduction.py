@@ -8,10 +8,10 @@ output folder is read instead of repeated; an interrupted one goes on from its l
         [--set KEY=VALUE ...]
 
 AUC is the area under the held-out (sampled) accuracy curve divided by its width. "start counted" puts the episodes that
-initialise SPO's tracker on the axis too, and every curve ends at the trajectories of `steps` batches.
+initialize SPO's tracker on the axis too, and every curve ends at the trajectories of `steps` batches.
 
 Reward shaping is the control that should fail: ASPO's clipped term with the reward in place of the advantage,
-r' = r + clip(δ·(p − mean p)/mean L, −k·r, +k·r), then A = r' − v₋₁, standardised. The tracker sees r, not r'.
+r' = r + clip(δ·(p − mean p)/mean L, −k·r, +k·r), then A = r' − v₋₁, standardized. The tracker sees r, not r'.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ import mpmath
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from agent.records import read_lines
-from agent.trajectory import Trajectory
-from sandbox.errors import UserError
-from training import checkpoint, config, monitor
-from training.advantage import Advantages, rewards, shape_early_calls, standardise
-from training.algorithms import ADVANTAGES
-from training.interrupt import Interrupted
-from training.job import Job
-from training.progress import View
-from training.spo import SPO, Measure
-from training.tracker import ValueTracker
+from solostream.agent.trajectory import Trajectory
+from solostream.agent.trajectory_file import read_lines
+from solostream.errors import UserError
+from solostream.training import config
+from solostream.training.advantages import ADVANTAGES
+from solostream.training.advantages.base import Advantages, rewards, shape_early_calls, standardize
+from solostream.training.advantages.spo import SPO, Measure
+from solostream.training.advantages.value_tracker import ValueTracker
+from solostream.training.run import checkpoint, monitor
+from solostream.training.run.interrupt import Interrupted
+from solostream.training.run.progress import ProgressDisplay
+from solostream.training.run.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,7 +100,7 @@ PINNED = (
     'rollout.mode="sync"',
     "algorithm.advantage=spo",
     "algorithm.group_size=1",
-    "algorithm.sampling=prioritised",
+    "algorithm.sampling=prioritized",
     "algorithm.divergence=drift",
     "algorithm.aspo=false",
     "algorithm.signal=first_call",
@@ -132,7 +133,7 @@ def shape(values: list[float], batch: Sequence[Trajectory], delta: float, k: flo
 def centred(batch: Sequence[Trajectory], r: Sequence[float], measure: Measure) -> list[float]:
     """SPO's advantage of the rewards `r`, with the baselines frozen at dispatch."""
     raw = [x - t.dispatch.value for x, t in zip(r, batch, strict=True)]  # type: ignore[operator]
-    return standardise(raw, [t.n_action_tokens for t in batch] if measure == "token" else None)
+    return standardize(raw, [t.n_action_tokens for t in batch] if measure == "token" else None)
 
 
 def by_reward(batch: Sequence[Trajectory], measure: Measure, delta: float, k: float) -> list[float]:
@@ -174,7 +175,7 @@ class Reproduction:
         return checkpoint.newest(folder / "checkpoints")[0]
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
-        """Measures of one finished run, `curve` included: (step, accuracy, first call) of every evaluation."""
+        """UpdateMetrics of one finished run, `curve` included: (step, accuracy, first call) of every evaluation."""
         variant, folder = VARIANTS[name], self.out / f"{name}-{seed}"
         start = ("cold_start={}", f"model.path={json.dumps(str(self.cold_start(seed)))}")
         wanted = self.configure(seed, (*start, *variant.settings))
@@ -200,7 +201,11 @@ def _is_done(folder: Path, wanted: config.Config, what: str) -> bool:
     if not (folder / "config.toml").exists():
         return False
     made = config.load(folder / "config.toml")
-    if (made.essence(), made.run.steps, made.eval) != (wanted.essence(), wanted.run.steps, wanted.eval):
+    if (made.resume_fingerprint(), made.run.steps, made.eval) != (
+        wanted.resume_fingerprint(),
+        wanted.run.steps,
+        wanted.eval,
+    ):
         raise UserError(f"{folder} was made with other settings: choose another --out, or remove that folder")
     if what == "summary":
         return (folder / "summary.json").exists()
@@ -212,7 +217,7 @@ def _work(folder: Path, wanted: config.Config, *, cold_start_only: bool = False)
     root = folder / "checkpoints"
     source = checkpoint.newest(root)[0] if checkpoint.complete(root) else None
     try:
-        Job(wanted, folder, View(live=False), source).run(cold_start_only=cold_start_only)
+        Trainer(wanted, folder, ProgressDisplay(live=False), source).run(cold_start_only=cold_start_only)
     except Interrupted:
         raise KeyboardInterrupt from None
 

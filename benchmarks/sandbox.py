@@ -24,8 +24,8 @@ from rich.table import Table
 # This file has the name of the package that it measures: its own folder must not come first.
 sys.path[0] = str(Path(__file__).parents[1])
 
-from sandbox.fork import ForkSandbox  # noqa: E402
-from sandbox.types import Limits  # noqa: E402
+from solostream.sandbox.fork import ForkSandbox  # noqa: E402
+from solostream.sandbox.types import Limits  # noqa: E402
 
 SYMPY = "import sympy\nx = sympy.Symbol('x')\nprint(sympy.factor(x**4 - 1))"
 FACTORED = "(x - 1)*(x + 1)*(x**2 + 1)\n"

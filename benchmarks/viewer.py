@@ -27,7 +27,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from synthetic_runs import learnt, tokenizer, training_records  # noqa: E402
+from synthetic_runs import tokenizer, training_records, update  # noqa: E402
 
 FIRST_PAGE_S, FILTER_S, MEMORY_MB = 0.5, 1.0, 500
 ASKED: tuple[dict[str, Any], ...] = (
@@ -41,7 +41,7 @@ start = time.perf_counter()
 rows = [json.loads(line) for line in open(sys.argv[1])]
 loaded = time.perf_counter() - start
 start = time.perf_counter()
-wrong = [row for row in rows if "learnt" not in row and row["reward"] <= 0.5
+wrong = [row for row in rows if "update" not in row and row["reward"] <= 0.5
          and any(e and e["status"] != "ok" for t in row["turns"] for e in t["executions"])]
 print(loaded, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
@@ -59,7 +59,7 @@ def write(folder: Path, count: int) -> Path:
             batch.append({**record, "step": i // 128, "task_id": task, "dispatch": dispatch})
             file.write(json.dumps(batch[-1], separators=(",", ":")) + "\n")
             if len(batch) == 128:
-                file.write(json.dumps(learnt(batch), separators=(",", ":")) + "\n")
+                file.write(json.dumps(update(batch), separators=(",", ":")) + "\n")
                 batch = []
     return path
 
@@ -76,7 +76,7 @@ def median(client: httpx.Client, path: str, times: int = 7, **parameters: Any) -
 
 
 def serve(folder: Path) -> tuple[subprocess.Popen[str], str]:
-    command = [sys.executable, "-m", "training.cli", "view", str(folder), "--port", "0"]
+    command = [sys.executable, "-m", "solostream", "view", str(folder), "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert server.stdout is not None
     return server, server.stdout.readline().split()[0]

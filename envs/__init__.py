@@ -4,9 +4,9 @@ from typing import Any
 
 from gymnasium import register
 
-from envs.parse import parse
-from envs.tool_env import ToolEnv
-from envs.types import Step, Task, ToolCall
+from solostream.envs.text.parse import parse
+from solostream.envs.tool_env import ToolEnv
+from solostream.envs.types import Step, Task, ToolCall
 
 __all__ = ["Step", "Task", "ToolCall", "ToolEnv", "parse", "register"]
 
@@ -14,8 +14,8 @@ __all__ = ["Step", "Task", "ToolCall", "ToolEnv", "parse", "register"]
 def _register(name: str, **defaults: Any) -> None:
     register(
         f"solostream/{name}",
-        entry_point="envs.tool_env:ToolEnv",
-        vector_entry_point="envs.vector:ToolVectorEnv",
+        entry_point="solostream.envs.tool_env:ToolEnv",
+        vector_entry_point="solostream.envs.vector_env:ToolVectorEnv",
         kwargs=defaults,
     )
 

@@ -9,7 +9,7 @@ from gymnasium import Space
 from gymnasium.vector.utils import create_shared_memory
 from numpy.typing import NDArray
 
-from sandbox.errors import UserError
+from solostream.errors import UserError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 _ALPHABETS = ((0x20, 0x7F), (0xA1, 0x250), (0x370, 0x400), (0x4E00, 0x9FFF), (0x1F300, 0x1F650))

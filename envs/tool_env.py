@@ -19,21 +19,21 @@ from typing import Any, get_args
 
 import gymnasium
 
-from envs import data
-from envs.answers import AnswerStyle, final_answer
-from envs.budgets import TokenCounter, clip, token_counter
-from envs.grading import equivalent, quick
-from envs.observation import observe
-from envs.parse import STOPS, Parsed, Parser, Think, parse, syntaxes
-from envs.prompts import system_prompt as default_prompt
-from envs.rewards import Episode, Rubric
-from envs.space import SURROGATE, UnicodeText
-from envs.tools import ToolSource, json_schema, make_tool, wrong_arguments
-from envs.types import EnvEnding, Step, Task, ToolCall
-from envs.workspace import SandboxSource, Workspace
-from sandbox.errors import UserError
-from sandbox.interpreter import wait
-from sandbox.types import CodeError, Execution
+from solostream.envs import data
+from solostream.envs.rewards.grading import equivalent, quick
+from solostream.envs.rewards.rubric import Episode, Rubric
+from solostream.envs.space import SURROGATE, UnicodeText
+from solostream.envs.text.answers import AnswerStyle, final_answer
+from solostream.envs.text.budgets import TokenCounter, clip, token_counter
+from solostream.envs.text.observation import observe
+from solostream.envs.text.parse import STOPS, Parsed, Parser, Think, parse, syntaxes
+from solostream.envs.text.prompts import system_prompt as default_prompt
+from solostream.envs.tools import ToolSource, json_schema, make_tool, wrong_arguments
+from solostream.envs.types import EnvEnding, Step, Task, ToolCall
+from solostream.envs.workspace import SandboxSource, Workspace
+from solostream.errors import UserError
+from solostream.sandbox.interpreter import wait
+from solostream.sandbox.types import CodeError, Execution
 
 Message = dict[str, Any]
 
@@ -41,15 +41,15 @@ Message = dict[str, Any]
 class ToolEnv(gymnasium.Env[str, str]):
     """Text in, text and a reward in [0, 1] out. `areset`/`astep` are the core; `reset`/`step` call them and wait.
 
-    tasks: what `envs.data.tasks` takes (a preset, a path, a mapping, a list of `Task`).
-    sandbox, sandbox_options: a spec string or a factory; opened once a process and shared (see `envs.workspace`).
+    tasks: what `solostream.envs.data.tasks` takes (a preset, a path, a mapping, a list of `Task`).
+    sandbox, sandbox_options: a spec string or a factory; opened once a process and shared (see `workspace`).
     tools: names, {"tool": name, **options} or factories; fence and tag syntaxes can call only `python`.
-    syntax, think: see `envs.parse`. parallel_calls: a turn may hold several calls (then only the policy ends its turn).
-    answer: `boxed`, `line` or `tag`. reward: see `envs.rewards.Rubric`.
+    syntax, think: see `text.parse`. parallel_calls: a turn may hold several calls (then only the policy ends its turn).
+    answer: `boxed`, `line` or `tag`. reward: see `rewards.rubric.Rubric`.
     system_prompt: None: how to call and to answer; "": no system message.
     timeout_s: of one call; None: the sandbox's limit. time_limit_s: of one episode, checked between calls.
     turn_tokens, output_tokens, episode_tokens: budgets of one turn, one tool output, and all text after the prompt,
-    counted by `tokenizer` (see `envs.budgets`). show_budget: tool messages end with what remains. tracebacks: False
+    counted by `tokenizer` (see `text.budgets`). show_budget: tool messages end with what remains. tracebacks: False
     shows an exception as one line.
     retries: of a call whose sandbox failed; the session is rebuilt by running the episode's earlier calls again.
 

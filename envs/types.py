@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from sandbox.types import Execution
+from solostream.sandbox.types import Execution
 
 CallStatus = Literal["ok", "unclosed", "malformed"]
 EnvEnding = Literal["answered", "turn_limit", "token_limit", "time_limit"]

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox.errors import SandboxError
-from sandbox.spec import find, open_sandbox
-from sandbox.types import Execution, Sandbox, Session
+from solostream.errors import SandboxError
+from solostream.sandbox.spec import find, open_sandbox
+from solostream.sandbox.types import Execution, Sandbox, Session
 
 SandboxSource = str | Callable[..., Sandbox]
 _log = logging.getLogger(__name__)

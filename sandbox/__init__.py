@@ -1,9 +1,9 @@
 """Run Python that a model wrote: code in, `Execution` out."""
 
-from sandbox.errors import SandboxError, UserError
-from sandbox.interpreter import Interpreter
-from sandbox.spec import open_sandbox
-from sandbox.types import CodeError, Execution, Limits, Sandbox, Session
+from solostream.errors import SandboxError, UserError
+from solostream.sandbox.interpreter import Interpreter
+from solostream.sandbox.spec import open_sandbox
+from solostream.sandbox.types import CodeError, Execution, Limits, Sandbox, Session
 
 __all__ = [
     "CodeError",

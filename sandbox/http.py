@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from sandbox.errors import SandboxError, UserError
-from sandbox.types import Claim, CodeError, Execution, Limits, Session
+from solostream.errors import SandboxError, UserError
+from solostream.sandbox.types import Claim, CodeError, Execution, Limits, Session
 
 TOKEN_VARIABLE = "SOLOSTREAM_SANDBOX_TOKEN"
 _ANSWER_S = 90.0  # beyond the call's own time-out: the server's queue, and its grace for a stuck call

@@ -9,8 +9,8 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
-from sandbox.spec import open_sandbox
-from sandbox.types import Execution, Sandbox, Session
+from solostream.sandbox.spec import open_sandbox
+from solostream.sandbox.types import Execution, Sandbox, Session
 
 T = TypeVar("T")
 

@@ -10,16 +10,16 @@ from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Any
 
-from sandbox.errors import UserError
-from sandbox.types import Limits, Sandbox
+from solostream.errors import UserError
+from solostream.sandbox.types import Limits, Sandbox
 
 SANDBOXES = {
-    "fork": "sandbox.fork:ForkSandbox",
-    "docker": "sandbox.docker:DockerSandbox",
-    "docker-jupyter": "sandbox.docker:DockerJupyterSandbox",
-    "jupyter": "sandbox.jupyter:JupyterSandbox",
+    "fork": "solostream.sandbox.fork:ForkSandbox",
+    "docker": "solostream.sandbox.docker:DockerSandbox",
+    "docker-jupyter": "solostream.sandbox.docker:DockerJupyterSandbox",
+    "jupyter": "solostream.sandbox.jupyter.sandbox:JupyterSandbox",
 }
-_URL, _HTTP = ("http://", "https://"), "sandbox.http:HttpSandbox"
+_URL, _HTTP = ("http://", "https://"), "solostream.sandbox.http:HttpSandbox"
 _GROUP = "solostream.sandboxes"
 # module that is missing -> the extra that installs it
 _EXTRAS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from agent.engine import EngineError
+from solostream.agent.engine import EngineError
 
 CALLS: list[str] = []  # every prompt that was asked since the test began
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from agent.trajectory import Dispatch, Ledger, Trajectory
-from envs.types import Task, ToolCall
-from sandbox.types import CodeError, Execution
+from solostream.agent.trajectory import Dispatch, TokenRecord, Trajectory
+from solostream.envs.types import Task, ToolCall
+from solostream.sandbox.types import CodeError, Execution
 
 PROMPT = "{question} Think with Python: put code into a python block, and the final answer into \\boxed{{}}."
 FILLER = [
@@ -67,10 +67,10 @@ class Writer:
 
     def __init__(self, tokens: Tokenizer, rng: random.Random, version: int = 0) -> None:
         self.tokens, self.rng, self.version = tokens, rng, version
-        self.ledger = Ledger()
+        self.ledger = TokenRecord()
 
     def hear(self, role: str, text: str) -> None:
-        self.ledger.forced(role, self.tokens.encode(text).ids, text)  # type: ignore[arg-type]
+        self.ledger.add_observation(role, self.tokens.encode(text).ids, text)  # type: ignore[arg-type]
 
     def say(self, text: str, code: str | None = None, execution: Execution | None = None, void: bool = False) -> None:
         """`text`, then (with `code`) a code block whose outcome is `execution` and is heard as the tool's turn."""
@@ -83,7 +83,7 @@ class Writer:
             ids, text = ids + self.tokens.encode(block).ids, text + block
         logprobs = [-self.rng.expovariate(3.0) for _ in ids]
         versions = [self.version + (j > 40) for j in range(len(ids))]  # long turns straddle a weight update
-        self.ledger.sampled(ids, logprobs, versions, text, calls, executions, offsets, void)
+        self.ledger.add_action(ids, logprobs, versions, text, calls, executions, offsets, void)
         if execution is not None:
             said = execution.stdout or (execution.error.traceback if execution.error else execution.status)
             self.hear("tool", f"```output\n{said.strip()}\n```\n")
@@ -152,10 +152,10 @@ def training_records(count: int, *, per_step: int = 64, problems: int = 200, see
         yield {**json.loads(one.to_json()), "step": step}
 
 
-def learnt(records: Sequence[dict]) -> dict:
-    """What training writes behind `records` when it has learnt from them."""
+def update(records: Sequence[dict]) -> dict:
+    """What training writes behind `records` when it has update from them."""
     given = {r["dispatch"]["event"]: round((r["reward"] - r["dispatch"]["value"]) / 0.45, 4) for r in records}
-    return {"learnt": records[-1]["step"] + 1, "advantages": given}
+    return {"update": records[-1]["step"] + 1, "advantages": given}
 
 
 def write_training_run(folder: Path, count: int = 640, **options: int) -> Path:
@@ -167,10 +167,10 @@ def write_training_run(folder: Path, count: int = 640, **options: int) -> Path:
     with (folder / "trajectories.jsonl").open("w") as out:
         for record in training_records(count, **options):
             if record["step"] not in rows and rows:
-                out.write(json.dumps(learnt(rows[record["step"] - 1])) + "\n")
+                out.write(json.dumps(update(rows[record["step"] - 1])) + "\n")
             rows.setdefault(record["step"], []).append(record)
             out.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
-        out.write(json.dumps(learnt(rows[max(rows)])) + "\n")
+        out.write(json.dumps(update(rows[max(rows)])) + "\n")
     rng = random.Random(1)
     with (folder / "metrics.jsonl").open("w") as out:
         for step in range(40):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from agent.trajectory import Dispatch, Ledger, Trajectory
-from envs.types import ToolCall
-from sandbox.types import CodeError, Execution
+from solostream.agent.trajectory import Dispatch, TokenRecord, Trajectory
+from solostream.envs.types import ToolCall
+from solostream.sandbox.types import CodeError, Execution
 
 CALL = ToolCall("python", {"code": "1 + 1"}, (0, 1))
 
@@ -29,11 +29,11 @@ def trajectory(
     **fields: Any,
 ) -> Trajectory:
     """One prompt and one sampled turn; `call_at`: where in the response its first call begins, None for no call."""
-    ledger = Ledger()
-    ledger.forced("user", list(prompt), "question")
+    ledger = TokenRecord()
+    ledger.add_observation("user", list(prompt), "question")
     n = 0 if call_at is None else 1 if calls is None else calls
     execution = Execution() if passed else Execution(status="error", error=CodeError("ValueError", "no", "no"))
-    ledger.sampled(
+    ledger.add_action(
         list(response),
         [-1.0] * len(response) if logprobs is None else list(logprobs),
         [version] * len(response),

@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.compare import Comparison, shares
-from agent.evaluate import SUMMARY
-from agent.metrics import by_problem, summarise
-from agent.records import read_samples
-from envs.grading import equivalent
-from viewer import charts
-from viewer.charts import Series
-from viewer.index import Index
-from viewer.page import card, grid, number, page, percent, section, table, tiles
-from viewer.transcript import transcripts
+from solostream.envs.rewards.grading import equivalent
+from solostream.evaluation.compare import Comparison, shares
+from solostream.evaluation.evaluate import SUMMARY
+from solostream.evaluation.metrics import by_problem, summarize
+from solostream.evaluation.samples import read_samples
+from solostream.viewer import charts
+from solostream.viewer.charts import Series
+from solostream.viewer.index import Index
+from solostream.viewer.page import card, grid, number, page, percent, section, table, tiles
+from solostream.viewer.transcript import transcripts
 
 BEHAVIOURS = {
     "response_length": ("Response length", "tokens"),
@@ -31,7 +31,7 @@ def evaluation_page(folder: Path, index: Index, notes: Sequence[str]) -> str:
     """The page of one evaluation."""
     samples, _ = read_samples(index.path)
     summary = _summary(folder)
-    metrics = summarise(samples, equivalent)
+    metrics = summarize(samples, equivalent)
     if not summary.get("complete", True):
         notes = [
             *notes,
@@ -50,7 +50,7 @@ def evaluation_page(folder: Path, index: Index, notes: Sequence[str]) -> str:
     sections = [
         section("At a glance", tiles(_headline(metrics))),
         section("Accuracy", grid([card("pass@k and maj@k", _curves(both)), *_tool_cards(metrics)])),
-        section("Behaviour of the code", grid(_distributions(metrics)), note="The behaviours of ASPO, Fig. 6."),
+        section("ToolUse of the code", grid(_distributions(metrics)), note="The tool_use_summary of ASPO, Fig. 6."),
         section("Problems", card("Hardest first", table(heads, rows, anchors), wide=True)),
         section(
             "Trajectories", blocks, note="The first sample of each of the hardest problems; solostream view shows all."

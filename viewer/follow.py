@@ -1,4 +1,4 @@
-"""The process that builds the indexes and keeps them up to date: `python -m viewer.follow INDEX FILE [INDEX FILE …]`.
+"""The process that builds the indexes and keeps them fresh: `python -m solostream.viewer.follow INDEX FILE […]`.
 
 A process of its own, at low priority: parsing in the server's process would hold the interpreter lock against requests.
 Readers of the index never wait for its writer (SQLite's write-ahead log). It ends when its standard input does, that is
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from viewer.index import Index
+from solostream.viewer.index import Index
 
 BATCH = 250  # lines a transaction: what is indexed becomes visible this often
 IDLE_S = 0.5

@@ -16,9 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from agent.metrics import SOLVED
-from agent.records import Line, read_line, read_lines, reduce
-from sandbox.errors import UserError
+from solostream.agent.trajectory_file import Line, read_line, read_lines
+from solostream.errors import UserError
+from solostream.evaluation.metrics import SOLVED
+from solostream.evaluation.samples import reduce
 
 _VERSION = 4  # of the schema below: an index of another version is thrown away
 _SCHEMA = """
@@ -80,21 +81,21 @@ class Index:
                 offset, number, *last = 0, 0, 0, 0, 0
             at = db.execute("SELECT COALESCE(MAX(id) + 1, 0) FROM rows").fetchone()[0]
             rows: list[tuple] = []
-            learnt: list[tuple[float, int]] = []
+            update: list[tuple[float, int]] = []
             damage: list[tuple[int, str | None]] = []
             seen = 0
             for line in islice(read_lines(self.path, offset, number), most):
                 if line.trajectory is not None:
                     rows.append((at + len(rows), *_row(line)))
-                elif line.learnt is not None:
-                    learnt += [(advantage, event) for event, advantage in line.learnt.items()]
+                elif line.update is not None:
+                    update += [(advantage, event) for event, advantage in line.update.items()]
                 else:
                     damage.append((line.number, line.damage))
                 offset, number, seen = line.offset + line.length, line.number + 1, seen + 1
                 last = [line.offset, line.length, line.crc]
             if seen:
                 db.executemany(f"INSERT INTO rows VALUES ({', '.join('?' * 25)})", rows)
-                db.executemany("UPDATE rows SET advantage = ? WHERE event = ?", learnt)  # their rows come before them
+                db.executemany("UPDATE rows SET advantage = ? WHERE event = ?", update)  # their rows come before them
                 db.executemany("INSERT INTO damage VALUES (?, ?)", damage)
                 db.execute("UPDATE progress SET offset=?, number=?, last_offset=?, last_length=?, last_crc=?",
                            (offset, number, *last))  # fmt: skip

@@ -1,7 +1,7 @@
 """`report.html` of a training run: what happened to the policy, what the tracker knew, which problems moved.
 
-Behaviour over steps is computed from the trajectories themselves, so it needs no metric of the trainer; everything in
-metrics.jsonl is drawn as well. Evaluations have their own page (`viewer.evaluation`).
+ToolUse over steps is computed from the trajectories themselves, so it needs no metric of the trainer; everything in
+metrics.jsonl is drawn as well. Evaluations have their own page (`solostream.viewer.evaluation`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from agent.metrics import spread
-from agent.records import find_file
-from sandbox.errors import UserError
-from viewer import charts
-from viewer.charts import Series
-from viewer.evaluation import evaluation_page
-from viewer.index import Index
-from viewer.page import card, grid, page, percent, section, table, tiles
-from viewer.transcript import transcripts
+from solostream.agent.trajectory_file import find_file
+from solostream.errors import UserError
+from solostream.evaluation.metrics import spread
+from solostream.viewer import charts
+from solostream.viewer.charts import Series
+from solostream.viewer.evaluation import evaluation_page
+from solostream.viewer.index import Index
+from solostream.viewer.page import card, grid, page, percent, section, table, tiles
+from solostream.viewer.transcript import transcripts
 
 EPSILON = 0.05  # of the sampling weight √(v(1 − v)) + ε (SPO, arXiv 2509.13232, Eq. 11)
 LISTED = 12  # problems in each table
@@ -106,7 +106,7 @@ def training_page(folder: Path, index: Index, notes: Sequence[str]) -> str:
     sections = [
         section("At a glance", tiles(_headline(seen, problems))),
         section("Training", grid(_training(rows, seen)), note="As the trainer logged it."),
-        section("Behaviour over steps", grid(_behaviour(seen)), note=_BEHAVIOUR_NOTE),
+        section("ToolUse over steps", grid(_behaviour(seen)), note=_BEHAVIOUR_NOTE),
         section("Tracker", grid(_tracker(seen)), note=_TRACKER_NOTE),
         section("Problems", grid(_problem_card(t, listed[t], anchors) for t in _TABLES),
                 note="Names lead to the latest attempt, at the end of this page."),

@@ -21,12 +21,12 @@ from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
-from agent.behaviour import observe
-from agent.records import find_file
-from agent.trajectory import Trajectory
-from sandbox.errors import UserError
-from viewer.index import FILTERS, Index
-from viewer.tokens import Pieces, find_tokenizer
+from solostream.agent.trajectory import Trajectory
+from solostream.agent.trajectory_file import find_file
+from solostream.errors import UserError
+from solostream.evaluation.tool_use import observe
+from solostream.viewer.index import FILTERS, Index
+from solostream.viewer.tokens import Pieces, find_tokenizer
 
 STATIC = Path(__file__).parent / "static"
 CSP = (
@@ -53,7 +53,7 @@ def following(sources: Sequence[Source]) -> Iterator[None]:
     for source in sources:
         source.index.refresh(100)  # the first page is there when the first request comes
     pairs = [str(path) for source in sources for path in (source.index.place.resolve(), source.path.resolve())]
-    command = [sys.executable, "-m", "viewer.follow", *pairs]
+    command = [sys.executable, "-m", "solostream.viewer.follow", *pairs]
     follower = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )  # Ctrl+C is for the server

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sandbox.errors import UserError
+from solostream.errors import UserError
 
 
 def _byte_of() -> dict[str, int]:

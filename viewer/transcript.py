@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from viewer.index import Index
+from solostream.viewer.index import Index
 
 LONGEST = 6_000  # characters of one turn that a report keeps; the viewer shows all
 

@@ -11,7 +11,7 @@ import psutil
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from agent.engine import Generation, Sampling
+from solostream.agent.engine import Generation, Sampling
 
 
 class GenerateInRounds:

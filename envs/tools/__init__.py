@@ -13,9 +13,9 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, runtime_checkable
 
-from envs.workspace import Workspace
-from sandbox.errors import UserError
-from sandbox.types import Execution
+from solostream.envs.workspace import Workspace
+from solostream.errors import UserError
+from solostream.sandbox.types import Execution
 
 
 @runtime_checkable

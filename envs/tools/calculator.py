@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from envs.workspace import Workspace
-from sandbox.types import Execution
+from solostream.envs.workspace import Workspace
+from solostream.sandbox.types import Execution
 
 # The values are passed as literals (repr), so that no expression can end the string that holds it.
 _PROGRAM = """

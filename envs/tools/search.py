@@ -10,10 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from envs.workspace import Workspace
-from sandbox.errors import UserError
+from solostream.envs.workspace import Workspace
+from solostream.errors import UserError
 
-BUILTIN = Path(__file__).parent.parent / "problems" / "facts.jsonl"
+BUILTIN = Path(__file__).parents[1] / "data" / "problems" / "facts.jsonl"
 _WORD = re.compile(r"\w+")
 
 

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sandbox import Execution, Sandbox, Session
-from sandbox.spec import open_sandbox
+from solostream.sandbox import Execution, Sandbox, Session
+from solostream.sandbox.spec import open_sandbox
 
 
 class DiarySandbox:

@@ -5,8 +5,8 @@ Every bomb is bounded: it counts, its children end by themselves, and it asks fo
 
 from __future__ import annotations
 
-from sandbox.conformance.case import Arena, case, expect
-from sandbox.types import Execution, Session
+from solostream.sandbox.conformance.case import Arena, case, expect
+from solostream.sandbox.types import Execution, Session
 
 _FORKS = """
 import os, signal, time

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from sandbox.types import Claim, Execution, Limits, Sandbox, Session
+from solostream.sandbox.types import Claim, Execution, Limits, Sandbox, Session
 
 CLAIMS: tuple[Claim, ...] = get_args(Claim)
 

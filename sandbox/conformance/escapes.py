@@ -6,8 +6,8 @@ import asyncio
 import os
 import socket
 
-from sandbox.conformance import host
-from sandbox.conformance.case import Arena, case, expect
+from solostream.sandbox.conformance import host
+from solostream.sandbox.conformance.case import Arena, case, expect
 
 
 @case("TCP out", "network")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sandbox.conformance.case import Arena, case, expect
-from sandbox.types import Execution
+from solostream.sandbox.conformance.case import Arena, case, expect
+from solostream.sandbox.types import Execution
 
 HOST_MB = 150  # the most that this process may grow while one case floods it
 

@@ -8,10 +8,10 @@ import os
 import signal
 import sys
 
-from sandbox.conformance import host
-from sandbox.conformance.case import Arena, Skip, case, expect
-from sandbox.errors import SandboxError
-from sandbox.types import Claim
+from solostream.errors import SandboxError
+from solostream.sandbox.conformance import host
+from solostream.sandbox.conformance.case import Arena, Skip, case, expect
+from solostream.sandbox.types import Claim
 
 _ALL: tuple[Claim, ...] = ("processes", "sessions")
 
@@ -115,7 +115,7 @@ print('gone')
     expect(seen.stdout == "gone\n", "the daemon starts", seen)  # that none is left is looked at after every case
 
 
-@case("zombies are buried with the session", "orphans")
+@case("zombies are reaped with the session", "orphans")
 async def zombies(arena: Arena) -> None:
     code = "import os\nfor _ in range(30):\n    if os.fork() == 0:\n        os._exit(0)\nprint('made')"
     seen = await arena.run(code)
@@ -286,8 +286,8 @@ async def cancelled(arena: Arena) -> None:
 # Runs in a process of its own, which is then killed: one session idle with a daemon, one in the middle of a call.
 _OWNER = """
 import asyncio, json, sys
-from sandbox.conformance.suite import LIMITS
-from sandbox.spec import open_sandbox
+from solostream.sandbox.conformance.suite import LIMITS
+from solostream.sandbox.spec import open_sandbox
 
 async def main(spec, tag):
     rename = f"import ctypes; ctypes.CDLL(None).prctl(15, b'{tag}')"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from sandbox.conformance.case import CLAIMS, Arena, case, expect
-from sandbox.errors import SandboxError
-from sandbox.types import Execution
+from solostream.errors import SandboxError
+from solostream.sandbox.conformance.case import CLAIMS, Arena, case, expect
+from solostream.sandbox.types import Execution
 
 
 @case("declares its isolation, limits and claims")

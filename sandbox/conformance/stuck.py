@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sandbox.conformance.case import Arena, case, expect
-from sandbox.types import Execution
+from solostream.sandbox.conformance.case import Arena, case, expect
+from solostream.sandbox.types import Execution
 
 GRACE_S = 20  # of wall time beyond the time-out, for a machine that other cases are loading
 

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sandbox.conformance import host
-from sandbox.conformance.case import CASES, Arena, Case, Skip, brief, canaries
-from sandbox.errors import SandboxError, UserError
-from sandbox.types import Limits, Sandbox, Session
+from solostream.errors import SandboxError, UserError
+from solostream.sandbox.conformance import host
+from solostream.sandbox.conformance.case import CASES, Arena, Case, Skip, brief, canaries
+from solostream.sandbox.types import Limits, Sandbox, Session
 
 # What `check` opens a spec with: a generous clock (a case that is about time names its own), little of the rest.
 LIMITS = Limits(timeout_s=20, memory_mb=512, processes=64, disk_mb=32, open_files=128, output_bytes=65_536)
@@ -100,7 +100,7 @@ async def check(
 
 
 def _open(spec: str) -> Sandbox:
-    from sandbox.spec import open_sandbox
+    from solostream.sandbox.spec import open_sandbox
 
     return open_sandbox(spec, limits=LIMITS)
 

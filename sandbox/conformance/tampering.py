@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sandbox.conformance.case import Arena, case, expect
-from sandbox.types import Execution
+from solostream.sandbox.conformance.case import Arena, case, expect
+from solostream.sandbox.types import Execution
 
 
 async def tampers(arena: Arena, code: str, *, survives: bool = False) -> Execution:

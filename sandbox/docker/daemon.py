@@ -8,9 +8,9 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
-from sandbox.docker import hardening
-from sandbox.docker.hardening import Container
-from sandbox.errors import SandboxError, UserError
+from solostream.errors import SandboxError, UserError
+from solostream.sandbox.docker import hardening
+from solostream.sandbox.docker.hardening import Container
 
 if TYPE_CHECKING:
     import docker
@@ -99,7 +99,7 @@ class Daemon:
                 self.remove(found["Id"])
 
 
-async def last_words(stream: socket.socket, size: int = 2000) -> str:
+async def log_tail(stream: socket.socket, size: int = 2000) -> str:
     """Wait until the container ends; the end of what it wrote. Closes the stream."""
     loop = asyncio.get_running_loop()
     heard = b""

@@ -11,7 +11,7 @@ import math
 import struct
 from typing import Any, cast, get_args
 
-from sandbox.types import CodeError, Execution, Limits, Status
+from solostream.sandbox.types import CodeError, Execution, Limits, Status
 
 PROTOCOL = 1  # both sides must speak the same: an old image is refused
 CODE_LENGTH = 16 << 20  # characters of one request

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from sandbox.docker import door
-from sandbox.docker.daemon import Daemon
-from sandbox.docker.hardening import IMAGE, Container
-from sandbox.kernel import Kernel, Kernels, KernelSession, start_kernel
-from sandbox.types import Claim, Limits
+from solostream.sandbox.docker.connection import connect
+from solostream.sandbox.docker.daemon import Daemon
+from solostream.sandbox.docker.hardening import IMAGE, Container
+from solostream.sandbox.jupyter.kernel import Kernel, Kernels, KernelSession, start_kernel
+from solostream.sandbox.types import Claim, Limits
 
 _OWN_MB = 160  # what kernel, guard and container need besides what the session may use
 _OWN_PROCESSES = 7  # an init, the guard, the kernel's own threads
@@ -27,7 +27,7 @@ class KernelContainer:
         self._name: str | None = None
 
     async def start(self) -> socket.socket:
-        self._name, connection = await door.start(self._daemon, "sandbox.kernel_launcher")
+        self._name, connection = await connect(self._daemon, "solostream.sandbox.jupyter.launcher")
         return connection
 
     async def end(self) -> None:

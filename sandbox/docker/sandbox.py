@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, get_args
 
-from sandbox.docker import door, frames, hardening
-from sandbox.docker.daemon import Daemon
-from sandbox.docker.hardening import Container
-from sandbox.errors import SandboxError, UserError
-from sandbox.types import Claim, CodeError, Execution, Limits
+from solostream.errors import SandboxError, UserError
+from solostream.sandbox.docker import frames, hardening
+from solostream.sandbox.docker.connection import connect
+from solostream.sandbox.docker.daemon import Daemon
+from solostream.sandbox.docker.hardening import Container
+from solostream.sandbox.types import Claim, CodeError, Execution, Limits
 
-log = logging.getLogger("sandbox.docker")
+log = logging.getLogger("solostream.sandbox.docker")
 
 _WALL: frozenset[Claim] = frozenset({"state", "filesystem", "network", "environment", "orphans"})  # whatever is inside
 START_S = 60.0  # until the server in a new container greets
@@ -122,9 +123,9 @@ class Server:
 
 async def start_server(daemon: Daemon, limits: Limits, options: dict[str, Any]) -> Server:
     """Raises SandboxError, with what the container said last."""
-    name, connection = await door.start(
+    name, connection = await connect(
         daemon,
-        "sandbox.docker.inside",
+        "solostream.sandbox.docker.entrypoint",
         security_opt=["no-new-privileges", f"seccomp={hardening.seccomp_profile()}"],
         # A session's own /proc may be mounted only where the container's is whole. What Docker masks is root's to read.
         MaskedPaths=[],

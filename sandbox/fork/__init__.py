@@ -1,5 +1,5 @@
 """The embedded sandbox: a fork server and confined sessions, without Docker. See docs/sandbox.md."""
 
-from sandbox.fork.host import ForkSandbox, ForkSession
+from solostream.sandbox.fork.host import ForkSandbox, ForkSession
 
 __all__ = ["ForkSandbox", "ForkSession"]

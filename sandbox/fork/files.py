@@ -7,9 +7,9 @@ import os
 import struct
 from types import TracebackType
 
-from sandbox.errors import SandboxError
-from sandbox.fork.child import wire
-from sandbox.types import CodeError, Execution
+from solostream.errors import SandboxError
+from solostream.sandbox.fork.child import wire
+from solostream.sandbox.types import CodeError, Execution
 
 
 class MemoryFiles:

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
-from sandbox.errors import SandboxError, UserError
-from sandbox.fork.process import Process
-from sandbox.fork.server import Options, Server, probe
-from sandbox.types import Claim, Execution, Limits
+from solostream.errors import SandboxError, UserError
+from solostream.sandbox.fork.process import Process
+from solostream.sandbox.fork.server import Options, Server, probe
+from solostream.sandbox.types import Claim, Execution, Limits
 
-log = logging.getLogger("sandbox.fork")
+log = logging.getLogger("solostream.sandbox.fork")
 
 # What models write for mathematics. Cheap to have: it is imported once and shared by all sessions.
 PREIMPORT = (
@@ -142,7 +142,7 @@ class ForkSession:
         self._closed = False
 
     async def run(self, code: str, *, timeout: float | None = None) -> Execution:
-        """Run `code`; see `sandbox.types.Session`. Calls to one session take turns."""
+        """Run `code`; see `solostream.sandbox.types.Session`. Calls to one session take turns."""
         limits = self._sandbox.limits
         timeout = limits.timeout_s if timeout is None else timeout
         async with self._turn:

@@ -15,12 +15,12 @@ import struct
 import time
 from dataclasses import replace
 
-from sandbox.errors import SandboxError
-from sandbox.fork import watch
-from sandbox.fork.child import wire
-from sandbox.fork.files import MemoryFiles
-from sandbox.fork.server import Server
-from sandbox.types import CodeError, Execution, Status
+from solostream.errors import SandboxError
+from solostream.sandbox.fork import watch
+from solostream.sandbox.fork.child import wire
+from solostream.sandbox.fork.files import MemoryFiles
+from solostream.sandbox.fork.server import Server
+from solostream.sandbox.types import CodeError, Execution, Status
 
 _INTERRUPT_S = 0.3  # between SIGINT and SIGKILL
 _WATCH_S = 0.1  # between looks at a session's memory where no cgroup does it
@@ -144,7 +144,7 @@ class Process:
         )
 
     async def kill(self) -> None:
-        """SIGKILL, and wait until the fork server has buried everything that the session started. Idempotent."""
+        """SIGKILL, and wait until the fork server has reaped everything that the session started. Idempotent."""
         self.dead = True
         if self._released:
             return

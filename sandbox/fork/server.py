@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox.errors import SandboxError, UserError
-from sandbox.fork import cgroup
-from sandbox.types import Limits
+from solostream.errors import SandboxError, UserError
+from solostream.sandbox.fork import cgroup
+from solostream.sandbox.types import Limits
 
-log = logging.getLogger("sandbox.fork")
+log = logging.getLogger("solostream.sandbox.fork")
 
 _NOBODY = 65534  # what root becomes, see child/zygote.py
 _DESCRIPTORS = 16_384

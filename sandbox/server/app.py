@@ -14,15 +14,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sandbox.errors import SandboxError, UserError
-from sandbox.server import fusion
-from sandbox.server.guard import ClientGone, Guard, unless_gone
-from sandbox.server.metrics import Metrics
-from sandbox.server.peers import Peers
-from sandbox.server.replies import AsciiJSON
-from sandbox.server.sessions import Busy, Gone, Sessions
-from sandbox.server.settings import Settings
-from sandbox.types import Sandbox
+from solostream.errors import SandboxError, UserError
+from solostream.sandbox.server import fusion
+from solostream.sandbox.server.guard import ClientGone, Guard, unless_gone
+from solostream.sandbox.server.metrics import Metrics
+from solostream.sandbox.server.peers import Peers
+from solostream.sandbox.server.replies import AsciiJSON
+from solostream.sandbox.server.sessions import Busy, Gone, Sessions
+from solostream.sandbox.server.settings import Settings
+from solostream.sandbox.types import Sandbox
 
 HEARTBEAT_S = 1.0
 

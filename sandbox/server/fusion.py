@@ -22,12 +22,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import AfterValidator, BaseModel, Field
 
-from sandbox.errors import SandboxError
-from sandbox.server import program
-from sandbox.server.guard import unless_gone
-from sandbox.server.replies import AsciiJSON
-from sandbox.server.sessions import Busy, Sessions
-from sandbox.types import Execution, Session
+from solostream.errors import SandboxError
+from solostream.sandbox.server import program
+from solostream.sandbox.server.guard import unless_gone
+from solostream.sandbox.server.replies import AsciiJSON
+from solostream.sandbox.server.sessions import Busy, Sessions
+from solostream.sandbox.types import Execution, Session
 
 router = APIRouter()
 FETCH_S = 10.0

@@ -14,8 +14,8 @@ import aiohttp
 from fastapi import Request
 from fastapi.responses import Response
 
-from sandbox.errors import SandboxError
-from sandbox.server.sessions import Gone
+from solostream.errors import SandboxError
+from solostream.sandbox.server.sessions import Gone
 
 
 @dataclass(slots=True)

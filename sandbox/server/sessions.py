@@ -9,10 +9,10 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from sandbox.errors import UserError
-from sandbox.server.metrics import Metrics
-from sandbox.server.settings import Settings
-from sandbox.types import Execution, Sandbox, Session
+from solostream.errors import UserError
+from solostream.sandbox.server.metrics import Metrics
+from solostream.sandbox.server.settings import Settings
+from solostream.sandbox.types import Execution, Sandbox, Session
 
 
 class Busy(Exception):

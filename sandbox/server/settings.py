@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sandbox.types import Limits
+from solostream.sandbox.types import Limits
 
 # Large outputs are one of the things that SandboxFusion's users miss.
 SERVER_LIMITS = Limits(output_bytes=1 << 20)

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import uvicorn
 
-from sandbox.errors import SandboxError, UserError
-from sandbox.server.app import create_app
-from sandbox.server.peers import Peers
-from sandbox.server.settings import Settings
-from sandbox.spec import open_sandbox
+from solostream.errors import SandboxError, UserError
+from solostream.sandbox.server.app import create_app
+from solostream.sandbox.server.peers import Peers
+from solostream.sandbox.server.settings import Settings
+from solostream.sandbox.spec import open_sandbox
 
 
 def serve(settings: Settings) -> int:
@@ -90,7 +90,7 @@ class _Worker:
         own = Path(self.folder, self.name)
         own.unlink(missing_ok=True)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sandbox.server.workers"],
+            [sys.executable, "-m", "solostream.sandbox.server.workers"],
             stdin=subprocess.PIPE,
             pass_fds=[self.listener.fileno()],
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": f"{self.folder}/metrics"},

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 
-from sandbox.errors import SandboxError
-from sandbox.types import CodeError, Execution, Limits
+from solostream.errors import SandboxError
+from solostream.sandbox.types import CodeError, Execution, Limits
 
 OPEN: list[Scripted] = []  # sandboxes that were made and not closed
 

@@ -11,9 +11,9 @@ import psutil
 import pytest
 from gymnasium.utils.env_checker import check_env, data_equivalence
 
-import envs
-from envs import ToolEnv
-from envs.space import UnicodeText
+import solostream.envs
+from solostream.envs import ToolEnv
+from solostream.envs.space import UnicodeText
 
 IDS = sorted(name for name in gymnasium.registry if name.startswith("solostream/"))
 SANDBOXES = ["scripted:Scripted", "fork"]
@@ -33,7 +33,7 @@ def env(request):
 
 def test_the_names_that_others_rely_on():
     assert {"solostream/Math-v0", "solostream/Arithmetic-v0", "solostream/MathRetrieval-v0"} <= set(IDS)
-    assert envs.register is gymnasium.register
+    assert solostream.envs.register is gymnasium.register
 
 
 def test_gymnasiums_checker_is_content(env):
@@ -61,7 +61,7 @@ def test_the_spec_survives_json_and_makes_the_same_environment(env):
 
 
 def test_tasks_survive_the_spec_with_all_they_hold():
-    tasks = [envs.Task("one", "1+1?", "2", "sums", {"min_calls": 1})]
+    tasks = [solostream.envs.Task("one", "1+1?", "2", "sums", {"min_calls": 1})]
     spec = gymnasium.make("solostream/Math-v0", tasks=tasks).spec
     again = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(spec.to_json()))
     assert list(again.unwrapped.tasks) == tasks

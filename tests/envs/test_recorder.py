@@ -6,9 +6,9 @@ import json
 import gymnasium
 import pytest
 
-from envs import Task, ToolEnv
-from envs.record import RecordEpisodes, read_episodes
-from sandbox.errors import UserError
+from solostream.envs import Task, ToolEnv
+from solostream.envs.recorder import RecordEpisodes, read_episodes
+from solostream.errors import UserError
 
 ROWS = [{"id": "one", "prompt": "Сколько? 🙂", "answer": "42"}]
 CALL, ANSWER = "```python\nreply:é\n```\n", "\\boxed{42}"

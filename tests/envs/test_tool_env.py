@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import OPEN, Scripted
 
-from envs import Task, ToolEnv, workspace
-from sandbox.errors import SandboxError, UserError
+from solostream.envs import Task, ToolEnv, workspace
+from solostream.errors import SandboxError, UserError
 
 TASKS = [Task("one", "What is 6 times 7?", "42"), Task("two", "Simplify.", r"8\sqrt{2}")]
 

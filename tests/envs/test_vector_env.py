@@ -7,8 +7,8 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from scripted import OPEN
 
-from envs.tool_env import ToolEnv
-from sandbox.errors import SandboxError, UserError
+from solostream.envs.tool_env import ToolEnv
+from solostream.errors import SandboxError, UserError
 
 ROWS = [{"id": str(i), "prompt": f"Πρόβλημα {i} 🙂 " + "long " * i, "answer": str(i)} for i in range(40)]
 CALL, RIGHT, VOID = "```python\nreply:é🙂\n```\n", "\\boxed{7}", "I give up."

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from viewer.cli import listen
-from viewer.server import make_app
+from solostream.cli.view import listen
+from solostream.viewer.server import make_app
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 FLAGS = [

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic_runs import Writer, learnt, tokenizer, training_records, write_training_run
+from synthetic_runs import Writer, tokenizer, training_records, update, write_training_run
 
-from agent.behaviour import observe
-from agent.trajectory import Trajectory
-from sandbox.errors import UserError
-from viewer.index import Index
-from viewer.tokens import Pieces, find_tokenizer
+from solostream.agent.trajectory import Trajectory
+from solostream.errors import UserError
+from solostream.evaluation.tool_use import observe
+from solostream.viewer.index import Index
+from solostream.viewer.tokens import Pieces, find_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,15 +97,15 @@ def test_bodies_are_the_lines(tmp_path: Path, records: list[dict]) -> None:
 
 
 def test_an_update_gives_the_rows_before_it_their_advantages(tmp_path: Path, records: list[dict]) -> None:
-    path = write(tmp_path / "trajectories.jsonl", [*records[:3], learnt(records[:2]), records[3]])
+    path = write(tmp_path / "trajectories.jsonl", [*records[:3], update(records[:2]), records[3]])
     index = built(path)
-    given = learnt(records[:2])["advantages"]
+    given = update(records[:2])["advantages"]
     rows = index.page()["rows"]
     assert [row["advantage"] for row in rows] == [given[0], given[1], None, None]
     assert [row["id"] for row in rows] == [0, 1, 2, 3]
     assert index.status()["damaged"] == 0
     with path.open("a") as file:
-        file.write(json.dumps({"learnt": 2, "advantages": {"0": -1.5, "3": 0.25}}) + "\n")  # again after a resume
+        file.write(json.dumps({"update": 2, "advantages": {"0": -1.5, "3": 0.25}}) + "\n")  # again after a resume
     assert index.refresh() == 1
     assert [row["advantage"] for row in index.page()["rows"]] == [-1.5, given[1], None, 0.25]
     assert index.record(3)[1] == records[3]
@@ -143,7 +143,7 @@ def test_a_cut_or_rewritten_file_is_indexed_anew(tmp_path: Path, records: list[d
 def test_several_at_once_index_every_line_once(tmp_path: Path, records: list[dict]) -> None:
     path = write(tmp_path / "trajectories.jsonl", records)
     follow = f"i = Index(Path({str(path)!r}))\nwhile i.refresh(7): pass"
-    code = f"from pathlib import Path\nfrom viewer.index import Index\n{follow}"
+    code = f"from pathlib import Path\nfrom solostream.viewer.index import Index\n{follow}"
     running = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for _ in range(3)]
     assert [process.wait(60) for process in running] == [0, 0, 0]
     index = Index(path)
@@ -189,7 +189,7 @@ def test_a_run_without_a_tokenizer_has_none(tmp_path: Path) -> None:
 def test_index_of_a_script_in_the_prompt(tmp_path: Path) -> None:
     import random
 
-    from envs.types import Task
+    from solostream.envs.types import Task
 
     writer = Writer(tokenizer(), random.Random(0))
     writer.hear("user", "<script>alert(1)</script>\n  what?")

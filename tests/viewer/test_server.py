@@ -16,8 +16,8 @@ import pytest
 from browser import serving
 from synthetic_runs import training_records
 
-from sandbox.errors import UserError
-from viewer.cli import listen, view
+from solostream.cli.view import listen, view
+from solostream.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +60,7 @@ def test_a_file_cut_under_the_server_is_said(client: httpx.Client, path: Path) -
 
 def test_the_indexer_goes_with_the_server_and_its_end_is_said(path: Path) -> None:
     def indexers() -> list[psutil.Process]:
-        return [p for p in psutil.Process().children() if "viewer.follow" in p.cmdline()]
+        return [p for p in psutil.Process().children() if "solostream.viewer.follow" in p.cmdline()]
 
     before = set(indexers())
     with serving([path]) as address:
@@ -79,7 +79,7 @@ def test_the_indexer_goes_with_the_server_and_its_end_is_said(path: Path) -> Non
 
 
 def test_the_indexer_of_a_killed_server_ends(path: Path) -> None:
-    command = [sys.executable, "-m", "training.cli", "view", str(path), "--port", "0"]
+    command = [sys.executable, "-m", "solostream", "view", str(path), "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert server.stdout is not None
     address = server.stdout.readline().split()[0]
@@ -111,7 +111,7 @@ def test_port_in_use_names_the_flag() -> None:
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run at"):
         view((tmp_path / "absent",), port=0)
-    done = subprocess.run([sys.executable, "-m", "training.cli", "view", str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "solostream", "view", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "trajectories.jsonl" in done.stderr

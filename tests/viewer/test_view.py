@@ -14,7 +14,7 @@ import pytest
 from browser import chromium, keep, serving, until, wait
 from synthetic_runs import Writer, run_code, tokenizer, training_records, write_evaluation, write_training_run
 
-from envs.types import Task
+from solostream.envs.types import Task
 
 pytestmark = pytest.mark.browser
 

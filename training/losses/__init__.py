@@ -10,18 +10,18 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from training.learner_config import LearnerConfig, LossName
-from training.losses.cispo import cispo
-from training.losses.clip_cov import clip_cov, pick_between
-from training.losses.gspo import gspo
-from training.losses.kl_cov import kl_cov, pick_largest
-from training.losses.ppo_clip import ppo_clip
-from training.losses.tokens import Tokens
+from solostream.training.config.learner import LearnerConfig, LossName
+from solostream.training.losses.cispo import cispo
+from solostream.training.losses.clip_cov import clip_cov, pick_between
+from solostream.training.losses.gspo import gspo
+from solostream.training.losses.kl_cov import kl_cov, pick_largest
+from solostream.training.losses.ppo_clip import ppo_clip
+from solostream.training.losses.tokens import Tokens
 
 # (tokens, config) -> (loss of each token [n], metrics as sums over tokens)
 Loss = Callable[[Tokens, LearnerConfig], tuple[Tensor, dict[str, Tensor]]]
-# (covariance of each token of the optimiser batch, config, generator) -> which tokens the loss treats apart
-Pick = Callable[[np.ndarray, LearnerConfig, np.random.Generator], np.ndarray]
+# (covariance of each token of the optimizer batch, config, generator) -> which tokens the loss treats apart
+TokenSelector = Callable[[np.ndarray, LearnerConfig, np.random.Generator], np.ndarray]
 
 LOSSES: dict[LossName, Loss] = {
     "ppo_clip": ppo_clip,
@@ -30,4 +30,4 @@ LOSSES: dict[LossName, Loss] = {
     "clip_cov": clip_cov,
     "kl_cov": kl_cov,
 }
-PICKS: dict[LossName, Pick] = {"clip_cov": pick_between, "kl_cov": pick_largest}
+TOKEN_SELECTORS: dict[LossName, TokenSelector] = {"clip_cov": pick_between, "kl_cov": pick_largest}

@@ -1,6 +1,6 @@
-"""From losses of tokens to the loss of an optimiser step: one weight a trajectory, from global counts.
+"""From losses of tokens to the loss of an optimizer step: one weight a trajectory, from global counts.
 
-The counts are those of the whole optimiser batch before any filter. So the gradient is a plain sum over micro-batches,
+The counts are those of the whole optimizer batch before any filter. So the gradient is a plain sum over micro-batches,
 however the batch is cut, and a dropped trajectory does not make the others weigh more.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from training.learner_config import Aggregation
+from solostream.training.config.learner import Aggregation
 
 
 def token_weights(aggregation: Aggregation, lengths: Sequence[int], length_norm: int = 1) -> list[float]:

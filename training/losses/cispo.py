@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from training.learner_config import LearnerConfig
-from training.losses.tokens import Tokens
+from solostream.training.config.learner import LearnerConfig
+from solostream.training.losses.tokens import Tokens
 
 
 def cispo(tokens: Tokens, config: LearnerConfig) -> tuple[Tensor, dict[str, Tensor]]:

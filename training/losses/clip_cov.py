@@ -1,6 +1,6 @@
 """Clip-Cov (arXiv 2505.22617, Eq. 12): PPO-clip, and a few tokens of high covariance lose their gradient.
 
-cov = (log π − mean log π)(A − mean A) over the action tokens of the optimiser batch: the tokens that drive the entropy
+cov = (log π − mean log π)(A − mean A) over the action tokens of the optimizer batch: the tokens that drive the entropy
 down. Of those between the bounds, `cov_share` of all tokens are drawn at random. Departure: log π is the sampler's, so
 that the choice does not depend on how the batch is cut into micro-batches.
 """
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.learner_config import LearnerConfig
-from training.losses.ppo_clip import ppo_clip
-from training.losses.tokens import Tokens
+from solostream.training.config.learner import LearnerConfig
+from solostream.training.losses.ppo_clip import ppo_clip
+from solostream.training.losses.tokens import Tokens
 
 
 def covariance(logprob: np.ndarray, advantage: np.ndarray) -> np.ndarray:

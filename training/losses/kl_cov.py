@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from training.learner_config import LearnerConfig
-from training.losses.tokens import Tokens
+from solostream.training.config.learner import LearnerConfig
+from solostream.training.losses.tokens import Tokens
 
 
 def pick_largest(cov: np.ndarray, config: LearnerConfig, rng: np.random.Generator) -> np.ndarray:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.learner_config import LearnerConfig
-from training.losses.tokens import Tokens, clip_counts
+from solostream.training.config.learner import LearnerConfig
+from solostream.training.losses.tokens import Tokens, clip_counts
 
 
 def ppo_clip(tokens: Tokens, config: LearnerConfig) -> tuple[Tensor, dict[str, Tensor]]:

@@ -28,7 +28,8 @@ import time
 from collections import deque
 from typing import NamedTuple, NoReturn
 
-from . import confine, landlock, linux, memory, rootfs, seccomp, wire, worker
+from . import landlock, linux, memory, rootfs, seccomp, wire, worker
+from .confinement import INSIDE_UID, Confinement, Restriction, enter_namespaces
 
 # nobody: what the fork server becomes when root starts it
 NOBODY = 65534
@@ -87,7 +88,7 @@ def _guard(host: int, server: int, folder: str | None) -> NoReturn:
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
-def _confinement(options: dict) -> confine.Confinement:
+def _confinement(options: dict) -> Confinement:
     """Enter the strongest tier that this kernel grants, or the one that was asked for. Raises OSError.
 
     What can fail is tried in a child first: an attempt that breaks off half-way must not leave a half-built root.
@@ -105,7 +106,7 @@ def _confinement(options: dict) -> confine.Confinement:
     else:
         folder = options["folder"] or tempfile.gettempdir()
         _open_python()
-    return confine.Confinement(tier, **limits, landlock_abi=abi, seccomp=program, folder=folder)
+    return Confinement(tier, **limits, landlock_abi=abi, seccomp=program, folder=folder)
 
 
 class ClosedPython(OSError):
@@ -159,7 +160,7 @@ def _grants(tier: str) -> bool:
         child = os.fork()
         if child:
             os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        confine.enter_namespaces(confine.Confinement("namespaces", 64, 8, 1, 64, 1, 0, b""))
+        enter_namespaces(Confinement("namespaces", 64, 8, 1, 64, 1, 0, b""))
         os._exit(0)
     except BaseException:
         os._exit(1)
@@ -175,7 +176,7 @@ def _enter_namespaces() -> None:
         _drop_root()
     uid, gid = os.getuid(), os.getgid()
     linux.unshare(linux.CLONE_NEWUSER | ours)
-    linux.map_user(confine.INSIDE_UID, uid, gid)
+    linux.map_user(INSIDE_UID, uid, gid)
     socket.sethostname("sandbox")
     if not root:
         rootfs.build()
@@ -231,13 +232,11 @@ class _Living(NamedTuple):
 
 
 class _Server:
-    """The loop: hand out sessions, fork the next ones, bury the dead."""
+    """The loop: hand out sessions, fork the next ones, reap the dead."""
 
-    def __init__(
-        self, control: socket.socket, host: int, groups: int, confinement: confine.Confinement, options: dict
-    ) -> None:
+    def __init__(self, control: socket.socket, host: int, groups: int, confinement: Confinement, options: dict) -> None:
         self.control, self.host, self.groups, self.confinement = control, host, groups, confinement
-        self.restriction = confine.Restriction(confinement)
+        self.restriction = Restriction(confinement)
         self.count = 0
         self.rest_until = 0.0  # no forks for the pool before that
         self.pool_size, self.snapshot = options["pool"], options["snapshot"]
@@ -261,7 +260,7 @@ class _Server:
             rest = max(0.0, self.rest_until - time.monotonic()) if lacking else None
             for fd, _ in self.events.poll(rest):
                 if fd in self.living:
-                    self._bury(fd)
+                    self._reap(fd)
                 elif fd == self.host or not self._asked():
                     self.stop()
             while self.waiting and self.ready:
@@ -354,7 +353,7 @@ class _Server:
                 os.dup2(0, standard)
             os.setsid()  # in every tier: kill(0) crosses a pid namespace to the rest of the process group
             if self.own_pids is not None:
-                confine.enter_namespaces(self.confinement)
+                enter_namespaces(self.confinement)
             self.restriction.apply(folder)
             os.dup2(end.fileno(), _CHANNEL, inheritable=False)
             linux.syscall(_CLOSE_RANGE, _CHANNEL + 1, 0x7FFFFFFF, 0)
@@ -365,7 +364,7 @@ class _Server:
         finally:
             os._exit(70)
 
-    def _bury(self, pidfd: int) -> None:
+    def _reap(self, pidfd: int) -> None:
         """Take down what a dead session left, then tell the host: it hears of a death when all of it is over."""
         session = self.living.pop(pidfd)
         self.events.unregister(pidfd)  # closing it is not enough: the host has a copy

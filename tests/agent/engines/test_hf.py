@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from agent.engine import Engine, EngineError, Sampling
-from agent.hf import HFEngine
-from agent.hf.forward import LeanForward, ModelForward
-from agent.hf.sampling import sample, uniforms
-from sandbox.errors import UserError
+from solostream.agent.engine import Engine, EngineError, Sampling
+from solostream.agent.engines.hf import HFEngine
+from solostream.agent.engines.hf.forward import LeanForward, ModelForward
+from solostream.agent.engines.hf.sampling import sample, uniforms
+from solostream.errors import UserError
 
 
 async def talk(engine: Engine, seed: int, turns: int = 3, **sampling: Any) -> tuple[list[int], list[tuple[int, Any]]]:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from agent.engine import EngineError, Generation, Sampling
-from agent.vllm import VllmEngine
-from sandbox.errors import UserError
+from solostream.agent.engine import EngineError, Generation, Sampling
+from solostream.agent.engines.vllm import VllmEngine
+from solostream.errors import UserError
 
 MISSING = importlib.util.find_spec("vllm") is None
 pytestmark = [

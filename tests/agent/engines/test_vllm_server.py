@@ -18,14 +18,14 @@ from typing import Any
 import httpx
 import pytest
 
-from agent.endpoint import ChatEndpoint
-from agent.engine import EngineError, Sampling
-from agent.http import ask, open_client, post
-from agent.remote import COMPLETIONS, TOKENS, ServerEngine, _same_tokenizer
-from agent.scripted import byte_tokenizer
-from agent.spec import open_engine
-from sandbox.errors import UserError
-from training.monitor import read
+from solostream.agent.engine import EngineError, Sampling
+from solostream.agent.engines.chat_endpoint import ChatEndpoint
+from solostream.agent.engines.http import ask, open_client, post
+from solostream.agent.engines.scripted import byte_tokenizer
+from solostream.agent.engines.server import COMPLETIONS, TOKENS, ServerEngine, _same_tokenizer
+from solostream.agent.engines.spec import open_engine
+from solostream.errors import UserError
+from solostream.training.run.metric_logger import read
 
 MISSING = importlib.util.find_spec("vllm") is None
 pytestmark = [
@@ -38,7 +38,8 @@ PROMPTS = [[5 + 3 * i, 40, 41 + i, 90, 100 + i] * (i + 1) for i in range(6)]
 OPTIONS = "--dtype float32 --enforce-eager --max-model-len 400 --max-num-seqs 16 --block-size 32"
 OPTIONS += " --kv-cache-memory-bytes 33554432 --logprobs-mode processed_logprobs --host 127.0.0.1"
 OPTIONS += (
-    " --worker-extension-cls agent.vllm_worker.Reload --distributed-executor-backend uni --no-enable-chunked-prefill"
+    " --worker-extension-cls solostream.agent.engines.vllm_worker.Reload"
+    " --distributed-executor-backend uni --no-enable-chunked-prefill"
     " --enable-scale-out"
 )
 SETTINGS = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": str(ROOT)}
@@ -313,7 +314,7 @@ def test_a_training_samples_from_servers(server: tuple[str, Any], folder: Path, 
         "rollout.mode=async",
         "env.turn_tokens=40",
     ]
-    command = [sys.executable, "-m", "training.cli", "train", str(ROOT / "tests/training/pipeline/tiny.toml")]
+    command = [sys.executable, "-m", "solostream", "train", str(ROOT / "tests/training/run/tiny.toml")]
     command += ["--name", "tiny", "--engine", "vllm", *(f"--set={setting}" for setting in settings)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.conformance import CASES, check
+from solostream.sandbox.conformance import CASES, check
 
 
 async def test_fork_holds_every_promise() -> None:
@@ -21,7 +21,7 @@ async def test_fork_holds_every_promise() -> None:
 
 
 def solostream(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "training.cli", "sandbox", *arguments]
+    command = [sys.executable, "-m", "solostream", "sandbox", *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120)
 
 

@@ -8,8 +8,8 @@ import subprocess
 import pytest
 from unsafe import UnsafeSandbox
 
-from sandbox.conformance import CASES, Verdict, check
-from sandbox.errors import UserError
+from solostream.errors import UserError
+from solostream.sandbox.conformance import CASES, Verdict, check
 
 # What the plain child process really does, and what it cannot.
 HOLDS = [

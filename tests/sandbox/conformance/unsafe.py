@@ -10,9 +10,9 @@ import json
 import sys
 import time
 
-from sandbox.conformance.case import CLAIMS
-from sandbox.errors import SandboxError
-from sandbox.types import CodeError, Execution, Limits
+from solostream.errors import SandboxError
+from solostream.sandbox.conformance.case import CLAIMS
+from solostream.sandbox.types import CodeError, Execution, Limits
 
 _CHILD = """
 import ast, contextlib, io, json, sys, traceback

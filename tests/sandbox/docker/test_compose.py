@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.docker.hardening import seccomp_profile
-from sandbox.interpreter import Interpreter
+from solostream.sandbox.docker.hardening import seccomp_profile
+from solostream.sandbox.interpreter import Interpreter
 
 pytestmark = pytest.mark.docker
 ROOT = Path(__file__).parents[3]

@@ -10,11 +10,11 @@ from typing import get_args
 
 import pytest
 
-from sandbox import SandboxError, UserError
-from sandbox.conformance import check
-from sandbox.docker import DockerSandbox, frames, hardening
-from sandbox.docker.sandbox import Server
-from sandbox.types import Claim, Limits
+from solostream.sandbox import SandboxError, UserError
+from solostream.sandbox.conformance import check
+from solostream.sandbox.docker import DockerSandbox, frames, hardening
+from solostream.sandbox.docker.sandbox import Server
+from solostream.sandbox.types import Claim, Limits
 
 pytestmark = pytest.mark.docker
 LIMITS = Limits(timeout_s=20, memory_mb=256, processes=32, disk_mb=16, open_files=128, output_bytes=4096)
@@ -154,7 +154,7 @@ async def test_a_crash_rolls_back_to_the_snapshot(image):
 async def test_a_killed_owner_leaves_nothing(image):
     code = """
 import asyncio, os
-from sandbox.docker import DockerSandbox
+from solostream.sandbox.docker import DockerSandbox
 async def main():
     session = await DockerSandbox(preimport=()).open()
     print("ready", flush=True)

@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 
-from sandbox.conformance import check
-from sandbox.docker import DockerJupyterSandbox
-from sandbox.types import Limits
+from solostream.sandbox.conformance import check
+from solostream.sandbox.docker import DockerJupyterSandbox
+from solostream.sandbox.types import Limits
 
 pytestmark = pytest.mark.docker
 LIMITS = Limits(timeout_s=30, memory_mb=256, processes=32, disk_mb=16, open_files=128, output_bytes=4096)

@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from sandbox.docker import frames
-from sandbox.types import CodeError, Execution, Limits
+from solostream.sandbox.docker import frames
+from solostream.sandbox.types import CodeError, Execution, Limits
 
 LIMITS = Limits(output_bytes=8)
 GOOD = Execution(stdout="a", result="1", duration_s=0.5).to_dict()

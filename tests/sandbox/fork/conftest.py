@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.fork import ForkSandbox, ForkSession
-from sandbox.fork.server import probe
-from sandbox.types import Execution, Limits
+from solostream.sandbox.fork import ForkSandbox, ForkSession
+from solostream.sandbox.fork.server import probe
+from solostream.sandbox.types import Execution, Limits
 
 LIMITS = Limits(timeout_s=20, memory_mb=256, processes=32, disk_mb=16, open_files=128, output_bytes=4096)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.errors import SandboxError, UserError
-from sandbox.fork import ForkSandbox, cgroup, watch
-from sandbox.fork.child import wire
+from solostream.errors import SandboxError, UserError
+from solostream.sandbox.fork import ForkSandbox, cgroup, watch
+from solostream.sandbox.fork.child import wire
 from tests.sandbox.fork.conftest import LIMITS, interrupted, need, running
 
 
@@ -216,7 +216,7 @@ def test_nothing_survives_the_host(tmp_path: Path) -> None:
     code = f"""
 import asyncio, os, sys, time
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-from sandbox.fork import ForkSandbox, cgroup, watch
+from solostream.sandbox.fork import ForkSandbox, cgroup, watch
 async def main():
     box = ForkSandbox(preimport=(), pool=1)
     session = await box.open()
@@ -289,8 +289,8 @@ def test_running_out_of_descriptors_is_an_infrastructure_failure() -> None:
     code = f"""
 import asyncio, resource, sys
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-from sandbox.errors import SandboxError
-from sandbox.fork import ForkSandbox
+from solostream.errors import SandboxError
+from solostream.sandbox.fork import ForkSandbox
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
 async def main():
     box, opened, refused = ForkSandbox(preimport=(), pool=1), [], 0

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from sandbox.fork import ForkSandbox, ForkSession
+from solostream.sandbox.fork import ForkSandbox, ForkSession
 from tests.sandbox.fork.conftest import LIMITS, need
 
 

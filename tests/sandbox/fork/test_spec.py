@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import Interpreter, open_sandbox
-from sandbox.errors import SandboxError, UserError
-from sandbox.interpreter import background_loop, wait
-from sandbox.types import Limits
+from solostream.errors import SandboxError, UserError
+from solostream.sandbox import Interpreter, open_sandbox
+from solostream.sandbox.interpreter import background_loop, wait
+from solostream.sandbox.types import Limits
 from tests.sandbox.fork.conftest import need
 
 
@@ -29,7 +29,7 @@ def test_limits_are_gathered() -> None:
         ("fork", {"memory_bm": 1}, "no option 'memory_bm'; did you mean 'memory_mb'"),
         ("fork", {"limits": Limits(), "memory_mb": 1}, "not both"),
         ("no_such_package:Box", {}, "no module 'no_such_package'"),
-        ("sandbox.types:Box", {}, "has no 'Box'"),
+        ("solostream.sandbox.types:Box", {}, "has no 'Box'"),
     ],
 )
 def test_mistakes_name_the_remedy(spec: str, options: dict, message: str) -> None:
@@ -47,7 +47,7 @@ def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_factory_by_its_place() -> None:
-    assert type(open_sandbox("sandbox.fork:ForkSandbox", pool=3)) is type(open_sandbox("fork"))
+    assert type(open_sandbox("solostream.sandbox.fork:ForkSandbox", pool=3)) is type(open_sandbox("fork"))
 
 
 def test_interpreter() -> None:

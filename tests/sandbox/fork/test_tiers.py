@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.fork import ForkSandbox
-from sandbox.fork.child import seccomp
+from solostream.sandbox.fork import ForkSandbox
+from solostream.sandbox.fork.child import seccomp
 from tests.sandbox.fork.conftest import LIMITS, interrupted, need, running
 
 
@@ -81,15 +81,14 @@ def test_a_python_that_the_sessions_cannot_reach_is_refused_with_the_remedy(tmp_
     venv.create(closed / "venv", symlinks=True)
     closed.chmod(0o700)
     code = """
-from sandbox.fork import ForkSandbox
+from solostream.sandbox.fork import ForkSandbox
 try:
     print(ForkSandbox(isolation='landlock').tier)
 except ValueError as error:
     print(type(error).__name__, error)
 """
-    drop = (
-        "import os, sys\nfrom sandbox.fork.child import linux\nlinux.prctl(24, 21)\n"  # PR_CAPBSET_DROP, CAP_SYS_ADMIN
-    )
+    # PR_CAPBSET_DROP, CAP_SYS_ADMIN
+    drop = "import os, sys\nfrom solostream.sandbox.fork.child import linux\nlinux.prctl(24, 21)\n"
     drop += "os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
     python = str(closed / "venv/bin/python")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import SandboxError, UserError
-from sandbox.conformance import check, host
-from sandbox.fork.server import probe
-from sandbox.jupyter import JupyterSandbox
-from sandbox.types import Limits
+from solostream.sandbox import SandboxError, UserError
+from solostream.sandbox.conformance import check, host
+from solostream.sandbox.fork.server import probe
+from solostream.sandbox.jupyter.sandbox import JupyterSandbox
+from solostream.sandbox.types import Limits
 
 LIMITS = Limits(timeout_s=30, memory_mb=256, processes=32, disk_mb=16, open_files=128, output_bytes=4096)
 
@@ -100,7 +100,7 @@ async def test_it_holds():
 async def test_a_killed_host_leaves_no_kernel():
     code = """
 import asyncio
-from sandbox.jupyter import JupyterSandbox
+from solostream.sandbox.jupyter.sandbox import JupyterSandbox
 async def main():
     session = await JupyterSandbox().open()
     await session.run("import ctypes; ctypes.CDLL(None).prctl(15, b'orphan-kernel', 0, 0, 0)")

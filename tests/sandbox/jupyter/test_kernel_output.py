@@ -2,8 +2,8 @@
 
 import pytest
 
-from sandbox.kernel_output import Collector
-from sandbox.types import CodeError, Limits
+from solostream.sandbox.jupyter.output import Collector
+from solostream.sandbox.types import CodeError, Limits
 
 
 def collector() -> Collector:

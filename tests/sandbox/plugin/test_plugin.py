@@ -26,7 +26,7 @@ def installed(tmp_path_factory):
 def test_open_sandbox_finds_it_by_its_name_and_passes_options(installed, tmp_path):
     diary = tmp_path / "diary.jsonl"
     code = f"""
-from sandbox import Interpreter
+from solostream.sandbox import Interpreter
 with Interpreter("diary", around="fork", path={str(diary)!r}, output_bytes=4) as py:
     print(py.run("x = 6 * 7\\nprint('written')").stdout)
     print(py.run("x").result)
@@ -39,7 +39,7 @@ with Interpreter("diary", around="fork", path={str(diary)!r}, output_bytes=4) as
 
 
 def test_the_command_judges_it(installed):
-    check = [sys.executable, "-m", "training.cli", "sandbox", "check", "diary", "--only", "protocol", "--json"]
+    check = [sys.executable, "-m", "solostream", "sandbox", "check", "diary", "--only", "protocol", "--json"]
     done = subprocess.run(check, env=installed, capture_output=True, text=True)
     report = json.loads(done.stdout)
     assert report["backend"] == "diary"

@@ -15,7 +15,7 @@ import pytest
 @contextlib.contextmanager
 def serving(*options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The URL and the process of `solostream sandbox serve --port 0 ...`, answering; ended by SIGTERM."""
-    command = [sys.executable, "-m", "training.cli", "sandbox", "serve", "--port", "0", *options]
+    command = [sys.executable, "-m", "solostream", "sandbox", "serve", "--port", "0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:

@@ -8,13 +8,13 @@ import sys
 import uvicorn
 from fastapi import FastAPI
 
-from sandbox import open_sandbox
-from sandbox.server import fusion
-from sandbox.server.app import answer_errors
-from sandbox.server.metrics import Metrics
-from sandbox.server.sessions import Sessions
-from sandbox.server.settings import Settings
-from sandbox.types import Limits
+from solostream.sandbox import open_sandbox
+from solostream.sandbox.server import fusion
+from solostream.sandbox.server.app import answer_errors
+from solostream.sandbox.server.metrics import Metrics
+from solostream.sandbox.server.sessions import Sessions
+from solostream.sandbox.server.settings import Settings
+from solostream.sandbox.types import Limits
 
 
 @contextlib.asynccontextmanager

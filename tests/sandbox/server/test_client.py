@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sandbox import SandboxError, UserError, open_sandbox
-from sandbox.conformance import check
-from sandbox.http import HttpSandbox
-from sandbox.types import Limits
+from solostream.sandbox import SandboxError, UserError, open_sandbox
+from solostream.sandbox.conformance import check
+from solostream.sandbox.http import HttpSandbox
+from solostream.sandbox.types import Limits
 
 
 async def test_it_takes_the_servers_claims_and_limits(server: str) -> None:

@@ -12,7 +12,7 @@ import time
 
 import httpx
 
-from sandbox.conformance import host
+from solostream.sandbox.conformance import host
 
 TAG = "import ctypes\nctypes.CDLL(None).prctl(15, b'{}')\n"
 
@@ -208,7 +208,7 @@ def test_a_port_in_use_and_other_bad_options_are_one_line() -> None:
             (["--port", "0", "--workers", "0"], "--workers is at least 1"),
             (["--port", "0", "--token-file", "/nonexistent"], "cannot read --token-file"),
         ):
-            command = [sys.executable, "-m", "training.cli", "sandbox", "serve", *options]
+            command = [sys.executable, "-m", "solostream", "sandbox", "serve", *options]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
             assert done.returncode == 2
             assert words in done.stderr

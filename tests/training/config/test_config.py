@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.errors import UserError
-from training import config as configuration
-from training.config import Config, assign, expand, validate
-from training.learner_config import LearnerConfig
+from solostream.errors import UserError
+from solostream.training import config as configuration
+from solostream.training.config import Config, assign, expand, validate
+from solostream.training.config.learner import LearnerConfig
 
 ROOT = Path(__file__).parents[3]
 
@@ -81,7 +81,7 @@ def test_garbage_is_one_line_or_a_value_that_can_be_written_down(key: str) -> No
     ("setting", "words"),
     [
         ("learner.lr='1e-3'", "valid number"),
-        ("learner.minibatches=true", "valid integer"),
+        ("learner.num_mini_batches=true", "valid integer"),
         ("learner.grad_clip=inf", "finite"),
         ("learner.betas=[0.9, 1.0]", "less than 1"),
         ("learner.seed=-1", "greater than or equal to 0"),
@@ -139,7 +139,7 @@ def test_schedules_end_with_the_run() -> None:
     settings = [
         "run.steps=10",
         "learner.schedule=linear",
-        "learner.minibatches=2",
+        "learner.num_mini_batches=2",
         "cold_start.learner.schedule=cosine",
     ]
     config = validate(assign({}, [*settings, "cold_start.phases=[{steps = 7, mix = {early = 1.0}}]"]))
@@ -168,6 +168,6 @@ def test_the_configurations_that_ship_are_valid(path: Path) -> None:
 
 
 def test_the_names_are_those_of_the_registries() -> None:
-    from training.algorithms import ADVANTAGES
+    from solostream.training.advantages import ADVANTAGES
 
-    assert set(typing.get_args(configuration.AdvantageName)) == set(ADVANTAGES)
+    assert set(typing.get_args(configuration.models.AdvantageName)) == set(ADVANTAGES)

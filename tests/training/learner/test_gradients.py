@@ -8,10 +8,10 @@ import tiny_models
 import torch
 from tiny_ledgers import trajectory
 
-from agent.trajectory import Trajectory
-from training.advantage import Advantages
-from training.learner import Learner
-from training.learner_config import LearnerConfig
+from solostream.agent.trajectory import Trajectory
+from solostream.training.advantages.base import Advantages
+from solostream.training.config.learner import LearnerConfig
+from solostream.training.learner.learner import Learner
 
 AGGREGATIONS = ["token_mean", "seq_mean_token_mean", "seq_mean_token_sum"]
 LENGTHS = [3, 21, 8, 8, 1, 34, 13, 5, 27, 2, 9, 16]
@@ -37,11 +37,11 @@ def a_batch(
 
 
 def gradient(config: LearnerConfig, batch: list[Trajectory], advantages: Advantages) -> torch.Tensor:
-    """The gradient of a single update, caught before the optimiser step."""
+    """The gradient of a single update, caught before the optimizer step."""
     learner = Learner(tiny_models.model(), config)
     found: list[torch.Tensor] = []
-    learner.optimiser.apply = lambda: found.append(  # type: ignore[method-assign]
-        torch.cat([p.grad.flatten() for p in learner.optimiser.parameters])
+    learner.optimizer.apply = lambda: found.append(  # type: ignore[method-assign]
+        torch.cat([p.grad.flatten() for p in learner.optimizer.parameters])
     )
     learner.update(batch, advantages)
     return found[0]
@@ -84,9 +84,9 @@ def test_packed_padded_and_micro_batched_gradients_are_equal(aggregation) -> Non
     assert expected.abs().max() > 1e-3
     total = sum(map(len, batch))
     for ways in (1, 2, 4, 8):
-        config = LearnerConfig(aggregation=aggregation, grad_clip=0, token_budget=-(-total // ways) + 1)
+        config = LearnerConfig(aggregation=aggregation, grad_clip=0, max_tokens_per_batch=-(-total // ways) + 1)
         assert close(gradient(config, batch, advantages), expected), ways
-    alone = LearnerConfig(aggregation=aggregation, grad_clip=0, token_budget=1)
+    alone = LearnerConfig(aggregation=aggregation, grad_clip=0, max_tokens_per_batch=1)
     assert close(gradient(alone, batch, advantages), expected)
 
 
@@ -101,13 +101,13 @@ def test_every_loss_is_independent_of_the_cut(loss, aggregation) -> None:
         grad_clip=0,
         cov_share=0.2,
         cov_bounds=(0.0, 5.0),
-        entropy_bonus=0.05,
-        kl_coefficient=0.1,
+        entropy_coef=0.05,
+        kl_coef=0.1,
         tis_cap=1.1,
         reject_outside=(0.9, 1.15),
     )
     whole = gradient(config, batch, advantages)
-    cut = config.model_copy(update={"token_budget": 40, "logits_chunk": 6, "gradient_checkpointing": True})
+    cut = config.model_copy(update={"max_tokens_per_batch": 40, "logits_chunk": 6, "gradient_checkpointing": True})
     assert whole.abs().max() > 1e-4
     assert close(gradient(cut, batch, advantages), whole)
     assert close(gradient(config, batch[::-1], Advantages(advantages.values[::-1])), whole) or loss == "clip_cov"

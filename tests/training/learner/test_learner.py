@@ -13,16 +13,16 @@ import torch
 from pydantic import ValidationError
 from tiny_ledgers import trajectory
 
-from agent.trajectory import Trajectory
-from sandbox.errors import UserError
-from training import checkpoint
-from training.advantage import Advantages
-from training.correction import importance_weights
-from training.learner import Learner
-from training.learner_config import LearnerConfig, LoraConfig
-from training.losses.aggregation import token_weights
-from training.muon import orthogonalise
-from training.optimiser import factor
+from solostream.agent.trajectory import Trajectory
+from solostream.errors import UserError
+from solostream.training.advantages.base import Advantages
+from solostream.training.config.learner import LearnerConfig, LoraConfig
+from solostream.training.learner.correction import importance_weights
+from solostream.training.learner.learner import Learner
+from solostream.training.learner.muon import orthogonalise
+from solostream.training.learner.optimizer import factor
+from solostream.training.losses.aggregation import token_weights
+from solostream.training.run import checkpoint
 
 
 def learner(seed: int = 0, **settings) -> Learner:
@@ -150,15 +150,15 @@ def test_a_batch_of_which_nothing_is_left_takes_no_step() -> None:
 
 
 def test_minibatches_and_epochs_are_optimiser_steps() -> None:
-    one = learner(minibatches=4, epochs=2)
+    one = learner(num_mini_batches=4, epochs=2)
     got = one.update(on_policy(one), signs())
     assert got["optimiser_steps"] == one.step == 8
     assert got["kl/k3"] > 0
 
 
-@pytest.mark.parametrize("settings", [{}, {"optimiser": "muon"}, {"lora": LoraConfig(rank=4)}, {"kl_coefficient": 0.1}])
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "muon"}, {"lora": LoraConfig(rank=4)}, {"kl_coef": 0.1}])
 def test_resumed_equals_uninterrupted(settings, tmp_path) -> None:
-    settings = {"minibatches": 2, "schedule": "linear", "total_steps": 20, "warmup_steps": 3, **settings}
+    settings = {"num_mini_batches": 2, "schedule": "linear", "total_steps": 20, "warmup_steps": 3, **settings}
     one = learner(**settings)
     batch = on_policy(one)
     one.update(batch, signs())
@@ -201,8 +201,8 @@ def test_adapters_are_merged_for_the_sampler_and_the_base_is_untouched() -> None
 
 @pytest.mark.parametrize("kl", [0.0, 0.1])
 def test_adapters_resumed_from_a_checkpoint_equal_the_uninterrupted_run(kl: float, tmp_path) -> None:
-    """The folder's weights are merged: base, adapters and optimiser come back bit for bit all the same."""
-    settings = {"lora": LoraConfig(rank=4), "lr": 1e-2, "kl_coefficient": kl}
+    """The folder's weights are merged: base, adapters and optimizer come back bit for bit all the same."""
+    settings = {"lora": LoraConfig(rank=4), "lr": 1e-2, "kl_coef": kl}
     one = learner(**settings)
     batch = on_policy(one)
     for _ in range(3):
@@ -233,7 +233,7 @@ def test_folded_adapters_leave_a_plain_model_for_the_next_learner() -> None:
     batch = on_policy(one)
     one.update(batch, signs())
     expected = {name: weight.clone() for name, weight in one.weights().items()}
-    one.fold()
+    one.merge_adapters()
     two = Learner(model, LearnerConfig())
     assert {n: True for n in expected} == {n: torch.equal(expected[n], w) for n, w in two.weights().items()}
     assert all(p.requires_grad for p in model.parameters())
@@ -241,7 +241,7 @@ def test_folded_adapters_leave_a_plain_model_for_the_next_learner() -> None:
 
 
 def test_kl_reference_pulls_back() -> None:
-    free, held = learner(), learner(kl_coefficient=5.0)
+    free, held = learner(), learner(kl_coef=5.0)
     batch = on_policy(free)
     for _ in range(10):
         free.update(batch, signs())
@@ -256,10 +256,10 @@ def test_kl_reference_pulls_back() -> None:
     assert distance(held) < 0.5 * distance(free)
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
-def test_cold_start_learns_the_masked_tokens_only(optimiser: str) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_cold_start_learns_the_masked_tokens_only(optimizer: str) -> None:
     """Tokens 9 after 8 are taught, 3 after 2 are not; the first loss is the mean over masked tokens, by hand."""
-    one = Learner(tiny_models.model(scale=1.0), LearnerConfig(optimiser=optimiser, lr=1e-2))
+    one = Learner(tiny_models.model(scale=1.0), LearnerConfig(optimizer=optimizer, lr=1e-2))
     data = [(np.array([2, 3, 8, 9]), np.array([False, False, False, True])) for _ in range(4)]
     start = one.logprobs([trajectory(prompt=[2, 3, 8], response=[9]), trajectory(prompt=[2], response=[3])])
     losses = [one.sft_step(data)["loss"] for _ in range(25)]
@@ -306,7 +306,7 @@ def test_rewards_and_advantages_that_are_not_finite(bad: float, tmp_path) -> Non
 
 def test_a_gradient_that_is_not_finite_names_the_tasks_of_its_micro_batch(tmp_path) -> None:
     """An infinite weight in the row of token 60: only the trajectory that reads it breaks."""
-    one = Learner(tiny_models.model("llama"), LearnerConfig(token_budget=1), dump_dir=tmp_path)
+    one = Learner(tiny_models.model("llama"), LearnerConfig(max_tokens_per_batch=1), dump_dir=tmp_path)
     with torch.no_grad():
         one.model.get_input_embeddings().weight[60] = float("inf")
     batch = [trajectory(f"t{i}", response=[5, 6, 60 if i == 2 else 7, 8]) for i in range(4)]
@@ -326,14 +326,14 @@ def test_an_update_that_destroys_the_policy_is_said_before_anything_is_sampled_f
 
 
 def test_out_of_memory_names_the_budget_to_try() -> None:
-    one = learner(token_budget=4096)
+    one = learner(max_tokens_per_batch=4096)
 
     def exhausted(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     one.model.base_model.layers[0].forward = exhausted
     batch = [trajectory("a")]
-    with pytest.raises(UserError, match="try token_budget = 2048, or gradient_checkpointing"):
+    with pytest.raises(UserError, match="try max_tokens_per_batch = 2048, or gradient_checkpointing"):
         one.update(batch, Advantages([1.0]))
 
 
@@ -344,7 +344,7 @@ def test_out_of_memory_names_the_budget_to_try() -> None:
         ({"dual_clip": 0.5}, "dual_clip"),
         ({"los": "ppo_clip"}, "los"),
         ({"loss": "ppo"}, "ppo_clip"),
-        ({"token_budget": 0}, "token_budget"),
+        ({"max_tokens_per_batch": 0}, "max_tokens_per_batch"),
     ],
 )
 def test_impossible_configurations(settings: dict, message: str) -> None:
@@ -359,7 +359,7 @@ def test_adapters_that_fit_nothing() -> None:
 
 def test_a_step_cut_short_leaves_nothing_behind() -> None:
     """An update that ran out of memory half-way, then one that works: as if the first had not been."""
-    one, two = learner(token_budget=1), learner(token_budget=1)
+    one, two = learner(max_tokens_per_batch=1), learner(max_tokens_per_batch=1)
     batch = on_policy(one)
     forward, calls = one.model.base_model.layers[0].forward, []
 

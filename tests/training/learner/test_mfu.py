@@ -6,9 +6,9 @@ import tiny_models
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.learner import Learner
-from training.learner_config import LearnerConfig, LoraConfig
-from training.mfu import PEAKS, Shape, flops, peak, peak_of, shape_of
+from solostream.training.config.learner import LearnerConfig, LoraConfig
+from solostream.training.learner.learner import Learner
+from solostream.training.learner.mfu import PEAKS, Shape, flops, peak, peak_of, shape_of
 
 
 def test_flops_by_hand() -> None:

@@ -7,9 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
-from sandbox.errors import UserError
-from training.packing import pack, plan
-from training.scoring import Scorer
+from solostream.errors import UserError
+from solostream.training.learner.logprobs import LogprobComputer
+from solostream.training.learner.packing import pack, plan
 
 LENGTHS = [9, 30, 2, 17, 17, 5, 40, 31, 3]
 
@@ -34,7 +34,7 @@ def plain(model, ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
 @pytest.mark.parametrize("name", tiny_models.MODELS)
 def test_packed_equals_one_at_a_time(name: str, budget: int) -> None:
     model, data = tiny_models.model(name), sequences()
-    scorer = Scorer(model, chunk=7)
+    scorer = LogprobComputer(model, chunk=7)
     assert scorer.packed == (name not in ("gemma2, soft-capped",))
     seen = []
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_packed_equals_one_at_a_time(name: str, budget: int) -> None:
 
 def test_a_neighbour_in_the_pack_changes_nothing() -> None:
     """Adversarial: other tokens, other order, other company; the same log-probabilities to the last bit or two."""
-    scorer = Scorer(tiny_models.model(), chunk=100)
+    scorer = LogprobComputer(tiny_models.model(), chunk=100)
     one, two = sequences(1), sequences(2)
     mixed = [one[0], *two[1:]]
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_plan_fills_the_budget_and_isolates_what_exceeds_it() -> None:
 
 def test_entropy_by_hand() -> None:
     model, data = tiny_models.model(), sequences()
-    logprob, entropy = Scorer(model, chunk=3, temperature=0.7)(pack(data, [0]))
+    logprob, entropy = LogprobComputer(model, chunk=3, temperature=0.7)(pack(data, [0]))
     ids, mask = data[0]
     every = (model(input_ids=torch.from_numpy(ids)[None]).logits[0] / 0.7).log_softmax(-1)
     rows = torch.from_numpy(np.flatnonzero(mask) - 1)
@@ -96,7 +96,7 @@ class LargestLogits(TorchDispatchMode):
 
 def test_logits_exist_only_a_chunk_at_a_time_forward_and_backward() -> None:
     model = tiny_models.model()
-    scorer = Scorer(model, chunk=33)
+    scorer = LogprobComputer(model, chunk=33)
     packed = pack(sequences(0, [100] * 8), list(range(8)))
     assert len(packed.targets) > 300
     with LargestLogits() as largest:
@@ -109,13 +109,13 @@ def test_recurrent_models_are_refused() -> None:
     torch.manual_seed(0)
     mamba = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, state_size=4, num_hidden_layers=2))
     with pytest.raises(UserError, match="cannot be trained packed"):
-        Scorer(mamba, chunk=10)
+        LogprobComputer(mamba, chunk=10)
 
 
 def test_the_model_is_left_as_it_was(tmp_path) -> None:
     model = tiny_models.model()
     before = model.config._attn_implementation
-    Scorer(model, chunk=10)(pack(sequences(), [0]))
+    LogprobComputer(model, chunk=10)(pack(sequences(), [0]))
     assert model.config._attn_implementation == before
     model.save_pretrained(tmp_path)
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == before

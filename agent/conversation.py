@@ -1,0 +1,132 @@
+"""A conversation with an agent that has the interpreter, as a stream of what it says and does.
+
+The engine is asked for a few tokens at a time, so that text appears while it is sampled; each piece continues the
+ledger, and an engine that keeps its KV cache under the key pays only for the new tokens. A turn that completed a call
+is cut behind it, the call runs in the conversation's own session, and its output is what the policy reads next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+
+from solostream.agent.chat_template import Chat
+from solostream.agent.engine import Engine, EngineError, Sampling
+from solostream.agent.engines.scripted import ScriptedEngine
+from solostream.agent.tokenization import decode
+from solostream.envs.text.observation import observe
+from solostream.envs.text.parse import STOPS, Parser, Think, parse, syntaxes
+from solostream.envs.tools import json_schema, make_tool
+from solostream.envs.types import ToolCall
+from solostream.sandbox.types import Execution, Session
+
+PIECE = 12  # tokens asked for at a time
+MOST_CALLS = 16  # after one message, so that no policy runs code forever
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """More text of the policy."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A call that was executed; `shown` is what the policy sees of it."""
+
+    call: ToolCall
+    execution: Execution
+    shown: str
+
+
+class Talk:
+    """One conversation. `sampling.max_tokens` bounds one turn; `room` the whole conversation, in tokens."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        chat: Chat,
+        session: Session,
+        *,
+        sampling: Sampling,
+        room: int,
+        system: str = "",
+        syntax: str | Sequence[str] = "fence",
+        think: Think = "run",
+        timeout: float | None = None,
+        show: Callable[[Execution], str] = observe,
+    ) -> None:
+        """system: "" for no instructions. timeout: of a call. show: what the policy sees of one.
+
+        Raises UserError for an unknown syntax.
+        """
+        self._syntax, self._think = syntaxes(syntax), think
+        self._engine, self._chat, self._session = engine, chat, session
+        stop = tuple(stop for name in self._syntax for stop in STOPS[name])
+        self._sampling = replace(sampling, stop=stop, stop_token_ids=chat.stop_token_ids)
+        self._tools = (json_schema(make_tool("python")),) if {"hermes", "openai"} & set(self._syntax) else ()
+        self._room, self._system, self._timeout, self._show = room, system, timeout, show
+        self._ids: list[int] = []
+        self._turns = 0
+
+    async def say(self, text: str) -> AsyncIterator[Said | Ran]:
+        """What the agent says and does in answer to `text`. Raises EngineError, SandboxError."""
+        message = {"role": "user", "content": text}
+        if self._ids:
+            self._ids += self._chat.append([message], self._ids[-1:])
+        else:
+            opening = [{"role": "system", "content": self._system}] if self._system else []
+            self._ids += self._chat.open([*opening, message], self._tools)
+        for _ in range(MOST_CALLS):
+            turn: list[int] = []
+            async for piece in self._turn(turn):
+                yield Said(piece)
+            said = decode(self._chat.tokenizer, turn)
+            self._ids += turn
+            found = parse(said, self._syntax, think=self._think).calls
+            calls = [call for call in found if call.status == "ok" and call.name == "python"]
+            if not calls:
+                return
+            execution = await self._session.run(calls[0].code, timeout=self._timeout)
+            shown = self._show(execution)
+            yield Ran(calls[0], execution, shown)
+            output = {"role": "tool", "name": "python", "content": shown}
+            self._ids += self._chat.append([output], turn[-1:])
+
+    async def _turn(self, turn: list[int]) -> AsyncIterator[str]:
+        """Sample one turn into `turn`, yielding its text as it grows. Raises EngineError when there is no room."""
+        self._turns += 1
+        key = f"converse-{id(self)}-{self._turns}"
+        parser, shown = Parser(self._syntax, think=self._think), 0  # shown: characters yielded, and fed to the parser
+        # A script or a plain endpoint says a turn at once: asked for a piece, it would start over with the next.
+        piece = self._sampling.max_tokens if isinstance(self._engine, ScriptedEngine) else PIECE
+        try:
+            while len(turn) < self._sampling.max_tokens:
+                room = self._room - len(self._ids) - len(turn)
+                if room < 1:
+                    raise EngineError(f"the conversation is at its {self._room} tokens: start anew with /reset")
+                asked = min(piece, room, self._sampling.max_tokens - len(turn))
+                seed = (self._sampling.seed or 0) * 1_000_003 + len(self._ids) + len(turn)
+                sampling = replace(self._sampling, max_tokens=asked, seed=seed & 0x7FFFFFFF, key=key)
+                got = await self._engine.generate([*self._ids, *turn], sampling)
+                turn += got.token_ids
+                ended = bool(turn) and turn[-1] in self._chat.stop_token_ids
+                text = decode(self._chat.tokenizer, turn[:-1] if ended else turn)
+                whole = text.rstrip("\ufffd")  # a character whose last bytes are still to come
+                end = parser.feed(whole[shown:])
+                if end is not None:
+                    whole, ended = whole[:end], True
+                    _cut(turn, end, lambda ids: len(decode(self._chat.tokenizer, ids)))
+                yield whole[shown:]
+                shown = max(shown, len(whole))
+                if ended or not got.token_ids:
+                    return
+        finally:
+            await self._engine.release(key)
+
+
+def _cut(turn: list[int], end: int, length: Callable[[list[int]], int]) -> None:
+    """Drop the tokens that a piece sampled behind the end of a call."""
+    while len(turn) > 1 and length(turn[:-1]) >= end:
+        turn.pop()

@@ -1,0 +1,1 @@
+"""Policies that sample tokens: Hugging Face, vLLM, vLLM servers, chat endpoints, scripts."""

@@ -1,0 +1,391 @@
+"""`HFEngine`: sequences join and leave the batch as they come and finish; an episode keeps its KV cache across turns.
+
+The step loop runs on the event loop between the callbacks of the episodes (small models) or in one worker thread (large
+ones, GPUs); either way sandboxes run their code while the model decodes the others. A token is chosen by its request's
+seed and position only, so neighbours change it no more than floating point does: matrix products of another batch size
+round differently. `reproducible=True` keeps every product's shape fixed and removes that too, at the cost of speed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from solostream.agent.engine import EngineError, Generation, Sampling, Weights
+from solostream.agent.engines.hf.cache import SlotCache, feed
+from solostream.agent.engines.hf.forward import SMALL, forward_of, load_state
+from solostream.agent.engines.hf.sampling import sample, uniforms
+from solostream.agent.engines.stops import StopTable
+from solostream.errors import UserError
+
+FEED_TOKENS = 4096  # of one prefill pass, padding included
+PASS_TOKENS = 64  # a pass costs about as much as this much padding in another
+KEY_BLOCK = 16  # attention is over a multiple of this many columns
+YIELDS = 8  # turns of the event loop after a step: a tool's answer takes several to reach its episode
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    prompt: np.ndarray
+    sampling: Sampling
+    seed: int
+    future: asyncio.Future[Generation]
+    slot: int = -1
+    versions: list[tuple[int, int]] = field(default_factory=list)  # (first ledger position, version)
+
+
+class HFEngine:
+    """An `Engine` over a model of transformers, in its dtype and on its device.
+
+    slots: sequences that decode at the same time, and episodes whose cache is kept; more requests wait, and the idle
+    episode that spoke longest ago makes room. max_len: tokens of a ledger (default: the model's context, at most
+    32,768). The engine owns `model`: give it a copy of one that is being trained. Requests without a seed draw one from
+    `seed`. `reproducible` holds while there are at least as many slots as episodes.
+    Raises UserError for a model with other than full attention.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        *,
+        slots: int = 256,
+        max_len: int | None = None,
+        seed: int = 0,
+        version: int = 0,
+        reproducible: bool = False,
+    ) -> None:
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 32_768
+        if slots < 1 or (max_len or 1) < 1:
+            raise UserError(f"slots and max_len must be positive, not {slots} and {max_len}")
+        self.version = version
+        self.tokenizer = tokenizer
+        self.max_len = min(max_len or 32_768, context)
+        self._forward = forward_of(model)
+        self._reproducible = reproducible
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        if len(tokenizer) > vocabulary:
+            raise UserError(
+                f"the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}: use the model's own tokenizer"
+            )
+        self._stops = StopTable(tokenizer, vocabulary)
+        self._stop_rows: dict[tuple[tuple[str, ...], tuple[int, ...]], int] = {}
+        self._stop_masks = np.zeros((0, vocabulary), bool)
+        self._eos = _eos_ids(model, tokenizer)
+
+        columns = self.max_len + 1 if reproducible else min(self.max_len + 1, 16 * KEY_BLOCK)
+        self._cache = SlotCache(slots, columns)
+        self._ids = np.zeros((slots, self.max_len + 1), np.int64)
+        self._logprobs = np.zeros((slots, self.max_len + 1), np.float32)
+        self._cached = np.zeros(slots, np.int64)  # tokens whose keys are in the cache
+        self._total = np.zeros(slots, np.int64)  # tokens known
+        self._start = np.zeros(slots, np.int64)  # where the turn began
+        self._limit = np.zeros(slots, np.int64)
+        self._seeds = np.zeros(slots, np.uint64)
+        self._temperature = np.ones(slots, np.float32)
+        self._top_k = np.zeros(slots, np.int64)
+        self._top_p = np.ones(slots, np.float32)
+        self._stop_row = np.zeros(slots, np.int64)
+        self._active = np.zeros(slots, bool)
+        self._requests: list[_Request | None] = [None] * slots
+
+        self._waiting: deque[_Request] = deque()
+        self._free = list(range(slots))[::-1]
+        self._idle: OrderedDict[str, int] = OrderedDict()  # episode -> slot, least recently used first
+        self._seeder = np.random.SeedSequence(seed)
+        self._pending_weights: list[tuple[Weights, int, asyncio.Future[None]]] = []
+        self._driver: asyncio.Task[None] | None = None
+        inline = self._forward.device.type == "cpu" and model.num_parameters() <= SMALL
+        self._thread = None if inline else ThreadPoolExecutor(1, "hf-engine")
+        self._broken: str | None = None
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        """See `Engine.generate`. Cancelling the task frees the slot. Raises UserError when the prompt does not fit."""
+        if not 0 < len(prompt_ids) < self.max_len:
+            raise UserError(
+                f"a prompt of {len(prompt_ids)} tokens does not fit a context of {self.max_len}: lower the token"
+                " budgets of the environment or raise max_len"
+            )
+        if sampling.max_tokens < 1:
+            raise UserError(f"max_tokens must be at least 1, not {sampling.max_tokens}")
+        seed = sampling.seed if sampling.seed is not None else int(self._seeder.spawn(1)[0].generate_state(1)[0])
+        request = _Request(np.asarray(prompt_ids, np.int64), sampling, seed, asyncio.get_running_loop().create_future())
+        self._waiting.append(request)
+        self._drive()
+        try:
+            return await request.future
+        except asyncio.CancelledError:
+            if request in self._waiting:
+                self._waiting.remove(request)
+            request.future.cancel()  # the driver frees its slot before the next step
+            raise
+
+    async def release(self, key: str) -> None:
+        slot = self._idle.pop(key, None)
+        if slot is not None:
+            self._free.append(slot)
+
+    async def load_weights(self, weights: Weights, version: int) -> None:
+        """See `Engine.load_weights`. Kept caches are computed anew. Raises UserError if the weights do not fit."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pending_weights.append((weights, version, done))
+        self._drive()
+        await done
+
+    async def close(self) -> None:
+        self._broken = self._broken or "the engine is closed"
+        if self._driver is not None and not self._driver.done():
+            self._driver.cancel()
+            await asyncio.gather(self._driver, return_exceptions=True)
+        self._fail(EngineError(self._broken))
+        if self._thread is not None:
+            self._thread.shutdown()
+        self._cache = SlotCache(1, 1)
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def _drive(self) -> None:
+        """See that a driver runs on this event loop; it ends when there is nothing to do."""
+        if self._broken:
+            self._fail(EngineError(self._broken))
+        elif self._driver is None or self._driver.done():
+            self._driver = asyncio.get_running_loop().create_task(self._work())
+        elif self._driver.get_loop() is not asyncio.get_running_loop():
+            self._waiting.pop() if self._waiting else None
+            raise UserError("one HFEngine was asked from two event loops at the same time: use one engine a loop")
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                self._install_weights()
+                self._drop_cancelled()
+                self._admit()
+                if not self._active.any():
+                    if not self._waiting and not self._pending_weights:
+                        return
+                elif self._thread is None:
+                    self._finish(self._step())
+                else:
+                    self._finish(await loop.run_in_executor(self._thread, self._step))
+                for _ in range(YIELDS):
+                    await asyncio.sleep(0)
+        except Exception as error:  # whatever broke, those who wait must hear of it
+            self._broken = f"the hf engine failed: {type(error).__name__}: {error}"
+            self._fail(EngineError(self._broken), error)
+
+    def _fail(self, error: EngineError, cause: Exception | None = None) -> None:
+        error.__cause__ = cause
+        waiting = [*self._waiting, *(r for r in self._requests if r is not None)]
+        for future in [r.future for r in waiting] + [done for _, _, done in self._pending_weights]:
+            if not future.done():
+                future.set_exception(error)
+        self._waiting.clear()
+        self._pending_weights.clear()
+        self._requests = [None] * len(self._requests)
+
+    def _install_weights(self) -> None:
+        for weights, version, done in self._pending_weights:
+            try:
+                load_state(self._forward.model, weights)
+            except UserError as error:
+                done.set_exception(error)
+                continue
+            self._forward.refresh()
+            self.version = version
+            self._cached[:] = 0
+            for request in self._requests:
+                if request is not None:
+                    request.versions.append((int(self._total[request.slot]), version))
+            done.set_result(None)
+        self._pending_weights.clear()
+
+    def _drop_cancelled(self) -> None:
+        for request in self._requests:
+            if request is not None and request.future.cancelled():
+                self._vacate(request)
+
+    def _vacate(self, request: _Request) -> None:
+        """The slot becomes idle under its episode's key, or free."""
+        slot, key = request.slot, request.sampling.key
+        self._active[slot] = False
+        self._requests[slot] = None
+        if key is not None and key not in self._idle:
+            self._idle[key] = slot
+        else:
+            self._free.append(slot)
+
+    def _admit(self) -> None:
+        """Move waiting requests into slots, as long as there are any."""
+        while self._waiting:
+            request = self._waiting[0]
+            key = request.sampling.key
+            if key is not None and key in self._idle:
+                slot = self._idle.pop(key)
+            elif self._free:
+                slot = self._free.pop()
+                self._total[slot] = self._cached[slot] = 0
+            elif self._idle:
+                _, slot = self._idle.popitem(last=False)
+                self._total[slot] = self._cached[slot] = 0
+            else:
+                return
+            self._waiting.popleft()
+            self._place(request, slot)
+
+    def _place(self, request: _Request, slot: int) -> None:
+        prompt, sampling = request.prompt, request.sampling
+        known = min(len(prompt) - 1, int(self._cached[slot]))  # at least one token is fed, for its logits
+        different = np.flatnonzero(prompt[:known] != self._ids[slot, :known])
+        self._cached[slot] = different[0] if len(different) else known
+        self._ids[slot, : len(prompt)] = prompt
+        self._total[slot] = self._start[slot] = len(prompt)
+        self._limit[slot] = min(len(prompt) + sampling.max_tokens, self.max_len)
+        self._seeds[slot] = np.uint64(request.seed & 0xFFFFFFFFFFFFFFFF)
+        self._temperature[slot], self._top_p[slot], self._top_k[slot] = (
+            sampling.temperature,
+            sampling.top_p,
+            sampling.top_k,
+        )
+        self._stop_row[slot] = self._stop_index(sampling)
+        self._active[slot] = True
+        request.slot = slot
+        request.versions = [(len(prompt), self.version)]
+        self._requests[slot] = request
+
+    def _stop_index(self, sampling: Sampling) -> int:
+        wanted = (sampling.stop, (*sampling.stop_token_ids, *self._eos))
+        if wanted not in self._stop_rows:
+            self._stop_rows[wanted] = len(self._stop_masks)
+            self._stop_masks = np.vstack([self._stop_masks, self._stops.mask(*wanted)])
+        return self._stop_rows[wanted]
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def _step(self) -> list[tuple[int, bool]]:
+        """Give every active row its next token. Returns the rows that ended, and whether by a stop."""
+        ended: list[tuple[int, bool]] = []
+        rows = np.flatnonzero(self._active)
+        behind = self._total[rows] - self._cached[rows]
+        for group in self._prefill_groups(rows[behind > 1], behind[behind > 1]):
+            ended += self._advance(group)
+        over = {slot for slot, _ in ended}
+        rows = np.asarray([r for r in rows if r not in over] if over else rows, np.int64)
+        rows = rows[self._total[rows] - self._cached[rows] == 1]
+        if len(rows):
+            ended += self._advance(rows)
+        return ended
+
+    def _prefill_groups(self, rows: np.ndarray, behind: np.ndarray) -> list[np.ndarray]:
+        """Rows with about as much to catch up on, few enough for one pass."""
+        if self._reproducible:
+            return [rows[i : i + 1] for i in range(len(rows))]
+        groups: list[list[int]] = []
+        width = tokens = padding = 0
+        for i in np.argsort(-behind, kind="stable"):
+            size = int(behind[i])
+            extra = padding + width - size
+            if not groups or extra > max(PASS_TOKENS, tokens // 4) or (len(groups[-1]) + 1) * width > FEED_TOKENS:
+                groups.append([])
+                width, tokens, extra = size, 0, 0
+            groups[-1].append(int(rows[i]))
+            tokens, padding = tokens + size, extra
+        return [np.sort(group) for group in groups]
+
+    def _advance(self, rows: np.ndarray) -> list[tuple[int, bool]]:
+        """Feed what `rows` (sorted) have not yet fed, then sample where that was everything."""
+        end = np.minimum(self._total[rows], self._cached[rows] + FEED_TOKENS)
+        self._cache.grow(int(end.max()))
+        logits = self._logits(rows, end)
+        self._cached[rows] = end
+        whole = end == self._total[rows]
+        if not whole.all():
+            rows, logits = rows[whole], logits[torch.from_numpy(whole)]
+        return self._choose(rows, logits) if len(rows) else []
+
+    def _logits(self, rows: np.ndarray, end: np.ndarray) -> torch.Tensor:
+        """(rows, vocabulary). Few idle slots among active ones are computed too: cheaper than a copy of the cache."""
+        decode = bool((end - self._cached[rows] == 1).all())
+        fixed = self._reproducible and decode
+        span = len(self._active) if fixed else int(rows[-1]) + 1
+        n_keys = min(-(-int(end.max()) // KEY_BLOCK) * KEY_BLOCK, self._cache.columns - 1)
+        n_keys = self._cache.columns - 1 if self._reproducible else n_keys
+        device = self._forward.device
+        if len(rows) == span or not (fixed or (decode and 4 * len(rows) >= 3 * span)):
+            batch = feed(self._ids, self._cached[rows], end, rows, n_keys, self._cache.bin_column, device)
+            return self._forward(batch, self._cache)
+        every = np.arange(span)
+        starts = np.zeros(span, np.int64)
+        ends = np.zeros(span, np.int64)
+        starts[rows], ends[rows] = self._cached[rows], end
+        batch = feed(self._ids, starts, ends, every, n_keys, self._cache.bin_column, device)
+        return self._forward(batch, self._cache)[torch.from_numpy(rows).to(device)]
+
+    def _choose(self, rows: np.ndarray, logits: torch.Tensor) -> list[tuple[int, bool]]:
+        position = self._total[rows]
+        uniform = uniforms(self._seeds[rows], position.astype(np.uint64))
+        columns = (uniform, self._temperature[rows], self._top_k[rows], self._top_p[rows])
+        with torch.inference_mode():
+            chosen, logprobs = sample(logits, *(torch.from_numpy(c).to(logits.device) for c in columns))
+        tokens = chosen.cpu().numpy()
+        self._ids[rows, position] = tokens
+        self._logprobs[rows, position] = logprobs.cpu().numpy()
+        self._total[rows] = position + 1
+        hit = self._stop_masks[self._stop_row[rows], tokens]
+        full = position + 1 >= self._limit[rows]
+        ended = []
+        for i in np.flatnonzero(hit | full):
+            stopped = bool(hit[i]) and self._stopped(int(rows[i]))
+            if stopped or full[i]:
+                ended.append((int(rows[i]), stopped))
+        return ended
+
+    def _stopped(self, slot: int) -> bool:
+        request = self._requests[slot]
+        assert request is not None
+        sampled = self._ids[slot, self._start[slot] : self._total[slot]].tolist()
+        last = sampled[-1]
+        return (
+            last in request.sampling.stop_token_ids
+            or last in self._eos
+            or self._stops.ends(sampled, request.sampling.stop)
+        )
+
+    def _finish(self, ended: list[tuple[int, bool]]) -> None:
+        for slot, stopped in ended:
+            request = self._requests[slot]
+            if request is None:
+                continue
+            span = slice(int(self._start[slot]), int(self._total[slot]))
+            generation = Generation(
+                self._ids[slot, span].tolist(),
+                self._logprobs[slot, span].tolist(),
+                _spread(request.versions, span.start, span.stop),
+                "stop" if stopped else "length",
+            )
+            self._vacate(request)
+            if not request.future.done():
+                request.future.set_result(generation)
+
+
+def _spread(changes: list[tuple[int, int]], start: int, stop: int) -> list[int]:
+    """One version a token, from the positions at which versions began."""
+    ends = [position for position, _ in changes[1:]] + [stop]
+    return [v for (begin, v), end in zip(changes, ends, strict=True) for _ in range(max(begin, start), end)]
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end a turn whatever the request says, as for every engine: the model's and the tokenizer's."""
+    found: set[int] = set()
+    for owner in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(owner, "eos_token_id", None)
+        found |= set(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return tuple(sorted(found))

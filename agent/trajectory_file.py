@@ -1,0 +1,149 @@
+"""Trajectories on disk: one JSON object a line, written ahead of their use, read back however the file ended.
+
+A line is `Trajectory.to_dict`, keyed by its dispatch event; an update adds a line with the advantages that it gave, by
+event: {"update": step, "advantages": {event: advantage}}. The log writes in a thread of its own, off the token path; a
+line is handed to the kernel before the episode counts as finished, so a killed process loses none. A file that is
+half-written, damaged in the middle or still growing is read as far as it goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from solostream.agent.trajectory import Trajectory
+from solostream.errors import UserError
+
+# What runs and evaluations call their trajectories; the first that exists is read.
+FILE_NAMES = ("trajectories.jsonl", "samples.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One complete line of a JSONL file: bytes `offset:offset + length`, newline included, and their CRC-32.
+
+    record: the JSON object, extra keys ("step", "sample") included; None when `damage` says what is wrong.
+    update: advantages by dispatch event, on a line that an update of the policy wrote; such a line has no trajectory.
+    """
+
+    number: int
+    offset: int
+    length: int
+    crc: int
+    record: dict[str, Any] | None
+    trajectory: Trajectory | None
+    damage: str | None
+    update: dict[int, float] | None = None
+
+
+def find_file(place: Path) -> Path:
+    """The JSONL file of a run or evaluation: `place` itself or a known name in the folder. Raises UserError."""
+    if place.is_file():
+        return place
+    if not place.is_dir():
+        raise UserError(f"no run at {place}; give a run or evaluation folder, or a .jsonl file of trajectories")
+    found = next((place / name for name in FILE_NAMES if (place / name).is_file()), None)
+    if found is None:
+        raise UserError(f"{place} holds neither {' nor '.join(FILE_NAMES)}; is it a run or an evaluation folder?")
+    return found
+
+
+def read_lines(path: Path, offset: int = 0, number: int = 0) -> Iterator[Line]:
+    """Complete lines from byte `offset` (whose line is the `number`th, from 0) on.
+
+    A last line without a newline is still being written: it is left for the next call.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        for raw in file:
+            if not raw.endswith(b"\n"):
+                return
+            if raw.strip():
+                yield _parse(raw, offset, number)
+            offset, number = offset + len(raw), number + 1
+
+
+def read_line(path: Path, offset: int, length: int) -> dict[str, Any]:
+    """The JSON object at bytes `offset:offset + length`. Raises ValueError when it is not there any more."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return json.loads(file.read(length))
+
+
+def _parse(raw: bytes, offset: int, number: int) -> Line:
+    record = trajectory = damage = update = None
+    try:
+        record = json.loads(raw)
+        if "update" in record:
+            update = {int(event): float(advantage) for event, advantage in record["advantages"].items()}
+        else:
+            trajectory = Trajectory.from_dict(record)
+    except KeyError as error:
+        damage = f"field {error} is missing"
+    except (ValueError, TypeError, AttributeError) as error:
+        damage = f"not a trajectory: {error}"
+    crc = zlib.crc32(raw)
+    return Line(number, offset, len(raw), crc, record if damage is None else None, trajectory, damage, update)
+
+
+class TrajectoryLog:
+    """Appends to `path`; `keep_bytes` cuts an existing file there first (None: only a torn last line is cut)."""
+
+    def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
+        self.path = path
+        self._file = open(path, "ab")  # noqa: SIM115 - closed in close()
+        end = _whole_lines(path)
+        os.truncate(path, end if keep_bytes is None else min(keep_bytes, end))
+        self._file.seek(0, os.SEEK_END)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="trajectory-log")
+
+    async def append(self, *trajectories: Trajectory) -> None:
+        """Returns when the lines are with the kernel. Raises OSError (a full disk)."""
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._write, trajectories)
+
+    async def update(self, step: int, batch: Sequence[Trajectory], advantages: Sequence[float]) -> None:
+        """Update `step` weighed each trajectory of `batch` with its advantage. Raises OSError."""
+        given = {t.dispatch.event: round(a, 6) for t, a in zip(batch, advantages, strict=True)}
+        line = json.dumps({"update": step, "advantages": given}, separators=(",", ":")).encode() + b"\n"
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._put, line)
+
+    def _write(self, trajectories: Sequence[Trajectory]) -> None:
+        self._put(b"".join(t.to_json().encode() + b"\n" for t in trajectories))
+
+    def _put(self, lines: bytes) -> None:
+        self._file.write(lines)
+        self._file.flush()
+
+    def sync(self) -> int:
+        """Everything appended so far is on the disk; the file's size in bytes. A checkpoint records it."""
+        return self._writer.submit(self._sync).result()
+
+    def _sync(self) -> int:
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._writer.shutdown()
+        self._file.close()
+
+
+def _whole_lines(path: Path) -> int:
+    """Bytes up to and including the last newline: what a kill in mid-write leaves behind it is not a record."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        end = size
+        while end > 0:
+            start = max(0, end - 65_536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            end = start
+    return 0

@@ -1,0 +1,163 @@
+"""`solostream chat`: converse to an agent that has the interpreter, in the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any
+
+import tyro
+
+from solostream.agent.chat_template import Chat
+from solostream.agent.conversation import Ran, Said, Talk
+from solostream.agent.engine import EngineError, checked
+from solostream.agent.engines.spec import open_engine
+from solostream.agent.run_settings import registered, run_settings
+from solostream.envs.text.budgets import clip, token_counter
+from solostream.envs.text.observation import observe
+from solostream.envs.text.parse import syntaxes
+from solostream.envs.text.prompts import system_prompt
+from solostream.errors import SandboxError
+from solostream.evaluation.evaluate import PRESETS, Preset
+
+# Escape sequences and other controls stay off the terminal: a model could recolour, retitle or rewrite it.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_HELP = "/reset starts anew, /quit or Ctrl+D ends, Ctrl+C stops an answer"
+
+
+def chat(
+    model: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    sandbox: str | None = None,
+    system: str | None = None,
+    syntax: str | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    max_tokens: int = 32_768,
+    turn_tokens: int | None = None,
+    tokenizer: str | None = None,
+    seed: int = 0,
+) -> int:
+    """Talk to an agent that has the interpreter; its variables last as long as the conversation.
+
+    A model that a training run saved goes on under that run's settings, unless options say otherwise.
+
+    Args:
+        model: A model folder or Hugging Face id, vllm:PATH, http://HOST:PORT, chat:URL#MODEL, scripted:MODULE:FUNCTION.
+        sandbox: Where its code runs; default: as in the run, else fork.
+        system: Instructions instead of the run's or the usual ones; "" for none.
+        syntax: How it writes calls: fence, code, python, hermes or openai; default: as in the run, else fence.
+        temperature: 0 is greedy; default: as the run evaluated, else 0.6.
+        top_p: Of sampling; default: as the run evaluated, else 0.95.
+        top_k: 0 is off; default: as the run evaluated, else 20.
+        max_tokens: Of the whole conversation.
+        turn_tokens: Of one turn; default: as in the run, else as many as the conversation has.
+        tokenizer: Where it differs from the model's.
+        seed: Of sampling.
+    """
+    from solostream.sandbox import open_sandbox
+
+    run = run_settings(model)
+    options = {"sandbox": sandbox, "system_prompt": system, "syntax": syntax}
+    given = {name: value for name, value in options.items() if value is not None}
+    settings: dict[str, Any] = {**registered(run.env), **run.under(given)} if run else given
+    like = run or PRESETS["sampled"]
+    chosen = Preset(
+        like.temperature if temperature is None else temperature,
+        like.top_p if top_p is None else top_p,
+        like.top_k if top_k is None else top_k,
+        max_tokens,
+        like.turn_tokens if turn_tokens is None else turn_tokens,
+    )
+    checked(chosen.turn())
+    box = open_sandbox(settings.get("sandbox", "fork"), **(settings.get("sandbox_options") or {}))
+    with asyncio.Runner() as runner:
+        try:
+            engine, words = runner.run(open_engine(model, tokenizer=tokenizer, slots=1, max_len=max_tokens, seed=seed))
+        except EngineError as error:
+            return _failed(error)
+        room = min(max_tokens, getattr(engine, "max_len", max_tokens))
+        sampling = replace(chosen.turn(room), seed=seed)
+        manner = _manner(settings, words)
+        new = lambda: Talk(engine, Chat(words), runner.run(box.open()), sampling=sampling, room=room, **manner)
+        try:
+            converse = new()
+            if run:
+                print(_faint(f"{run}; options override"))
+            print(_faint(_HELP))
+            while (text := _read()) is not None:
+                if text == "/reset":
+                    converse = new()
+                elif text.startswith("/"):
+                    print(_faint(_HELP))
+                elif text:
+                    _answer(runner, converse, text)
+        finally:
+            runner.run(box.close())
+            runner.run(engine.close())
+    return 0
+
+
+def _manner(settings: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """What `settings` of an environment mean for a conversation; where they say nothing, as `envs.ToolEnv` has it."""
+    syntax, system = syntaxes(settings.get("syntax", "fence")), settings.get("system_prompt")
+    counter, cap = token_counter(tokenizer), settings.get("output_tokens", 1024)
+    tracebacks = settings.get("tracebacks", True)
+    return {
+        "system": system_prompt(syntax, settings.get("answer", "boxed")) if system is None else system,
+        "syntax": syntax,
+        "think": settings.get("think", "run"),
+        "timeout": settings.get("timeout_s"),
+        "show": lambda execution: clip(observe(execution, tracebacks=tracebacks), cap, counter),
+    }
+
+
+def _answer(runner: asyncio.Runner, converse: Talk, text: str) -> None:
+    try:
+        runner.run(_show(converse, text))
+    except KeyboardInterrupt:
+        print(_faint("\n(stopped)"))
+    except (EngineError, SandboxError) as error:
+        print(flush=True)  # what it had said so far ends in the middle of a line
+        _failed(error)
+
+
+async def _show(converse: Talk, text: str) -> None:
+    said = ""
+    async for event in converse.say(text):
+        if isinstance(event, Said):
+            said += event.text
+            print(harmless(event.text), end="", flush=True)
+        elif isinstance(event, Ran):
+            shown = "\n".join(f"│ {line}" for line in harmless(event.shown).splitlines())
+            print(("" if said.endswith("\n") else "\n") + _faint(shown), flush=True)
+    print()
+
+
+def harmless(text: str) -> str:
+    """Text without control characters other than tab and newline."""
+    return _CONTROL.sub("␛", text)
+
+
+def _read() -> str | None:
+    """The next line of the user, None at the end."""
+    try:
+        text = input("\n› " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return None
+    return None if text == "/quit" else text
+
+
+def _faint(text: str) -> str:
+    return f"\x1b[2m{text}\x1b[0m" if sys.stdout.isatty() else text
+
+
+def _failed(error: Any) -> int:
+    print(f"solostream: {error}", file=sys.stderr)
+    return 1

@@ -1,0 +1,162 @@
+"""`solostream eval` and `compare`: options, progress, the lines on the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from solostream.agent.engine import EngineError
+from solostream.agent.engines.allocator import keep_freed_memory
+from solostream.agent.run_settings import run_settings
+from solostream.evaluation.evaluate import Options, Progress
+from solostream.evaluation.evaluate import evaluate as run_evaluation
+
+
+def evaluate(options: Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]) -> int:
+    """avg@k, pass@k, maj@k and tool behaviour of a model, a server or a script.
+
+    Writes summary.json, samples.jsonl, samples.parquet and report.html. Interrupt it at will: the same command goes on.
+    """
+    from solostream.viewer.report import write_report
+
+    folder = options.folder()
+    keep_freed_memory()
+    if run := run_settings(options.model):
+        print(f"{run}; options override")
+    try:
+        with _live(sys.stdout.isatty()) as show:
+            summary = asyncio.run(run_evaluation(options, show))
+    except (EngineError, KeyboardInterrupt) as error:
+        kept = f"finished samples are kept in {folder}; the same command goes on from there"
+        print(f"solostream: {str(error) or 'interrupted'} ({kept})", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
+    print(result_table(summary))
+    if not summary["metrics"]["samples"]:
+        print("solostream: the sandbox failed in every episode: solostream sandbox check fork", file=sys.stderr)
+        return 1
+    write_report(folder)
+    print(f"{folder}/report.html")
+    return 0 if summary["complete"] else 1
+
+
+def compare(
+    run_a: Annotated[Path, tyro.conf.Positional],
+    run_b: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None,
+    metrics: tuple[str, ...] = ("avg", "maj", "code_ratio", "code_pass_ratio", "first_call", "response_length"),
+    out: Path | None = None,
+) -> int:
+    """Two evaluations side by side: curves, support flow, significance.
+
+    Args:
+        run_a: Folder or samples.jsonl of the first evaluation, for example the text-only one.
+        run_b: Of the second.
+        k: Samples of the support flow; default: as many as every problem has.
+        metrics: Rows of the table; pass@K and maj@K are some, too.
+        out: The page; default: compare-A-B.html here.
+    """
+    from solostream.envs.rewards.grading import equivalent
+    from solostream.evaluation.compare import compare as run_comparison
+    from solostream.evaluation.compare import shares
+    from solostream.viewer.evaluation import comparison_page
+
+    found = run_comparison(run_a, run_b, k=k, same=equivalent)
+    rows = [(name, *found.scalar(name)) for name in (*metrics, f"pass@{found.k}")]
+    width = max(len(name) for name, *_ in rows)
+    a, b = found.names
+    print(f"{'':<{width}}  {a:>14}  {b:>14}")
+    for name, first, second in rows:
+        print(f"{name:<{width}}  {_cell(first):>14}  {_cell(second):>14}")
+    d, m = found.difference, found.mcnemar
+    print(f"\navg, B − A: {d['mean']:+.4f}  95 % [{d['low']:+.4f}, {d['high']:+.4f}], permutation p = {d['p']:.4f}")
+    print(f"McNemar at k = {found.k}: {m['only_b']} gained, {m['only_a']} lost, p = {m['p']:.4f}")
+    print("  ".join(f"{name} {count} ({share:.1%})" for name, count, share in shares(found.flow)))
+    for which, left in (("A", found.only_a), ("B", found.only_b)):
+        if left:
+            print(f"{left} problems are only in {which} and were left out", file=sys.stderr)
+    place = out or Path(f"compare-{a}-{b}.html".replace("/", "-").replace(" ", "-"))
+    place.write_text(comparison_page(found), encoding="utf-8")
+    print(place)
+    return 0
+
+
+@contextmanager
+def _live(terminal: bool) -> Any:
+    """What shows the progress of an evaluation: a bar on a terminal, about twenty lines in a log."""
+    if not terminal:
+        yield _log_lines()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Bar(*columns, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(progress: Progress) -> None:
+            bar.update(task, total=progress.total, completed=len(progress.samples), description=_standing(progress))
+
+        yield show
+
+
+def _log_lines() -> Callable[[Progress], None]:
+    last = -1
+
+    def show(progress: Progress) -> None:
+        nonlocal last
+        at = 20 * len(progress.samples) // max(progress.total, 1)
+        if at != last:
+            last = at
+            print(f"{len(progress.samples)}/{progress.total}  {_standing(progress)}", flush=True)
+
+    return show
+
+
+def _standing(progress: Progress) -> str:
+    parts = [
+        f"solved {_cell(progress.accuracy)}",
+        f"code {_cell(progress.code_ratio)}",
+        f"{progress.tokens_per_s:,.0f} tokens/s",
+    ]
+    if progress.found:
+        parts.append(f"{progress.found} found on disk")
+    if progress.infra:
+        parts.append(f"{progress.infra} sandbox failures")
+    return "  ".join(parts)
+
+
+def result_table(summary: Mapping[str, Any]) -> str:
+    """The numbers of an evaluation as plain text."""
+    metrics = summary["metrics"]
+    rows = [(f"avg@{metrics['samples_a_problem'][1]}", metrics["avg"])]
+    for name, curve in (("maj", metrics["majority"]), ("pass", metrics["pass"])):
+        some = [row for row in curve if row["k"] & (row["k"] - 1) == 0 or row is curve[-1]]  # powers of two, the last
+        rows += [(f"{name}@{row['k']}", row) for row in some]
+    lines = [f"{name:<18}{100 * row['mean']:6.1f} %   95 % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+             for name, row in rows if row]  # fmt: skip
+    six = metrics["behaviour"]
+    for name, key in (("code ratio", "code_ratio"), ("code pass ratio", "code_pass_ratio")):
+        if six[key] is not None:
+            lines.append(f"{name:<18}{100 * six[key]:6.1f} %")
+    for name, key in (("first call, token", "first_call"), ("response, tokens", "response_length"),
+                      ("code rounds", "code_rounds"), ("code lines", "code_lines")):  # fmt: skip
+        if six[key] is not None:
+            lines.append(f"{name:<18}{six[key]['mean']:6.1f}     median {six[key]['p50']:g}")
+    if metrics["errors"]:
+        lines.append("errors            " + ", ".join(f"{name} {count}" for name, count in metrics["errors"].items()))
+    for name, count in (("sandbox failures", summary["infra"]), ("damaged lines", summary["damaged"])):
+        if count:
+            lines.append(f"{name:<18}{count}: left out; the same command asks for them again")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"

@@ -1,0 +1,148 @@
+"""The `solostream` command: finds the sub-command, imports only what that one needs, turns errors into one line."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from typing import Any
+
+from solostream.agent.engine import EngineError
+from solostream.errors import SandboxError, UserError
+
+# name -> (where, what it does). Nothing is imported before it is asked for: `solostream sandbox run` needs no torch.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": (
+        "solostream.cli.train:train",
+        "cold start, reinforcement learning and evaluation from one TOML file",
+    ),
+    "sft": ("solostream.cli.train:sft", "supervised cold start only"),
+    "eval": (
+        "solostream.cli.eval:evaluate",
+        "avg@k, pass@k, maj@k and tool behaviour of a model, a server or a script",
+    ),
+    "compare": ("solostream.cli.eval:compare", "two evaluations side by side: curves, support flow, significance"),
+    "chat": ("solostream.cli.chat:chat", "talk to an agent that has the interpreter"),
+    "play": ("solostream.cli.play:play", "be the agent yourself in any registered environment"),
+    "report": ("solostream.cli.view:report", "one self-contained HTML file of a run"),
+    "view": ("solostream.cli.view:view", "browse trajectories in a local web app"),
+    "sandbox check": ("solostream.cli.sandbox:check", "conformance and abuse suite against any backend"),
+    "sandbox run": ("solostream.cli.sandbox:run", "run one file in a sandbox"),
+    "sandbox serve": ("solostream.cli.sandbox:serve", "HTTP server: sessions API and SandboxFusion wire format"),
+}
+
+
+# Options that may stand alone: `--resume` means `--resume auto`.
+ALONE = {"--resume": "auto"}
+
+
+# library -> the extra that brings it
+EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "datasets", "math_verify", "tensorboard", "matplotlib", "peft"), "train"),
+    **dict.fromkeys(("fastapi", "httpx", "uvicorn", "prometheus_client"), "server"),
+    "vllm": "vllm",
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items())
+    return f"usage: solostream COMMAND [OPTIONS]\n\n{rows}\n\nsolostream COMMAND --help shows its options."
+
+
+def _find(argv: list[str]) -> tuple[str, list[str]]:
+    """The command's name and its arguments. Raises UserError."""
+    from difflib import get_close_matches
+
+    for words in (2, 1):
+        name = " ".join(argv[:words])
+        if len(argv) >= words and name in COMMANDS:
+            return name, argv[words:]
+    asked = " ".join(argv[:2]) if argv[0] == "sandbox" else argv[0]
+    near = get_close_matches(asked, COMMANDS, 1, 0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"one of: {', '.join(COMMANDS)}"
+    raise UserError(f"unknown command '{asked}'; {hint}")
+
+
+def _complete(args: list[str]) -> list[str]:
+    """Give every option of `ALONE` that stands alone its value."""
+    done: list[str] = []
+    for i, arg in enumerate(args):
+        done.append(arg)
+        if arg in ALONE and (i + 1 == len(args) or args[i + 1].startswith("--") or args[i + 1].endswith(".toml")):
+            done.append(ALONE[arg])
+    return done
+
+
+def _quiet() -> None:
+    """One-line warnings, and libraries that keep to themselves: the terminal belongs to the command."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.showwarning = lambda message, *_, **__: print(f"solostream: warning: {message}", file=sys.stderr)
+
+
+def _parse(command: Callable[..., Any], name: str, args: list[str]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """What `args` call `command` with. Raises UserError for what tyro says in a box of many lines."""
+    import tyro
+
+    @functools.wraps(command)
+    def call(*given: Any, **named: Any) -> Any:
+        return given, named
+
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            return tyro.cli(call, prog=f"solostream {name}", args=args)
+    except SystemExit as exit_:
+        if not exit_.code:  # --help
+            raise
+        drawn = box.getvalue().partition("\n")[2]  # without the title; the frame is blank where stdout is not UTF-8
+        text = " ".join(re.sub(r"[│╭╮╰╯]", " ", drawn).split())
+        fault, *more = [part for part in re.split(r"\s*[─-]{3,}\s*", text) if part]
+        guesses = [part for part in more if part.startswith("Perhaps you meant")]
+        raise UserError("; ".join([fault.rstrip("."), *guesses, f"see solostream {name} --help"])) from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(_usage())
+            return 0
+        name, rest = _find(argv)
+        _quiet()
+        module, _, function = COMMANDS[name][0].partition(":")
+        command = getattr(importlib.import_module(module), function)
+        given, named = _parse(command, name, _complete(rest))
+        return int(command(*given, **named) or 0)
+    except UserError as error:
+        print(f"solostream: {error}", file=sys.stderr)
+        return 2
+    except (SandboxError, EngineError) as error:
+        part = "sandbox" if isinstance(error, SandboxError) else "engine"
+        print(f"solostream: {part} failed: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        print(f"solostream: {error.name} is missing: pip install 'solostream[{EXTRAS[error.name]}]'", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader (head, less) has gone; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # a file where a folder should be, a folder that may not be written, …
+        if error.filename is None:
+            raise
+        print(f"solostream: {error.filename}: {error.strerror}; give another path, or make it usable", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("solostream: interrupted", file=sys.stderr)
+        return 130

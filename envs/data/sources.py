@@ -1,0 +1,159 @@
+"""Where rows come from: files, folders, the built-in lists, the Hugging Face Hub or its cache.
+
+A row is (number, value): the line or row, from 1, and what is there, or a ValueError that says why nothing is.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from solostream.errors import UserError
+
+Row = tuple[int, Any]
+_PROBLEMS = Path(__file__).parent / "problems"
+_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Where a well-known data set lives. `answer_after`: the answer is what follows the last of these strings."""
+
+    path: str
+    split: str
+    columns: Mapping[str, str]
+    config: str | None = None
+    answer_after: str = ""
+
+
+def _arena(path: str) -> Preset:
+    return Preset(f"MathArena/{path}", "train", {"prompt": "problem", "answer": "answer", "id": "problem_idx"})
+
+
+PRESETS: Mapping[str, Preset] = {
+    "dapo-math-17k": Preset(
+        "open-r1/DAPO-Math-17k-Processed", "train", {"prompt": "prompt", "answer": "solution"}, config="en"
+    ),
+    "aime24": Preset("HuggingFaceH4/aime_2024", "train", {"prompt": "problem", "answer": "answer", "id": "id"}),
+    "aime25": _arena("aime_2025"),
+    "hmmt25": _arena("hmmt_feb_2025"),
+    "brumo25": _arena("brumo_2025"),
+    "beyond-aime": Preset("ByteDance-Seed/BeyondAIME", "test", {"prompt": "problem", "answer": "answer"}),
+    "math-500": Preset(
+        "HuggingFaceH4/MATH-500",
+        "test",
+        {"prompt": "problem", "answer": "answer", "id": "unique_id", "level": "level", "subject": "subject"},
+    ),
+    "gsm8k": Preset(
+        "openai/gsm8k", "test", {"prompt": "question", "answer": "answer"}, config="main", answer_after="####"
+    ),
+}
+
+
+def rows(name: str, config: str | None, split: str | None) -> tuple[Iterator[Row], str]:
+    """The rows of a file, a folder, a built-in list or a Hub data set, and what their numbers count."""
+    path = Path(name)
+    if (_PROBLEMS / f"{name}.jsonl").is_file() and name in ("sample", "lookup"):
+        path = _PROBLEMS / f"{name}.jsonl"
+    elif path.is_dir() and split:
+        path = next((p for s in _SUFFIXES if (p := path / f"{split}{s}").is_file()), path)
+    if path.is_file():
+        if split and path.stem != split:
+            raise UserError(f"{name} is one file and has no splits; divide it with solostream.envs.data.split")
+        return _file_rows(path), "row" if path.suffix == ".parquet" else "line"
+    if path.is_dir():
+        inside = ", ".join(sorted(p.name for p in path.iterdir() if p.suffix in _SUFFIXES)) or "no data file"
+        raise UserError(f"{name} is a folder with {inside}: name a file, or a split that is one")
+    if name.count("/") != 1 or path.suffix in _SUFFIXES:
+        near = get_close_matches(name, PRESETS, 1, 0.5)
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"give a file, a Hugging Face id or one of: {', '.join(PRESETS)}"
+        )
+        raise UserError(f"no data {name!r}; {hint}")
+    return hub_rows(name, config, split or "train"), "row"
+
+
+def _file_rows(path: Path) -> Iterator[Row]:
+    if path.suffix == ".parquet":
+        from pyarrow import ArrowInvalid, parquet
+
+        try:
+            table = parquet.read_table(path)
+        except ArrowInvalid as error:
+            raise UserError(f"{path} is no Parquet file: {error}") from None
+        yield from enumerate(table.to_pylist(), 1)
+    elif path.suffix == ".csv":
+        # A byte that is not UTF-8 becomes a lone surrogate, which makes its row a bad one.
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            yield from _csv_rows(csv.DictReader(file))
+    elif path.suffix == ".json":
+        try:
+            yield from enumerate(json.loads(path.read_text(encoding="utf-8")), 1)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{path} is no JSON list: {error}") from None
+    elif path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _json_line(line)
+    else:
+        raise UserError(f"{path}: data must end in one of {', '.join(_SUFFIXES)}")
+
+
+def _csv_rows(reader: csv.DictReader[str]) -> Iterator[Row]:
+    """Each with the line in which it begins: a cell may hold line breaks."""
+    start = 1
+    while True:
+        try:
+            start = reader.line_num + 1 if reader.fieldnames else 1  # reads the header
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield start, ValueError(f"not CSV ({error})")
+        else:
+            yield start, ValueError("more cells than the header") if None in row else row
+
+
+def _json_line(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return ValueError(f"not JSON ({error})")
+
+
+def hub_rows(path: str, config: str | None, split: str) -> Iterator[Row]:
+    """From the cache where it is there, else from the network."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"loading {path} needs the datasets library: pip install 'solostream[train]'") from None
+    for place in (*_snapshot(path), path):
+        try:
+            rows = datasets.load_dataset(place, config, split=split)
+            break
+        except Exception as error:  # a snapshot of which a part is missing, offline mode, the HTTP client's own errors
+            why = str(error).replace("\n", " ")
+            if isinstance(error, ValueError) and "cache" not in why:
+                raise UserError(f"{path}: {why}") from None  # a wrong split or configuration: it names the right ones
+    else:
+        raise UserError(
+            f"data set {path} is not in the cache and cannot be downloaded ({why}); run `hf download --repo-type "
+            f"dataset {path}` with a network, point HF_HOME to its cache, or give a local file"
+        )
+    yield from enumerate(rows, 1)
+
+
+def _snapshot(path: str) -> list[str]:
+    """The folder that `hf download` left, if it did. (`datasets` by itself finds only what it has loaded before.)"""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return [snapshot_download(path, repo_type="dataset", local_files_only=True)]
+    except (OSError, ValueError):
+        return []

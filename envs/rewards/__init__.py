@@ -1,0 +1,1 @@
+"""Rewards: a rubric of named functions, and the grader behind `correct`."""

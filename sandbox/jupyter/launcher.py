@@ -1,0 +1,125 @@
+"""Runs one Jupyter kernel that the host does not trust: `python -m solostream.sandbox.jupyter.launcher DOOR [GROUPS]`.
+
+DOOR is the descriptor of a Unix socket, or the path of one to connect to. Over it the host hands in the settings and
+four sockets that already listen and two pipes to print into: the kernel opens no path of its own, so host and kernel
+share no folder. GROUPS is the descriptor of a folder in which a memory cgroup can be made.
+
+Two processes. The guard stays outside the confinement and keeps the door: an `i` interrupts the kernel, the end of the
+connection (the host closed it, or died) kills it with all that it started. The kernel goes through the same confinement
+as a session of the `fork` backend, before it has a second thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from typing import Any, NoReturn, TextIO
+
+from solostream.sandbox.fork.child import memory, rootfs, seccomp, zygote
+from solostream.sandbox.fork.child.confinement import Confinement, Restriction, enter_namespaces
+from solostream.sandbox.jupyter import kernel_app
+
+_OWN_MB = 160  # what kernel and guard need besides what the session may use
+
+
+def main(door: str, groups: str | None = None) -> NoReturn:
+    if door.isdigit():
+        host = socket.socket(fileno=int(door))
+    else:
+        host = socket.socket(socket.AF_UNIX)
+        host.connect(door)
+    data, fds, _, _ = socket.recv_fds(host, 65536, len(kernel_app.CHANNELS) + 2)
+    settings = json.loads(data)
+    if groups is not None:
+        memory.Group(int(groups), "kernel", settings["memory_mb"] + _OWN_MB).join()
+        os.close(int(groups))
+    folder = None
+    try:
+        confinement = zygote._confinement(settings["confinement"])
+        if confinement.seccomp and settings["confinement"].get("contained"):
+            # The end of the container is the end of all that left the group, so leaving it is allowed.
+            confinement.seccomp = seccomp.build(os.uname().machine, stay_in_group=False)
+        if confinement.tier != "namespaces":
+            folder = tempfile.mkdtemp(prefix="session-", dir=confinement.folder)
+            if os.geteuid() == 0:
+                os.chown(folder, zygote.NOBODY, zygote.NOBODY)
+    except OSError as error:
+        _tell(host, failed=f"isolation {settings['confinement']['isolation']}: {error}")
+        os._exit(1)
+    pid = os.fork()
+    if pid:
+        for fd in fds:
+            os.close(fd)
+        _guard(host, pid, folder)
+    try:
+        if confinement.tier == "namespaces":
+            rootfs.mount_proc()
+            enter_namespaces(confinement)
+        zygote._drop_root()
+        os.setsid()
+        with open("/proc/self/statm") as mapped:  # which Landlock hides
+            Restriction(confinement).apply(folder or "/tmp")
+            _serve(host, fds, settings, confinement, mapped)
+    except BaseException as error:
+        _tell(host, failed=f"{type(error).__name__}: {error}"[:400])
+    finally:
+        os._exit(1)
+
+
+def _tell(host: socket.socket, **line: Any) -> None:
+    with contextlib.suppress(OSError):
+        host.sendall(json.dumps(line).encode() + b"\n")
+
+
+def _guard(host: socket.socket, pid: int, folder: str | None) -> NoReturn:
+    """Until the kernel ends or the host goes; leaves nothing running."""
+    kernel = os.pidfd_open(pid)
+    asked = b""
+    while kernel not in select.select([kernel, host.fileno()], [], [])[0]:
+        asked = host.recv(1)
+        if not asked:
+            break
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(kernel, signal.SIGINT)
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(kernel, signal.SIGKILL)
+    if folder is not None:
+        # Not reaped yet, so the group's number is still its own; without namespaces nothing can leave its group.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    _tell(host, ended=status)
+    os._exit(0)
+
+
+def _serve(
+    host: socket.socket, fds: list[int], settings: dict[str, Any], confinement: Confinement, mapped: TextIO
+) -> None:
+    stdout, stderr = fds[-2:]
+    for fd, standard in ((os.open(os.devnull, os.O_RDONLY), 0), (stdout, 1), (stderr, 2)):
+        os.dup2(fd, standard)
+        os.close(fd)
+    sys.stdout = sys.stderr = None  # type: ignore[assignment]
+    kernel_app.mend_streams()
+    app = kernel_app.build(fds, settings["path"], settings["key"], settings["output_bytes"])
+    app.initialize([])
+    # Its threads and libraries have mapped much that they never touch: the limit is on what comes on top.
+    limit = int(mapped.read().split()[0]) * resource.getpagesize() + (settings["memory_mb"] << 20)
+    mapped.close()
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    _tell(host, ready=confinement.isolation)
+    host.close()
+    app.start()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

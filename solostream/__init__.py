@@ -1,0 +1,40 @@
+"""Train, watch and evaluate language-model agents that think with a Python interpreter.
+
+The floors are sub-packages: `errors, registry <- sandbox <- envs <- agent <- evaluation <- training, viewer <- cli`.
+What stands here is loaded at its first use, so that `import solostream` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from solostream.agent.trajectory import Trajectory
+    from solostream.envs.tool_env import ToolEnv
+    from solostream.sandbox.interpreter import Interpreter
+    from solostream.sandbox.spec import open_sandbox
+
+__all__ = ["Interpreter", "ToolEnv", "Trajectory", "__version__", "open_sandbox"]
+
+__version__ = version("solostream")
+
+_HOMES = {
+    "Interpreter": "solostream.sandbox.interpreter",
+    "ToolEnv": "solostream.envs.tool_env",
+    "Trajectory": "solostream.agent.trajectory",
+    "open_sandbox": "solostream.sandbox.spec",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'solostream' has no attribute {name!r}")
+    found = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

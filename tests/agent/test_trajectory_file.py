@@ -1,0 +1,71 @@
+"""Damaged files: what is whole is read, what is not is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from synthetic_runs import evaluation_records, write_evaluation
+
+from solostream.agent.trajectory_file import find_file, read_line, read_lines
+from solostream.errors import UserError
+from solostream.evaluation.samples import read_samples
+
+
+def rewrite(path: Path, change) -> None:
+    lines = path.read_text().splitlines()
+    path.write_text("".join(change(i, line) for i, line in enumerate(lines)))
+
+
+def test_a_half_written_last_line_waits_for_its_end(tmp_path: Path) -> None:
+    path = write_evaluation(tmp_path, 3, 2) / "samples.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40])
+    first = list(read_lines(path))
+    assert len(first) == 5
+    path.write_bytes(whole)
+    last = first[-1]
+    rest = list(read_lines(path, last.offset + last.length, last.number + 1))
+    assert [line.number for line in rest] == [5]
+    assert rest[0].trajectory is not None
+
+
+def test_damage_is_named_by_line_and_the_rest_is_kept(tmp_path: Path) -> None:
+    path = write_evaluation(tmp_path, 3, 2) / "samples.jsonl"
+
+    def damage(i: int, line: str) -> str:
+        if i == 1:
+            return line[: len(line) // 2] + "\n"
+        if i == 2:
+            record = json.loads(line)
+            del record["reward"]
+            return json.dumps(record) + "\n"
+        if i == 3:
+            return json.dumps({**json.loads(line), "token_ids": [1]}) + "\n"
+        return "[1]\n" if i == 4 else line + "\n"
+
+    rewrite(path, damage)
+    samples, complaints = read_samples(tmp_path)
+    assert len(samples) == 2
+    assert [c.split(": ")[0] for c in complaints] == [f"samples.jsonl:{n}" for n in (2, 3, 4, 5)]
+    assert "'reward' is missing" in complaints[1]
+    assert "different lengths" in complaints[2]
+
+
+def test_offsets_are_bytes_not_characters(tmp_path: Path) -> None:
+    path = write_evaluation(tmp_path, 4, 4) / "samples.jsonl"
+    assert path.stat().st_size != len(path.read_text())
+    records = list(evaluation_records(4, 4, 0.7))
+    for line in read_lines(path):
+        assert read_line(path, line.offset, line.length) == records[line.number]
+
+
+def test_empty_and_absent_runs_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run at"):
+        find_file(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"neither trajectories\.jsonl"):
+        find_file(tmp_path)
+    (tmp_path / "samples.jsonl").write_text("")
+    with pytest.raises(UserError, match="it has no whole line"):
+        read_samples(tmp_path)

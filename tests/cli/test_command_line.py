@@ -1,0 +1,87 @@
+"""The command as a stranger meets it: whatever is wrong is one line that says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from solostream.cli.main import COMMANDS, main
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: an empty file, one that is no text, one of other rows, an empty folder, a run."""
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").touch()
+    Path("binary.jsonl").write_bytes(b"\xff\xfe\x00\n")
+    Path("other.jsonl").write_text('{"a": 1}\n')
+    Path("nothing").mkdir()
+    Path("run/checkpoints/step-000004").mkdir(parents=True)
+    Path("evals").mkdir()
+    Path("evals/samples.jsonl").write_text("{}\n")
+    Path("evals/identity.json").write_text("{")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("trian", "did you mean 'train'"),
+        ("train", "see solostream train --help"),
+        ("train a.toml --nmae x", "--name"),
+        ("train a.toml --engine vlm", "invalid choice 'vlm'"),
+        ("train a.toml --set", "Missing value for argument '--set'"),
+        ("train nothing", "Is a directory"),
+        ("train binary.jsonl", "cannot read binary.jsonl"),
+        ("train empty.jsonl --set run.root=other.jsonl/x", "other.jsonl/x"),
+        ("sft empty.jsonl", "there is no cold start"),
+        ("eval", "a model folder or hugging face id"),
+        ("eval run", "such as run/checkpoints/step-000004"),
+        ("eval nothing", "cannot load 'nothing'"),
+        ("eval scripted:json:loads -k x", "invalid literal"),
+        ("eval scripted:json:loads --data empty.jsonl", "holds no task"),
+        ("eval scripted:json:loads --data binary.jsonl", "line 1: not JSON"),
+        ("eval scripted:json:loads --data other.jsonl", "no 'prompt'"),
+        ("eval scripted:json:loads --out other.jsonl", "other.jsonl: File exists"),
+        ("eval scripted:json:loads --out evals", "cannot read evals/identity.json"),
+        ("eval scripted:json:loads --temperature -1", "temperature from 0"),
+        ("eval scripted:json:loads --turn-tokens 0", "at least 1"),
+        ("eval scripted:json:loads --env nowhere:solostream/Math-v0", "No module named 'nowhere'"),
+        ("chat run", "such as run/checkpoints/step-000004"),
+        ("chat scripted:json:loads --top-p 7", "top-p above 0"),
+        ("chat scripted:json:loads --max-tokens 0", "at least 1"),
+        ("chat scripted:json:loads --syntax fences", "unknown call syntax 'fences'"),
+        ("chat scripted:json:loads --sandbox frok", "did you mean 'fork'"),
+        ("compare other.jsonl", "see solostream compare --help"),
+        ("compare nothing nothing", "neither trajectories.jsonl"),
+        ("compare other.jsonl other.jsonl", "field 'turns' is missing"),
+        ("report binary.jsonl", "damaged"),
+        ("report nothing", "neither trajectories.jsonl"),
+        ("view", "solostream view runs/quickstart"),
+        ("view gone", "no run at gone"),
+        ("sandbox run", "see solostream sandbox run --help"),
+        ("sandbox run fork nothing", "cannot read nothing"),
+        ("sandbox run frok other.jsonl", "did you mean 'fork'"),
+        ("sandbox serve --port 99999", "port"),
+        ("view evals --tokenizer nothing", "nothing is no tokenizer.json"),
+        ("view evals --port 99999", "port"),
+        ("sandbox check frok", "did you mean 'fork'"),
+    ],
+)
+def test_a_mistake_is_one_line(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line.split()) in (1, 2)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1, said
+    assert said[0].startswith("solostream: ")
+    assert words.lower() in said[0].lower()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*name.split(), "--help"])
+    assert not ended.value.code
+    shown = capsys.readouterr()
+    assert f"usage: solostream {name}" in shown.out
+    assert shown.err == ""

@@ -1,0 +1,97 @@
+"""Rewards by hand."""
+
+import math
+
+import pytest
+
+from solostream.envs.rewards.rubric import Episode, Rubric, otc_tool_reward
+from solostream.envs.types import Step, Task, ToolCall
+from solostream.errors import UserError
+from solostream.sandbox.types import Execution
+
+DONE, FAILED = Execution(), Execution(status="error")
+
+
+def half(episode):
+    return 0.5
+
+
+def too_much(episode):
+    return 2.0
+
+
+def episode(answer="5", executions=(DONE,), status="ok", meta=None, ending="answered"):
+    calls = tuple(ToolCall("python", {"code": "1"}, (0, 1), status) for _ in executions)
+    steps = [Step("", calls, tuple(executions), (), 0.0, None)] if executions else []
+    steps.append(Step("", (), (), (), 0.0, ending, answer))
+    return Episode(Task("t", "?", "5", meta=meta or {}), tuple(steps), answer, ending, 4)
+
+
+def total(weights, of):
+    rubric = Rubric(weights)
+    return rubric.total(rubric.scores(of))
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "expected"),
+    [
+        ("correct", episode("5"), 1),
+        ("correct", episode("6"), 0),
+        ("correct", episode(None), 0),
+        ("answered", episode("6"), 1),
+        ("answered", episode(None, ending="turn_limit"), 0),
+        ("well_formed", episode(), 1),
+        ("well_formed", episode(status="malformed"), 0),
+        ("well_formed", episode(None), 0),  # a void last turn
+        ("code_passes", episode(executions=(DONE, FAILED, None, DONE)), 2 / 3),
+        ("code_passes", episode(executions=()), 1),
+        ("otc", episode("6"), 0),
+        ("otc", episode(executions=()), 1),
+        ("otc", episode(executions=(DONE,)), math.cos(math.pi / 6)),  # m = 1, c = 4
+        ("otc", episode(executions=(DONE,), meta={"min_calls": 1}), 1),
+        ("otc", episode(executions=(DONE,), meta={"min_calls": "1"}), 1),  # from a CSV file
+    ],
+)
+def test_each_reward(name, of, expected):
+    assert total(name, of) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("calls", "fewest", "expected"),
+    [
+        (0, None, 1.0),
+        (2, None, math.cos(2 * math.pi / 8)),
+        (10**6, None, 0.0),
+        (0, 0, 1.0),
+        (3, 0, math.cos(3 * math.pi / 10)),
+        (2, 2, 1.0),  # f = 2, sin(π/2)
+        (0, 2, 0.0),
+        (6, 2, math.sin(3 * math.pi / 4)),  # f = 24/8 = 3
+        (1, 2, math.sin(math.pi / 3)),  # f = 4/3
+    ],
+)
+def test_otc_by_hand(calls, fewest, expected):
+    assert otc_tool_reward(calls, c=4, fewest=fewest) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_rubric_is_a_weighted_sum():
+    weights = {"correct": 0.75, "well_formed": 0.25}
+    assert total(weights, episode("5")) == 1.0
+    assert total(weights, episode("5", status="malformed")) == 0.75
+    assert total(weights, episode("6")) == 0.25
+    assert total({"test_rewards:half": 0.5, "correct": 0.5}, episode("5")) == 0.75
+
+
+@pytest.mark.parametrize("weights", [{}, {"correct": 0.0}, {"correct": 1.2}, {"correct": 0.9, "answered": -0.1}])
+def test_weights_that_leave_the_range(weights):
+    with pytest.raises(UserError, match="sum to at most 1"):
+        Rubric(weights)
+
+
+def test_unknown_rewards_and_scores_out_of_range():
+    with pytest.raises(UserError, match="one of: correct"):
+        Rubric("corect")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        Rubric("nowhere:f")
+    with pytest.raises(UserError, match=r"must lie in \[0, 1\]"):
+        Rubric("test_rewards:too_much").scores(episode())

@@ -1,0 +1,241 @@
+"""SPO, ASPO and the baselines on trajectories: hand-computed values, order, state, refusals."""
+
+import json
+import random
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+import pytest
+from tiny_ledgers import trajectory
+
+from solostream.errors import UserError
+from solostream.training.advantages import ADVANTAGES
+from solostream.training.advantages.aspo import ASPO
+from solostream.training.advantages.base import standardize
+from solostream.training.advantages.grpo import GRPO
+from solostream.training.advantages.reinforce import Reinforce
+from solostream.training.advantages.rloo import RLOO
+from solostream.training.advantages.spo import SPO
+from solostream.training.advantages.value_tracker import ValueTracker
+from solostream.training.config import validate
+from solostream.training.config.models import GROUPED, AdvantageName
+from solostream.training.run.rl_loop import estimator
+
+
+def group(rewards: list[float], lengths: list[int] | None = None, number: int | None = 0) -> list:
+    lengths = lengths or [4] * len(rewards)
+    return [
+        trajectory(f"t{i}", r, response=range(n), group=number, event=i)
+        for i, (r, n) in enumerate(zip(rewards, lengths, strict=True))
+    ]
+
+
+def test_spo_reads_the_frozen_value_not_the_tracker() -> None:
+    tracker = ValueTracker()
+    tracker.initialize("a", [1] * 8)  # 0.944 by now; dispatched when it was 0.25
+    batch = [
+        trajectory("a", 1, value=0.25, response=range(10), event=1),
+        trajectory("b", 0, value=0.5, response=range(30), event=2),
+    ]
+    got = SPO(tracker)(batch)
+    assert got.values == pytest.approx(standardize([0.75, -0.5], [10, 30]))
+    assert got.metrics["advantage/mean"] == pytest.approx(0.125)
+    assert got.metrics["tracker/brier"] == pytest.approx((0.75**2 + 0.5**2) / 2)
+    assert SPO(ValueTracker(), "trajectory")(batch).values == pytest.approx([1.0, -1.0])
+
+
+def test_spo_near_zero_share() -> None:
+    batch = [trajectory("a", 1, value=0.99, event=0), trajectory("b", 1, value=0.97, event=1)]
+    assert SPO(ValueTracker())(batch).metrics["advantage/near_zero"] == 0.5
+
+
+def test_spo_duplicates_enter_in_event_order_not_batch_order() -> None:
+    by_batch, by_event = ValueTracker(), ValueTracker()
+    rewards = [0, 1, 1]
+    batch = [trajectory("a", r, event=e) for e, r in enumerate(rewards)]
+    SPO(by_batch)([batch[2], batch[0], batch[1]])
+    for event, reward in enumerate(rewards):
+        by_event.observe("a", reward, event=event, version=0)
+    assert by_batch.state_dict() == by_event.state_dict()
+
+
+def test_spo_over_any_cut_and_order_of_batches_leaves_one_tracker() -> None:
+    rng = random.Random(5)
+    events = [trajectory(rng.choice("abc"), rng.randint(0, 1), event=e, version=e // 4) for e in range(30)]
+
+    def run(order: list[int], size: int) -> dict:
+        tracker = ValueTracker()
+        for version in range(1, 10):
+            tracker.record_drift(version, 0.01)
+        spo = SPO(tracker)
+        for start in range(0, len(order), size):
+            spo([events[i] for i in order[start : start + size]])
+        return tracker.state_dict()
+
+    order = list(range(30))
+    expected = run(order, 5)
+    rng.shuffle(order)
+    assert {k: expected["beliefs"][k] for k in "abc"} == {k: run(order, 7)["beliefs"][k] for k in "abc"}
+
+
+def test_spo_maps_a_declared_range() -> None:
+    tracker = ValueTracker()
+    SPO(tracker, reward_range=(-1, 1))([trajectory("a", -1, event=0), trajectory("b", 0, event=1)])
+    assert tracker.evidence("a") == pytest.approx((0.48, 1.48))
+    assert tracker.evidence("b") == pytest.approx((0.98, 0.98))
+    with pytest.raises(UserError, match=r"reward 2.0 of task a .*reward_range \[-1, 1\]"):
+        SPO(tracker, reward_range=(-1, 1))([trajectory("a", 2)])
+    with pytest.raises(UserError, match="low < high"):
+        SPO(tracker, reward_range=(1, 1))
+
+
+def test_spo_needs_the_frozen_value() -> None:
+    with pytest.raises(UserError, match="task a was dispatched without a value"):
+        SPO(ValueTracker())([trajectory("a", value=None)])
+
+
+def test_spo_rescoring_measures_the_last_trajectory_of_the_task() -> None:
+    """Every token became 0.2 nats less likely: D = e^-0.2 - 1 + 0.2 = 0.018731 on it."""
+    asked = []
+
+    def rescore(trajectories: list) -> list:
+        asked.append([t.dispatch.event for t in trajectories])
+        return [t.logprobs[t.action_mask] - 0.2 for t in trajectories]
+
+    tracker, expected = ValueTracker(rho_min=0.5, rho_max=0.99), ValueTracker(rho_min=0.5, rho_max=0.99)
+    spo = SPO(tracker, rescore=rescore)
+    spo([trajectory("a", 1, event=0, version=0)])
+    saved = json.loads(json.dumps(spo.state_dict()))
+    later = [trajectory("b", 1, event=1, version=3), trajectory("a", 0, event=2, version=3)]
+    spo(later)
+    assert asked == [[0]]  # b has no last trajectory
+    expected.observe("a", 1, 0.0, event=0)
+    expected.observe("a", 0, float(np.exp(-0.2) - 1 + 0.2), event=2)
+    assert tracker.evidence("a") == pytest.approx(expected.evidence("a"), rel=1e-6)
+    resumed = SPO(ValueTracker(rho_min=0.5, rho_max=0.99), rescore=rescore)
+    resumed.load_state_dict(saved)
+    resumed(later)
+    assert resumed.tracker.state_dict() == tracker.state_dict()
+
+
+def test_grpo() -> None:
+    assert GRPO(epsilon=0)(group([1, 1, 0, 0])).values == pytest.approx([1, 1, -1, -1])
+    assert GRPO(epsilon=0)(group([1, 0, 0, 0])).values == pytest.approx([3**0.5, *[-1 / 3**0.5] * 3])
+    assert GRPO(divide=False)(group([1, 0, 0, 0])).values == pytest.approx([0.75, -0.25, -0.25, -0.25])
+
+
+def test_groups_do_not_mix_and_degenerate_ones_are_counted() -> None:
+    batch = [*group([1, 1], number=1), *group([1, 0], number=2), *group([0, 0], number=3)]
+    got = GRPO(divide=False)([batch[i] for i in (0, 2, 4, 1, 3, 5)])
+    assert got.values == pytest.approx([0, 0.5, 0, 0, -0.5, 0])
+    assert got.metrics["advantage/degenerate"] == pytest.approx(2 / 3)
+
+
+def test_rloo() -> None:
+    assert RLOO()(group([1, 0, 0, 0])).values == pytest.approx([1, -1 / 3, -1 / 3, -1 / 3])
+    assert RLOO()(group([1])).values == [0]
+
+
+def test_reinforce_family() -> None:
+    batch = group([1, 0, 0, 1], [10, 30, 20, 40], None)
+    assert Reinforce("none")(batch).values == [1, 0, 0, 1]
+    assert Reinforce("batch")(batch).values == pytest.approx([1, -1, -1, 1])
+    assert Reinforce("opo")(batch).values == pytest.approx([0.5, -0.5, -0.5, 0.5])  # (10 + 40)/100
+    assert Reinforce("opo")(group([1, 0], [10, 30])).values == pytest.approx([0.75, -0.25])
+
+
+def test_opo_compares_within_groups_where_a_prompt_has_several_streams() -> None:
+    config = {"rollout": {"batch": 8}}
+    for advantage, size, grouped in (("opo", 4, True), ("opo", 1, False), ("spo", 4, False), ("rloo", 4, True)):
+        made = validate({**config, "algorithm": {"advantage": advantage, "group_size": size}})
+        assert made.algorithm.grouped is grouped
+
+
+@pytest.mark.parametrize("name", sorted(GROUPED))
+def test_grouped_estimators_refuse_single_streams(name: str) -> None:
+    with pytest.raises(UserError, match="has no group"):
+        ADVANTAGES[name](ValueTracker(), "token")([trajectory("a")])
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_every_estimator(name: str) -> None:
+    """One value a trajectory, finite, deterministic, state round trip, and no judgement on what is no reward."""
+    batch = [trajectory(f"t{i}", i % 2, event=i, group=i // 4, response=range(i + 2)) for i in range(8)]
+    one, two = (ADVANTAGES[name](ValueTracker(), "token") for _ in range(2))
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    got = one(batch)
+    assert len(got.values) == 8
+    assert np.isfinite(got.values).all()
+    assert np.mean(got.values[1::2]) > np.mean(got.values[::2])
+    assert two(batch) == got
+    for bad, message in (
+        (trajectory("nan-task", float("nan"), group=0), "not finite, tasks nan-task"),
+        (trajectory("infra-task", 0, ending="infra", group=0), "infra-task"),
+    ):
+        with pytest.raises(UserError, match=message):
+            one([*batch, bad])
+    assert one.state_dict() == ADVANTAGES[name](ValueTracker(), "token").state_dict() or name == "spo"
+
+
+def test_the_configuration_knows_every_estimator() -> None:
+    assert set(get_args(AdvantageName)) == set(ADVANTAGES)
+
+
+def called(task: str, position: int | None, **fields) -> object:
+    return trajectory(task, fields.pop("reward", 1.0), response=range(1000), call_at=position, **fields)
+
+
+def test_aspo_wraps_and_logs() -> None:
+    batch = [called("a", 100), called("b", 500), called("c", None), called("d", 0, reward=0.0)]
+    got = ASPO(Reinforce("none"), -2.0, 0.7)(batch)
+    assert got.values == pytest.approx([1.4, 0.6, 1.0, 0.0])  # mean p = 300, L = 1000
+    assert got.metrics["aspo/shaped"] == 0.5
+    assert got.metrics["aspo/clipped"] == 0
+    assert ASPO(Reinforce("none"), -9.0, 0.7)(batch).metrics["aspo/clipped"] == 1
+    assert got.metrics["reward/variance"] == pytest.approx(3 / 16)
+
+
+@pytest.mark.parametrize(("eligible", "moved"), [("code", 3), ("executed", 2), ("passed", 0)])
+def test_aspo_eligibility(eligible, moved: int) -> None:
+    written_only = called("c", 800)
+    turns = (*written_only.turns[:-1], replace(written_only.turns[-1], executions=(None,)))
+    batch = [called("a", 100), called("b", 500, passed=False), replace(written_only, turns=turns)]
+    values = ASPO(Reinforce("none"), eligible=eligible)(batch).values
+    assert sum(v != 1 for v in values) == moved
+
+
+def test_aspo_frequent_calls() -> None:
+    batch = [called("a", 10, calls=1), called("b", 10, calls=3), called("c", None)]
+    got = ASPO(Reinforce("none"), 0.5, 0.7, signal="calls")(batch)
+    assert got.values == pytest.approx([0.75, 1.25, 1.0])  # 0.5 x (1 - 2)/2
+
+
+def test_aspo_compares_within_groups() -> None:
+    batch = [called("a", 100, group=0), called("a", 500, group=0), called("b", 800, group=1), called("b", 800, group=1)]
+    got = ASPO(Reinforce("none"), compare="group")(batch).values
+    assert got == pytest.approx([1.4, 0.6, 1, 1])
+
+
+def test_aspo_running_means_per_task_survive_a_checkpoint() -> None:
+    one = ASPO(Reinforce("none"), compare="running")
+    assert one([called("a", 100), called("b", 900)]).values == [1, 1]
+    two = ASPO(Reinforce("none"), compare="running")
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    for aspo in (one, two):
+        assert aspo([called("a", 500)]).values == pytest.approx([0.6])  # mean p = 300 over both
+
+
+@pytest.mark.parametrize(("signal", "delta"), [("first_call", -2.0), ("calls", 0.5)])
+def test_the_configured_signal_is_what_shapes(signal: str, delta: float) -> None:
+    """The same batch under either signal: the second trajectory calls later, and more often."""
+    batch = [
+        trajectory("a", 1.0, response=range(10), call_at=1, calls=1),
+        trajectory("b", 1.0, response=range(10), call_at=5, calls=3),
+    ]
+    settings = {"advantage": "none", "signal": signal, "delta": delta}
+    config = validate({"algorithm": settings})
+    got = estimator(config, ValueTracker(), None)(batch).values
+    expected = ASPO(Reinforce("none"), delta, 0.7, signal=signal)(batch).values
+    assert got == expected
+    assert (got[0] > got[1]) is (signal == "first_call")

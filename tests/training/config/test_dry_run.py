@@ -1,0 +1,103 @@
+"""What `--dry-run` says, against real models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from solostream.training.config import assign, validate
+from solostream.training.config.dry_run import plan
+from solostream.training.config.learner import LearnerConfig, LoraConfig
+from solostream.training.learner.learner import Learner
+from solostream.training.learner.packing import pack
+
+SIZES = {"hidden_size": 48, "layers": 3, "heads": 6, "kv_heads": 2, "head_dim": 16, "mlp_size": 160}
+
+
+def model() -> Qwen3ForCausalLM:
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=640,
+            hidden_size=48,
+            intermediate_size=160,
+            num_hidden_layers=3,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            head_dim=16,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def planned(*settings: str) -> Any:
+    return plan(validate(assign({"model": {"build": SIZES}}, settings)))
+
+
+def size(state: Any) -> int:
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(map(size, parts))
+
+
+@pytest.mark.parametrize(
+    ("settings", "config"),
+    [
+        ([], {}),
+        (["learner.kl_coef=0.1"], {"kl_coef": 0.1}),
+        (["learner.lora.rank=4"], {"lora": LoraConfig(rank=4)}),
+        (["learner.lora={rank=4, targets=['q_proj', 'down_proj']}"],
+         {"lora": LoraConfig(rank=4, targets=("q_proj", "down_proj"))}),
+    ],
+)  # fmt: skip
+def test_the_sizes_of_a_real_learner(settings: list[str], config: dict) -> None:
+    learner = Learner(model(), LearnerConfig(lr=1e-3, **config))
+    learner.sft_step([(np.arange(9), np.arange(9) > 2)])
+    found = planned(*settings)
+    weights = learner.weights()
+    assert found.shape.parameters == sum(w.numel() for name, w in weights.items() if name != "lm_head.weight")
+    trained = sum(p.numel() for p in learner.model.parameters() if p.requires_grad)
+    assert trained == (found.shape.adapters(LearnerConfig(**config)) or found.shape.parameters)
+    merged = 4 * found.shape.parameters
+    assert found.checkpoint == pytest.approx(merged + size(learner.state_dict()), rel=0.01)
+    kept = size(learner.state_dict()) + 4 * trained  # and the gradients, which a checkpoint has not
+    assert found.learner == pytest.approx(kept, rel=0.01)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_activations_that_the_backward_pass_keeps(checkpointing: bool) -> None:
+    """Distinct storages that autograd saves below the head; recomputation also needs one layer at a time."""
+    config = LearnerConfig(gradient_checkpointing=checkpointing)
+    learner = Learner(model(), config)
+    known = {p.untyped_storage().data_ptr() for p in learner.model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage
+        return x
+
+    ids = np.arange(200)
+    packed = pack([(ids, ids > 0)] * 4, [0, 1, 2, 3])
+    with learner.scorer.active(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        hidden = learner.scorer._hidden(packed)
+    assert hidden.requires_grad
+    a_token = sum(storage.nbytes() for storage in kept.values()) / 800
+    shape = planned().shape
+    one_layer = shape.activations(LearnerConfig()) / shape.layers
+    assert shape.activations(config) - (one_layer if checkpointing else 0) == pytest.approx(a_token, rel=0.1, abs=700)
+
+
+def test_what_bounds_the_parts() -> None:
+    found = planned(
+        "rollout.batch=100", "rollout.over_provision=1.25", "learner.max_tokens_per_batch=512", "data.test=10"
+    )
+    assert found.in_flight == 125
+    assert found.episodes == 512 + 40 * 100 + 2 * 20 + 10
+    assert planned("rollout.mode=sync").in_flight == 128
+    assert planned("learner.max_tokens_per_batch=256").micro_batch * 2 == pytest.approx(found.micro_batch)

@@ -1,0 +1,85 @@
+"""The sampler draws by the tracker's weights of the moment, and resumes where it was."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from solostream.errors import UserError
+from solostream.training.advantages.value_tracker import ValueTracker
+from solostream.training.rollouts.task_sampler import TaskSampler
+
+
+def uneven() -> ValueTracker:
+    """Values 0.5 and near 0 and 1: weights 0.55, and about 0.28 each."""
+    tracker = ValueTracker()
+    tracker.initialize("mixed", [0, 1] * 4)
+    tracker.initialize("solved", [1] * 8)
+    tracker.initialize("hopeless", [0] * 8)
+    return tracker
+
+
+def test_frequencies_follow_the_weights() -> None:
+    tracker = uneven()
+    ids = ["mixed", "solved", "hopeless"]
+    sampler = TaskSampler(ids, tracker, seed=1)
+    n = 20_000
+    seen = Counter(sampler.draw()[0] for _ in range(n))
+    weights = tracker.weights(ids)
+    for task_id, weight in zip(ids, weights, strict=True):
+        p = weight / sum(weights)
+        assert abs(seen[task_id] / n - p) < 4 * (p * (1 - p) / n) ** 0.5
+
+
+def test_weights_of_the_moment() -> None:
+    """Evidence between draws changes what is drawn next: nothing is cached."""
+    tracker = ValueTracker()
+    sampler = TaskSampler(["a", "b"], tracker, seed=0)
+    for _ in range(300):
+        tracker.observe("a", 1)
+    n = 4000
+    share = sum(sampler.draw()[0] == "a" for _ in range(n)) / n
+    a, b = tracker.weights(["a", "b"])
+    assert share == pytest.approx(a / (a + b), abs=0.02)
+    assert share < 0.15
+
+
+def test_streams_share_a_prompt_and_a_group() -> None:
+    sampler = TaskSampler([f"t{i}" for i in range(50)], streams=4, seed=3)
+    drawn = [sampler.draw() for _ in range(40)]
+    for g in range(10):
+        assert len(set(drawn[4 * g : 4 * g + 4])) == 1
+        assert drawn[4 * g][1] == g
+
+
+def test_uniform_is_every_task_once_a_pass() -> None:
+    ids = [f"t{i}" for i in range(30)]
+    sampler = TaskSampler(ids, seed=2)
+    passes = [[sampler.draw()[0] for _ in ids] for _ in range(3)]
+    assert all(sorted(p) == sorted(ids) for p in passes)
+    assert passes[0] != passes[1] != ids
+
+
+@pytest.mark.parametrize("prioritized", [True, False])
+def test_resumes_where_it_was(prioritized: bool) -> None:
+    ids = ["mixed", "solved", "hopeless"]
+    one, two = (TaskSampler(ids, uneven() if prioritized else None, streams=2, seed=s) for s in (5, 99))
+    for _ in range(7):
+        one.draw()
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    assert [one.draw() for _ in range(50)] == [two.draw() for _ in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "settings"), [([], {}), (["a", "a"], {}), (["a"], {"streams": 0}), (["a"], {"epsilon": 0})]
+)
+def test_impossible_settings(ids: list, settings: dict) -> None:
+    with pytest.raises(UserError, match="sampler needs"):
+        TaskSampler(ids, **settings)
+
+
+def test_a_checkpoint_of_other_data_is_refused() -> None:
+    sampler = TaskSampler([f"t{i}" for i in range(10)])
+    sampler.draw()
+    with pytest.raises(UserError, match="same data"):
+        TaskSampler(["a"]).load_state_dict(sampler.state_dict())

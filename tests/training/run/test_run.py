@@ -1,0 +1,316 @@
+"""The whole job on a tiny model: repeated, killed, interrupted, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+import psutil
+import pytest
+import torch
+
+from solostream.agent.trajectory_file import read_lines
+from solostream.cli.main import main
+from solostream.envs import ToolEnv
+from solostream.training.run.metric_logger import read
+
+TINY = Path(__file__).parent / "tiny.toml"
+ROOT = Path(__file__).parents[3]
+SCORES = {"accuracy", "accuracy_greedy", "code_ratio", "first_call_token", "code_pass_ratio", "code_rounds"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def arguments(root: Path, name: str, *more: str) -> list[str]:
+    return ["train", str(TINY), "--name", name, "--set", f"run.root={root}", *more]
+
+
+def start(root: Path, name: str, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "solostream", *arguments(root, name, *more)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_until(ready: Callable[[], bool], child: subprocess.Popen[str]) -> None:
+    while not ready():
+        assert child.poll() is None, child.communicate()[0]
+        time.sleep(0.02)
+
+
+def steps_done(folder: Path, phase: str = "rl") -> int:
+    path = folder / "metrics.jsonl"
+    return sum(row["phase"] == phase for row in read(path)) if path.exists() else 0
+
+
+def fingerprint(folder: Path) -> dict:
+    """Everything that must not depend on how often the run was interrupted."""
+    rows = [
+        {k: v for k, v in row.items() if k != "time" and not k.startswith(("time/", "idle/")) and "per_s" not in k}
+        for row in read(folder / "metrics.jsonl")
+    ]
+    trajectories = [line.trajectory for line in read_lines(folder / "trajectories.jsonl")]
+    tokens = [(t.dispatch, t.reward, t.token_ids.tolist(), t.logprobs.tolist()[-4:]) for t in trajectories if t]
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    manifest = json.loads((newest / "manifest.json").read_text())
+    state = json.loads((newest / "trainer.json").read_text())
+    return {
+        "rows": rows,
+        "tokens": repr(tokens),
+        "weights": manifest["model.safetensors"],
+        "tracker": state["reinforcement"]["tracker"],
+        "sampler": state["reinforcement"]["sampler"],
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    torch.set_num_threads(1)
+    assert main(arguments(root, "whole")) == 0
+    return root / "whole"
+
+
+def test_the_run_folder_holds_what_it_promises(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text())
+    assert set(summary["before"]) == set(summary["after"]) == SCORES
+    assert (summary["seed"], summary["engine"]) == (0, "hf")
+    assert summary["mismatch_max"] < 1e-4  # sampler and learner are one model in float32
+    assert summary["wall_s"] == pytest.approx(sum(summary["times"].values()), abs=0.1)
+    assert {"config.toml", "metrics.jsonl", "trajectories.jsonl", "plots", "checkpoints"} <= set(os.listdir(whole))
+    assert {"reward.png", "entropy.png", "tracker_value.png", "accuracy.png"} <= set(os.listdir(whole / "plots"))
+    lines = list(read_lines(whole / "trajectories.jsonl"))
+    assert all(line.damage is None for line in lines)
+    learnt = {event: advantage for line in lines for event, advantage in (line.learnt or {}).items()}
+    played = [line.trajectory for line in lines if line.trajectory]
+    assert sorted(learnt) == sorted(t.dispatch.event for t in played) == list(range(6 * 6))
+    assert sum(t.n_action_tokens * learnt[t.dispatch.event] for t in played) == pytest.approx(0, abs=1e-2)  # centred
+
+
+def test_the_checkpoint_is_a_hugging_face_folder(whole: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = whole / "checkpoints" / "step-000006"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    state = torch.load(folder / "trainer.pt", weights_only=True)["learner"]["model"]
+    loaded = dict(model.named_parameters())
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+
+
+@pytest.mark.parametrize(("phase", "steps"), [("cold_start", 3), ("rl", 4)])
+def test_killed_at_a_random_moment_and_resumed_it_equals_the_uninterrupted_run(
+    phase: str, steps: int, whole: Path, tmp_path: Path
+) -> None:
+    child = start(tmp_path, "killed")
+    at = random.randint(1, steps)
+    wait_until(lambda: steps_done(tmp_path / "killed", phase) >= at, child)
+    time.sleep(random.random() * 0.1)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert main(arguments(tmp_path, "killed", "--resume")) == 0
+    assert fingerprint(tmp_path / "killed") == fingerprint(whole), f"killed after step {at} of {phase}"
+
+
+def test_a_cold_start_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    """Every second step is saved: what was done before the newest checkpoint is not done again."""
+    folder = tmp_path / "cold"
+    phases = ["--set", "cold_start.phases=[{steps=40, mix={early=1.0}}]"]
+    child = start(tmp_path, "cold", *phases)
+    wait_until(lambda: steps_done(folder, "cold_start") >= 5, child)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    torn = {row["step"]: row["time"] for row in read(folder / "metrics.jsonl")}
+    assert main(["sft", *arguments(tmp_path, "cold", *phases, "--resume")[1:]]) == 0
+    rows = [row for row in read(folder / "metrics.jsonl") if row["phase"] == "cold_start"]
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    kept = [row["step"] for row in rows if torn.get(row["step"]) == row["time"]]
+    assert kept == list(range(1, len(kept) + 1))
+    assert len(kept) >= 4
+    assert len(kept) % 2 == 0
+
+
+def used_events(folder: Path) -> tuple[list[int], set[int]]:
+    """(events whose evidence the tracker holds, events outstanding) in the newest checkpoint."""
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    state = json.loads((newest / "trainer.json").read_text())["reinforcement"]
+    used = [row[0] for belief in state["tracker"]["beliefs"].values() for row in belief["events"]]
+    return used, {ticket["dispatch"]["event"] for ticket in state["pipeline"]["outstanding"]}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_stopped_in_the_asynchronous_mode_nothing_is_lost_or_counted_twice(number: int, tmp_path: Path) -> None:
+    more = ["--set", "rollout.mode=async", "--set", "rollout.max_staleness=99", "--set", "run.steps=60"]
+    child = start(tmp_path, "stopped", *more)
+    wait_until(lambda: steps_done(tmp_path / "stopped") >= 3, child)
+    children = psutil.Process(child.pid).children(recursive=True)
+    child.send_signal(number)
+    output = child.communicate()[0]
+    assert not psutil.wait_procs(children, 10)[1], "a child survived"
+    if number == signal.SIGINT:
+        assert child.returncode == 130, output
+        assert "--resume goes on from it" in output
+        assert "Traceback" not in output
+    folder = tmp_path / "stopped"
+    log = folder / "trajectories.jsonl"
+    finished = {line.trajectory.dispatch.event for line in read_lines(log) if line.trajectory}
+    steps = steps_done(folder) + 3
+    assert main(arguments(tmp_path, "stopped", *more, "--set", f"run.steps={steps}", "--resume")) == 0
+    events = [line.trajectory.dispatch.event for line in read_lines(log) if line.trajectory]
+    assert finished <= set(events)
+    assert len(events) == len(set(events)), "an episode ran twice"
+    used, outstanding = used_events(folder)
+    assert len(used) == len(set(used)) == steps * 6
+    assert set(events) - set(used) <= outstanding, "a finished episode was neither used nor kept"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--set", "learner.lrr=1"], "did you mean 'lr'"),
+        (["--set", "model.path=/no/such/model"], "model.path"),
+        (["--set", "data.path=/no/such/data.jsonl", "--set", "cold_start.phases=[]"], "/no/such/data.jsonl"),
+        (["--set", "data.path=aime26", "--set", "cold_start.phases=[]"], "did you mean 'aime25'"),
+        (["--set", "data.path=empty", "--set", "cold_start.phases=[]"], "holds no task"),
+        (["--set", "data.path=binary", "--set", "cold_start.phases=[]"], "line 1: not JSON"),
+        (["--set", "env.id=solostream/Arithmetik-v0"], "env.id"),
+        (["--set", "env.options.colour=3"], "colour"),
+        (["--set", "env.episode_tokens=5000"], "lower episode_tokens"),
+        (["--set", "cold_start.phases=[{steps=1, mix={erly=1.0}}]"], "erly"),
+        (["--resume", "/no/such/checkpoint"], "no checkpoint"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    more: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, content in (("empty", b""), ("binary", b"\xff\xfe\x00")):
+        (tmp_path / folder).mkdir()
+        for split in ("train", "test"):
+            (tmp_path / folder / f"{split}.jsonl").write_bytes(content)
+    assert main(arguments(tmp_path / "runs", "bad", *more)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert not (tmp_path / "runs").exists()
+
+
+class Signed(ToolEnv):
+    """Rewards of −1 and 3 where others give 0 and 1."""
+
+    async def astep(self, text):
+        *seen, _, terminated, truncated, info = await super().astep(text)
+        if info["ending"]:
+            self.trace[-1] = replace(self.trace[-1], reward=3.0 if info["answer"] is not None else -1.0)
+        return *seen, self.trace[-1].reward, terminated, truncated, info
+
+
+class Broken(ToolEnv):
+    """From some episode on its scoring divides zero by zero."""
+
+    played = 0
+
+    async def astep(self, text):
+        *seen, _, terminated, truncated, info = await super().astep(text)
+        if info["ending"]:
+            Broken.played += 1
+            self.trace[-1] = replace(self.trace[-1], reward=0.5 if Broken.played <= 47 else float("nan"))
+        return *seen, self.trace[-1].reward, terminated, truncated, info
+
+
+def test_a_reward_that_is_not_finite_stops_the_step_and_the_batch_is_dumped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """12 demonstrations, 8 evaluations, 12 episodes that start the tracker, 2 batches of 6; the third has the 48th."""
+    gymnasium.register("broken/Broken-v0", entry_point=Broken, disable_env_checker=True)
+    more = ["--set", "env.id=broken/Broken-v0"]
+    assert main(arguments(tmp_path, "broken", *more)) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("solostream: rewards that are not finite, tasks ")
+    folder = tmp_path / "broken"
+    dumped = [line.trajectory for line in read_lines(folder / "bad-batch-2.jsonl") if line.trajectory]
+    assert len(dumped) == 6
+    for t in dumped:
+        assert (t.task_id in line) is math.isnan(t.reward)
+    assert steps_done(folder) == 2
+    Broken.played = -1000  # mended
+    assert main(arguments(tmp_path, "broken", *more, "--resume")) == 0
+
+
+def test_the_streams_of_a_prompt_share_its_frozen_value_and_go_their_own_way(tmp_path: Path) -> None:
+    more = ["--set", "rollout.mode=async", "--set", "algorithm.group_size=3", "--set", "algorithm.start_samples=0"]
+    assert main(arguments(tmp_path, "streams", *more, "--set", "cold_start.phases=[]")) == 0
+    logged = [line.trajectory for line in read_lines(tmp_path / "streams" / "trajectories.jsonl") if line.trajectory]
+    prompts = defaultdict(set)
+    for t in logged:
+        assert t.dispatch.group is None
+        prompts[t.dispatch.event // 3].add((t.task_id, t.dispatch.value, t.dispatch.version))
+    assert len(logged) >= 36
+    assert all(len(frozen) == 1 for frozen in prompts.values())
+
+
+def test_declared_rewards_are_mapped_and_others_are_refused_before_the_tracker_moves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gymnasium.register("signed/Signed-v0", entry_point=Signed, disable_env_checker=True)
+    more = ["--set", "env.id=signed/Signed-v0", "--set", "run.steps=2"]
+    assert main(arguments(tmp_path, "refused", *more)) == 2
+    line = capsys.readouterr().err.strip()
+    assert "\n" not in line
+    assert re.search(r"the reward (-1.0|3.0) of task \S+ lies outside reward_range \[0.0, 1.0\]", line)
+    assert not list((tmp_path / "refused" / "checkpoints").glob("*/trainer.json"))
+    assert main(arguments(tmp_path, "mapped", *more, "--set", "algorithm.reward_range=[-1.0, 3.0]")) == 0
+    logged = [line.trajectory for line in read_lines(tmp_path / "mapped" / "trajectories.jsonl") if line.trajectory]
+    assert {t.reward for t in logged} <= {0.0, 1.0}
+    assert all((t.reward == 1.0) is (t.answer is not None) for t in logged)
+
+
+def test_an_existing_run_is_not_overwritten(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = fingerprint(whole)
+    assert main(arguments(whole.parent, "whole")) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(arguments(whole.parent, "whole", "--resume", "--set", "learner.lr=5e-4")) == 2
+    assert "another learner.lr" in capsys.readouterr().err
+    assert fingerprint(whole) == before
+
+
+def test_a_dry_run_prints_the_plan_of_every_run_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(tmp_path / "runs", "plan", "--dry-run", "--set", "sweep.run.seed=[3, 4]")) == 0
+    text = capsys.readouterr().out
+    assert "plan-seed=3" in text
+    assert "plan-seed=4" in text
+    assert "episodes       68 in all" in text  # 12 start + 6 x 6 + 2 x 8 + 4 without the tool
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_is_refused_before_its_first_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sweep-seed=4").mkdir()
+    sweep = ["--set", "sweep.run.seed=[3, 4]"]
+    assert main(arguments(tmp_path, "sweep", *sweep)) == 2
+    assert "sweep-seed=4 exists" in capsys.readouterr().err
+    for option in (["--seed", "5"], ["--set", "run.seed=5"]):
+        assert main(arguments(tmp_path, "other", *sweep, *option)) == 2
+        assert "run.seed is swept and set" in capsys.readouterr().err
+    assert [folder.name for folder in tmp_path.iterdir()] == ["sweep-seed=4"]

@@ -1,0 +1,76 @@
+"""What the quickstart builds before it learns: tokenizer, model, demonstrations."""
+
+import random
+
+import pytest
+import torch
+
+from solostream.envs.data.arithmetic import generate
+from solostream.errors import UserError
+from solostream.training.config import BuildConfig, ModelConfig
+from solostream.training.run.model import build_model, build_tokenizer, load_model
+from solostream.training.sft.demonstrations import FILLERS, boxed, demonstration, draw_styles, fence
+
+TASKS = generate(200, seed=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer([t.prompt + fence(t.meta["code"]) for t in TASKS], 640)
+
+
+def test_any_text_round_trips_and_digits_stand_alone(tokenizer) -> None:
+    for text in ("12345 + 67", "naïve 🐍 \x00 \n\n  x", fence("x=1\nx") + boxed(-3)):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(ids) == text
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer.encode("903*41"))
+    assert pieces == ["9", "0", "3", "*", "4", "1"]
+    assert len(tokenizer.encode("```python\n")) == len(tokenizer.encode("\\boxed{")) == 1
+    assert len(tokenizer) <= 640
+
+
+def test_chat_template_is_chatml(tokenizer) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_built_model_is_seeded_and_loads_back(tokenizer, tmp_path) -> None:
+    shape = BuildConfig(hidden_size=32, layers=1, heads=2, kv_heads=1, mlp_size=64)
+    first, again, other = (build_model(shape, tokenizer, seed) for seed in (0, 0, 1))
+    same = lambda a, b: all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    assert same(first, again)
+    assert not same(first, other)
+    first.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, tokens = load_model(ModelConfig(path=str(tmp_path)))
+    assert same(first, loaded)
+    assert tokens.encode("12") == tokenizer.encode("12")
+    assert tokens.chat_template == tokenizer.chat_template
+
+
+def test_unknown_model_path_is_one_line() -> None:
+    with pytest.raises(UserError, match=r'model\.path = "no/such/model"') as error:
+        load_model(ModelConfig(path="no/such/model"))
+    assert "\n" not in str(error.value)
+
+
+def test_styles_behave_as_they_are_called() -> None:
+    rng = random.Random(0)
+    for task in TASKS:
+        code = task.meta["code"]
+        assert demonstration(task, "early", rng) == [fence(code), boxed(task.answer)]
+        late = demonstration(task, "late", rng)
+        assert late[0].endswith(fence(code))
+        assert late[0].startswith(FILLERS)
+        (guess,) = demonstration(task, "guess", rng)
+        assert "```" not in guess
+        bug = demonstration(task, "bug", rng)
+        assert bug[0] == fence(code[:-1])
+        assert bug[1] == fence(code) or bug[1] != boxed(task.answer)
+
+
+def test_styles_are_drawn_with_the_probabilities_of_the_mix() -> None:
+    drawn = draw_styles(10_000, {"early": 3.0, "guess": 1.0}, random.Random(0))
+    assert set(drawn) == {"early", "guess"}
+    assert abs(drawn.count("early") / 10_000 - 0.75) < 0.02

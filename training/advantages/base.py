@@ -1,0 +1,128 @@
+"""Advantages: the protocol that estimators share, and the two pure functions behind SPO++ and ASPO.
+
+`standardize` (SPO++, arXiv 2608.24870): the loss is a mean over action tokens, so the batch is centred under that
+measure. With w_i = |T(y_i)|:  μ = Σ w A / Σ w,  σ² = Σ w (A − μ)² / Σ w,  Ã = (A − μ)/σ,  hence Σ w Ã = 0. Without
+weights it is SPO's Eq. 9 (arXiv 2509.13232): population mean and deviation over trajectories.
+
+`shape_early_calls` (ASPO, arXiv 2508.19201, Eq. 2): for trajectories that are correct and contain code,
+A ← A + clip(δ·(p − mean p)/mean L, −k·A, +k·A); p is the token position of the first call, L the response length.
+Departures: no shaping where A ≤ 0 (the bounds would cross) and none with fewer than two eligible trajectories.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from solostream.agent.trajectory import Trajectory
+from solostream.errors import UserError
+
+Numbers = TypeVar("Numbers")  # a list of floats or a 1-d tensor; what comes in goes out
+
+
+@dataclass(frozen=True, slots=True)
+class Advantages:
+    """`values[i]` weighs every action token of trajectory i."""
+
+    values: list[float]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Advantage(Protocol):
+    """An estimator, or a stage around one: `ASPO(SPO(tracker))`."""
+
+    def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
+        """One value a trajectory, in the order of `batch`. Raises UserError on a batch that it cannot judge."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def outcome(reward: float, task_id: str, reward_range: tuple[float, float]) -> float:
+    """`reward` mapped affinely from reward_range = (low, high) onto [0, 1]. Raises UserError outside it."""
+    low, high = reward_range
+    unit = (reward - low) / (high - low)
+    if not 0 <= unit <= 1:
+        raise UserError(
+            f"the reward {reward} of task {task_id} lies outside reward_range [{low}, {high}]; "
+            "widen algorithm.reward_range"
+        )
+    return unit
+
+
+def rewards(batch: Sequence[Trajectory]) -> list[float]:
+    """The rewards of `batch`. Raises UserError, with the task ids, for non-finite ones and infrastructure failures."""
+    bad = [t.task_id for t in batch if not math.isfinite(t.reward)]
+    if bad:
+        raise UserError(f"rewards that are not finite, tasks {', '.join(bad)}; mend the environment's scoring")
+    infra = [t.task_id for t in batch if t.ending == "infra"]
+    if infra:
+        raise UserError(f"an infrastructure failure is not a reward; drop these trajectories: {', '.join(infra)}")
+    return [float(t.reward) for t in batch]
+
+
+def standardize(advantages: Numbers, weights: Any = None) -> Numbers:
+    """Mean 0 and deviation 1 under `weights` (action-token counts; None: every entry counts 1).
+
+    advantages: n floats, a list or a 1-d tensor; the same kind comes back. All equal: zeros.
+    """
+    a = _floats(advantages)
+    w = [1.0] * len(a) if weights is None else _floats(weights)
+    total = math.fsum(w)
+    if total == 0:
+        return _like(advantages, [0.0] * len(a))
+    mean = math.fsum(x * y for x, y in zip(w, a, strict=True)) / total
+    deviation = math.sqrt(math.fsum(x * (y - mean) ** 2 for x, y in zip(w, a, strict=True)) / total)
+    if deviation <= 1e-9 * max(1.0, *map(abs, a)):  # rounding of equal numbers is not a signal
+        return _like(advantages, [0.0] * len(a))
+    return _like(advantages, [(y - mean) / deviation for y in a])
+
+
+def shape_early_calls(
+    advantages: Numbers,
+    first_call: Any,
+    length: Any,
+    correct: Any,
+    delta: float,
+    k: float,
+) -> Numbers:
+    """ASPO over one comparison set of n trajectories.
+
+    first_call: token position of the first call in the response, None (or NaN) where there is no call.
+    length: response length in tokens. correct: booleans. delta < 0 favours early calls; 0 < k < 1.
+    Lists or 1-d tensors of n entries; the kind of `advantages` comes back. Raises UserError when k is not in (0, 1).
+    """
+    if not 0 < k < 1:
+        raise UserError(f"ASPO needs 0 < k < 1 so that no advantage changes sign; got k={k}")
+    a, position, tokens, right = map(_list, (advantages, first_call, length, correct))
+    called = [p is not None and not math.isnan(p) for p in position]
+    eligible = [i for i in range(len(a)) if right[i] and called[i]]
+    if len(eligible) >= 2:
+        mean_position = math.fsum(position[i] for i in eligible) / len(eligible)
+        mean_length = math.fsum(tokens[i] for i in eligible) / len(eligible)
+        for i in eligible:
+            if mean_length > 0:
+                a[i] += clipped(a[i], delta * (position[i] - mean_position) / mean_length, k)
+    return _like(advantages, a)
+
+
+def clipped(advantage: float, term: float, k: float) -> float:
+    """`term` within ±k·advantage; 0 where the advantage is not positive, for there the bounds cross."""
+    return min(max(term, -k * advantage), k * advantage) if advantage > 0 else 0.0
+
+
+def _list(numbers: Any) -> list[Any]:
+    return numbers.tolist() if hasattr(numbers, "tolist") else list(numbers)
+
+
+def _floats(numbers: Any) -> list[float]:
+    return [float(x) for x in _list(numbers)]
+
+
+def _like(kind: Any, values: list[float]) -> Any:
+    if hasattr(kind, "new_tensor"):
+        return kind.new_tensor(values)
+    return values

@@ -1,0 +1,28 @@
+"""Groups of answers to one prompt, for the estimators that compare within them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from solostream.agent.trajectory import Trajectory
+from solostream.errors import UserError
+
+
+def groups(batch: Sequence[Trajectory]) -> dict[int, list[int]]:
+    """Places in `batch` by group. Raises UserError for trajectories that were dispatched without one."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for i, trajectory in enumerate(batch):
+        if trajectory.dispatch.group is None:
+            raise UserError(
+                f"the trajectory of task {trajectory.task_id} has no group; "
+                "sample several streams a prompt (G >= 2), or use a single-stream estimator such as spo"
+            )
+        members[trajectory.dispatch.group].append(i)
+    return members
+
+
+def degenerate_share(batch: Sequence[Trajectory], rewards: Sequence[float]) -> float:
+    """Share of groups whose answers all earned the same: p^G + (1 − p)^G for a success rate p."""
+    sets = groups(batch).values()
+    return sum(len({rewards[i] for i in members}) == 1 for members in sets) / max(len(sets), 1)

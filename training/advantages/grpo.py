@@ -1,0 +1,41 @@
+"""GRPO: A = (r − mean_g)/(std_g + ε) over the answers to one prompt (arXiv 2402.03300, Eq. 4; population std).
+
+Dr. GRPO (arXiv 2503.20783) drops the division, A = r − mean_g; its constant length norm is the learner's aggregation
+`seq_mean_token_sum` with `length_norm`. A group whose answers all earn the same is degenerate: no signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+from typing import Any
+
+from solostream.agent.trajectory import Trajectory
+from solostream.training.advantages.base import Advantages, rewards
+from solostream.training.advantages.groups import degenerate_share, groups
+from solostream.training.advantages.spo import spread
+
+
+class GRPO:
+    """divide=False is Dr. GRPO. Raises UserError for trajectories without a group."""
+
+    def __init__(self, *, divide: bool = True, epsilon: float = 1e-6) -> None:
+        self.divide, self.epsilon = divide, epsilon
+
+    def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
+        r, raw = rewards(batch), [0.0] * len(batch)
+        scale = [1.0] * len(batch)
+        for members in groups(batch).values():
+            mean = fmean(r[i] for i in members)
+            deviation = pstdev([r[i] for i in members])
+            for i in members:
+                raw[i] = r[i] - mean
+                scale[i] = deviation + self.epsilon if self.divide else 1.0
+        metrics = {**spread(raw, r), "advantage/degenerate": degenerate_share(batch, r)}
+        return Advantages([a / s for a, s in zip(raw, scale, strict=True)], metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

@@ -1,0 +1,33 @@
+"""RLOO: the baseline is the mean of the OTHER answers to the prompt, A_i = r_i − mean_{j≠i} r_j (arXiv 2402.14740).
+
+Unlike GRPO's group mean it does not contain r_i, so the gradient is unbiased. A group of one has no others: A = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from solostream.agent.trajectory import Trajectory
+from solostream.training.advantages.base import Advantages, rewards
+from solostream.training.advantages.groups import degenerate_share, groups
+from solostream.training.advantages.spo import spread
+
+
+class RLOO:
+    """Raises UserError for trajectories without a group."""
+
+    def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
+        r, values = rewards(batch), [0.0] * len(batch)
+        for members in groups(batch).values():
+            total = sum(r[i] for i in members)
+            for i in members:
+                if len(members) > 1:
+                    values[i] = r[i] - (total - r[i]) / (len(members) - 1)
+        return Advantages(values, {**spread(values, r), "advantage/degenerate": degenerate_share(batch, r)})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

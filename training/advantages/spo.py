@@ -1,0 +1,117 @@
+"""SPO: A = r − v₋₁(x), standardized over the whole batch, never per prompt (arXiv 2509.13232, Eq. 8 and 9).
+
+v₋₁ is the tracker's value frozen when the trajectory was dispatched, so it depends neither on the answer nor on what
+arrived meanwhile; the evidence then enters the tracker in order of dispatch (SPO++, arXiv 2608.24870). The measure of
+the standardization is SPO++'s action tokens, or the paper's trajectories.
+
+Divergence D of the forgetting: by default the drift between policy versions that `tracker.record_drift` was told. With
+`rescore` (the learner's `logprobs`) it is measured on each task's last trajectory: the mean over its action tokens of
+k3 = e^d − 1 − d, d = log π_now − log π_then, an estimate of KL(π_then ‖ π_now).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean, pvariance
+from typing import Any, Literal
+
+import numpy as np
+
+from solostream.agent.trajectory import Trajectory
+from solostream.errors import UserError
+from solostream.training.advantages.base import Advantages, outcome, rewards, standardize
+from solostream.training.advantages.value_tracker import ValueTracker
+
+Measure = Literal["token", "trajectory"]
+Rescore = Callable[[Sequence[Trajectory]], Sequence[Any]]
+
+
+class SPO:
+    """Estimator and keeper of the tracker's evidence.
+
+    reward_range: (low, high) of the environment's rewards, mapped affinely onto [0, 1]. Raises UserError outside it.
+    """
+
+    def __init__(
+        self,
+        tracker: ValueTracker,
+        measure: Measure = "token",
+        *,
+        reward_range: tuple[float, float] = (0.0, 1.0),
+        rescore: Rescore | None = None,
+    ) -> None:
+        self.tracker, self.measure, self.rescore = tracker, measure, rescore
+        self.low, self.high = reward_range
+        if not self.low < self.high:
+            raise UserError(f"reward_range must be (low, high) with low < high; got {reward_range}")
+        self._last: dict[str, Trajectory] = {}  # by task, only for rescoring
+
+    def outcome(self, reward: float, task_id: str) -> float:
+        """`reward` on the tracker's scale, [0, 1]."""
+        return outcome(reward, task_id, (self.low, self.high))
+
+    def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
+        outcomes = [self.outcome(r, t.task_id) for r, t in zip(rewards(batch), batch, strict=True)]
+        baselines = [_frozen_value(t) for t in batch]
+        raw = [r - v for r, v in zip(outcomes, baselines, strict=True)]
+        values = standardize(raw, [t.n_action_tokens for t in batch] if self.measure == "token" else None)
+        self._learn(batch, outcomes)
+        metrics = spread(raw, outcomes)
+        metrics["tracker/brier"] = fmean(a * a for a in raw) if raw else 0.0
+        metrics["tracker/n_eff"] = fmean(sum(self.tracker.evidence(t.task_id)) for t in batch) if batch else 0.0
+        return Advantages(values, metrics)
+
+    def _learn(self, batch: Sequence[Trajectory], outcomes: Sequence[float]) -> None:
+        order = sorted(range(len(batch)), key=lambda i: batch[i].dispatch.event)
+        divergences = self._divergences([batch[i] for i in order])
+        for i, divergence in zip(order, divergences, strict=True):
+            dispatch = batch[i].dispatch
+            self.tracker.observe(
+                batch[i].task_id, outcomes[i], divergence, event=dispatch.event, version=dispatch.version
+            )
+
+    def _divergences(self, ordered: Sequence[Trajectory]) -> list[float | None]:
+        """D of each trajectory from the one before it on the same task; None leaves it to the tracker's drift."""
+        if self.rescore is None:
+            return [None] * len(ordered)
+        found: list[float | None] = [0.0] * len(ordered)
+        before: list[tuple[int, Trajectory]] = []
+        for i, trajectory in enumerate(ordered):
+            last = self._last.get(trajectory.task_id)
+            if last is not None and last.dispatch.version != trajectory.dispatch.version and last.n_action_tokens:
+                before.append((i, last))
+            self._last[trajectory.task_id] = trajectory
+        for (i, last), now in zip(before, self.rescore([t for _, t in before]) if before else [], strict=True):
+            d = np.asarray(now, np.float64) - last.logprobs[last.action_mask]
+            found[i] = float(np.mean(np.expm1(d) - d))
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        last = {task_id: t.to_dict() for task_id, t in self._last.items()}
+        return {"tracker": self.tracker.state_dict(), "last": last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tracker.load_state_dict(state["tracker"])
+        self._last = {task_id: Trajectory.from_dict(t) for task_id, t in state["last"].items()}
+
+
+def spread(raw: Sequence[float], outcomes: Sequence[float]) -> dict[str, float]:
+    """How much signal a batch carries, before standardization: the paper's Fig. 3."""
+    if not raw:
+        return {}
+    return {
+        "advantage/mean": fmean(raw),
+        "advantage/variance": pvariance(raw),
+        "advantage/near_zero": sum(abs(a) <= 0.02 for a in raw) / len(raw),
+        "reward/variance": pvariance(outcomes),
+    }
+
+
+def _frozen_value(trajectory: Trajectory) -> float:
+    value = trajectory.dispatch.value
+    if value is None:
+        raise UserError(
+            f"the trajectory of task {trajectory.task_id} was dispatched without a value; "
+            "put tracker.value(task_id) into its Dispatch, or use an estimator without a tracker"
+        )
+    return value

@@ -1,0 +1,191 @@
+"""The value tracker of SPO (arXiv 2509.13232, Sec. 4.1): what the acting policy is expected to earn on each task.
+
+Per task a Beta(α, β) with value v = α/(α+β). One observation r ∈ [0, 1] after the acting policy moved by D (a KL):
+
+    ρ = clip(2^(−D/D_half), ρ_min, ρ_max)        α ← ρ·α + r        β ← ρ·β + (1 − r)                          (Eq. 5)
+
+which is v ← v + η·(r − v) with η = 1/(ρ·(α+β) + 1) (Eq. 7), so a fractional reward is tracked by the same line.
+
+Evidence counts in the order of the events that produced it, never in order of arrival (SPO++, arXiv 2608.24870): the
+last `window` observations of a task are kept, and a late one is put in its place and the state replayed. An
+observation more than `window` events late for its own task enters before all that are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right, insort
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from solostream.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Evidence:
+    event: int
+    reward: float
+    divergence: float | None
+    version: int | None
+
+
+@dataclass(slots=True)
+class _Belief:
+    """`start` is (α, β, version) before the kept events; `now` is (α, β) after them.
+
+    One assignment moves `now`: the loop that dispatches reads it while the learner's thread adds evidence.
+    """
+
+    start: tuple[float, float, int | None] = (0.5, 0.5, None)  # Jeffreys
+    events: list[_Evidence] = field(default_factory=list)
+    now: tuple[float, float] = (0.5, 0.5)
+
+
+class ValueTracker:
+    """Keyed by task id, never by prompt text.
+
+    rho_min, rho_max: bounds of the forgetting factor (windows of 8 and 25 observations); equal bounds make it constant.
+    d_half: the divergence, in nats a token, that halves the weight of old evidence.
+    Raises UserError on impossible settings and on rewards outside [0, 1].
+    """
+
+    def __init__(
+        self, rho_min: float = 0.875, rho_max: float = 0.96, d_half: float = 0.06, *, window: int = 64
+    ) -> None:
+        if not 0 < rho_min <= rho_max < 1 or d_half <= 0 or window < 1:
+            raise UserError(
+                "the tracker needs 0 < rho_min <= rho_max < 1, d_half > 0 and window >= 1; "
+                f"got rho_min={rho_min}, rho_max={rho_max}, d_half={d_half}, window={window}"
+            )
+        self.rho_min, self.rho_max, self.d_half, self.window = rho_min, rho_max, d_half, window
+        self._beliefs: dict[str, _Belief] = {}
+        self._drift_versions: list[int] = []
+        self._drift_sums: list[float] = []  # KL travelled up to and including that version
+
+    def initialize(self, task_id: str, outcomes: Sequence[float], *, version: int | None = None) -> None:
+        """Start `task_id` from rewards of the initial policy (App. A), smoothed by half a success and half a failure.
+
+        v0 = (Σr + 0.5)/(n + 1) with the strength N0 = 1/(1 − ρ_min). No outcomes: Beta(0.5, 0.5). version: of the
+        policy that earned them, from which the travel to the first observation counts; None: it counts as 0.
+        """
+        belief = _Belief()
+        if outcomes:
+            v0 = (math.fsum(_unit(r, task_id) for r in outcomes) + 0.5) / (len(outcomes) + 1)
+            n0 = 1 / (1 - self.rho_min)
+            belief.start = (n0 * v0, n0 * (1 - v0), version)
+            belief.now = belief.start[:2]
+        self._beliefs[task_id] = belief
+
+    def value(self, task_id: str) -> float:
+        """v = α/(α+β); 0.5 for a task never seen."""
+        alpha, beta = self.evidence(task_id)
+        return alpha / (alpha + beta)
+
+    def evidence(self, task_id: str) -> tuple[float, float]:
+        """(α, β); their sum is the effective number of observations."""
+        belief = self._beliefs.get(task_id)
+        return belief.now if belief else (0.5, 0.5)
+
+    def observe(
+        self,
+        task_id: str,
+        reward: float,
+        divergence: float | None = None,
+        *,
+        event: int | None = None,
+        version: int | None = None,
+    ) -> None:
+        """Add one outcome.
+
+        divergence: KL, in nats a token, between the policy that acted now and the one that last acted on the task. None
+            takes the travel between the two `version`s that `record_drift` measured, 0 where none was.
+        event: the place in the order of dispatches; None: after everything seen for the task.
+        """
+        reward = _unit(reward, task_id)
+        if divergence is not None and not 0 <= divergence < math.inf:
+            raise UserError(f"the divergence of task {task_id} is {divergence}; give a finite KL >= 0, in nats a token")
+        belief = self._beliefs.setdefault(task_id, _Belief())
+        if event is None:
+            event = belief.events[-1].event + 1 if belief.events else 0
+        new = _Evidence(event, reward, divergence, version)
+        late = bool(belief.events) and event <= belief.events[-1].event
+        if not late:
+            last = belief.events[-1].version if belief.events else belief.start[2]
+            belief.now = self._apply(*belief.now, last, new)
+            belief.events.append(new)
+        else:
+            insort(belief.events, new, key=_order)
+            belief.now = self._replay(belief)
+        if len(belief.events) > self.window:
+            oldest = belief.events.pop(0)
+            alpha, beta, last = belief.start
+            belief.start = (*self._apply(alpha, beta, last, oldest), oldest.version)
+
+    def record_drift(self, version: int, kl: float) -> None:
+        """Policy `version` is `kl` (nats a token) away from the one before it. Call once a version, in order.
+
+        Travel between two versions is the sum of the steps between them: exact for steps in independent directions.
+        """
+        if self._drift_versions and version <= self._drift_versions[-1]:
+            raise ValueError(f"drift of version {version} after that of version {self._drift_versions[-1]}")
+        self._drift_versions.append(version)
+        self._drift_sums.append((self._drift_sums[-1] if self._drift_sums else 0.0) + max(kl, 0.0))
+
+    def weights(self, task_ids: Iterable[str], epsilon: float = 0.05) -> list[float]:
+        """Unnormalised sampling weights √(v(1 − v)) + ε (Eq. 11): most where the outcome is least certain."""
+        return [math.sqrt(v * (1 - v)) + epsilon for v in map(self.value, task_ids)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "beliefs": {
+                task_id: {
+                    "start": list(b.start),
+                    "now": list(b.now),
+                    "events": [[e.event, e.reward, e.divergence, e.version] for e in b.events],
+                }
+                for task_id, b in self._beliefs.items()
+            },
+            "drift": [list(self._drift_versions), list(self._drift_sums)],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._beliefs = {
+            task_id: _Belief(tuple(b["start"]), [_Evidence(*e) for e in b["events"]], tuple(b["now"]))
+            for task_id, b in state["beliefs"].items()
+        }
+        versions, sums = state["drift"]
+        self._drift_versions, self._drift_sums = list(versions), list(sums)
+
+    def _replay(self, belief: _Belief) -> tuple[float, float]:
+        alpha, beta, last = belief.start
+        for evidence in belief.events:
+            alpha, beta = self._apply(alpha, beta, last, evidence)
+            last = evidence.version
+        return alpha, beta
+
+    def _apply(self, alpha: float, beta: float, last: int | None, new: _Evidence) -> tuple[float, float]:
+        divergence = self._travel(last, new.version) if new.divergence is None else new.divergence
+        rho = min(max(2.0 ** (-divergence / self.d_half), self.rho_min), self.rho_max)
+        return rho * alpha + new.reward, rho * beta + 1 - new.reward
+
+    def _travel(self, last: int | None, now: int | None) -> float:
+        if last is None or now is None:
+            return 0.0
+        sums = [0.0, *self._drift_sums]
+        return abs(sums[bisect_right(self._drift_versions, now)] - sums[bisect_right(self._drift_versions, last)])
+
+
+def _order(evidence: _Evidence) -> tuple[int, float, float, int]:
+    """Total, so that equal events (a task answered twice under one number) have one order too."""
+    divergence = -1.0 if evidence.divergence is None else evidence.divergence
+    return evidence.event, evidence.reward, divergence, -1 if evidence.version is None else evidence.version
+
+
+def _unit(reward: float, task_id: str) -> float:
+    if not 0 <= reward <= 1:  # also refuses NaN
+        raise UserError(
+            f"the reward of task {task_id} is {reward}, outside [0, 1]; declare its range (reward_range) to map it"
+        )
+    return float(reward)

@@ -1,0 +1,17 @@
+"""The run's configuration: TOML in, frozen pydantic models out; a wrong key is one line that names the remedy."""
+
+from solostream.training.config.models import BuildConfig, Config, ModelConfig, Phase
+from solostream.training.config.parse import assign, expand, load, read, swept, validate
+
+__all__ = [
+    "BuildConfig",
+    "Config",
+    "ModelConfig",
+    "Phase",
+    "assign",
+    "expand",
+    "load",
+    "read",
+    "swept",
+    "validate",
+]

@@ -1,0 +1,87 @@
+"""What the learner can be told. Light: reading a configuration needs no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Bounds = Annotated[tuple[float, float], Field(strict=False)]  # strict=False: TOML has lists, a frozen model tuples
+Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum"]
+LossName = Literal["ppo_clip", "cispo", "gspo", "clip_cov", "kl_cov"]
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, values are never coerced ("3" is not 3) and finite, instances are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class LoraConfig(Section):
+    """Adapters by peft on the named linear layers; the base weights stay as they are."""
+
+    rank: Positive = 16
+    alpha: Positive = 32
+    targets: str | Annotated[tuple[str, ...], Field(strict=False)] = "all-linear"
+
+
+class LearnerConfig(Section):
+    """One optimizer and one loss. The defaults are SPO's (arXiv 2509.13232), except the learning rate."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: on matrices; embeddings, head and norms stay with AdamW
+    lr: Rate = 1e-6
+    muon_lr: Rate = 0.02  # of the matrices, with optimizer = "muon"
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.95)
+    weight_decay: Rate = 0.0  # of matrices and embeddings
+    grad_clip: Rate = 1.0  # largest gradient norm; 0: no limit
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    total_steps: Annotated[int, Field(ge=0)] = 0  # optimizer steps until linear and cosine reach zero
+
+    num_mini_batches: Positive = 1  # optimizer steps a batch ...
+    epochs: Positive = 1  # ... and passes over it
+    max_tokens_per_batch: Positive = 8192  # tokens of one packed micro-batch; a longer sequence goes alone
+    logits_chunk: Positive = 4096  # action tokens whose logits exist at one time
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights and optimizer stay float32
+    gradient_checkpointing: bool = False
+    lora: LoraConfig | None = None
+
+    loss: LossName = "ppo_clip"
+    aggregation: Aggregation = "token_mean"
+    length_norm: Positive = 1  # seq_mean_token_sum is divided by it (Dr. GRPO: the response limit)
+    clip_low: Rate = 0.2
+    clip_high: Rate = 0.28
+    dual_clip: Rate = 10.0  # bound on ratio x |A| for A < 0; 0: none
+    cov_share: Annotated[float, Field(gt=0, le=1)] = 2e-3  # of the tokens that clip_cov and kl_cov act on
+    cov_bounds: Bounds = (1.0, 5.0)  # clip_cov picks tokens whose covariance lies between
+    cov_kl: Rate = 1.0  # kl_cov's penalty
+    entropy_coef: float = 0.0
+    kl_coef: Rate = 0.0  # towards the reference: the weights at the start, or `set_reference`
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of sampling: logits are divided by it
+
+    tis_cap: Rate = 0.0  # weight min(π_learner/π_sampler, cap); 0: the PPO ratio starts at the sampler's logprobs
+    reject_outside: Bounds | None = None  # geometric-mean π_learner/π_sampler of a whole trajectory
+    drop_void: bool = False
+    drop_overlong: bool = False
+    drift_tokens: Annotated[int, Field(ge=0)] = 1024  # rescored after a batch to measure how far the policy moved
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LearnerConfig:
+        if self.schedule != "constant" and self.total_steps <= self.warmup_steps:
+            raise ValueError(f"schedule = {self.schedule!r} ends at total_steps: set it above warmup_steps")
+        if self.dual_clip and self.dual_clip <= 1:
+            raise ValueError(f"dual_clip = {self.dual_clip:g} would cut on-policy tokens: above 1, or 0 for none")
+        for name, bounds in (("cov_bounds", self.cov_bounds), ("reject_outside", self.reject_outside)):
+            if bounds is not None and bounds[0] >= bounds[1]:
+                raise ValueError(f"{name} must be [low, high] with low < high, not {list(bounds)}")
+        return self
+
+    @property
+    def decoupled(self) -> bool:
+        """π_old is the learner's own policy at the start of the batch; the sampler is corrected for by weights."""
+        return self.tis_cap > 0 or self.reject_outside is not None

@@ -1,0 +1,265 @@
+"""The sections of a configuration, as frozen pydantic models.
+
+Every field is one key of the TOML file (`[section] key = value`) and of `--set section.key=value`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from solostream.training.config.learner import LearnerConfig, Section
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0)]
+# TOML has lists, a frozen model wants tuples: the one conversion that strict mode would refuse.
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Levels = Annotated[tuple[int, ...], Field(strict=False)]
+
+
+class BuildConfig(Section):
+    """Shape of a Qwen3-architecture model that is built from scratch; sizes in units, `context` in tokens."""
+
+    hidden_size: Positive = 128
+    layers: Positive = 2
+    heads: Positive = 8
+    kv_heads: Positive = 4
+    head_dim: Positive = 16
+    mlp_size: Positive = 384
+    vocabulary: Positive = 640  # tokens of the BPE that is trained on the problems
+    context: Positive = 1024
+
+
+class ModelConfig(Section):
+    """`path`: a Hugging Face id, a local folder, or "build" for a new model of the shape `build`."""
+
+    path: str = "build"
+    build: BuildConfig = BuildConfig()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class DataConfig(Section):
+    """`path` names JSONL/Parquet/CSV, a preset or a Hugging Face id; without it problems are generated."""
+
+    path: str | None = None
+    kinds: Names = ()  # of generated problems; empty: all
+    levels: Levels = ()
+    train: Positive = 512  # prompts in the pool
+    test: Positive = 256  # held out
+    seed: Count = 0  # of generated problems: the same for every run.seed, so that runs compare
+
+
+class EnvConfig(Section):
+    """The environment of an episode; limits in tokens. `options` go to `gymnasium.make` as they are."""
+
+    id: str = "solostream/Arithmetic-v0"
+    sandbox: str = "fork"
+    max_turns: Positive = 4
+    timeout_s: Annotated[float, Field(gt=0)] = 5.0  # of one tool call
+    turn_tokens: Positive = 96  # sampled in one turn
+    output_tokens: Positive = 32  # of one tool output
+    episode_tokens: Positive = 256  # of the whole response, tool output included
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Phase(Section):
+    """One stretch of the cold start. `mix` maps a behaviour to its share of the demonstrations."""
+
+    steps: Positive
+    mix: dict[str, float]
+
+    @model_validator(mode="after")
+    def _shares(self) -> Phase:
+        if not self.mix or min(self.mix.values()) < 0 or abs(sum(self.mix.values()) - 1) > 1e-6:
+            raise ValueError(f"the shares of mix must be ≥ 0 and add up to 1, not {sum(self.mix.values()):g}")
+        return self
+
+
+class ColdStartConfig(Section):
+    """Supervised steps on demonstrations before reinforcement learning; no phases: none."""
+
+    phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
+    batch: Positive = 32
+    learner: LearnerConfig = LearnerConfig(optimizer="muon", lr=2e-3, muon_lr=0.02)
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+
+class RolloutConfig(Section):
+    """`sync` waits for each batch and is bit-reproducible on CPU; `async` learns while episodes go on."""
+
+    mode: Literal["sync", "async"] = "async"
+    batch: Positive = 128  # trajectories a step ...
+    batch_tokens: Count = 0  # ... or, when set, as many as bring this many action tokens
+    over_provision: Annotated[float, Field(ge=1)] = 1.5  # episodes in flight = batch x this (async)
+    max_staleness: Count = 4  # policy versions; older trajectories are not trained on
+    stale: Literal["drop", "redispatch"] = "drop"
+    retries: Count = 2  # of an episode that the infrastructure failed
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+    tis_threshold: Rate = 0.01  # largest |Δlogp| of sampler and learner above which TIS is switched on ...
+    tis_cap: Rate = 2.0  # ... with this cap
+
+
+AdvantageName = Literal["spo", "grpo", "dr_grpo", "rloo", "reinforce_pp", "opo", "none"]
+GROUPED = frozenset({"grpo", "dr_grpo", "rloo"})  # these need several streams a prompt
+
+
+class AlgorithmConfig(Section):
+    """Advantage estimator, tracker and filters; symbols as in the papers (see docs/training.md)."""
+
+    advantage: AdvantageName = "spo"
+    group_size: Positive = 1  # trajectories a prompt
+    sampling: Literal["prioritized", "uniform"] = "prioritized"
+    epsilon: Rate = 0.05
+    start_samples: Count = 1  # rollouts a prompt that initialize the tracker; 0: Beta(0.5, 0.5)
+    rho_min: Share = 0.875
+    rho_max: Share = 0.96
+    d_half: Annotated[float, Field(gt=0)] = 0.06
+    divergence: Literal["drift", "rescore"] = "drift"  # rho_min = rho_max: constant forgetting
+    measure: Literal["token", "trajectory"] = "token"
+    aspo: bool = True
+    delta: float = -2.0
+    k: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    compare: Literal["batch", "group", "running"] = "batch"
+    eligible: Literal["code", "executed", "passed"] = "code"
+    signal: Literal["first_call", "calls"] = "first_call"  # calls: delta > 0 favours more of them
+    reward_range: Annotated[tuple[float, float], Field(strict=False)] = (0.0, 1.0)  # the environment's; onto [0, 1]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AlgorithmConfig:
+        if self.reward_range[0] >= self.reward_range[1]:
+            raise ValueError(f"reward_range must be [low, high] with low < high, not {list(self.reward_range)}")
+        if self.advantage in GROUPED and self.group_size < 2:
+            raise ValueError(f"advantage = {self.advantage!r} compares within groups: set algorithm.group_size ≥ 2")
+        if self.aspo and self.compare == "group" and not self.grouped:
+            raise ValueError(
+                f"compare = 'group' needs groups, and advantage = {self.advantage!r} with group_size = "
+                f"{self.group_size} has none: set compare = 'batch'"
+            )
+        if self.rho_min > self.rho_max:
+            raise ValueError(f"rho_min = {self.rho_min:g} exceeds rho_max = {self.rho_max:g}")
+        return self
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the streams of a prompt wait for one another; those of the other estimators go their own way."""
+        return self.advantage in GROUPED or (self.advantage == "opo" and self.group_size > 1)
+
+
+class EvalConfig(Section):
+    """Held-out evaluation: sampled at `temperature` and greedy, before and after; in between every `every` steps."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    samples: Positive = 1  # a problem
+    greedy: bool = True
+    every: Count = 0  # 0: only before and after
+
+
+class RunConfig(Section):
+    """Where the run lives and what it writes."""
+
+    name: str | None = None  # default: the file's name
+    root: str = "runs"
+    seed: Count = 0
+    engine: Literal["hf", "vllm"] = "hf"
+    engine_options: dict[str, Any] = Field(default_factory=dict)  # of vLLM: tensor_parallel_size, ...
+    servers: Names = ()  # addresses of vLLM servers on this machine that sample in place of a vLLM of the run's own
+    steps: Positive = 40  # of reinforcement learning: batches
+    checkpoint_every: Positive = 20
+    keep: Positive = 2  # checkpoints
+    trackers: Annotated[tuple[Literal["wandb"], ...], Field(strict=False)] = ()
+    project: str = "solostream"
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> RunConfig:
+        if (self.servers or self.engine_options) and self.engine != "vllm":
+            raise ValueError("run.servers and run.engine_options are vLLM's: set run.engine = 'vllm'")
+        if self.servers and self.engine_options:
+            raise ValueError("run.engine_options are of a vLLM that the run starts: give them to `vllm serve` instead")
+        for url in self.servers:
+            if url.startswith("chat:"):
+                raise ValueError(
+                    f"run.servers: {url} returns no token ids and no logprobs, which training needs: use a vLLM server"
+                )
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"run.servers: {url!r} is no address; write http://HOST:PORT")
+        return self
+
+
+class Config(Section):
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    env: EnvConfig = EnvConfig()
+    cold_start: ColdStartConfig = ColdStartConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    learner: LearnerConfig = LearnerConfig(lr=5e-4)
+    eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schedules_end_with_the_run(cls, tree: Any) -> Any:
+        """`total_steps` follows from the number of batches where the file does not say otherwise."""
+        if not isinstance(tree, dict):
+            return tree
+        tree = copy.deepcopy(tree)
+        _end_schedule(tree.get("learner"), _section(tree, "run").get("steps", RunConfig().steps))
+        cold = _section(tree, "cold_start")
+        phases = cold.get("phases", [])
+        steps = [p.get("steps") for p in phases if isinstance(p, dict)] if isinstance(phases, list) else []
+        if steps and all(isinstance(n, int) for n in steps):
+            _end_schedule(cold.get("learner"), sum(steps))
+        elif phases == [] and isinstance(cold.get("learner"), dict):
+            for key in ("schedule", "warmup_steps", "total_steps"):  # of no steps: nothing that could end
+                cold["learner"].pop(key, None)
+        return tree
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.rollout.batch_tokens and self.rollout.mode == "sync":
+            raise ValueError('rollout.batch_tokens needs rollout.mode = "async": sync waits for whole batches')
+        if self.rollout.batch % self.algorithm.group_size:
+            raise ValueError(
+                f"rollout.batch = {self.rollout.batch} is no multiple of algorithm.group_size = "
+                f"{self.algorithm.group_size}"
+            )
+        return self
+
+    def hash(self) -> str:
+        """Of everything that shapes the numbers: a resumed run must match. 16 hex digits."""
+        return hashlib.sha256(json.dumps(self.resume_fingerprint(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def resume_fingerprint(self) -> dict[str, Any]:
+        """The configuration without where the run lives and how long it goes on: those may change on resume."""
+        tree = self.model_dump(mode="json")
+        tree["run"] = {"seed": self.run.seed}
+        del tree["eval"]
+        return tree
+
+    def to_toml(self) -> str:
+        import tomli_w
+
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    section = tree.get(name, {})
+    return section if isinstance(section, dict) else {}
+
+
+def _end_schedule(learner: Any, batches: Any) -> None:
+    if isinstance(learner, dict) and learner.get("schedule", "constant") != "constant" and isinstance(batches, int):
+        a_batch = [learner.get(name, 1) for name in ("num_mini_batches", "epochs")]
+        if all(isinstance(n, int) for n in a_batch):
+            learner.setdefault("total_steps", batches * a_batch[0] * a_batch[1])

@@ -1,0 +1,1 @@
+"""Tensors: packing, log-probabilities, losses over packed batches, optimizers."""

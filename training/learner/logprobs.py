@@ -1,0 +1,117 @@
+"""Log-probabilities of action tokens under a causal LM of transformers: packed forward, logits in chunks.
+
+Logits exist only for the rows that predict an action token, `chunk` rows at a time and in float32: the full
+[tokens × vocabulary] matrix is never in memory, in the backward pass neither (each chunk is recomputed there).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from solostream.errors import UserError
+from solostream.training.learner.packing import ATTENTION, PackedBatch, pack
+
+
+class LogprobComputer:
+    """Scores packs with `model` (a causal LM, or a peft model around one).
+
+    Creating it checks, on a few tokens, that packing changes nothing for this architecture; where it does, the
+    block-diagonal mask of transformers is used in place of the packed kernel. Raises UserError when neither is exact.
+    """
+
+    def __init__(self, model: Any, *, chunk: int, temperature: float = 1.0, dtype: torch.dtype = torch.float32) -> None:
+        self.model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.head: Any = self.model.get_output_embeddings()
+        self.chunk, self.temperature, self.dtype = chunk, temperature, dtype
+        self.device = next(model.parameters()).device
+        self.own_attention = self.model.config._attn_implementation
+        self.softcap = getattr(self.model.config, "final_logit_softcapping", None)
+        self.packed = self._exact_kernel()
+
+    def __call__(self, packed: PackedBatch, *, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
+        """(log-probabilities, entropies in nats) of the pack's n action tokens, float32 [n] each."""
+        with self.autocast():
+            hidden = self._hidden(packed)[0].index_select(0, packed.rows)
+        n = len(packed.targets)
+        recompute = torch.is_grad_enabled() and n > self.chunk
+        parts = []
+        for start in range(0, n, self.chunk):
+            piece = hidden[start : start + self.chunk], packed.targets[start : start + self.chunk], entropy_grad
+            parts.append(checkpoint(self._chunk, *piece, use_reentrant=False) if recompute else self._chunk(*piece))
+        if not parts:
+            return hidden.new_zeros(0).float(), hidden.new_zeros(0).float()
+        logprobs, entropies = zip(*parts, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def active(self) -> AbstractContextManager[None]:
+        """Held around forward and backward: gradient checkpointing runs the forward pass again in the backward pass."""
+        return _attention(self.model, ATTENTION if self.packed else self.own_attention)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def _hidden(self, packed: PackedBatch) -> Tensor:
+        extra = {"layout": packed.layout} if self.packed else {}
+        with self.active():
+            return self.model.base_model(
+                input_ids=packed.token_ids, position_ids=packed.position_ids, use_cache=False, **extra
+            ).last_hidden_state
+
+    def _chunk(self, hidden: Tensor, targets: Tensor, entropy_grad: bool) -> tuple[Tensor, Tensor]:
+        with self.autocast():
+            logits = self.head(hidden)
+        logits = logits.float()
+        if self.softcap:
+            logits = self.softcap * (logits / self.softcap).tanh()
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        every = logits.log_softmax(-1)
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+            entropy = -(every.exp() * every).sum(-1)
+        return every.gather(-1, targets[:, None])[:, 0], entropy
+
+    def _exact_kernel(self) -> bool:
+        """Whether the packed kernel computes this architecture. Raises UserError when nothing here does."""
+        vocabulary = self.head.weight.shape[0]
+        ids = [np.arange(start, start + length) * 7 % vocabulary for start, length in ((1, 5), (3, 9), (2, 7))]
+        sequences = [(x, np.arange(len(x)) > 0) for x in ids]
+        probe = pack(sequences, [0, 2, 1], self.device)
+        plain = torch.cat([self._plain(ids[i]) for i in probe.members])
+        for self.packed in (True, False):
+            try:
+                with torch.no_grad():
+                    difference = (self(probe)[0] - plain).abs().max().item()
+            except (NotImplementedError, TypeError):
+                continue
+            if difference < (1e-3 if self.dtype == torch.float32 else 0.3):
+                return self.packed
+        raise UserError(
+            f"{type(self.model).__name__} cannot be trained packed: its log-probabilities change by {difference:.2g} "
+            "when sequences are laid end to end; use an attention-only causal language model"
+        )
+
+    @torch.no_grad()
+    def _plain(self, ids: np.ndarray) -> Tensor:
+        """The model's own log-probabilities of ids[1:], one sequence at a time."""
+        tokens = torch.from_numpy(ids).to(self.device)
+        with _attention(self.model, self.own_attention), self.autocast():
+            logits = self.model(input_ids=tokens[None], use_cache=False).logits[0, :-1]
+        return (logits.float() / self.temperature).log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
+
+
+@contextmanager
+def _attention(model: Any, name: str) -> Iterator[None]:
+    """Run `model` with another attention function, and leave it as it was (others may generate with it)."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before

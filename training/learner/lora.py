@@ -1,0 +1,53 @@
+"""Adapters by peft, the merged weights that a sampler needs, and the way back to a plain model.
+
+A checkpoint keeps base and adapters apart: merged weights are rounded, and adapters on top of them would count twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from solostream.errors import UserError
+from solostream.training.config.learner import LoraConfig
+
+
+def wrap(model: Any, config: LoraConfig) -> Any:
+    """`model` with fresh adapters; only they are trained. Raises UserError when peft is missing or fits nothing."""
+    try:
+        import peft
+    except ImportError:
+        raise UserError("lora needs peft: pip install peft") from None
+    targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+    try:
+        return peft.get_peft_model(
+            model,
+            peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM"),
+        )
+    except ValueError as error:
+        raise UserError(f"lora.targets = {config.targets!r} does not fit this model: {error}") from None
+
+
+def merged(model: Any) -> dict[str, Tensor]:
+    """The weights of a plain model of the same behaviour, under its own names; the base weights are not touched."""
+    base = model.get_base_model()
+    deltas = {
+        f"{name}.base_layer.weight": module.get_delta_weight("default")
+        for name, module in base.named_modules()
+        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer")
+    }
+    weights = {}
+    for name, tensor in base.state_dict().items():
+        if ".lora_" not in name:
+            whole = tensor + deltas[name].to(tensor.dtype) if name in deltas else tensor
+            weights[name.replace(".base_layer.", ".")] = whole.detach()
+    return weights
+
+
+def merge_adapters(model: Any) -> Any:
+    """The plain model inside `model`, in place, with the weights of `merged`."""
+    weights = {name: tensor.clone() for name, tensor in merged(model).items()}
+    plain = model.unload()
+    plain.load_state_dict(weights)
+    return plain.requires_grad_(True)

@@ -1,0 +1,82 @@
+"""AdamW, or Muon on matrices with AdamW on the rest; warm-up and schedule; clipping."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from solostream.training.config.learner import LearnerConfig
+from solostream.training.learner.muon import Muon
+
+
+def factor(config: LearnerConfig, step: int) -> float:
+    """What the learning rates are multiplied by at optimizer step `step` (from 0): warm-up, then the schedule."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    done = min((step - config.warmup_steps) / (config.total_steps - config.warmup_steps), 1.0)
+    return 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Optimizer:
+    """`step` counts the steps taken; the schedule is a function of it alone."""
+
+    def __init__(self, model: nn.Module, config: LearnerConfig) -> None:
+        self.config, self.step = config, 0
+        trained = {id(p): p for p in model.parameters() if p.requires_grad}
+        self.parameters = list(trained.values())
+        embedded = {id(m.weight) for m in _embeddings(model)}
+        matrices = [p for p in self.parameters if config.optimizer == "muon" and p.ndim == 2 and id(p) not in embedded]
+        taken = set(map(id, matrices))
+        rest = [p for p in self.parameters if id(p) not in taken]
+        groups = [
+            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        fused = all(p.is_floating_point() for p in self.parameters)
+        self.parts: list[tuple[torch.optim.Optimizer, float]] = [
+            (torch.optim.AdamW([g for g in groups if g["params"]], config.lr, config.betas, fused=fused), config.lr)
+        ]
+        if matrices:
+            self.parts.append((Muon(matrices, config.muon_lr, weight_decay=config.weight_decay), config.muon_lr))
+
+    @property
+    def lr(self) -> float:
+        """AdamW's, at the coming step."""
+        return self.config.lr * factor(self.config, self.step)
+
+    def clip(self) -> Tensor:
+        """The gradient's norm; the gradient is scaled down to `grad_clip` where it exceeds it."""
+        return nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)
+
+    def apply(self) -> None:
+        """One step, and the gradients are gone."""
+        for part, lr in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr * factor(self.config, self.step)
+            part.step()
+        self.step += 1
+        self.zero()
+
+    def zero(self) -> None:
+        for p in self.parameters:
+            p.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "parts": [part.state_dict() for part, _ in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        for (part, _), saved in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
+
+
+def _embeddings(model: nn.Module) -> list[Any]:
+    """The input and output embeddings: looked up or projected onto the vocabulary, not matrices in Muon's sense."""
+    found = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return found if head is None else [*found, head]

@@ -1,0 +1,1 @@
+"""Where batches come from: task sampler, environments, collectors, retries, validation."""

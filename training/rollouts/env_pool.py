@@ -1,0 +1,71 @@
+"""Episodes for the trainer: a pool of environments, one way to sample, rewards on one scale.
+
+The environment's rewards are mapped from `algorithm.reward_range` onto [0, 1] here, once: tracker, ASPO, metrics,
+evaluation and the log see the same number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from solostream.agent.engine import Engine, Sampling
+from solostream.agent.rollout import rollout
+from solostream.agent.trajectory import Dispatch, Trajectory
+from solostream.envs.data import Tasks
+from solostream.sandbox.types import Sandbox
+from solostream.training.advantages.base import outcome
+from solostream.training.config import Config
+from solostream.training.run import setup
+from solostream.training.run.setup import Components
+
+
+class Episodes:
+    """Plays any number of episodes at a time; an environment is made when none is idle, and used again after."""
+
+    def __init__(
+        self, config: Config, parts: Components, tasks: Tasks, sandbox: Callable[..., Sandbox] | None = None
+    ) -> None:
+        self._config, self._parts, self._tasks, self._sandbox = config, parts, tasks, sandbox
+        self._idle: list[Any] = []
+
+    async def play(self, engine: Engine, task_id: str, sampling: Sampling, dispatch: Dispatch, seed: int) -> Trajectory:
+        """A failed sandbox ends it as `infra`, without another try.
+
+        Raises EngineError, and UserError for a reward outside the declared range (before anything learns from it).
+        """
+        parts = self._parts
+        environment = (
+            self._idle.pop()
+            if self._idle
+            else setup.environment(self._config, self._tasks, parts.tokenizer, self._sandbox)
+        )
+        try:
+            played = await rollout(
+                environment,
+                engine,
+                parts.chat,
+                sampling=sampling,
+                max_tokens=parts.max_tokens,
+                task_id=task_id,
+                dispatch=dispatch,
+                seed=seed,
+                retries=0,
+            )
+        finally:
+            self._idle.append(environment)
+        if played.ending == "infra" or not math.isfinite(played.reward):  # the learner's guard dumps the latter
+            return played
+        if not environment.trace or environment.trace[-1].ending is None:  # cut off before it was scored
+            return replace(played, reward=0.0)
+        return replace(played, reward=outcome(played.reward, task_id, self._config.algorithm.reward_range))
+
+    def sampling(self, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Sampling:
+        return Sampling(self._config.env.turn_tokens, temperature, top_p, top_k)
+
+    async def close(self) -> None:
+        for environment in self._idle:
+            await environment.aclose()
+        self._idle.clear()

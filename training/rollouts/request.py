@@ -1,0 +1,43 @@
+"""What a collector asks for: one episode to run, and where such requests come from."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from solostream.agent.trajectory import Dispatch, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """One episode to run. `dispatch` is frozen here; `seed` makes the episode's sampling repeatable."""
+
+    task_id: str
+    seed: int
+    dispatch: Dispatch
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> RolloutRequest:
+        return cls(record["task_id"], record["seed"], Dispatch(**record["dispatch"]))
+
+
+Play = Callable[[RolloutRequest], Awaitable[Trajectory]]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSource:
+    """What a pipeline is made of.
+
+    draw: new requests, one or a whole group, with fresh events, values and the current version.
+    again: a fresh request for the task of an old one.
+    play: runs an episode. Raises SandboxError or EngineError, or ends it as "infra", when the infrastructure failed.
+    """
+
+    draw: Callable[[], Sequence[RolloutRequest]]
+    again: Callable[[RolloutRequest], RolloutRequest]
+    play: Play
+    retries: int

@@ -1,0 +1,68 @@
+"""The synchronous collector waits for every episode of a batch before the learner moves.
+
+It is the seeded mode that is bit-reproducible on CPU. Like the asynchronous one it writes a batch to the log before it
+hands it out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from solostream.agent.trajectory import Trajectory
+from solostream.agent.trajectory_file import TrajectoryLog
+from solostream.training.rollouts.request import PromptSource, RolloutRequest
+from solostream.training.rollouts.retry import RetryPolicy
+
+
+class SyncCollector:
+    """A batch at a time; the learner waits for the rollouts and they for it."""
+
+    def __init__(self, source: PromptSource, log: TrajectoryLog, *, batch: int) -> None:
+        self._source, self._log, self._batch = source, log, batch
+        self._retry = RetryPolicy(source.play, retries=source.retries, patience=batch)
+        self._open: list[RolloutRequest] = []  # of the round that runs now
+        self._episodes: asyncio.Future[list[Trajectory | None]] | None = None
+        self._busy_s = 0.0
+        self.version = 0
+
+    @property
+    def counts(self) -> Counter[str]:
+        return self._retry.counts
+
+    @property
+    def busy_s(self) -> float:
+        return self._busy_s
+
+    async def take(self) -> list[Trajectory]:
+        """A batch in the order of dispatch, logged. Episodes given up are missing."""
+        started = time.monotonic()
+        while len(self._open) < self._batch:
+            self._open.extend(self._source.draw())
+        self._episodes = asyncio.gather(*map(self._retry.run, self._open))
+        batch = [trajectory for trajectory in await self._episodes if trajectory is not None]
+        await self._log.append(*batch)
+        self._open = []
+        self._busy_s += time.monotonic() - started
+        return batch
+
+    def advance(self, version: int) -> None:
+        self.version = version
+
+    def finish(self) -> None:
+        """Nothing runs between rounds."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The requests of an unfinished round: all of it runs again."""
+        return {"outstanding": [t.to_dict() for t in self._open]}
+
+    def restore(self, state: Mapping[str, Any], finished: Iterable[Trajectory]) -> None:
+        self._open = [RolloutRequest.from_dict(record) for record in state["outstanding"]]
+
+    async def close(self) -> None:
+        if self._episodes is not None:
+            self._episodes.cancel()
+            await asyncio.gather(self._episodes, return_exceptions=True)

@@ -1,0 +1,135 @@
+"""Atomic checkpoints: a folder is written beside its place, synced, then renamed into it; the last K stay.
+
+`step-000040/` is a Hugging Face folder (`AutoModelForCausalLM.from_pretrained` loads it) with files more:
+`trainer.json` (what is plain data), `trainer.pt` (what is tensors) and `solostream.json` (how the run evaluates; see
+`solostream.agent.run_settings`). `manifest.json` holds every file's size and
+SHA-256 and is written last: a folder without it, or that does not match it, is not a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from solostream.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a checkpoint holds beside the model folder: `plain` is JSON, `tensors` tensors and plain types."""
+
+    step: int
+    plain: Mapping[str, Any]
+    tensors: Mapping[str, Any]
+
+
+def save(root: Path, state: State, write_model: Callable[[Path], None], keep: int) -> Path:
+    """Write `root/step-N` atomically, replacing one of the same step, and drop all but the newest `keep`."""
+    root.mkdir(parents=True, exist_ok=True)
+    place = root / f"step-{state.step:06d}"
+    for left in root.glob(".draft-*"):  # by a process that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
+    draft = root / f".draft-{state.step:06d}"
+    draft.mkdir()
+    try:
+        write_model(draft)
+        torch.save(dict(state.tensors), draft / "trainer.pt")
+        (draft / "trainer.json").write_text(json.dumps({"step": state.step, **state.plain}))
+        files = sorted(p for p in draft.rglob("*") if p.is_file())
+        manifest = {str(p.relative_to(draft)): [p.stat().st_size, _digest(p)] for p in files}
+        for path in files:
+            _sync(path)
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _sync(draft / MANIFEST)
+        _sync(draft)
+        _replace(draft, place)
+        _sync(root)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    for old in complete(root)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return place
+
+
+def complete(root: Path) -> list[Path]:
+    """Checkpoint folders that were written to the end, oldest first. Says nothing about damage since."""
+    return sorted(p for p in root.glob("step-*") if (p / MANIFEST).exists())
+
+
+def load(folder: Path) -> State:
+    """Read one checkpoint. Raises UserError when it is not one, or is damaged."""
+    problem = damage(folder)
+    if problem:
+        raise UserError(f"{folder} is not a whole checkpoint: {problem}")
+    plain = json.loads((folder / "trainer.json").read_text())
+    tensors = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
+    return State(plain.pop("step"), plain, tensors)
+
+
+def repair(root: Path) -> None:
+    """Put back what a kill between the two renames of `_replace` left aside."""
+    for aside in root.glob(".old-step-*"):
+        if not (root / aside.name.removeprefix(".old-")).exists():
+            os.rename(aside, root / aside.name.removeprefix(".old-"))
+
+
+def newest(root: Path) -> tuple[Path, State]:
+    """The newest whole checkpoint under `root`; damaged ones are passed over with a warning. Raises UserError."""
+    repair(root)
+    for folder in reversed(complete(root)):
+        try:
+            return folder, load(folder)
+        except (UserError, OSError, ValueError, RuntimeError) as error:
+            warnings.warn(f"{error}; trying the one before it", stacklevel=2)
+    raise UserError(f"no whole checkpoint in {root}: start the run anew under another --name")
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}"
+    except ValueError as error:
+        return f"its {MANIFEST} is unreadable: {error}"
+    for name, (size, digest) in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size or _digest(path) != digest:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _replace(draft: Path, place: Path) -> None:
+    """Rename over `place`; an old folder of that name steps aside first, since a rename cannot replace a full one."""
+    aside = place.with_name(f".old-{place.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    if place.exists():
+        os.rename(place, aside)
+    os.rename(draft, place)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,105 @@
+"""Metrics go to `metrics.jsonl` and TensorBoard always, to Weights & Biases when asked for."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from solostream.errors import UserError
+
+Value = float | int | None
+
+
+class MetricLogger:
+    """One row a call. `rows` holds everything logged so far, an interrupted run's rows included."""
+
+    def __init__(self, folder: Path, *, trackers: Sequence[str] = (), project: str = "", config: Any = None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._path = folder / "metrics.jsonl"
+        self.rows: list[dict[str, Any]] = read(self._path) if self._path.exists() else []
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+        self._open_board = lambda: EventFileWriter(str(folder / "tensorboard"), flush_secs=20)
+        self._events = folder / "tensorboard"
+        self._board = self._open_board()
+        self._event, self._summary = Event, Summary
+        self._others = [_open_tracker(name, project, folder, config) for name in trackers]
+
+    def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Drop the rows that are not `wanted`: a resumed run will write them again. TensorBoard starts anew."""
+        self.rows = [row for row in self.rows if wanted(row)]
+        draft = self._path.with_suffix(".draft")
+        draft.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        self._file.close()
+        os.replace(draft, self._path)
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+        self._board.close()
+        for old in self._events.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._board = self._open_board()
+        for row in self.rows:
+            self._show(row)
+
+    def log(self, phase: str, step: int, metrics: Mapping[str, Value]) -> None:
+        """`metrics` maps `group/name` to a number; None (nothing to average) and non-finite numbers become null."""
+        clean = {k: v if v is None or math.isfinite(v) else None for k, v in metrics.items()}
+        now = time.time()
+        row = {"phase": phase, "step": step, "time": round(now, 3), **clean}
+        self.rows.append(row)
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        self._show(row)
+        for other in self._others:
+            other.log({f"{phase}/step": step, **_numbers(row)})
+
+    def _show(self, row: Mapping[str, Any]) -> None:
+        values = [self._summary.Value(tag=tag, simple_value=v) for tag, v in _numbers(row).items()]
+        self._board.add_event(self._event(wall_time=row["time"], step=row["step"], summary=self._summary(value=values)))
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+        for other in self._others:
+            other.finish()
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a row that have a value, under the names that trackers show."""
+    return {f"{row['phase']}/{k}": v for k, v in row.items() if k not in ("phase", "step", "time") and v is not None}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out. Raises UserError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read metrics: {error}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise UserError(f"{path}:{number} is not JSON: repair or remove that line") from None
+    return rows
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises UserError when a tracker's package is missing or does not load, before anything is computed."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f'run.trackers has "{name}", which does not load ({error}): pip install {name}') from None
+
+
+def _open_tracker(name: str, project: str, folder: Path, config: Any) -> Any:
+    return importlib.import_module(name).init(project=project, name=folder.name, config=config)

@@ -1,0 +1,87 @@
+"""What one training step is measured by: pure functions of its trajectories. Names are `group/what`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from solostream.agent.trajectory import Trajectory
+from solostream.training.rollouts.collector import oldest_version
+
+Value = float | int | None
+
+
+def of_batch(batch: Sequence[Trajectory], version: int) -> dict[str, Value]:
+    """Reward, accuracy by source, lengths in tokens, turns, staleness in policy versions, tool behaviour.
+
+    `version` is the policy that is about to learn from the batch. None: no case to average over.
+    """
+    rewards = [t.reward for t in batch]
+    stale = [version - oldest_version(t) for t in batch]
+    metrics: dict[str, Value] = {
+        "reward/mean": mean(rewards),
+        "reward/accuracy": mean([r > 0.5 for r in rewards]),
+        **{f"accuracy/{source}": value for source, value in _by_source(batch).items()},
+        "length/response_mean": mean([t.response_length for t in batch]),
+        "length/response_max": max((t.response_length for t in batch), default=None),
+        "length/action_tokens": sum(t.n_action_tokens for t in batch),
+        "length/turns": mean([sum(turn.role == "assistant" for turn in t.turns) for t in batch]),
+        "staleness/mean": mean(stale),
+        "staleness/max": max(stale, default=None),
+        "staleness/mixed_versions": mean([len(np.unique(t.versions[t.action_mask])) > 1 for t in batch]),
+    }
+    for ending in ("answered", "turn_limit", "token_limit", "time_limit"):
+        metrics[f"ending/{ending}"] = mean([t.ending == ending for t in batch])
+    return {**metrics, **of_code(batch)}
+
+
+def of_code(batch: Sequence[Trajectory]) -> dict[str, Value]:
+    """The behaviours of ASPO (arXiv 2508.19201, Fig. 6); positions in tokens, of the trajectories that have a call."""
+    runs = [
+        (call, done)
+        for t in batch
+        for turn in t.turns
+        for call, done in zip(turn.calls, turn.executions, strict=True)
+        if done is not None
+    ]
+    return {
+        "code/ratio": mean([t.first_call_token is not None for t in batch]),
+        "code/first_call_token": mean([p for t in batch if (p := t.first_call_token) is not None]),
+        "code/pass_ratio": mean([done.ok for _, done in runs]),
+        "code/rounds": len(runs) / max(len(batch), 1),
+        "code/lines": mean([call.code.count("\n") + 1 for call, _ in runs]),
+        "code/void": mean([t.void for t in batch]),
+    }
+
+
+def calibration(batch: Sequence[Trajectory], bins: int = 10) -> dict[str, Value]:
+    """The tracked values against what came: mean value, Brier score, expected calibration error."""
+    pairs = [(t.dispatch.value, t.reward) for t in batch if t.dispatch.value is not None]
+    if not pairs:
+        return {}
+    values, rewards = np.asarray(pairs, np.float64).T
+    cell = np.minimum((values * bins).astype(int), bins - 1)
+    error = sum(abs(values[cell == b].mean() - rewards[cell == b].mean()) * (cell == b).mean() for b in np.unique(cell))
+    return {
+        "tracker/value": float(values.mean()),
+        "tracker/brier": float(((rewards - values) ** 2).mean()),
+        "tracker/calibration_error": float(error),
+    }
+
+
+def changes(now: Mapping[str, int], before: Mapping[str, int], names: Sequence[str]) -> dict[str, Value]:
+    """Counters of the pipeline as what this step added."""
+    return {f"filter/{name}": now.get(name, 0) - before.get(name, 0) for name in names}
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return float(sum(values)) / len(values) if values else None
+
+
+def _by_source(batch: Sequence[Trajectory]) -> dict[str, float | None]:
+    sources: dict[str, list[float]] = defaultdict(list)
+    for t in batch:
+        sources[t.source or "all"].append(t.reward > 0.5)
+    return {source: mean(solved) for source, solved in sorted(sources.items())}

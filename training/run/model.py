@@ -1,0 +1,98 @@
+"""The policy's weights and tokenizer: a small Qwen3 built from the config, or any Hugging Face id or local path.
+
+The built tokenizer is a byte-level BPE with single digits (operands are copied digit by digit) and with the pieces of
+the tool protocol (code fences, `\\boxed{`) as single tokens. Its chat template is ChatML with a `tool` role.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from solostream.agent.chat_template import CHATML
+from solostream.errors import UserError
+from solostream.training.config import BuildConfig, ModelConfig
+
+SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
+PROTOCOL = ("```python\n", "\n```\n", "```output\n", "\\boxed{")
+
+
+def build_tokenizer(corpus: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Train a BPE of at most `vocabulary` tokens on `corpus`, and on the words of the chat template."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(Regex(r" ?\p{L}+|\d| ?[^\s\p{L}\d]+|\s+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - len(PROTOCOL),
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(itertools.chain(["system", "user", "assistant", "tool"] * 100, corpus), trainer)
+    core.add_tokens(list(PROTOCOL))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|im_end|>", clean_up_tokenization_spaces=False
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def build_model(shape: BuildConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
+    """A Qwen3 with random weights; the vocabulary is padded to a multiple of 64 rows."""
+    config = Qwen3Config(
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.mlp_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config)
+
+
+def load_model(
+    config: ModelConfig, corpus: Iterable[str] = (), seed: int = 0
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer that `config` names; `corpus` and `seed` serve only a model that is built.
+
+    Raises UserError when the path is no model, or its tokenizer has no chat template.
+    """
+    if config.path == "build":
+        built = build_tokenizer(corpus, config.build.vocabulary)
+        return build_model(config.build, built, seed), built
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.path)
+        model = AutoModelForCausalLM.from_pretrained(config.path, dtype=getattr(torch, config.dtype))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f'model.path = "{config.path}" is no local model and no reachable hub id: {reason}') from error
+    if tokenizer.chat_template is None:
+        raise UserError(f'the tokenizer of model.path = "{config.path}" has no chat template; use an instruct model')
+    return model, tokenizer

@@ -1,0 +1,227 @@
+"""Reinforcement learning: batches from the pipeline, advantages, one update, new weights for the sampler.
+
+A request freezes its event, the tracker's value and the policy version when it is drawn (SPO++, arXiv 2608.24870).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from solostream.agent.engine import Engine
+from solostream.agent.rollout import seed_of
+from solostream.agent.trajectory import Dispatch, Trajectory
+from solostream.agent.trajectory_file import TrajectoryLog
+from solostream.training.advantages import ADVANTAGES
+from solostream.training.advantages.aspo import ASPO
+from solostream.training.advantages.base import Advantage, Advantages
+from solostream.training.advantages.spo import SPO
+from solostream.training.advantages.value_tracker import ValueTracker
+from solostream.training.config import Config
+from solostream.training.learner.guards import check_finite
+from solostream.training.learner.learner import Learner
+from solostream.training.rollouts.collector import AsyncCollector, unused
+from solostream.training.rollouts.env_pool import Episodes
+from solostream.training.rollouts.request import PromptSource, RolloutRequest
+from solostream.training.rollouts.retry import RetryPolicy
+from solostream.training.rollouts.sync_collector import SyncCollector
+from solostream.training.rollouts.task_sampler import TaskSampler
+from solostream.training.run import metrics
+
+COUNTED = ("infra_failures", "infra_dropped", "engine_failures", "stale")
+InThread = Callable[..., Awaitable[Any]]  # runs a function in the learner's thread
+
+
+class Reinforcement:
+    """The state of this phase. `step` counts finished updates and is the policy's version."""
+
+    def __init__(
+        self,
+        config: Config,
+        task_ids: Sequence[str],
+        learner: Learner,
+        engine: Engine,
+        episodes: Episodes,
+        log: TrajectoryLog,
+        in_thread: InThread,
+    ) -> None:
+        self.config, self.task_ids = config, list(task_ids)
+        self._learner, self._engine, self._episodes, self._in_thread = learner, engine, episodes, in_thread
+        a = config.algorithm
+        self.tracker = ValueTracker(a.rho_min, a.rho_max, a.d_half)
+        self._advantage = estimator(config, self.tracker, learner)
+        self._sampler = TaskSampler(
+            self.task_ids,
+            self.tracker if a.advantage == "spo" and a.sampling == "prioritized" else None,
+            streams=a.group_size,
+            epsilon=a.epsilon,
+            seed=seed_of(config.run.seed, "sampler"),
+        )
+        self.step, self.mismatch_max = 0, 0.0
+        self._event = 0
+        self._counted: Counter[str] = Counter()
+        self._log = log
+        self._source = PromptSource(self._draw, self._again, self._play, config.rollout.retries)
+        self.pipeline = _pipeline(config, self._source, log)
+
+    @property
+    def n_starts(self) -> int:
+        """Episodes of `start`."""
+        a = self.config.algorithm
+        return len(self.task_ids) * a.start_samples if a.advantage == "spo" else 0
+
+    async def start(self, advance: Callable[[], None]) -> None:
+        """Initialise the tracker from the initial policy, under the training sampling parameters (SPO, App. A)."""
+        source = self._source
+        retry = RetryPolicy(source.play, retries=source.retries, patience=len(self.task_ids))
+
+        async def one(task_id: str, sample: int) -> Trajectory | None:
+            seed = seed_of(self.config.run.seed, "start", task_id, sample)
+            trajectory = await retry.run(RolloutRequest(task_id, seed, Dispatch()))
+            advance()
+            return trajectory
+
+        samples = range(self.config.algorithm.start_samples)
+        played = await asyncio.gather(*(one(task_id, i) for task_id in self.task_ids for i in samples))
+        found = [trajectory for trajectory in played if trajectory is not None]
+        self._check_rewards(found)
+        outcomes: dict[str, list[float]] = {task_id: [] for task_id in self.task_ids}
+        for trajectory in found:
+            outcomes[trajectory.task_id].append(trajectory.reward)
+        for task_id, rewards in outcomes.items():
+            self.tracker.initialize(task_id, rewards, version=0)
+
+    async def take(self) -> list[Trajectory]:
+        return await self.pipeline.take()
+
+    async def learn(self, batch: Sequence[Trajectory]) -> dict[str, float | int | None]:
+        """One update from `batch`, then the new weights go to the sampler. Returns the step's metrics."""
+        started = time.monotonic()
+        advantages, learnt = await self._in_thread(self._update, batch)
+        learnt_s = time.monotonic() - started
+        self.step += 1
+        await self._log.update(self.step, batch, advantages.values)
+        if self.config.algorithm.divergence == "drift":
+            self.tracker.record_drift(self.step, learnt["drift"])
+        await self._engine.load_weights(self._learner.weights(), self.step)
+        self.pipeline.advance(self.step)
+        self._correct_mismatch(learnt)
+        now = self.pipeline.counts
+        found = {
+            **metrics.of_batch(batch, self.step - 1),
+            **metrics.calibration(batch),
+            **{name if "/" in name else f"learner/{name}": value for name, value in learnt.items()},
+            **advantages.metrics,
+            **metrics.changes(now, self._counted, COUNTED),
+            "time/learn_s": learnt_s,
+            "time/sync_s": time.monotonic() - started - learnt_s,
+        }
+        self._counted = Counter(now)
+        return found
+
+    def _update(self, batch: Sequence[Trajectory]) -> tuple[Advantages, dict[str, float]]:
+        self._check_rewards(batch)  # before the tracker moves
+        advantages = self._advantage(batch)
+        return advantages, self._learner.update(batch, advantages, version=self.step)
+
+    def _check_rewards(self, batch: Sequence[Trajectory]) -> None:
+        """Raises NotFinite, with the batch dumped."""
+        check_finite(batch, [t.reward for t in batch], "rewards", self._learner.dump_dir, self.step)
+
+    def _correct_mismatch(self, learnt: Mapping[str, float]) -> None:
+        """Truncated importance sampling from the next step on, once sampler and learner are seen to differ."""
+        seen = learnt.get("mismatch/on_policy_max", 0.0)
+        self.mismatch_max = max(self.mismatch_max, seen)
+        r, config = self.config.rollout, self._learner.config
+        if r.tis_cap and not config.tis_cap and seen > r.tis_threshold:
+            self._learner.config = config.model_copy(update={"tis_cap": r.tis_cap})
+
+    def _draw(self) -> list[RolloutRequest]:
+        """The streams of one prompt: of one frozen value, and a group where the estimator compares within groups."""
+        a = self.config.algorithm
+        drawn = [self._sampler.draw() for _ in range(a.group_size)]
+        task_id, group = drawn[0]
+        value = self.tracker.value(task_id)  # once: the learner's thread may move it meanwhile
+        return [self._ticket(task_id, group if a.grouped else None, value) for _ in drawn]
+
+    def _again(self, old: RolloutRequest) -> RolloutRequest:
+        return self._ticket(old.task_id, old.dispatch.group, self.tracker.value(old.task_id))
+
+    def _ticket(self, task_id: str, group: int | None, value: float) -> RolloutRequest:
+        dispatch = Dispatch(self._event, value, self.step, group)
+        self._event += 1
+        return RolloutRequest(task_id, seed_of(self.config.run.seed, "episode", dispatch.event), dispatch)
+
+    async def _play(self, request: RolloutRequest) -> Trajectory:
+        r = self.config.rollout
+        sampling = self._episodes.sampling(r.temperature, r.top_p, r.top_k)
+        return await self._episodes.play(self._engine, request.task_id, sampling, request.dispatch, request.seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON types, without the learner's and the log's."""
+        return {
+            "event": self._event,
+            "mismatch_max": self.mismatch_max,
+            "tis_cap": self._learner.config.tis_cap,
+            "advantage": self._advantage.state_dict(),
+            "tracker": self.tracker.state_dict(),
+            "sampler": self._sampler.state_dict(),
+            "pipeline": self.pipeline.state_dict(),
+        }
+
+    def load_state_dict(self, step: int, state: Mapping[str, Any], logged: Iterable[Trajectory]) -> None:
+        """`logged`: what the trajectory log holds; what of it no step up to `step` has used is trained on next."""
+        self.step, self.mismatch_max = step, state["mismatch_max"]
+        self._learner.config = self._learner.config.model_copy(update={"tis_cap": state["tis_cap"]})
+        self._advantage.load_state_dict(state["advantage"])
+        self.tracker.load_state_dict(state["tracker"])
+        self._sampler.load_state_dict(state["sampler"])
+        kept = list(logged)
+        finished = [clamp_versions(t, step) for t in unused(kept, state["event"], state["pipeline"])]
+        self.pipeline.restore(state["pipeline"], finished)
+        self._event = max([state["event"], *(t.dispatch.event + 1 for t in kept)])
+        self.pipeline.advance(step)
+
+
+def clamp_versions(trajectory: Trajectory, step: int) -> Trajectory:
+    """Versions after `step` are of a process that was killed: this one will give their numbers to other policies.
+
+    They become the version before `step`, so that no token passes for one of the policy that learns.
+    """
+    versions = np.where(trajectory.versions > step, step - 1, trajectory.versions)
+    dispatch = replace(trajectory.dispatch, version=min(trajectory.dispatch.version, step))
+    return replace(trajectory, versions=versions, dispatch=dispatch)
+
+
+def estimator(config: Config, tracker: ValueTracker, learner: Learner) -> Advantage:
+    """The configured advantage: an estimator, with ASPO around it where wanted."""
+    a = config.algorithm
+    inner: Advantage
+    if a.advantage == "spo" and a.divergence == "rescore":
+        inner = SPO(tracker, a.measure, rescore=learner.logprobs)
+    else:
+        inner = ADVANTAGES[a.advantage](tracker, a.measure)
+    if not a.aspo:
+        return inner
+    return ASPO(inner, a.delta, a.k, signal=a.signal, eligible=a.eligible, compare=a.compare)
+
+
+def _pipeline(config: Config, source: PromptSource, log: TrajectoryLog) -> AsyncCollector | SyncCollector:
+    r = config.rollout
+    if r.mode == "sync":
+        return SyncCollector(source, log, batch=r.batch)
+    return AsyncCollector(
+        source,
+        log,
+        batch=r.batch,
+        tokens=r.batch_tokens,
+        in_flight=round(r.batch * r.over_provision),
+        max_staleness=r.max_staleness,
+        stale=r.stale,
+    )

@@ -1,0 +1,188 @@
+"""The parts of a run, made from its configuration; whatever is wrong with them is said before anything is computed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+from transformers import AutoModelForCausalLM
+
+from solostream.agent.chat_template import Chat
+from solostream.agent.engine import Engine, Weights
+from solostream.agent.engines.pretrained import vocabulary_hash
+from solostream.agent.run_settings import RunSettings
+from solostream.envs import data
+from solostream.envs.data import Tasks
+from solostream.envs.types import Task
+from solostream.errors import UserError
+from solostream.sandbox.types import Sandbox
+from solostream.training.config import Config
+from solostream.training.run.model import load_model
+from solostream.training.sft.demonstrations import FILLERS, boxed, fence
+
+LONGEST = 32  # prompts (in characters) of which the longest in tokens sizes the engine's context
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """`model` (of transformers) is the one that learns; `max_tokens` bounds a ledger, prompt included."""
+
+    train: Tasks
+    test: Tasks
+    model: Any
+    tokenizer: Any
+    chat: Chat
+    max_tokens: int
+
+
+def build(config: Config, sft_batches: Sequence[Task], source: Path | None = None) -> Components:
+    """`sft_batches`: problems of the cold start, for a built tokenizer to learn from. Raises UserError.
+
+    source: a checkpoint that has the weights and the tokenizer.
+    """
+    train, test = problems(config)
+    where = config.model.model_copy(update={"path": str(source)}) if source else config.model
+    model, tokenizer = load_model(where, _corpus([*sft_batches, *train]), config.run.seed)
+    chat = Chat(tokenizer)
+    prompt = _longest_prompt(config, Tasks((*train, *test)), tokenizer, chat)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    if prompt + config.env.episode_tokens > context:
+        raise UserError(
+            f"env.episode_tokens = {config.env.episode_tokens} and a prompt of {prompt} tokens exceed the model's "
+            f"context of {context}: lower episode_tokens to {max(context - prompt, 0)} or less"
+        )
+    return Components(Tasks(train), Tasks(test), model, tokenizer, chat, prompt + config.env.episode_tokens)
+
+
+def problems(config: Config) -> tuple[Sequence[Task], Sequence[Task]]:
+    """(pool, held-out problems), without a common id. Raises UserError."""
+    d = config.data
+    if d.path is None:
+        return data.tasks(_source(config, "train")), data.tasks(_source(config, "test"))
+    train, test = (list(data.load(d.path, split=split)) for split in ("train", "test"))
+    for name, tasks in (("train", train), ("test", test)):
+        if not tasks:
+            raise UserError(f'data.path = "{d.path}" has no {name} problems')
+    both = {t.id for t in train} & {t.id for t in test}
+    if both:
+        raise UserError(f'data.path = "{d.path}": {len(both)} problems are both in train and test, such as {min(both)}')
+    return train[: d.train], test[: d.test]
+
+
+def _source(config: Config, split: Literal["train", "test"]) -> dict[str, Any]:
+    """What `solostream.envs.data.tasks` takes for the pool, or for the held-out problems."""
+    d = config.data
+    n = d.train if split == "train" else d.test
+    if d.path is not None:
+        return {"load": d.path, "split": split, "limit": n}
+    chosen = {name: list(value) for name, value in (("kinds", d.kinds), ("levels", d.levels)) if value}
+    return {"generate": n, "seed": d.seed, "split": split, **chosen}
+
+
+def environment(config: Config, tasks: Tasks, tokenizer: Any, sandbox: Callable[..., Sandbox] | None = None) -> Any:
+    """One environment for one episode at a time. Raises UserError for an unknown id, or options it does not take."""
+    options = {"tasks": tasks, "tokenizer": lambda: tokenizer, **_env_options(config)}  # gymnasium copies: a factory
+    if sandbox is not None:
+        options["sandbox"] = sandbox
+    try:
+        return gymnasium.make(config.env.id, disable_env_checker=True, **options).unwrapped
+    except (gymnasium.error.Error, TypeError, ModuleNotFoundError) as error:
+        raise UserError(f'env.id = "{config.env.id}" with these [env] settings: {error}') from None
+
+
+def _env_options(config: Config) -> dict[str, Any]:
+    e = config.env
+    return {
+        "sandbox": e.sandbox,
+        "max_turns": e.max_turns,
+        "timeout_s": e.timeout_s,
+        "output_tokens": e.output_tokens,
+        **e.options,
+    }
+
+
+async def open_engine(config: Config, parts: Components, slots: int) -> Engine:
+    """A sampler of the model's shape; its weights come with the first `load_weights`. Raises UserError."""
+    model = None
+    if config.run.engine == "hf" or config.model.path == "build":
+        model = AutoModelForCausalLM.from_config(parts.model.config, dtype=parts.model.dtype)
+    if config.run.servers:
+        return await _servers(config, parts)
+    if config.run.engine == "vllm":
+        from solostream.agent.engines.vllm import VllmEngine
+
+        with tempfile.TemporaryDirectory(prefix="solostream-model-") as folder:  # vLLM reads its shapes from a folder
+            if model is not None:
+                model.save_pretrained(folder)
+                parts.tokenizer.save_pretrained(folder)
+            path = folder if model is not None else config.model.path
+            return await VllmEngine.open(
+                path,
+                slots=slots,
+                max_len=parts.max_tokens,
+                seed=config.run.seed,
+                dtype=config.model.dtype,
+                options=config.run.engine_options,
+            )
+    from solostream.agent.engines.hf import HFEngine
+
+    assert model is not None
+    return HFEngine(
+        model.to(parts.model.device),
+        parts.tokenizer,
+        slots=slots,
+        max_len=parts.max_tokens,
+        seed=config.run.seed,
+        reproducible=config.rollout.mode == "sync",
+    )
+
+
+async def _servers(config: Config, parts: Components) -> Engine:
+    """The vLLM servers of `run.servers`. Raises UserError where they serve another vocabulary or a shorter context."""
+    from solostream.agent.engines.server import ServerEngine
+
+    engine = await ServerEngine.connect(config.run.servers)
+    wrong = ""
+    if vocabulary_hash(engine.tokenizer) != vocabulary_hash(parts.tokenizer):
+        wrong = "serve a model with another vocabulary: serve the one of model.path"
+    elif engine.max_len < parts.max_tokens:
+        wrong = f"have a context of {engine.max_len} tokens: start them with --max-model-len {parts.max_tokens}"
+    if wrong:
+        await engine.close()
+        raise UserError(f"run.servers {wrong}")
+    return engine
+
+
+def write_model(config: Config, run: str, parts: Components, weights: Weights, folder: Path) -> None:
+    """A folder that `AutoModelForCausalLM.from_pretrained` loads, tokenizer and chat template included.
+
+    Beside them, how the run `run` evaluates: `solostream eval` and `chat` go by it.
+    """
+    model = parts.model
+    names = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
+    model.save_pretrained(folder, state_dict={name: w for name, w in weights.items() if name not in names})
+    parts.tokenizer.save_pretrained(folder)
+    env_options = {"tasks": _source(config, "test"), **_env_options(config)}
+    temperature, tokens = config.eval.temperature, config.env.turn_tokens
+    RunSettings(run, config.env.id, env_options, temperature, 1.0, 0, tokens, parts.max_tokens).write(folder)
+
+
+def _longest_prompt(config: Config, tasks: Tasks, tokenizer: Any, chat: Chat) -> int:
+    """Tokens of the longest opening, measured on the longest texts."""
+    env = environment(config, tasks, tokenizer)
+    try:
+        longest = sorted(tasks, key=lambda task: len(task.prompt))[-LONGEST:]
+        openings = [env.reset(options={"task_id": task.id})[1]["messages"] for task in longest]
+        return max(len(chat.open(messages, env.tools)) for messages in openings)
+    finally:
+        env.close()
+
+
+def _corpus(tasks: Sequence[Task]) -> list[str]:
+    """What the policy of a built model will read and write: problems, code, answers."""
+    code = [fence(str(task.meta["code"])) for task in tasks if "code" in task.meta]
+    return [*(task.prompt for task in tasks), *code, *(boxed(task.answer) for task in tasks), *FILLERS * 50]

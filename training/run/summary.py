@@ -1,0 +1,94 @@
+"""What a run amounts to: behaviour of a set of trajectories, `summary.json`, the final table before → after."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from solostream.agent.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Held-out behaviour. Shares are in [0, 1]; `first_call_token` is a mean position in tokens, over those that call.
+
+    `accuracy` is sampled, `accuracy_greedy` is not; the code columns are of the sampled trajectories. None: no case.
+    """
+
+    accuracy: float
+    accuracy_greedy: float | None
+    code_ratio: float
+    first_call_token: float | None
+    code_pass_ratio: float | None
+    code_rounds: float
+
+
+def scores(sampled: Sequence[Trajectory], greedy: Sequence[Trajectory]) -> Scores:
+    calls = [t.first_call_token for t in sampled if t.first_call_token is not None]
+    runs = [e.ok for t in sampled for turn in t.turns for e in turn.executions if e is not None]
+    return Scores(
+        accuracy=_mean([t.reward for t in sampled]) or 0.0,
+        accuracy_greedy=_mean([t.reward for t in greedy]),
+        code_ratio=len(calls) / max(len(sampled), 1),
+        first_call_token=_mean(calls),
+        code_pass_ratio=_mean(runs),
+        code_rounds=len(runs) / max(len(sampled), 1),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """`summary.json`. `mismatch_max` is the largest |Δlogp| between sampler and learner on on-policy tokens (nats)."""
+
+    name: str
+    seed: int
+    engine: str
+    steps: int
+    before: Scores
+    after: Scores
+    no_tool_accuracy: float | None
+    mismatch_max: float | None
+    wall_s: float
+    times: Mapping[str, float]  # phase -> seconds
+
+    def write(self, folder: Path) -> Path:
+        """Atomically, as `summary.json`."""
+        draft, place = folder / ".summary.draft", folder / "summary.json"
+        draft.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        os.replace(draft, place)
+        return place
+
+
+ROWS: Sequence[tuple[str, str, str]] = (
+    ("accuracy", "accuracy, sampled", "{:.1%}"),
+    ("accuracy_greedy", "accuracy, greedy", "{:.1%}"),
+    ("code_ratio", "code ratio", "{:.1%}"),
+    ("first_call_token", "first call (token)", "{:.1f}"),
+    ("code_pass_ratio", "code pass ratio", "{:.1%}"),
+    ("code_rounds", "code rounds", "{:.2f}"),
+)
+
+
+def table(summary: Summary) -> str:
+    """The final table as plain text, before → after."""
+    lines = [f"{'held-out problems':<20}  {'before':>8}     {'after':>8}"]
+    for key, label, form in ROWS:
+        before, after = (_cell(getattr(s, key), form) for s in (summary.before, summary.after))
+        lines.append(f"{label:<20}  {before:>8}  →  {after:>8}")
+    if summary.no_tool_accuracy is not None:
+        lines.append(f"{'without the tool':<20}  {'':>8}     {summary.no_tool_accuracy:>8.1%}")
+    spent = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in summary.times.items())
+    lines.append(f"{summary.wall_s:.0f} s in all ({spent}); seed {summary.seed}, engine {summary.engine}")
+    return "\n".join(lines)
+
+
+def _cell(value: Any, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

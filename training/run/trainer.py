@@ -1,0 +1,296 @@
+"""The main job, top to bottom: build, cold start, evaluate, reinforce, evaluate, report.
+
+One event loop plays the episodes; the learner works in a thread of its own, so that in the asynchronous mode rollouts
+go on while it learns. A first Ctrl-C (or SIGTERM) ends the run at the next step with a checkpoint; a second at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from solostream.agent.engines.allocator import keep_freed_memory
+from solostream.agent.trajectory_file import TrajectoryLog, read_lines
+from solostream.envs.data import Tasks
+from solostream.errors import UserError
+from solostream.training.config import Config
+from solostream.training.learner.learner import Learner
+from solostream.training.rollouts.env_pool import Episodes
+from solostream.training.rollouts.restarting_engine import RestartingEngine
+from solostream.training.rollouts.validation import Validation
+from solostream.training.run import checkpoint, plots, setup
+from solostream.training.run.checkpoint import State
+from solostream.training.run.clock import Clock
+from solostream.training.run.interrupt import Interrupt, Interrupted
+from solostream.training.run.metric_logger import MetricLogger, check_trackers
+from solostream.training.run.progress import ProgressBar, ProgressDisplay
+from solostream.training.run.rl_loop import Reinforcement
+from solostream.training.run.summary import Scores, Summary, table
+from solostream.training.sft import cold_start
+
+T = TypeVar("T")
+
+
+class Trainer:
+    """One run, prepared; `run` does it.
+
+    source: the checkpoint to go on from. started: `time.monotonic()` when the work began (default: now).
+    Raises UserError for whatever is wrong with the input, before anything is computed or written.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        view: ProgressDisplay,
+        source: Path | None = None,
+        *,
+        started: float | None = None,
+    ) -> None:
+        started = time.monotonic() if started is None else started
+        check_trackers(config.run.trackers)
+        self.config, self.folder, self.view = config, folder, view
+        self.sft_batches = cold_start.sft_batches(config)
+        self.saved = checkpoint.load(source) if source else None
+        if self.saved is not None:
+            _refuse_another_run(config, self.saved)
+        plain = self.saved.plain if self.saved else {}
+        self.clock = Clock(plain.get("times", {}), started)
+        with self.clock.phase("build"):
+            self.parts = setup.build(
+                config, [task for sft_batch in self.sft_batches for task in sft_batch.tasks], source
+            )
+        self.cold_step: int = plain.get("cold_step", 0)
+        self.before = Scores(**plain["before"]) if plain.get("before") else None
+
+    def run(self, *, cold_start_only: bool = False) -> Summary | None:
+        """What is left to do; None after the cold start only. Raises Interrupted, SandboxError, EngineError."""
+        torch.manual_seed(self.config.run.seed)
+        keep_freed_memory()
+        if self.config.rollout.mode == "async":  # sampling and learning share the cores
+            torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+        return asyncio.run(self._run(cold_start_only))
+
+    async def _run(self, cold_start_only: bool) -> Summary | None:
+        config = self.config
+        in_flight = config.rollout.batch * (config.rollout.over_provision if config.rollout.mode == "async" else 1)
+        self.policy = RestartingEngine(partial(setup.open_engine, config, self.parts, slots=round(in_flight)))
+        try:
+            await self.policy.load_weights(self.parts.model.state_dict(), 0)  # an engine may refuse the model
+            return await self._phases(cold_start_only)
+        finally:
+            await self.policy.close()
+
+    async def _phases(self, cold_start_only: bool) -> Summary | None:
+        self._open()
+        try:
+            with self.interrupt.listening():
+                learner = await self._cold_start()
+                await self._evaluate_before(learner)
+                if cold_start_only:
+                    await self._save(learner)
+                    if self.before is not None:
+                        self.view.say(f"held-out accuracy {self.before.accuracy:.1%} sampled\n{self.folder}/")
+                    return None
+                learner.merge_adapters()
+                return await self._reinforce()
+        finally:
+            await self._close()
+
+    def _open(self) -> None:
+        """What lives as long as the run, and needs its event loop."""
+        config, parts = self.config, self.parts
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        self.interrupt = Interrupt()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
+        self.logger = MetricLogger(
+            self.folder, trackers=config.run.trackers, project=config.run.project, config=config.model_dump(mode="json")
+        )
+        self.logger.keep(self._is_behind)
+        self.episodes = Episodes(config, parts, Tasks((*parts.train, *parts.test)))
+        self.held_out = Validation(config, parts.test, parts.tokenizer, self.policy, self.episodes)
+
+    async def _close(self) -> None:
+        await self.episodes.close()
+        self.thread.shutdown()
+        self.logger.close()
+
+    async def _cold_start(self) -> Learner:
+        """Supervised steps, while the demonstrations of the next ones are played."""
+        learner = Learner(self.parts.model, self.config.cold_start.learner, dump_dir=self.folder)
+        total = len(self.sft_batches)
+        if self.saved is not None and self.saved.plain["phase"] == "cold_start":
+            learner.load_state_dict(self.saved.tensors["learner"])
+            await self.policy.load_weights(learner.weights(), 0)
+        if self.cold_step < total:
+            played = cold_start.demonstrate(self.config, self.parts, self.sft_batches[self.cold_step :])
+            with self.clock.phase("cold start"), self.view.stage("cold start", total, self.cold_step) as stage:
+                async for sequences in played:
+                    metrics = await self._in_thread(learner.sft_step, sequences)
+                    self.cold_step += 1
+                    self.logger.log("cold_start", self.cold_step, metrics)
+                    stage.advance(metrics)
+                    due = self.cold_step % self.config.run.checkpoint_every == 0 and self.cold_step < total
+                    if due or self.interrupt.asked:
+                        await self._save(learner)
+                    if self.interrupt.asked:
+                        raise Interrupted
+            await self.policy.load_weights(learner.weights(), 0)
+        return learner
+
+    async def _evaluate_before(self, learner: Learner) -> None:
+        if self.before is None:
+            self.before = await self._evaluate("before", 0, learner)
+
+    async def _evaluate(self, title: str, step: int, learner: Learner | None = None) -> Scores:
+        """`learner`: saved when the person interrupts; None where a checkpoint has everything already."""
+        with self.clock.phase("evaluation"), self.view.stage(title, self.held_out.total) as stage:
+            found = await self._interruptible(self.held_out.scores(stage.advance), learner)
+        self.logger.log("eval", step, asdict(found))
+        return found
+
+    async def _reinforce(self) -> Summary:
+        config = self.config
+        as_sampled = config.learner.model_copy(update={"temperature": config.rollout.temperature})
+        learner = Learner(self.parts.model, as_sampled, dump_dir=self.folder)
+        resumed = self.saved if self.saved is not None and self.saved.plain["phase"] == "rl" else None
+        log = TrajectoryLog(
+            self.folder / "trajectories.jsonl",
+            (resumed.plain["log_bytes"] if resumed else 0)
+            if resumed is None or config.rollout.mode == "sync"
+            else None,
+        )
+        pool = [task.id for task in self.parts.train]
+        rl = Reinforcement(config, pool, learner, self.policy, self.episodes, log, self._in_thread)
+        try:
+            if resumed is not None:
+                learner.load_state_dict(resumed.tensors["learner"])
+                torch.set_rng_state(resumed.tensors["torch_rng"])
+                logged = [line.trajectory for line in read_lines(log.path) if line.trajectory]
+                rl.load_state_dict(resumed.step, resumed.plain["reinforcement"], logged)
+                await self.policy.load_weights(learner.weights(), rl.step)
+            else:
+                if rl.n_starts:
+                    with self.clock.phase("tracker start"), self.view.stage("start", rl.n_starts) as stage:
+                        await self._interruptible(rl.start(stage.advance), learner)
+                await self._save(learner, rl, log)
+            with self.clock.phase("reinforcement"), self.view.stage("learning", config.run.steps, rl.step) as stage:
+                while rl.step < config.run.steps:
+                    await self._step(rl, learner, log, stage)
+            return await self._report(rl)
+        finally:
+            await rl.pipeline.close()
+            log.close()
+
+    async def _step(self, rl: Reinforcement, learner: Learner, log: TrajectoryLog, stage: ProgressBar) -> None:
+        run, started, busy = self.config.run, time.monotonic(), rl.pipeline.busy_s
+        try:
+            batch = await self.interrupt.race(rl.pipeline.take())
+        except Interrupted:
+            await self._save(learner, rl, log)
+            raise
+        waited = time.monotonic() - started
+        last = rl.step + 1 >= run.steps
+        if last:
+            rl.pipeline.finish()
+        metrics = await rl.learn(batch)
+        spent = time.monotonic() - started
+        metrics |= {
+            "time/step_s": spent,
+            "time/tokens_per_s": sum(t.n_action_tokens for t in batch) / spent,
+            "idle/learner": waited / spent,
+            "idle/rollout": max(0.0, 1 - (rl.pipeline.busy_s - busy) / spent),
+        }
+        self.logger.log("rl", rl.step, metrics)
+        stage.advance(metrics)
+        if last or self.interrupt.asked or rl.step % run.checkpoint_every == 0:
+            await self._save(learner, rl, log)
+        if self.interrupt.asked and not last:
+            raise Interrupted
+        if self.config.eval.every and not last and rl.step % self.config.eval.every == 0:
+            await self._evaluate(f"step {rl.step}", rl.step)
+
+    async def _report(self, rl: Reinforcement) -> Summary:
+        assert self.before is not None
+        after = await self._evaluate("after", rl.step)
+        with self.clock.phase("evaluation"):
+            no_tool = await self._interruptible(self.held_out.no_tool_accuracy(lambda: None))
+        with self.clock.phase("plots"):
+            plots.draw(self.logger.rows, self.folder / "plots")
+        times = self.clock.times()
+        summary = Summary(
+            name=self.folder.name,
+            seed=self.config.run.seed,
+            engine=self.config.run.engine,
+            steps=rl.step,
+            before=self.before,
+            after=after,
+            no_tool_accuracy=no_tool,
+            mismatch_max=rl.mismatch_max,
+            wall_s=round(sum(times.values()), 2),
+            times={phase: round(seconds, 2) for phase, seconds in times.items()},
+        )
+        summary.write(self.folder)
+        self.view.say(f"\n{table(summary)}\n{self.folder}/")
+        return summary
+
+    async def _save(self, learner: Learner, rl: Reinforcement | None = None, log: TrajectoryLog | None = None) -> None:
+        """A checkpoint of this moment; the files are written in the learner's thread, while episodes go on."""
+        plain = {
+            "phase": "rl" if rl else "cold_start",
+            "cold_step": self.cold_step,
+            "before": asdict(self.before) if self.before else None,
+            "times": self.clock.times(),
+            "resume_fingerprint": self.config.resume_fingerprint(),
+            "config_hash": self.config.hash(),
+            "reinforcement": rl.state_dict() if rl else None,
+            "log_bytes": log.sync() if log else 0,
+        }
+        state = State(
+            rl.step if rl else 0, plain, {"learner": learner.state_dict(), "torch_rng": torch.get_rng_state()}
+        )
+        write = partial(setup.write_model, self.config, self.folder.name, self.parts, learner.weights())
+        await self._in_thread(
+            partial(checkpoint.save, self.folder / "checkpoints", state, write, keep=self.config.run.keep)
+        )
+
+    async def _interruptible(self, work: Coroutine[Any, Any, T], learner: Learner | None = None) -> T:
+        """`work` has no state worth keeping: an interruption ends it, and saves the cold start's where there is one."""
+        try:
+            return await self.interrupt.race(work)
+        except Interrupted:
+            if learner is not None:
+                await self._save(learner)
+            raise
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, work, *arguments)
+
+    def _is_behind(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of metrics is part of what the checkpoint has done."""
+        if row["phase"] == "cold_start":
+            return row["step"] <= self.cold_step
+        return self.before is not None and self.saved is not None and row["step"] <= self.saved.step
+
+
+def _refuse_another_run(config: Config, saved: State) -> None:
+    """Raises UserError when the checkpoint was written under settings that give other numbers."""
+    then = saved.plain["resume_fingerprint"]
+    if config.resume_fingerprint() == then:
+        return
+    changed = [
+        f"{section}.{key}"
+        for section, keys in config.resume_fingerprint().items()
+        for key in keys
+        if then.get(section, {}).get(key) != keys[key]
+    ]
+    raise UserError(f"the checkpoint was written with another {', '.join(changed)}: set them back, or start a new run")
