@@ -7,7 +7,6 @@ What stands here is loaded at its first use, so that `import solostream` costs n
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Interpreter", "ToolEnv", "Trajectory", "__version__", "open_sandbox"]
 
-__version__ = version("solostream")
+__version__ = "0.1.0"
 
 _HOMES = {
     "Interpreter": "solostream.sandbox.interpreter",

@@ -12,7 +12,7 @@ from browser import chromium, keep
 from synthetic_runs import write_evaluation, write_training_run
 from test_view import HOSTILE, hostile_record
 
-from solostream.cli import view
+from solostream.cli import eval as commands
 from solostream.errors import UserError
 from solostream.evaluation.compare import compare
 from solostream.viewer import charts
@@ -146,10 +146,10 @@ def test_damage_is_told_and_an_empty_run_refused(tmp_path: Path) -> None:
 def test_the_compare_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     a = write_evaluation(tmp_path / "a", 12, 4, 0.3)
     b = write_evaluation(tmp_path / "b", 12, 4, 0.9, seed=1)
-    assert view.compare(a, b, out=tmp_path / "c.html") == 0
+    assert commands.compare(a, b, out=tmp_path / "c.html") == 0
     shown = capsys.readouterr().out
     assert "pass@4" in shown
     assert "McNemar at k = 4" in shown
     assert (tmp_path / "c.html").exists()
     with pytest.raises(UserError, match="unknown metric 'acc'"):
-        view.compare(a, b, metrics=("acc",))
+        commands.compare(a, b, metrics=("acc",))

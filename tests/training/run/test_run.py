@@ -103,10 +103,10 @@ def test_the_run_folder_holds_what_it_promises(whole: Path) -> None:
     assert {"reward.png", "entropy.png", "tracker_value.png", "accuracy.png"} <= set(os.listdir(whole / "plots"))
     lines = list(read_lines(whole / "trajectories.jsonl"))
     assert all(line.damage is None for line in lines)
-    learnt = {event: advantage for line in lines for event, advantage in (line.learnt or {}).items()}
+    weighed = {event: advantage for line in lines for event, advantage in (line.update or {}).items()}
     played = [line.trajectory for line in lines if line.trajectory]
-    assert sorted(learnt) == sorted(t.dispatch.event for t in played) == list(range(6 * 6))
-    assert sum(t.n_action_tokens * learnt[t.dispatch.event] for t in played) == pytest.approx(0, abs=1e-2)  # centred
+    assert sorted(weighed) == sorted(t.dispatch.event for t in played) == list(range(6 * 6))
+    assert sum(t.n_action_tokens * weighed[t.dispatch.event] for t in played) == pytest.approx(0, abs=1e-2)  # centred
 
 
 def test_the_checkpoint_is_a_hugging_face_folder(whole: Path) -> None:
