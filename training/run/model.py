@@ -6,6 +6,7 @@ the tool protocol (code fences, `\\boxed{`) as single tokens. Its chat template 
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable
 
@@ -96,3 +97,12 @@ def load_model(
     if tokenizer.chat_template is None:
         raise UserError(f'the tokenizer of model.path = "{config.path}" has no chat template; use an instruct model')
     return model, tokenizer
+
+
+def sampler_model(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the shape of `model`, on its device, with weights of its own and a configuration of its own.
+
+    transformers hands the configuration on as it is, and the learner switches the attention in its own one while it
+    works: a sampler that shared it would run the learner's attention in the middle of a turn.
+    """
+    return AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=model.dtype).to(model.device)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
-from transformers import AutoModelForCausalLM
 
 from solostream.agent.chat_template import Chat
 from solostream.agent.engine import Engine, Weights
@@ -21,7 +20,7 @@ from solostream.envs.types import Task
 from solostream.errors import UserError
 from solostream.sandbox.types import Sandbox
 from solostream.training.config import Config
-from solostream.training.run.model import load_model
+from solostream.training.run.model import load_model, sampler_model
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
 
 LONGEST = 32  # prompts (in characters) of which the longest in tokens sizes the engine's context
@@ -109,7 +108,7 @@ async def open_engine(config: Config, parts: Components, slots: int) -> Engine:
     """A sampler of the model's shape; its weights come with the first `load_weights`. Raises UserError."""
     model = None
     if config.run.engine == "hf" or config.model.path == "build":
-        model = AutoModelForCausalLM.from_config(parts.model.config, dtype=parts.model.dtype)
+        model = sampler_model(parts.model)
     if config.run.servers:
         return await _servers(config, parts)
     if config.run.engine == "vllm":
