@@ -1,4 +1,4 @@
-"""Reinforcement learning runs for any decoder of transformers, in both modes, also past the size of the lean decoder."""
+"""Reinforcement learning runs for any decoder of transformers, in both modes, past the size of the lean one too."""
 
 from __future__ import annotations
 
