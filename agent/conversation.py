@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from solostream.agent.chat_template import Chat
 from solostream.agent.engine import Engine, EngineError, Sampling
 from solostream.agent.engines.scripted import ScriptedEngine
+from solostream.agent.engines.stops import end_of_turn
 from solostream.agent.tokenization import decode
 from solostream.envs.text.observation import observe
 from solostream.envs.text.parse import STOPS, Parser, Think, parse, syntaxes
@@ -111,16 +112,17 @@ class Talk:
                 sampling = replace(self._sampling, max_tokens=asked, seed=seed & 0x7FFFFFFF, key=key)
                 got = await self._engine.generate([*self._ids, *turn], sampling)
                 turn += got.token_ids
-                ended = bool(turn) and turn[-1] in self._chat.stop_token_ids
-                text = decode(self._chat.tokenizer, turn[:-1] if ended else turn)
+                stops = self._sampling.stop, self._chat.stop_token_ids
+                closer = end_of_turn(self._chat.tokenizer, turn, got, *stops)
+                text = decode(self._chat.tokenizer, turn[:-1] if closer == "token" else turn)
                 whole = text.rstrip("\ufffd")  # a character whose last bytes are still to come
                 end = parser.feed(whole[shown:])
                 if end is not None:
-                    whole, ended = whole[:end], True
+                    whole = whole[:end]
                     _cut(turn, end, lambda ids: len(decode(self._chat.tokenizer, ids)))
                 yield whole[shown:]
                 shown = max(shown, len(whole))
-                if ended or not got.token_ids:
+                if closer or end is not None or not got.token_ids:
                     return
         finally:
             await self._engine.release(key)

@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from solostream.agent.chat_template import Chat
-from solostream.agent.engine import Engine, Sampling
+from solostream.agent.engine import Engine, EngineError, Sampling
+from solostream.agent.engines.stops import end_of_turn
 from solostream.agent.tokenization import decode
 from solostream.agent.trajectory import Dispatch, Ending, Role, TokenRecord, Trajectory
 from solostream.envs.types import Step, ToolCall
 from solostream.errors import SandboxError
 
 _episodes = itertools.count()
+ABORTS = 4  # requests that an engine may give up in a row before the episode is infrastructure's failure
 
 
 class TextEnv(Protocol):
@@ -115,7 +117,7 @@ async def _play(
         ledger.add_action(
             turn.ids, turn.logprobs, turn.versions, turn.text, step.calls, step.executions, starts, step.void
         )
-        if turn.cut and step.answer is None and not info["messages"]:
+        if turn.cut and step.answer is None and not any(call.status == "ok" for call in step.calls):
             return step, "token_limit"
         if terminated or truncated:
             return step, step.ending or "answered"
@@ -131,6 +133,7 @@ async def _turn(
 ) -> _Sampled:
     """Sample until the policy ends its turn, a call is complete, or the budget is spent."""
     turn = _Sampled([], [], [])
+    aborted = 0
     while True:
         so_far = prompt + turn.ids
         # Engines draw a request's numbers from its seed: each request of an episode needs its own.
@@ -139,16 +142,17 @@ async def _turn(
         turn.ids += part.token_ids
         turn.logprobs += part.logprobs
         turn.versions += part.versions
-        # An engine also ends at the model's own end of text, which need not be the template's.
-        own_end = part.finish == "stop" and not any(s in decode(chat.tokenizer, part.token_ids) for s in sampling.stop)
-        ended = bool(turn.ids) and (own_end or turn.ids[-1] in chat.stop_token_ids)
-        turn.text = decode(chat.tokenizer, turn.ids[:-1] if ended else turn.ids)
-        spent = len(turn.ids) >= budget or part.finish != "stop"
-        if ended or env.complete(turn.text) is not None:
+        closer = end_of_turn(chat.tokenizer, turn.ids, part, sampling.stop, chat.stop_token_ids)
+        turn.text = decode(chat.tokenizer, turn.ids[:-1] if closer == "token" else turn.ids)
+        if closer or env.complete(turn.text) is not None:
             return turn
-        if spent:
+        if part.finish == "length" or len(turn.ids) >= budget:
             turn.cut = True
             return turn
+        # An engine that gave a request up has neither ended the turn nor spent its budget: the turn goes on.
+        aborted = aborted + 1 if part.finish == "abort" else 0
+        if aborted > ABORTS:
+            raise EngineError(f"the engine aborted {aborted} requests of one turn, one after another")
 
 
 def call_tokens(tokenizer: Any, ids: Sequence[int], calls: Sequence[ToolCall]) -> list[int]:

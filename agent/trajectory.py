@@ -17,7 +17,7 @@ import numpy as np
 from solostream.envs.types import ToolCall
 from solostream.sandbox.types import Execution
 
-Ending = Literal["answered", "turn_limit", "token_limit", "time_limit", "infra"]
+Ending = Literal["answered", "void", "turn_limit", "token_limit", "time_limit", "infra"]
 Role = Literal["system", "user", "assistant", "tool"]
 
 

@@ -3,7 +3,7 @@
 One turn (`step`) is one text of the policy. What ends an episode, in this order:
 1. a turn or an episode over its token budget, or over its time: truncated, `token_limit` or `time_limit`;
 2. a final answer: terminated, `answered`. Calls that begin before it are executed, for the record; later ones are not;
-3. a turn without answer and without a closed call (void): terminated, `answered` with answer None;
+3. a turn without answer and without a closed call: terminated, `void`;
 4. the last turn allowed: truncated, `turn_limit`; its calls are not executed, as nobody would read their output.
 A closed but malformed call, an unknown tool and wrong arguments get an error message and the episode goes on.
 Only infrastructure failures raise (`SandboxError`, after retries); they are never an observation or a reward.
@@ -201,7 +201,8 @@ class ToolEnv(gymnasium.Env[str, str]):
             "scores": scores,
         }
         observation = "\n".join(message["content"] for message in step.messages)
-        return observation, step.reward, ending == "answered", ending not in (None, "answered"), info
+        done = ending in ("answered", "void")
+        return observation, step.reward, done, ending is not None and not done, info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         return wait(self.areset(seed=seed, options=options))
@@ -259,8 +260,10 @@ class ToolEnv(gymnasium.Env[str, str]):
             return "token_limit"
         if self._out_of_time():
             return "time_limit"
-        if has_answer or all(call.status == "unclosed" for call in parsed.calls):
+        if has_answer:
             return "answered"
+        if all(call.status == "unclosed" for call in parsed.calls):
+            return "void"
         return "turn_limit" if len(self.trace) + 1 >= self._max_turns else None
 
     def _out_of_time(self) -> bool:

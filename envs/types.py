@@ -9,7 +9,7 @@ from typing import Any, Literal
 from solostream.sandbox.types import Execution
 
 CallStatus = Literal["ok", "unclosed", "malformed"]
-EnvEnding = Literal["answered", "turn_limit", "token_limit", "time_limit"]
+EnvEnding = Literal["answered", "void", "turn_limit", "token_limit", "time_limit"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from solostream.agent.engine import Generation
 from solostream.agent.tokenization import decode
 
 
@@ -54,3 +55,30 @@ def _may_complete(text: str, stop: str) -> bool:
     return any(
         stop in t or any(stop.endswith(t[:n]) for n in range(1, min(len(t), len(stop)) + 1)) for t in (text, " " + text)
     )
+
+
+def end_of_turn(
+    tokenizer: Any, ids: Sequence[int], part: Generation, stop: Sequence[str], stop_token_ids: Sequence[int]
+) -> Literal["token", "silence", None]:
+    """How the policy ended its turn `ids`, of which `part` came last; None: it did not, or at a stop string.
+
+    "token": the last token is an end of turn, and no text. It may be one of the model that the template knows nothing
+    of (Qwen's <|endoftext|> beside <|im_end|>); one that is a stop string, such as <|eom_id|>, closes a call and is
+    text. "silence": the engine had nothing more to say.
+    """
+    if part.finish != "stop":
+        known = bool(ids) and ids[-1] in stop_token_ids
+        return "token" if known and not _completes(tokenizer, ids, 1, stop) else None
+    if not part.token_ids:
+        return "silence"
+    return None if _completes(tokenizer, ids, len(part.token_ids), stop) else "token"
+
+
+def _completes(tokenizer: Any, ids: Sequence[int], new: int, stop: Sequence[str]) -> bool:
+    """Whether a stop string ends within the last `new` tokens."""
+    if not stop:
+        return False
+    before = max((len(s.encode()) for s in stop), default=0)  # a token holds at least one byte
+    old = decode(tokenizer, ids[max(len(ids) - new - before, 0) : len(ids) - new])
+    text = decode(tokenizer, ids[max(len(ids) - new - before, 0) :])
+    return any(text.rfind(s) + len(s) > len(old) for s in stop if s in text)

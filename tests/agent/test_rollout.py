@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from solostream.agent.chat_template import CHATML, Chat
-from solostream.agent.engine import Generation, Sampling
+from solostream.agent.engine import EngineError, Generation, Sampling
 from solostream.agent.engines.hf import HFEngine
 from solostream.agent.engines.pretrained import vocabulary_hash
 from solostream.agent.engines.scripted import ScriptedEngine, byte_tokenizer
@@ -110,7 +110,7 @@ async def test_a_stop_string_that_completes_no_call_does_not_end_the_turn(env: T
         (("I think and think and think.",), 5, 2000, "token_limit", 0.0),
         (("\\boxed{42} and more words",), 12, 2000, "answered", 1.0),
         ((CALL, "\\boxed{42}"), 400, 120, "token_limit", 0.0),
-        (("I give up.",), 400, 2000, "answered", 0.0),
+        (("I give up.",), 400, 2000, "void", 0.0),
     ],
 )
 async def test_endings(
@@ -166,7 +166,40 @@ async def test_the_models_own_end_of_text_ends_a_turn(env: ToolEnv, make_model: 
     model.generation_config.eos_token_id = list(range(len(tokenizer)))
     engine = HFEngine(model, tokenizer, slots=1)
     trajectory = await rollout(env, engine, Chat(tokenizer, CHATML), sampling=Sampling(60), max_tokens=300)
-    assert (trajectory.n_action_tokens, trajectory.turns[-1].text, trajectory.ending) == (1, "", "answered")
+    assert (trajectory.n_action_tokens, trajectory.turns[-1].text, trajectory.ending) == (1, "", "void")
+
+
+class Falters(ScriptedEngine):
+    """Gives its requests up after three tokens, or says nothing at all."""
+
+    def __init__(self, finish: Any, tokens: int, requests: int) -> None:
+        super().__init__(lambda text: CALL if text.count("<|im_start|>assistant") == 1 else "\\boxed{42}")
+        self.finish, self.tokens, self.left = finish, tokens, requests
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        if not self.left:
+            text = self.tokenizer.decode(prompt_ids).rpartition("<|im_start|>assistant\n")
+            whole = await super().generate(prompt_ids[: len(prompt_ids) - len(text[2].encode())], sampling)
+            n = len(text[2].encode())
+            return Generation(whole.token_ids[n:], whole.logprobs[n:], whole.versions[n:], whole.finish)
+        self.left -= 1
+        ids = self.tokenizer.encode("Let me sée.", add_special_tokens=False)[: self.tokens]
+        return Generation(ids, [-0.5] * len(ids), [0] * len(ids), self.finish)
+
+
+async def test_an_aborted_request_is_no_token_limit(env: ToolEnv) -> None:
+    """The turn goes on behind the tokens that came; an engine that gives up again and again has failed."""
+    trajectory = await play(env, Falters("abort", 3, 1))
+    assert (trajectory.ending, trajectory.turns[1].text, trajectory.reward) == ("answered", CALL, 1.0)
+    assert trajectory.logprobs[trajectory.action_mask][:4].tolist() == [-0.5, -0.5, -0.5, 0.0]
+    with pytest.raises(EngineError, match="aborted 5 requests"):
+        await play(env, Falters("abort", 0, 9))
+
+
+async def test_an_engine_that_has_nothing_to_say_ends_the_turn(env: ToolEnv) -> None:
+    """It said "stop" without a token: asked again and again it would never say more. The last token stays text."""
+    trajectory = await play(env, Falters("stop", 0, 9))
+    assert (trajectory.ending, trajectory.n_action_tokens, trajectory.reward) == ("void", 0, 0.0)
 
 
 def test_call_tokens_count_tokens_not_characters() -> None:

@@ -73,7 +73,7 @@ async def test_a_void_turn_ends_the_episode(make):
         await start(env)
         assert (await env.astep(text))[1:4] == (0.0, True, False)
         assert env.trace[-1].void
-        assert env.trace[-1].answer is None
+        assert (env.trace[-1].ending, env.trace[-1].answer) == ("void", None)
     assert OPEN == []
 
 

@@ -14,19 +14,38 @@ from solostream.training.config.learner import LoraConfig
 
 
 def wrap(model: Any, config: LoraConfig) -> Any:
-    """`model` with fresh adapters; only they are trained. Raises UserError when peft is missing or fits nothing."""
+    """`model` with fresh adapters; only they are trained. Raises UserError when peft is missing, fits nothing, or
+    would adapt a tied weight."""
     try:
         import peft
     except ImportError:
         raise UserError("lora needs peft: pip install peft") from None
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+    shared = _shared(model)
     try:
-        return peft.get_peft_model(
+        adapted = peft.get_peft_model(
             model,
             peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM"),
         )
     except ValueError as error:
         raise UserError(f"lora.targets = {config.targets!r} does not fit this model: {error}") from None
+    for name, module in adapted.get_base_model().named_modules():
+        others = shared.get(id(getattr(getattr(module, "base_layer", None), "weight", None)))
+        if others:
+            # The adapter acts at one place only; merged into the one weight, it would act at all of them.
+            raise UserError(
+                f"lora.targets = {config.targets!r} reach {name}, whose weight is tied ({' = '.join(others)}): merged,"
+                f" the adapters would be another model than the one that was trained; leave {name} out of lora.targets"
+            )
+    return adapted
+
+
+def _shared(model: Any) -> dict[int, list[str]]:
+    """id of each parameter that stands in more than one place -> its names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {key: places for key, places in names.items() if len(places) > 1}
 
 
 def merged(model: Any) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ def of_batch(batch: Sequence[Trajectory], version: int) -> dict[str, Value]:
         "staleness/max": max(stale, default=None),
         "staleness/mixed_versions": mean([len(np.unique(t.versions[t.action_mask])) > 1 for t in batch]),
     }
-    for ending in ("answered", "turn_limit", "token_limit", "time_limit"):
+    for ending in ("answered", "void", "turn_limit", "token_limit", "time_limit"):
         metrics[f"ending/{ending}"] = mean([t.ending == ending for t in batch])
     return {**metrics, **of_code(batch)}
 

@@ -199,6 +199,24 @@ def test_adapters_are_merged_for_the_sampler_and_the_base_is_untouched() -> None
     assert all(torch.equal(before[n], p) for n, p in one.model.get_base_model().state_dict().items() if n in before)
 
 
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_a_tied_weight_is_refused_and_merges_where_it_is_not_tied(target: str) -> None:
+    """Tied, the sampler's merged weight would act at both ends of the model, the trained adapter at one."""
+    lora = LoraConfig(rank=4, targets=("q_proj", target))
+    with pytest.raises(UserError, match=f"tied.*leave .*{target} out of lora.targets"):
+        Learner(tiny_models.model("qwen3"), LearnerConfig(lora=lora))
+    one = Learner(tiny_models.model("llama"), LearnerConfig(lora=lora, lr=1e-2))
+    batch = on_policy(one)
+    for _ in range(2):
+        one.update(batch, signs())
+    plain = tiny_models.model("llama")
+    weight = f"{target}.weight" if target == "lm_head" else f"model.{target}.weight"
+    assert not torch.equal(plain.state_dict()[weight], one.weights()[weight])
+    plain.load_state_dict(dict(one.weights()))
+    merged, adapted = Learner(plain, LearnerConfig()).logprobs(batch), one.logprobs(batch)
+    assert max(float(np.abs(a - b).max()) for a, b in zip(merged, adapted, strict=True)) < 1e-4
+
+
 @pytest.mark.parametrize("kl", [0.0, 0.1])
 def test_adapters_resumed_from_a_checkpoint_equal_the_uninterrupted_run(kl: float, tmp_path) -> None:
     """The folder's weights are merged: base, adapters and optimizer come back bit for bit all the same."""
