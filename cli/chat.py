@@ -21,7 +21,7 @@ from solostream.envs.text.observation import observe
 from solostream.envs.text.parse import syntaxes
 from solostream.envs.text.prompts import system_prompt
 from solostream.errors import SandboxError
-from solostream.evaluation.evaluate import PRESETS, Preset
+from solostream.evaluation.options import PRESETS, Preset
 
 # Escape sequences and other controls stay off the terminal: a model could recolour, retitle or rewrite it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

@@ -14,8 +14,9 @@ import tyro
 from solostream.agent.engine import EngineError
 from solostream.agent.engines.allocator import keep_freed_memory
 from solostream.agent.run_settings import run_settings
-from solostream.evaluation.evaluate import Options, Progress
+from solostream.evaluation.evaluate import Progress
 from solostream.evaluation.evaluate import evaluate as run_evaluation
+from solostream.evaluation.options import Options
 
 
 def evaluate(options: Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]) -> int:
@@ -128,6 +129,8 @@ def _standing(progress: Progress) -> str:
     ]
     if progress.found:
         parts.append(f"{progress.found} found on disk")
+    if progress.replaced:
+        parts.append(f"{progress.replaced} of edited problems played again")
     if progress.infra:
         parts.append(f"{progress.infra} sandbox failures")
     return "  ".join(parts)
@@ -152,6 +155,8 @@ def result_table(summary: Mapping[str, Any]) -> str:
             lines.append(f"{name:<18}{six[key]['mean']:6.1f}     median {six[key]['p50']:g}")
     if metrics["errors"]:
         lines.append("errors            " + ", ".join(f"{name} {count}" for name, count in metrics["errors"].items()))
+    if summary["replaced"]:
+        lines.append(f"{summary['replaced']} samples of problems that were edited are in replaced.jsonl now")
     for name, count in (("sandbox failures", summary["infra"]), ("damaged lines", summary["damaged"])):
         if count:
             lines.append(f"{name:<18}{count}: left out; the same command asks for them again")

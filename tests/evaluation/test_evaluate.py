@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -14,8 +15,11 @@ import pytest
 from solostream.agent.engine import EngineError
 from solostream.agent.rollout import seed_of
 from solostream.agent.trajectory_file import read_lines
+from solostream.envs.data import loader as tasks
 from solostream.errors import UserError
-from solostream.evaluation.evaluate import PRESETS, Options, evaluate
+from solostream.evaluation.evaluate import evaluate
+from solostream.evaluation.options import PRESETS, Options
+from solostream.evaluation.samples import read_samples
 
 PROBLEMS = [("What is 6 * 7?", 42), ("What is 2 * 3?", 6), ("What is 12 * 12?", 144), ("What is 5 * 5?", 99)]
 
@@ -68,6 +72,63 @@ async def test_resumes_with_what_is_missing(tmp_path: Path, data: str) -> None:
     again = await evaluate(options(tmp_path, data, k=3))  # more samples of the same evaluation
     assert len(evaluation_policies.CALLS) == 2 * 4
     assert again["metrics"]["samples"] == 12
+
+
+async def test_less_than_is_there_plays_nothing_and_describes_all(tmp_path: Path, data: str) -> None:
+    whole = await evaluate(options(tmp_path, data, k=3))
+    evaluation_policies.CALLS.clear()
+    for fewer in ({"k": 2}, {"k": 3, "limit": 1}, {"k": 1, "limit": 2}):
+        again = await evaluate(options(tmp_path, data, **fewer))
+        assert again["complete"]
+        assert again["metrics"] == whole["metrics"]
+        assert again["config"]["k"] == 3
+    assert evaluation_policies.CALLS == []
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["metrics"] == whole["metrics"]
+
+
+@pytest.mark.parametrize("ids", [True, False])  # without ids an edited row is another task altogether
+async def test_an_edited_problem_is_played_again_and_only_that(tmp_path: Path, ids: bool) -> None:
+    path = tmp_path / "mine.jsonl"
+    rows = [{"id": f"p{i}", "prompt": prompt, "answer": str(answer)} for i, (prompt, answer) in enumerate(PROBLEMS)]
+    rows = rows if ids else [{name: row[name] for name in ("prompt", "answer")} for row in rows]
+    write = lambda: path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write()
+    before = await evaluate(options(tmp_path, str(path), k=2))
+    assert before["metrics"]["avg"]["mean"] == 0.75
+    rows[3]["answer"] = "25"  # the corrected key of the last problem
+    write()
+    tasks._cached.cache_clear()  # a new process reads the file anew
+    evaluation_policies.CALLS.clear()
+    after = await evaluate(options(tmp_path, str(path), k=2))
+    assert after["metrics"]["avg"]["mean"] == 1.0
+    assert (after["replaced"], after["metrics"]["samples"], after["complete"]) == (2, 8, True)
+    assert len(evaluation_policies.CALLS) == 2 * 2
+    assert all("5 * 5" in text for text in evaluation_policies.CALLS)
+    aside = list(read_lines(tmp_path / "out" / "replaced.jsonl"))
+    assert [line.trajectory.reward for line in aside] == [0.0, 0.0]
+    assert len(read_samples(tmp_path / "out")[0]) == 8
+
+
+def test_a_folder_has_one_writer(tmp_path: Path, data: str) -> None:
+    (tmp_path / "out").mkdir()
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); f.write('process 77')\n"
+        "f.flush(); print('held', flush=True); sys.stdin.read()"
+    )
+    held = [sys.executable, "-c", code, str(tmp_path / "out" / ".lock")]
+    with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=r"written by another evaluation \(process 77\).*--out"):
+            asyncio.run(evaluate(options(tmp_path, data)))
+        assert evaluation_policies.CALLS == []
+        other.stdin.close()
+    assert asyncio.run(evaluate(options(tmp_path, data)))["complete"]
+
+
+async def test_a_start_that_failed_leaves_no_folder(tmp_path: Path, data: str) -> None:
+    with pytest.raises(UserError, match="no policy at"):
+        await evaluate(options(tmp_path, data, "calculater"))
+    assert not (tmp_path / "out").exists()
 
 
 async def test_another_evaluation_is_not_mixed_in(tmp_path: Path, data: str) -> None:

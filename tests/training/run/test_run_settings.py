@@ -14,7 +14,7 @@ from solostream.agent.run_settings import FILE
 from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.agent.trajectory_file import read_lines
 from solostream.cli.main import main
-from solostream.evaluation.evaluate import Options
+from solostream.evaluation.options import Options
 from solostream.training.config import load
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.run import checkpoint, setup

@@ -1,0 +1,133 @@
+"""What an evaluation is asked for: the options of `solostream eval`, and what they mean together."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from solostream.agent.engine import Sampling, checked
+from solostream.agent.run_settings import run_settings
+from solostream.errors import UserError
+
+ENV = "solostream/Math-v0"
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Sampling of a kind of evaluation; max_tokens is of the whole episode, prompt included; turn_tokens of a turn."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int = 32_768
+    turn_tokens: int | None = None
+
+    def turn(self, room: int | None = None) -> Sampling:
+        """Of one turn. room: tokens of the episode where they are fewer than `max_tokens`."""
+        room = self.max_tokens if room is None else room
+        tokens = room if self.turn_tokens is None else min(self.turn_tokens, room)
+        return Sampling(tokens, self.temperature, self.top_p, self.top_k)
+
+
+# "sampled" is the papers' setting (SPO arXiv 2509.13232, ASPO arXiv 2508.19201).
+PRESETS: Mapping[str, Preset] = {"sampled": Preset(0.6, 0.95, 20), "greedy": Preset(0.0, 1.0, 0)}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `solostream eval` takes. A model that a run saved is played as in that run, unless options say otherwise."""
+
+    model: tyro.conf.Positional[str]
+    """A model folder or Hugging Face id, vllm:PATH, http://HOST:PORT, chat:URL#MODEL, or scripted:MODULE:FUNCTION."""
+    env: str | None = None
+    """A registered environment; default: the run's, else solostream/Math-v0."""
+    data: str | None = None
+    """Problems: a preset (aime25, math-500, …), a file, a folder or a Hugging Face id; default: what the run held out,
+    else the environment's."""
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 1
+    """Samples a problem."""
+    out: Path | None = None
+    """Output folder; default: evals/MODEL-DATA. An evaluation that is there already is resumed."""
+    preset: Literal["sampled", "greedy"] | None = None
+    """sampled: temperature 0.6, top-p 0.95, top-k 20, as in the papers. greedy: temperature 0. Default: as the run
+    evaluates, else sampled."""
+    temperature: float | None = None
+    """Instead of the preset's."""
+    top_p: float | None = None
+    """Instead of the preset's."""
+    top_k: int | None = None
+    """Instead of the preset's; 0 is off."""
+    max_tokens: int | None = None
+    """Of an episode, prompt included; default: the run's, else 32768, or the model's context where that is less."""
+    turn_tokens: int | None = None
+    """Of one turn; default: the run's, else as many as the episode has."""
+    tools: bool = True
+    """--no-tools: text only, one turn, no interpreter."""
+    env_options: str = "{}"
+    """More settings of the environment, on top of the run's, as JSON: '{"max_turns": 4, "sandbox": "docker"}'."""
+    limit: int | None = None
+    """Only the first problems."""
+    concurrency: int = 32
+    """Episodes at a time."""
+    tokenizer: str | None = None
+    """Where it differs from the model's."""
+    seed: int = 0
+    """Of all samples."""
+
+    def settled(self) -> Options:
+        """With the settings of the run that saved the model, if one did, where the options say nothing. Settling twice
+        changes nothing more. Raises UserError."""
+        run = run_settings(self.model)
+        if run is None:
+            return self
+        given = self.settings()
+        merged = run.under(given)
+        if self.data is not None or self.env not in (None, run.env):
+            merged = {name: value for name, value in merged.items() if name != "tasks" or name in given}
+        names = ["env", "max_tokens", "turn_tokens", *(() if self.preset else ("temperature", "top_p", "top_k"))]
+        open_ones = {name: getattr(run, name) for name in names if getattr(self, name) is None}
+        return replace(self, **open_ones, env_options=json.dumps(merged))
+
+    def settings(self) -> dict[str, Any]:
+        """`env_options` as a mapping. Raises UserError."""
+        try:
+            found = json.loads(self.env_options)
+        except ValueError as error:
+            raise UserError(f"--env-options is not JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise UserError("--env-options must be a JSON object, for example '{\"max_turns\": 4}'")
+        return found
+
+    def sampling(self) -> Preset:
+        """The preset with the options' own values. Raises UserError."""
+        base = PRESETS[self.preset or "sampled"]
+        own = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "max_tokens", "turn_tokens")}
+        chosen = Preset(**{name: getattr(base, name) if value is None else value for name, value in own.items()})
+        checked(chosen.turn())
+        if self.k < 1 or self.concurrency < 1 or (self.limit is not None and self.limit < 1):
+            raise UserError("-k, --concurrency and --limit must be at least 1")
+        if chosen.temperature == 0 and self.k > 1:
+            raise UserError(f"greedy samples are all the same: -k {self.k} would play each {self.k} times; use -k 1")
+        return chosen
+
+    def folder(self) -> Path:
+        """Where the results go."""
+        if self.out is not None:
+            return self.out
+        run = run_settings(self.model)
+        model = re.sub(r"[^\w.-]+", "-", self.model.rstrip("/").rpartition("/")[2] or self.model).strip("-")
+        model = f"{run.run}-{model}" if run else model  # step-000060 alone says nothing
+        env = self.env or (run.env if run else ENV)
+        data = re.sub(r"[^\w.-]+", "-", Path(self.data or env.rpartition("/")[2]).stem)
+        return Path("evals") / f"{model}-{data}{'' if self.tools else '-text'}{'-greedy' * (self.preset == 'greedy')}"
+
+    def identity(self) -> dict[str, Any]:
+        """What the samples depend on, of settled options: a resumed evaluation must agree in all of it."""
+        names = ("model", "data", "tools", "env_options", "seed")
+        return {"env": self.env or ENV, **{name: getattr(self, name) for name in names}, **asdict(self.sampling())}
