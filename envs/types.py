@@ -14,13 +14,18 @@ EnvEnding = Literal["answered", "void", "turn_limit", "token_limit", "time_limit
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One problem. `id` is stable; data without ids gets a content hash."""
+    """One problem. `id` is stable; data without ids gets a content hash. `meta["answers"]`: where several are right."""
 
     id: str
     prompt: str
     answer: str
     source: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Every answer that is right: `answer` and the others of `meta["answers"]`."""
+        return tuple(dict.fromkeys((self.answer, *self.meta.get("answers", ()))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Rows are mapped by `columns`: our field -> the column it is in, dots reaching into nested values
 (`reward_model.ground_truth`, `prompt.0.content`). Fields are `prompt`, `answer`, `id`; any other goes into the task's
-`meta`. Rows without id get a hash of their content, so ids are stable whatever the order of the rows.
+`meta`. An answer may be a list: each of its items is accepted (`Task.accepted`). Rows without id get a hash of their
+content, so ids are stable whatever the order of the rows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 import logging
 import math
 import random
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
@@ -27,6 +30,7 @@ from solostream.errors import UserError
 TaskSource = str | Mapping[str, Any] | Sequence[Task] | Sequence[Mapping[str, Any]]
 _log = logging.getLogger(__name__)
 _FIELDS: Mapping[str, str] = {"prompt": "prompt", "answer": "answer", "id": "id"}
+_BLANK = re.compile(r"\A(?:[^\S\n]*\n)+")
 _TASK = {field.name for field in fields(Task)}
 
 
@@ -151,7 +155,7 @@ def from_rows(
             problems.add(f"the id {task.id!r} again, for another prompt", number)
             continue
         earlier = found.setdefault(task.prompt, task)
-        if earlier.answer != task.answer:
+        if earlier.accepted != task.accepted:
             problems.add(f"the prompt of task {earlier.id} again, with another answer", number)
     if problems.lines:
         if not skip_bad:
@@ -168,27 +172,38 @@ def _task(row: Any, source: str, columns: Mapping[str, str], answer_after: str) 
     if not isinstance(row, Mapping):
         raise ValueError(f"not an object but {type(row).__name__}")
     values = {name: _reach(row, path) for name, path in columns.items()}
-    for name in ("prompt", "answer"):
-        if values.get(name) is None:
-            raise ValueError(f"no {columns.get(name, name)!r} (it has: {', '.join(map(str, row))})")
-        if isinstance(values[name], bool) or not isinstance(values[name], str | int | float):
-            raise ValueError(f"{columns[name]!r} is not text")
-        if isinstance(values[name], float) and not math.isfinite(values[name]):
-            raise ValueError(f"{columns[name]!r} is {values[name]}")
-    prompt, answer = str(values["prompt"]).strip(), str(values["answer"])
-    if answer_after:
-        if answer_after not in answer:
-            raise ValueError(f"{columns['answer']!r} holds no {answer_after!r}")
-        answer = answer.rpartition(answer_after)[2]
-    answer = answer.strip()
-    for name, value in (("prompt", prompt), ("answer", answer)):
-        if not value:
-            raise ValueError(f"{columns[name]!r} is empty")
-        if SURROGATE.search(value):
-            raise ValueError(f"{columns[name]!r} holds a lone surrogate")
-    task_id = _content_id(prompt, answer) if values.get("id") in (None, "") else str(values["id"])
+    prompt = _text(values.get("prompt"), columns["prompt"], row)
+    given = values.get("answer")
+    several = given if isinstance(given, list | tuple) and given else [given]
+    answers = tuple(dict.fromkeys(_answer(each, columns["answer"], row, answer_after) for each in several))
+    task_id = _content_id(prompt, "\0".join(answers)) if values.get("id") in (None, "") else str(values["id"])
     meta = {k: v for k, v in values.items() if k not in _FIELDS and v is not None}
-    return Task(task_id, prompt, answer, source, meta)
+    return Task(task_id, prompt, answers[0], source, {**meta, "answers": answers} if len(answers) > 1 else meta)
+
+
+def _answer(value: Any, column: str, row: Mapping[str, Any], after: str) -> str:
+    text = _text(value, column, row)
+    if after and after not in text:
+        raise ValueError(f"{column!r} holds no {after!r}")
+    text = text.rpartition(after)[2].strip() if after else text.strip()
+    if not text:
+        raise ValueError(f"{column!r} is empty")
+    return text
+
+
+def _text(value: Any, column: str, row: Mapping[str, Any]) -> str:
+    if value is None:
+        raise ValueError(f"no {column!r} (it has: {', '.join(map(str, row))})")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{column!r} is not text")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{column!r} is {value}")
+    text = _BLANK.sub("", str(value)).rstrip()  # the first line may be indented, as in a problem that is code
+    if not text:
+        raise ValueError(f"{column!r} is empty")
+    if SURROGATE.search(text):
+        raise ValueError(f"{column!r} holds a lone surrogate")
+    return text
 
 
 def _reach(row: Any, path: str) -> Any:
@@ -231,10 +246,13 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def dedup(items: Iterable[Task]) -> list[Task]:
-    """The first task of each prompt; white space and letter case do not make prompts different."""
+    """The first task of each prompt. Ways to encode one text do not make prompts different (line ends, composed
+    accents, white space at the ends of lines); case and indentation do: x is not X, and Python is indented.
+    """
     found: dict[str, Task] = {}
     for task in items:
-        found.setdefault(" ".join(task.prompt.lower().split()), task)
+        lines = unicodedata.normalize("NFC", task.prompt).splitlines()
+        found.setdefault("\n".join(line.rstrip() for line in lines).strip("\n"), task)
     return list(found.values())
 
 

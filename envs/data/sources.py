@@ -5,9 +5,11 @@ A row is (number, value): the line or row, from 1, and what is there, or a Value
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +20,14 @@ from solostream.errors import UserError
 Row = tuple[int, Any]
 _PROBLEMS = Path(__file__).parent / "problems"
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_SHARD = re.compile(r"(?:[-_.]?\d+(?:[-_]of[-_]\d+)?)$")
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +70,12 @@ def rows(name: str, config: str | None, split: str | None) -> tuple[Iterator[Row
     path = Path(name)
     if (_PROBLEMS / f"{name}.jsonl").is_file() and name in ("sample", "lookup"):
         path = _PROBLEMS / f"{name}.jsonl"
-    elif path.is_dir() and split:
-        path = next((p for s in _SUFFIXES if (p := path / f"{split}{s}").is_file()), path)
+    elif path.is_dir():
+        files = _in_folder(path, split)
+        if len(files) > 1:
+            return enumerate((row for file in files for _, row in _file_rows(file)), 1), f"of {len(files)} files, row"
+        path = files[0] if files else path
+        split = None
     if path.is_file():
         if split and path.stem != split:
             raise UserError(f"{name} is one file and has no splits; divide it with solostream.envs.data.split")
@@ -78,6 +92,46 @@ def rows(name: str, config: str | None, split: str | None) -> tuple[Iterator[Row
     return hub_rows(name, config, split or "train"), "row"
 
 
+def _in_folder(folder: Path, split: str | None) -> list[Path]:
+    """The file of a split, or its parts in the order of their numbers; without a split all there is, if it is one set.
+
+    As the Hub, `datasets` and Spark write them: SPLIT.*, SPLIT-00000-of-00002.*, SPLIT_0.*, SPLIT/*, data/SPLIT-*,
+    part-0.*. Raises UserError where parts are missing.
+    """
+    for suffix in _SUFFIXES:
+        inside = [*folder.glob(f"*{suffix}"), *folder.glob(f"data/*{suffix}")]
+        if split:
+            if (folder / f"{split}{suffix}").is_file():
+                return [folder / f"{split}{suffix}"]
+            files = [p for p in inside if _SHARD.sub("", p.stem) == split] or [*folder.glob(f"{split}/*{suffix}")]
+        else:
+            files = inside if len({_SHARD.sub("", p.stem) for p in inside}) == 1 else []
+        if files:
+            _all_there(files)
+            return sorted(files, key=lambda p: [int(n) for n in re.findall(r"\d+", p.stem)])
+    return []
+
+
+def _all_there(files: Sequence[Path]) -> None:
+    for stem, total in {(m[1], int(m[2])) for p in files if (m := re.match(r"(.*?)\d+-of-(\d+)$", p.stem))}:
+        parts = {int(m[1]) for p in files if (m := re.match(re.escape(stem) + r"(\d+)-of-\d+$", p.stem))}
+        missing = [n for n in range(total) if n not in parts]
+        if missing:
+            raise UserError(
+                f"{files[0].parent}: {len(missing)} of the {total} parts {stem}* are missing, first {missing[0]}"
+            )
+
+
+def _encoding(path: Path) -> str:
+    """What the first bytes say (spreadsheets on Windows write such marks); UTF-8 where they say nothing."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    for mark, name in _MARKS:
+        if start.startswith(mark):
+            return name
+    return "utf-8"
+
+
 def _file_rows(path: Path) -> Iterator[Row]:
     if path.suffix == ".parquet":
         from pyarrow import ArrowInvalid, parquet
@@ -89,17 +143,18 @@ def _file_rows(path: Path) -> Iterator[Row]:
         yield from enumerate(table.to_pylist(), 1)
     elif path.suffix == ".csv":
         # A byte that is not UTF-8 becomes a lone surrogate, which makes its row a bad one.
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        with path.open(newline="", encoding=_encoding(path), errors="surrogateescape") as file:
             yield from _csv_rows(csv.DictReader(file))
     elif path.suffix == ".json":
         try:
-            yield from enumerate(json.loads(path.read_text(encoding="utf-8")), 1)
+            yield from enumerate(json.loads(path.read_text(encoding=_encoding(path))), 1)
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is no JSON list: {error}") from None
     elif path.suffix == ".jsonl":
-        with path.open("rb") as file:
+        with path.open(encoding=_encoding(path), errors="surrogateescape", newline="\n") as file:
             for number, line in enumerate(file, 1):
-                if line.strip():
+                line = line.strip("\ufeff \t\r\n")  # a mark begins each part of files that were joined
+                if line:
                     yield number, _json_line(line)
     else:
         raise UserError(f"{path}: data must end in one of {', '.join(_SUFFIXES)}")
@@ -120,8 +175,9 @@ def _csv_rows(reader: csv.DictReader[str]) -> Iterator[Row]:
             yield start, ValueError("more cells than the header") if None in row else row
 
 
-def _json_line(line: bytes) -> Any:
+def _json_line(line: str) -> Any:
     try:
+        line.encode()  # a byte that is not UTF-8 became a lone surrogate
         return json.loads(line)
     except (ValueError, RecursionError) as error:
         return ValueError(f"not JSON ({error})")

@@ -6,6 +6,8 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -249,9 +251,89 @@ def numbered(prefix, n):
     return [Task(f"{prefix}{i}", f"{prefix} {i}?", str(i)) for i in range(n)]
 
 
-def test_dedup_ignores_case_and_white_space():
-    kept = dedup([Task("a", "What is  X?", "1"), Task("b", "what is x?", "1"), Task("c", "what is y?", "1")])
-    assert [task.id for task in kept] == ["a", "c"]
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("What is X?", "What is X?  \n", True),
+        ("a\nb", "a\r\nb", True),
+        ("caf\u00e9", "cafe\u0301", True),
+        ("Is A = 3?", "Is a = 3?", False),
+        ("for x in y:\n    a()\n    b()", "for x in y:\n    a()\nb()", False),
+        ("a  b", "a b", False),
+    ],
+)
+def test_dedup_keeps_problems_that_differ_in_case_or_indentation(one, other, same):
+    kept = dedup([Task("a", one, "1"), Task("b", other, "1"), Task("c", "another", "1")])
+    assert [task.id for task in kept] == (["a", "c"] if same else ["a", "b", "c"])
+
+
+def test_problems_that_differ_in_their_first_indentation_are_two(tmp_path):
+    rows = [{"prompt": "\n  x = 1\nWhat is x?", "answer": 1}, {"prompt": "x = 1\nWhat is x?", "answer": 2}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [task.prompt for task in load(tmp_path / "a.jsonl")] == ["  x = 1\nWhat is x?", "x = 1\nWhat is x?"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-be", "utf-8"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_byte_order_marks_are_no_text(encoding, suffix, tmp_path):
+    text = {
+        ".jsonl": '{"prompt": "Wie viel ist 2·3?", "answer": 6}\n{"prompt": "数", "answer": 7}\n',
+        ".json": '[{"prompt": "Wie viel ist 2·3?", "answer": 6}, {"prompt": "数", "answer": 7}]',
+        ".csv": "prompt,answer\nWie viel ist 2·3?,6\n数,7\n",
+    }[suffix]
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / f"a{suffix}").write_bytes((mark + text).encode(encoding))
+    assert [(t.prompt, t.answer) for t in load(tmp_path / f"a{suffix}")] == [("Wie viel ist 2·3?", "6"), ("数", "7")]
+
+
+def test_files_that_were_joined_have_marks_within(tmp_path):
+    part = '\ufeff{"prompt": "p%d", "answer": 1}\n'
+    (tmp_path / "a.jsonl").write_text(part % 1 + part % 2 + "\ufeff\n", encoding="utf-8")
+    assert [task.prompt for task in load(tmp_path / "a.jsonl")] == ["p1", "p2"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "test-00000-of-00001.jsonl"],
+        ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl", "data/test-00000-of-00001.jsonl"],
+        ["train/part-9.jsonl", "train/part-10.jsonl", "test/part-0.jsonl"],
+        ["train_9.jsonl", "train_10.jsonl", "test.jsonl"],
+    ],
+)
+def test_a_folder_of_parts_is_one_data_set(names, tmp_path):
+    for i, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"prompt": f"p{i}", "answer": str(i)}))
+    assert [task.prompt for task in load(tmp_path, split="train")] == ["p0", "p1"]
+    assert [task.prompt for task in load(tmp_path, split="test")] == ["p2"]
+    if len({Path(name).parent for name in names}) > 1:
+        assert [task.prompt for task in load(tmp_path / "train")] == ["p0", "p1"]
+
+
+def test_missing_parts_and_bad_rows_of_parts_are_named(tmp_path):
+    for i in (0, 2):
+        (tmp_path / f"train-{i:05}-of-00003.jsonl").write_text(json.dumps({"prompt": f"p{i}", "answer": str(i)}))
+    with pytest.raises(UserError, match=r"1 of the 3 parts train-\* are missing, first 1\b"):
+        load(tmp_path, split="train")
+    (tmp_path / "train-00001-of-00003.jsonl").write_text('{"prompt": ""}')
+    with pytest.raises(UserError, match=r"of 3 files, row 2: 'prompt' is empty"):
+        load(tmp_path, split="train")
+
+
+def test_an_answer_may_be_a_list_of_those_that_are_right(tmp_path):
+    rows = [
+        {"prompt": "p", "answer": ["1/2", "0.5", "1/2"]},
+        {"prompt": "q", "answer": ["7"]},
+        {"prompt": "r", "answer": 3},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    one, two, three = load(tmp_path / "a.json")
+    assert (one.answer, one.accepted, two.accepted, three.accepted) == ("1/2", ("1/2", "0.5"), ("7",), ("3",))
+    assert Task(**json.loads(json.dumps(asdict(one)))).accepted == one.accepted
+    (tmp_path / "b.json").write_text('[{"prompt": "p", "answer": []}]')
+    with pytest.raises(UserError, match="'answer' is not text"):
+        load(tmp_path / "b.json")
 
 
 def test_split_is_stable_and_disjoint():
