@@ -75,6 +75,7 @@ def plan(config: Config) -> Plan:
     # what is in flight when the last batch is taken stops there; the last evaluation plays once more without the tool
     episodes = start + config.run.steps * batch + evaluations * held_out + config.data.test
     weight = 2 if config.model.dtype == "bfloat16" else 4
+    sampled = {"float32": 4, "bfloat16": 2}.get(config.model.sampler_dtype, weight)
     context = PROMPT_TOKENS + config.env.episode_tokens
     adapters = shape.adapters(c)
     frozen = shape.parameters * weight if c.lora else 0
@@ -92,9 +93,9 @@ def plan(config: Config) -> Plan:
         tokens=episodes * config.env.episode_tokens,
         learner=frozen + trained * (4 + 4 + 8) + reference,  # float32: weights, gradients, two moments of AdamW
         micro_batch=rows * shape.activations(c) + LOGITS * 4 * min(c.logits_chunk, rows) * shape.vocabulary,
-        sampler=shape.parameters * (weight + (weight if c.lora else 4)),  # its own, and a copy to restart it from
-        cache=2 * weight * shape.layers * shape.kv_heads * shape.head_dim * context * in_flight,
-        checkpoint=shape.parameters * (weight if c.lora else 4) + frozen + trained * (4 + 8) + reference,
+        sampler=shape.parameters * sampled,
+        cache=2 * sampled * shape.layers * shape.kv_heads * shape.head_dim * context * in_flight,
+        checkpoint=shape.parameters * (weight if c.lora else 4) + frozen + trained * (12 if c.lora else 8) + reference,
         trajectories=config.run.steps * batch * context * JSON_BYTES,
     )
 

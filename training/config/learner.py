@@ -45,7 +45,8 @@ class LearnerConfig(Section):
     epochs: Positive = 1  # ... and passes over it
     max_tokens_per_batch: Positive = 8192  # tokens of one packed micro-batch; a longer sequence goes alone
     logits_chunk: Positive = 4096  # action tokens whose logits exist at one time
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights and optimizer stay float32
+    # of the computation (auto: bfloat16 on a GPU, else float32); what is trained and the optimizer stay float32
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
     lora: LoraConfig | None = None
 

@@ -37,11 +37,17 @@ class BuildConfig(Section):
 
 
 class ModelConfig(Section):
-    """`path`: a Hugging Face id, a local folder, or "build" for a new model of the shape `build`."""
+    """`path`: a Hugging Face id, a local folder, or "build" for a new model of the shape `build`.
+
+    dtype: of weights that stay as they are (the base under adapters, the KL reference); what is trained is float32.
+    sampler_dtype: of the weights that sample. auto: bfloat16 on a GPU, else that of the model.
+    """
 
     path: str = "build"
     build: BuildConfig = BuildConfig()
+    device: str = "auto"  # "cuda" where there is one, else "cpu"; or "cpu", "cuda", "cuda:1"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    sampler_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 class DataConfig(Section):

@@ -26,6 +26,7 @@ from solostream.training.advantages.base import Advantages
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import lora
 from solostream.training.learner.correction import importance_weights, kept
+from solostream.training.learner.device import compute_dtype
 from solostream.training.learner.guards import NotFinite, check_finite, memory_advice, refuse
 from solostream.training.learner.logprobs import LogprobComputer
 from solostream.training.learner.mfu import flops, peak_of, shape_of
@@ -179,12 +180,14 @@ class Learner:
         if self.config.lora:
             lora.merge_adapters(self.model)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What is trained, the optimizer, its step, the base under adapters, and the reference where there is one."""
-        state = {
-            "model": {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad},
-            "optimizer": self.optimizer.state_dict(),
-        }
+    def state_dict(self, *, weights: bool = True) -> dict[str, Any]:
+        """What is trained, the optimizer, its step, the base under adapters, and the reference where there is one.
+
+        weights: False leaves out those of a model that is trained whole, for a folder beside it holds them.
+        """
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        if weights or self.config.lora:
+            state["model"] = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
         if self.config.lora:  # the weights in the checkpoint's folder have the adapters merged in
             state["base"] = {n: p.detach() for n, p in self.model.named_parameters() if not p.requires_grad}
         if self._reference is not None:
@@ -194,8 +197,10 @@ class Learner:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises UserError when the state is of another model or another configuration."""
-        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        _copy(state["model"], trained)
+        if "model" in state:
+            _copy(state["model"], {n: p for n, p in self.model.named_parameters() if p.requires_grad})
+        elif self.config.lora:
+            raise UserError("the checkpoint has no adapters: resume with the learner.lora that it was written with")
         if self.config.lora:
             _copy(state.get("base", {}), {n: p for n, p in self.model.named_parameters() if not p.requires_grad})
         if self._reference is not None:
@@ -298,7 +303,7 @@ class Learner:
         return float(np.mean(np.expm1(d) - d))
 
     def _scorer(self, model: nn.Module) -> LogprobComputer:
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.config.dtype]
+        dtype = compute_dtype(self.config.dtype, next(model.parameters()).device)
         return LogprobComputer(model, chunk=self.config.logits_chunk, temperature=self.config.temperature, dtype=dtype)
 
     def _packs(self, sequences: Sequence[Demonstration]) -> list[PackedBatch]:

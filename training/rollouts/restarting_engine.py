@@ -11,12 +11,22 @@ from solostream.agent.engine import Engine, EngineError, Generation, Sampling, W
 class RestartingEngine:
     """An `Engine` around one that may crash.
 
+    snapshot: what to give to an engine that is opened anew, made from the weights that were loaded last; those are a
+    view of a learner that goes on, so it waits for a moment in which they do not move. It may be one update ahead of
+    `version`, until the `load_weights` of that update, which follows at once. No copy is kept meanwhile.
+
     A failed request restarts the engine and raises its EngineError: the episode is run again by whoever asked for it.
     `open_engine` makes one of any weights, which `load_weights` replaces before the first request.
     """
 
-    def __init__(self, open_engine: Callable[[], Awaitable[Engine]], *, restarts: int = 3) -> None:
-        self._open, self._left = open_engine, restarts
+    def __init__(
+        self,
+        open_engine: Callable[[], Awaitable[Engine]],
+        *,
+        snapshot: Callable[[Weights], Awaitable[Weights]],
+        restarts: int = 3,
+    ) -> None:
+        self._open, self._snapshot, self._left = open_engine, snapshot, restarts
         self._engine: Engine | None = None
         self._weights: Weights | None = None
         self._lock = asyncio.Lock()
@@ -36,10 +46,8 @@ class RestartingEngine:
             await self._engine.release(key)
 
     async def load_weights(self, weights: Weights, version: int) -> None:
-        """A copy is kept: a restarted engine gets it again."""
-        self._weights = {name: tensor.clone() for name, tensor in weights.items()}
-        self.version = version
         engine = await self._ready()
+        self._weights, self.version = weights, version
         try:
             await engine.load_weights(weights, version)
         except EngineError as error:
@@ -72,7 +80,7 @@ class RestartingEngine:
         engine = await self._open()
         try:
             if self._weights is not None:
-                await engine.load_weights(self._weights, self.version)
+                await engine.load_weights(await self._snapshot(self._weights), self.version)
         except BaseException:
             await engine.close()
             raise

@@ -25,6 +25,7 @@ from transformers import (
 from solostream.agent.chat_template import CHATML
 from solostream.errors import UserError
 from solostream.training.config import BuildConfig, ModelConfig
+from solostream.training.learner.device import DTYPES, device_of
 
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 PROTOCOL = ("```python\n", "\n```\n", "```output\n", "\\boxed{")
@@ -79,18 +80,24 @@ def build_model(shape: BuildConfig, tokenizer: PreTrainedTokenizerBase, seed: in
 
 
 def load_model(
-    config: ModelConfig, corpus: Iterable[str] = (), seed: int = 0
+    config: ModelConfig, corpus: Iterable[str] = (), seed: int = 0, *, adapters: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer that `config` names; `corpus` and `seed` serve only a model that is built.
+    """The model, on its device, and the tokenizer that `config` names.
+
+    `corpus` and `seed` serve only a model that is built. adapters: its weights are not trained, so they stay in
+    `config.dtype`; else they are float32.
 
     Raises UserError when the path is no model, or its tokenizer has no chat template.
     """
+    device = device_of(config.device)
     if config.path == "build":
         built = build_tokenizer(corpus, config.build.vocabulary)
-        return build_model(config.build, built, seed), built
+        return build_model(config.build, built, seed).to(device), built  # type: ignore[arg-type]
+    # What is trained is float32: a step of 1e-6 is lost on bfloat16 weights. Under adapters the base is not.
+    dtype = DTYPES[config.dtype] if adapters else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.path)
-        model = AutoModelForCausalLM.from_pretrained(config.path, dtype=getattr(torch, config.dtype))
+        model = AutoModelForCausalLM.from_pretrained(config.path, dtype=dtype).to(device)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f'model.path = "{config.path}" is no local model and no reachable hub id: {reason}') from error
@@ -99,10 +106,10 @@ def load_model(
     return model, tokenizer
 
 
-def sampler_model(model: PreTrainedModel) -> PreTrainedModel:
+def sampler_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """A model of the shape of `model`, on its device, with weights of its own and a configuration of its own.
 
     transformers hands the configuration on as it is, and the learner switches the attention in its own one while it
     works: a sampler that shared it would run the learner's attention in the middle of a turn.
     """
-    return AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=model.dtype).to(model.device)
+    return AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=dtype).to(model.device)

@@ -20,6 +20,7 @@ from solostream.envs.types import Task
 from solostream.errors import UserError
 from solostream.sandbox.types import Sandbox
 from solostream.training.config import Config
+from solostream.training.learner.device import sampler_dtype
 from solostream.training.run.model import load_model, sampler_model
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
 
@@ -45,7 +46,8 @@ def build(config: Config, sft_batches: Sequence[Task], source: Path | None = Non
     """
     train, test = problems(config)
     where = config.model.model_copy(update={"path": str(source)}) if source else config.model
-    model, tokenizer = load_model(where, _corpus([*sft_batches, *train]), config.run.seed)
+    adapters = config.learner.lora is not None and not config.cold_start.phases
+    model, tokenizer = load_model(where, _corpus([*sft_batches, *train]), config.run.seed, adapters=adapters)
     chat = Chat(tokenizer)
     prompt = _longest_prompt(config, Tasks((*train, *test)), tokenizer, chat)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
@@ -108,7 +110,7 @@ async def open_engine(config: Config, parts: Components, slots: int) -> Engine:
     """A sampler of the model's shape; its weights come with the first `load_weights`. Raises UserError."""
     model = None
     if config.run.engine == "hf" or config.model.path == "build":
-        model = sampler_model(parts.model)
+        model = sampler_model(parts.model, sampler_dtype(config.model, parts.model.device))
     if config.run.servers:
         return await _servers(config, parts)
     if config.run.engine == "vllm":

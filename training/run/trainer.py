@@ -17,11 +17,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from solostream.agent.engine import Weights
 from solostream.agent.engines.allocator import keep_freed_memory
 from solostream.agent.trajectory_file import TrajectoryLog, read_lines
 from solostream.envs.data import Tasks
 from solostream.errors import UserError
 from solostream.training.config import Config
+from solostream.training.learner.device import describe
 from solostream.training.learner.learner import Learner
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.rollouts.restarting_engine import RestartingEngine
@@ -68,6 +70,7 @@ class Trainer:
             self.parts = setup.build(
                 config, [task for sft_batch in self.sft_batches for task in sft_batch.tasks], source
             )
+        view.say(describe(self.parts.model.device))
         self.cold_step: int = plain.get("cold_step", 0)
         self.before = Scores(**plain["before"]) if plain.get("before") else None
 
@@ -82,7 +85,8 @@ class Trainer:
     async def _run(self, cold_start_only: bool) -> Summary | None:
         config = self.config
         in_flight = config.rollout.batch * (config.rollout.over_provision if config.rollout.mode == "async" else 1)
-        self.policy = RestartingEngine(partial(setup.open_engine, config, self.parts, slots=round(in_flight)))
+        opening = partial(setup.open_engine, config, self.parts, slots=round(in_flight))
+        self.policy = RestartingEngine(opening, snapshot=self._snapshot)
         try:
             await self.policy.load_weights(self.parts.model.state_dict(), 0)  # an engine may refuse the model
             return await self._phases(cold_start_only)
@@ -256,7 +260,9 @@ class Trainer:
             "log_bytes": log.sync() if log else 0,
         }
         state = State(
-            rl.step if rl else 0, plain, {"learner": learner.state_dict(), "torch_rng": torch.get_rng_state()}
+            rl.step if rl else 0,
+            plain,
+            {"learner": learner.state_dict(weights=False), "torch_rng": torch.get_rng_state()},
         )
         write = partial(setup.write_model, self.config, self.folder.name, self.parts, learner.weights())
         await self._in_thread(
@@ -271,6 +277,10 @@ class Trainer:
             if learner is not None:
                 await self._save(learner)
             raise
+
+    async def _snapshot(self, weights: Weights) -> Weights:
+        """A copy, made where the learner works: between two updates."""
+        return await self._in_thread(lambda: {name: tensor.clone() for name, tensor in weights.items()})
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.thread, work, *arguments)

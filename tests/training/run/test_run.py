@@ -114,9 +114,9 @@ def test_the_checkpoint_is_a_hugging_face_folder(whole: Path) -> None:
 
     folder = whole / "checkpoints" / "step-000006"
     model = AutoModelForCausalLM.from_pretrained(folder)
-    state = torch.load(folder / "trainer.pt", weights_only=True)["learner"]["model"]
-    loaded = dict(model.named_parameters())
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert next(model.parameters()).dtype == torch.float32
+    state = torch.load(folder / "trainer.pt", weights_only=True)["learner"]
+    assert state.keys() == {"optimizer"}  # the weights are in the folder, once
     assert AutoTokenizer.from_pretrained(folder).chat_template
 
 

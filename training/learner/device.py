@@ -1,0 +1,57 @@
+"""Which device a run trains and samples on, and in which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from solostream.errors import UserError
+from solostream.training.config import ModelConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def device_of(name: str) -> torch.device:
+    """The device that `model.device` names; auto: the first GPU, or the CPU. Raises UserError when it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f'model.device = "{name}" is no device: "auto", "cpu", "cuda" or "cuda:1"') from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise UserError(f'model.device = "{name}" is not supported: "auto", "cpu", "cuda" or "cuda:1"')
+    if not torch.cuda.is_available():
+        built = "this torch is built for CPUs" if torch.version.cuda is None else "no GPU answers (see nvidia-smi)"
+        raise UserError(f'model.device = "{name}", but {built}: set model.device = "cpu", or install torch for CUDA')
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f'model.device = "{name}", but there are {torch.cuda.device_count()} GPUs, counted from 0')
+    return torch.device("cuda", device.index or 0)
+
+
+def describe(device: torch.device) -> str:
+    """One line: what computes, and the memory that it has."""
+    if device.type == "cpu":
+        return f"device cpu ({torch.get_num_threads()} threads)"
+    free, total = torch.cuda.mem_get_info(device)
+    return f"device {device} ({torch.cuda.get_device_name(device)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free)"
+
+
+def sampler_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """Of the weights that sample. Raises UserError for bfloat16 on a GPU that has none."""
+    wanted = config.sampler_dtype
+    if wanted == "auto":
+        wanted = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else config.dtype
+    if wanted == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError(f'{torch.cuda.get_device_name(device)} has no bfloat16: set model.sampler_dtype = "float32"')
+    return DTYPES[wanted]
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Of the learner's computation. Raises UserError for bfloat16 on a GPU that has none."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError(f'{torch.cuda.get_device_name(device)} has no bfloat16: set learner.dtype = "float32"')
+    return DTYPES[name]
