@@ -204,7 +204,7 @@ class HttpSession:
 
     async def run(self, code: str, *, timeout: float | None = None) -> Execution:
         """Raises SandboxError. A call that is cancelled closes the session on the server."""
-        timeout = self._sandbox.limits.timeout_s if timeout is None else timeout
+        timeout = self._sandbox.limits.seconds(timeout)
         async with self._turn:
             if self._closed:
                 raise SandboxError("the session is closed; open another")
@@ -246,7 +246,7 @@ class FusionSession:
 
     async def _run(self, code: str, timeout: float | None) -> Execution:
         limits = self._sandbox.limits
-        timeout = limits.timeout_s if timeout is None else timeout
+        timeout = limits.seconds(timeout)
         body = {"code": code, "language": "python", "run_timeout": timeout, "memory_limit_MB": limits.memory_mb}
         answer = await self._sandbox.post("/run_code", body, timeout)
         result = answer.get("run_result")

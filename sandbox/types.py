@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from solostream.errors import UserError
+
 Status = Literal["ok", "error", "timeout", "memory", "killed"]
+
+_MOST = 1 << 31
 
 # What a backend promises to hold against hostile code. `solostream sandbox check` tests every promise that is claimed.
 Claim = Literal["state", "filesystem", "network", "sessions", "memory", "processes", "disk", "environment", "orphans"]
@@ -57,7 +61,10 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one session may use. A backend that cannot enforce a limit says so in its `isolation`."""
+    """What one session may use. A backend that cannot enforce a limit says so in its `isolation`.
+
+    Raises: UserError for a limit that is not a positive number: the kernel reads 0 as "no limit" here and there.
+    """
 
     timeout_s: float = 10.0  # wall clock of one call when `run` names none
     memory_mb: int = 512
@@ -65,6 +72,25 @@ class Limits:
     disk_mb: int = 64
     open_files: int = 256
     output_bytes: int = 65_536  # kept of each of stdout, stderr and result
+
+    def __post_init__(self) -> None:
+        check_timeout(self.timeout_s)
+        for name in ("memory_mb", "processes", "disk_mb", "open_files", "output_bytes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
+                raise UserError(f"{name}={value!r} is no limit; give a whole number, 1 or more")
+
+    def seconds(self, timeout: float | None) -> float:
+        """The time-out of a call that names `timeout`, or none. Raises UserError."""
+        return self.timeout_s if timeout is None else check_timeout(timeout)
+
+
+def check_timeout(seconds: float) -> float:
+    """Raises UserError for what no clock can run down: zero, negative, infinite or not a number."""
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not 0 < seconds <= _MOST:
+        raise UserError(f"timeout={seconds!r} is no time-out; give seconds, more than 0 and finite")
+    return seconds
 
 
 @runtime_checkable

@@ -1,8 +1,8 @@
 """Each session's memory limit where no cgroup can be made, as in a container: a watch over what its processes hold.
 
-RLIMIT_AS bounds one process; this bounds a session's processes together, and acts when two looks in a row see too much:
-a session that is in a call is watched by the call itself, ten times a second, which can say why it ended. A session may
-go over for a third of a second; the container's own limit holds at all times.
+RLIMIT_DATA bounds one process; this bounds a session's processes together, and acts when two looks in a row see too
+much: a session that is in a call is watched by the call itself, ten times a second, which can say why it ended. A
+session may go over for a third of a second; the container's own limit holds at all times.
 """
 
 from __future__ import annotations

@@ -241,7 +241,7 @@ class DockerSession:
         self._closed = False
 
     async def run(self, code: str, *, timeout: float | None = None) -> Execution:
-        seconds = self._sandbox.limits.timeout_s if timeout is None else timeout
+        seconds = self._sandbox.limits.seconds(timeout)
         if len(code) > frames.CODE_LENGTH:
             message = f"the code has {len(code)} characters, more than {frames.CODE_LENGTH}"
             return Execution(status="error", error=CodeError("ValueError", message, ""))

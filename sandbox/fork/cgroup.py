@@ -1,7 +1,7 @@
 """Where this process may make memory cgroups: a folder for the sessions of one fork server.
 
 Version 2 where the memory controller is switched on for the children of our own cgroup (a delegated one), else version
-1 where its hierarchy is writable. Elsewhere there is none, and RLIMIT_AS bounds each process by itself.
+1 where its hierarchy is writable. Elsewhere there is none, and RLIMIT_DATA bounds each process by itself.
 """
 
 from __future__ import annotations

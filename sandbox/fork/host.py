@@ -26,7 +26,7 @@ log = logging.getLogger("solostream.sandbox.fork")
 PREIMPORT = (
     *("numpy", "sympy", "math", "cmath", "random", "itertools", "functools", "collections", "fractions", "decimal"),
     *("statistics", "operator", "re", "string", "json", "heapq", "bisect", "datetime", "time", "typing", "dataclasses"),
-    *("subprocess", "textwrap", "copy", "threading", "tempfile", "glob", "multiprocessing"),
+    *("subprocess", "textwrap", "copy", "threading", "tempfile", "glob", "multiprocessing", "asyncio", "inspect"),
 )
 _TIERS = ("auto", "namespaces", "landlock", "rlimits")
 _LOST: dict[str, frozenset[Claim]] = {  # what a tier does not hold
@@ -112,7 +112,7 @@ class ForkSandbox:
         server = self._server
         if server is None or not server.alive:
             server = await asyncio.to_thread(self._start)
-        return await Process.take(server)
+        return await Process.take(server, self.limits.output_bytes)
 
     def _start(self) -> Server:
         with self._starting:
@@ -144,7 +144,7 @@ class ForkSession:
     async def run(self, code: str, *, timeout: float | None = None) -> Execution:
         """Run `code`; see `solostream.sandbox.types.Session`. Calls to one session take turns."""
         limits = self._sandbox.limits
-        timeout = limits.timeout_s if timeout is None else timeout
+        timeout = limits.seconds(timeout)
         async with self._turn:
             if self._closed:
                 raise SandboxError("the session is closed")

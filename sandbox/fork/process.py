@@ -1,4 +1,4 @@
-"""One session's process, seen from the host: a socket, a pidfd, sometimes a memory cgroup.
+"""One session's process, seen from the host: a socket, two pipes, a pidfd, sometimes a memory cgroup.
 
 Everything that comes from the process is bounded before it is read, and believed only as far as it concerns the
 process itself.
@@ -18,8 +18,8 @@ from dataclasses import replace
 from solostream.errors import SandboxError
 from solostream.sandbox.fork import watch
 from solostream.sandbox.fork.child import wire
-from solostream.sandbox.fork.files import MemoryFiles
 from solostream.sandbox.fork.server import Server
+from solostream.sandbox.fork.streams import Streams, sealed, text
 from solostream.sandbox.types import CodeError, Execution, Status
 
 _INTERRUPT_S = 0.3  # between SIGINT and SIGKILL
@@ -27,6 +27,7 @@ _WATCH_S = 0.1  # between looks at a session's memory where no cgroup does it
 _ROLLBACK_S = 5.0  # for the kernel to take the runner down
 _OPEN_S = 60.0  # a session that takes longer to come is an infrastructure failure
 _DEATH_S = 30.0
+_PIECE_S = 10.0  # for each further frame of a reply
 
 
 async def _readable(fd: int, seconds: float) -> bool:
@@ -64,15 +65,15 @@ async def _receive(channel: socket.socket, seconds: float) -> bytes | None:
 class Process:
     """Born confined and ready; dies once."""
 
-    def __init__(self, server: Server, channel: socket.socket, pidfd: int) -> None:
+    def __init__(self, server: Server, channel: socket.socket, pidfd: int, streams: Streams) -> None:
         self.isolation = server.isolation
         self.dead = False
-        self._server, self._channel, self._pidfd = server, channel, pidfd
-        self._receiving = self._released = self._overflowed = False
+        self._server, self._channel, self._pidfd, self._streams = server, channel, pidfd, streams
+        self._running = self._released = self._overflowed = False
 
     @classmethod
-    async def take(cls, server: Server) -> Process:
-        """The next session of the pool. Raises SandboxError."""
+    async def take(cls, server: Server, room: int) -> Process:
+        """The next session of the pool; its texts are cut at `room` bytes. Raises SandboxError."""
         with server.ask() as answer:
             if not await _readable(answer.fileno(), _OPEN_S):
                 raise SandboxError(f"the fork server gave no session within {_OPEN_S:.0f} s")
@@ -85,8 +86,15 @@ class Process:
             raise SandboxError("out of descriptors; raise `ulimit -n`" if word else "the fork server died")
         channel = socket.socket(fileno=fds[0])
         channel.setblocking(False)
-        process = cls(server, channel, fds[1])
         try:
+            process = cls(server, channel, fds[1], Streams(room))
+        except BaseException:
+            channel.close()  # the session's end
+            os.close(fds[1])
+            raise
+        try:
+            with contextlib.suppress(OSError):  # it died: the next lines say so
+                process._streams.give(channel)
             first = await _receive(channel, _OPEN_S)
             if first != wire.READY:
                 why = first[1:].decode(errors="replace") if first and first[:1] == wire.FAILED else "it died"
@@ -103,44 +111,94 @@ class Process:
             message = f"the code has {len(source)} bytes, more than {wire.MAX_CODE}"
             return Execution(status="error", error=CodeError("ValueError", message, ""))
         start = time.monotonic()
-        with MemoryFiles(source) as files:
-            nonce = os.urandom(wire.NONCE)
-            with contextlib.suppress(OSError):  # a dead process is noticed in `_answer`
-                request = wire.REQUEST.pack(nonce, len(source))
-                socket.send_fds(self._channel, [request], files.descriptors)
-            answer, timed_out = await self._answer(nonce, timeout), False
-            if answer is None:
-                timed_out = True
-                answer = await self._stop(nonce, snapshot)
-            kind = answer[:1]
-            if kind not in (wire.REPLY, wire.BACK):
-                await self.kill()
-                if not answer and not timed_out:
-                    await self._check_server()
+        self._running = True
+        self._streams.start()
+        try:
+            reply, kept, timed_out = await self._call(source, timeout, room, snapshot)
             duration = time.monotonic() - start
-            reply = files.reply(room) if kind == wire.REPLY else Execution()
-            if reply is None:  # a reply that contradicts itself
-                await self.kill()
-                reply, answer, kind = Execution(), b"", b""
-            stdout, stdout_cut = files.output(1, room)
-            stderr, stderr_cut = files.output(2, room)
-        status: Status = reply.status
-        error = reply.error
-        if kind != wire.REPLY:
-            status, error = self._death(answer)
+        finally:
+            (stdout, stdout_cut), (stderr, stderr_cut) = self._streams.stop()
+            self._running = False
+            if self.dead:
+                self._release()
         if timed_out:
-            status = "timeout"
-            error = CodeError("TimeoutError", f"no result after {timeout:g} s", error.traceback if error else "")
+            trace = reply.error.traceback if reply.error else ""
+            late = CodeError("TimeoutError", f"no result after {timeout:g} s", trace)
+            reply = replace(reply, status="timeout", error=late)
         return replace(
             reply,
             stdout=stdout,
             stderr=stderr,
             stdout_truncated=stdout_cut,
             stderr_truncated=stderr_cut,
-            status=status,
-            error=error,
             duration_s=duration,
-            state_kept=kind in (wire.REPLY, wire.BACK),
+            state_kept=kept,
+        )
+
+    async def _call(self, source: bytes, timeout: float, room: int, snapshot: bool) -> tuple[Execution, bool, bool]:
+        """The session's reply or its death; whether the state was kept; whether the time was over."""
+        nonce = os.urandom(wire.NONCE)
+        self._ask(nonce, source)
+        answer, timed_out = await self._answer(nonce, timeout), False
+        if answer is None:
+            timed_out = True
+            answer = await self._stop(nonce, snapshot)
+        if answer[:1] == wire.REPLY:
+            reply = await self._reply(answer, room)
+            if reply is not None:
+                return reply, True, timed_out
+            answer = b"?"  # it contradicts itself
+        if answer[:1] != wire.BACK:
+            await self.kill()
+            if not answer and not timed_out:
+                await self._check_server()
+        status, error = self._death(answer)
+        return Execution(status=status, error=error), answer[:1] == wire.BACK, timed_out
+
+    def _ask(self, nonce: bytes, source: bytes) -> None:
+        """Send the request; a dead process is noticed in `_answer`."""
+        head = wire.REQUEST.pack(nonce, len(source))
+        with contextlib.suppress(OSError):
+            if len(source) <= wire.INLINE:
+                self._channel.send(head + source)
+                return
+            memory = sealed(source)
+            try:
+                socket.send_fds(self._channel, [head], [memory])
+            finally:
+                os.close(memory)
+
+    async def _reply(self, first: bytes, room: int) -> Execution | None:
+        """The session's account of its call, each text cut at `room` bytes; None when it makes no sense."""
+        try:
+            flags, *lengths = wire.HEAD.unpack_from(first, 1 + wire.NONCE)
+        except struct.error:
+            return None
+        caps = (room + 1, wire.MAX_NAME, room + 1, room + 1, 2 * wire.MAX_BUNDLE_BYTES)
+        if any(length > cap for length, cap in zip(lengths, caps, strict=True)):
+            return None
+        body = bytearray(first[1 + wire.NONCE + wire.HEAD.size :])
+        while len(body) < sum(lengths):
+            piece = await _receive(self._channel, _PIECE_S)
+            if not piece:
+                return None
+            body += piece
+        parts, at = [], 0
+        for length in lengths:
+            parts.append(bytes(body[at : at + length]))
+            at += length
+        (result, cut), (name, _), (message, _), (traceback, _) = (text(part, room) for part in parts[:4])
+        try:
+            display = wire.unpack_bundles(parts[4])
+        except (ValueError, struct.error):
+            return None
+        failed = bool(flags & wire.HAS_ERROR)
+        return Execution(
+            result=result if flags & wire.HAS_RESULT else None,
+            result_truncated=cut,
+            error=CodeError(name, message, traceback) if failed else None,
+            status="memory" if flags & wire.OUT_OF_MEMORY else "error" if failed else "ok",
+            display=display,
         )
 
     async def kill(self) -> None:
@@ -167,26 +225,22 @@ class Process:
         finally:
             if channel is not self._channel:
                 channel.close()
-        if not self._receiving:
+        if not self._running:
             self._release()
 
     async def _answer(self, nonce: bytes, seconds: float) -> bytes | None:
         """The reply to `nonce`, or DEAD, or b"" for an end without one and for a frame that no honest session sends."""
         deadline = time.monotonic() + seconds
         pause = _WATCH_S if self._server.memory_groups is None else seconds
-        self._receiving = True
-        try:
-            while (packet := await _receive(self._channel, min(pause, deadline - time.monotonic()))) is None:
-                if time.monotonic() >= deadline:
-                    break
-                if watch.exceeds(self._pidfd, self._server.memory_mb):
-                    self._overflowed = True
-                    return b""
-        finally:
-            self._receiving = False
+        while (packet := await _receive(self._channel, min(pause, deadline - time.monotonic()))) is None:
+            if time.monotonic() >= deadline:
+                break
+            if watch.exceeds(self._pidfd, self._server.memory_mb):
+                self._overflowed = True
+                return b""
         if packet is None or packet[:1] == wire.DEAD:
             return packet
-        honest = packet == wire.REPLY + nonce or packet[: -wire.STATUS.size] == wire.BACK + nonce
+        honest = packet.startswith(wire.REPLY + nonce) or packet[: -wire.STATUS.size] == wire.BACK + nonce
         return packet if honest else b""
 
     async def _stop(self, nonce: bytes, snapshot: bool) -> bytes:
@@ -227,5 +281,6 @@ class Process:
         if self._released:
             return
         self._released = True
+        self._streams.close()
         self._channel.close()
         os.close(self._pidfd)

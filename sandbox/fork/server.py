@@ -181,5 +181,7 @@ def _environment() -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONINTMAXSTRDIGITS": "0",  # for the Pythons that a session starts, as `worker.prepare` for itself
+        "MPLBACKEND": "module://matplotlib.backends.backend_agg",  # pictures without a screen; see child/display.py
     }
     return fixed | ({"TZ": os.environ["TZ"]} if "TZ" in os.environ else {})

@@ -314,6 +314,7 @@ class KernelSession:
         self._closed = False
 
     async def run(self, code: str, *, timeout: float | None = None) -> Execution:
+        timeout = self._limits.seconds(timeout)
         async with self._turn:
             if self._closed:
                 raise SandboxError("the session is closed")
@@ -321,7 +322,7 @@ class KernelSession:
             if lost:
                 await self._kernel.end()
                 self._kernel = await self._kernels.take()
-            seen = await self._kernel.run(code, self._limits.timeout_s if timeout is None else timeout)
+            seen = await self._kernel.run(code, timeout)
             if not seen.state_kept and not self._closed:
                 self._kernel = await self._kernels.take()
             return replace(seen, state_kept=False) if lost else seen

@@ -112,10 +112,10 @@ def _serve(
     kernel_app.mend_streams()
     app = kernel_app.build(fds, settings["path"], settings["key"], settings["output_bytes"])
     app.initialize([])
-    # Its threads and libraries have mapped much that they never touch: the limit is on what comes on top.
-    limit = int(mapped.read().split()[0]) * resource.getpagesize() + (settings["memory_mb"] << 20)
+    # Its threads and libraries have reserved much that they never touch: the limit is on what comes on top.
+    limit = int(mapped.read().split()[5]) * resource.getpagesize() + (settings["memory_mb"] << 20)
     mapped.close()
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     _tell(host, ready=confinement.isolation)
     host.close()
     app.start()

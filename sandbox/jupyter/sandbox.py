@@ -70,7 +70,7 @@ class JupyterSandbox:
     """A local kernel for each session.
 
     Args:
-        limits: of each session. RLIMIT_AS and, where this process may make cgroups, a memory cgroup bound its memory.
+        limits: of each session. RLIMIT_DATA and, where this process may make cgroups, a memory cgroup bound its memory.
         isolation: "namespaces", "landlock", or "auto" for the stronger one that this machine grants.
 
     Raises (on the first `open`): UserError when jupyter_client or ipykernel is missing, or when this machine grants

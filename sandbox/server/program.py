@@ -19,13 +19,13 @@ def _write(files):
 
 
 def _limit(mb):
-    # Above what the interpreter has mapped already, which the caller cannot know.
+    # Above what the interpreter has taken already, which the caller cannot know.
     import resource
     with open("/proc/self/statm") as statm:
-        size = int(statm.read().split()[0]) * resource.getpagesize() + mb * 1048576
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        size = int(statm.read().split()[5]) * resource.getpagesize() + mb * 1048576
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     if hard == resource.RLIM_INFINITY or size < hard:
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 """
 
 _SCRIPT = r"""

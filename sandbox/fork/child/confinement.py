@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from . import landlock, linux, rootfs, seccomp
 
 INSIDE_UID = 1000
+_UNTOUCHED = 8 << 30  # bytes of address space that libraries may map beyond the memory limit (CUDA's take 4 GB)
 
 
 @dataclass
@@ -92,9 +93,13 @@ class Restriction:
 
 def _limits(confinement: Confinement) -> list[tuple[int, tuple[int, int]]]:
     with open("/proc/self/statm") as file:
-        mapped = int(file.read().split()[0]) * resource.getpagesize()
+        mapped, _, _, _, _, data, _ = (int(pages) * resource.getpagesize() for pages in file.read().split())
+    memory = confinement.memory_mb << 20
     values = {
-        resource.RLIMIT_AS: mapped + (confinement.memory_mb << 20),
+        # What may be written to, not what is mapped: libraries map far more than they touch.
+        resource.RLIMIT_DATA: data + memory,
+        # Shared mappings are no data. What is touched of them a cgroup or the watch counts; this bounds the rest.
+        resource.RLIMIT_AS: mapped + memory + _UNTOUCHED,
         resource.RLIMIT_FSIZE: max(confinement.disk_mb << 20, 32 * confinement.output_bytes),
         resource.RLIMIT_NOFILE: confinement.open_files,
         resource.RLIMIT_CORE: 0,

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import tempfile
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,18 +18,19 @@ from solostream.sandbox.fork.child import seccomp
 from tests.sandbox.fork.conftest import LIMITS, interrupted, need, running
 
 
-def open_up(folder: Path) -> None:
-    """Let the unprivileged user that root becomes in, so that only the sandbox can keep it out."""
-    folder.chmod(0o777)
-    for parent in folder.parents[:3]:
-        parent.chmod(0o755)
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder of this test's own that everyone may enter and write to, so that only the sandbox can keep them out.
+    Not below `tmp_path`, whose parents are closed to others and are not this test's to open."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        yield Path(folder)
 
 
 @pytest.mark.parametrize("tier", ["landlock", "rlimits"])
-async def test_weaker_tiers_run_and_clean_up(tier: str, tmp_path: Path, monkeypatch) -> None:
+async def test_weaker_tiers_run_and_clean_up(tier: str, open_folder: Path, monkeypatch) -> None:
     need(tier)
-    open_up(tmp_path)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(open_folder))
     box = ForkSandbox(limits=LIMITS, isolation=tier, allow_unisolated=True, preimport=("subprocess", "glob"), pool=1)
     try:
         session = await box.open()
@@ -52,7 +54,7 @@ async def test_weaker_tiers_run_and_clean_up(tier: str, tmp_path: Path, monkeypa
         assert not running(pid)
     finally:
         await box.close()
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(open_folder) == []
 
 
 @pytest.mark.parametrize("tier", ["landlock", "rlimits"])
@@ -102,17 +104,16 @@ except ValueError as error:
     assert "isolation='auto'" not in done.stdout
 
 
-async def test_landlock_hides_the_hosts_files(tmp_path: Path) -> None:
+async def test_landlock_hides_the_hosts_files(open_folder: Path) -> None:
     need("landlock")
-    secret = tmp_path / "secret"
+    secret = open_folder / "secret"
     secret.write_text("canary")
-    open_up(tmp_path)
     box = ForkSandbox(limits=LIMITS, isolation="landlock", preimport=(), pool=1)
     try:
         session = await box.open()
         for code in (
             f"open({str(secret)!r}).read()",
-            f"open({str(tmp_path / 'new')!r}, 'w')",
+            f"open({str(open_folder / 'new')!r}, 'w')",
             "open('/proc/1/environ')",
         ):
             seen = await session.run(code)
