@@ -92,7 +92,7 @@ async def rollout(
             await engine.release(key)
         return ledger.close(
             task_id or "",
-            step.reward if step else 0.0,
+            0.0 if ending == "infra" else ledger.earned,
             ending,
             dispatch=dispatch or Dispatch(),
             seed=seed,
@@ -115,7 +115,15 @@ async def _play(
         step = env.trace[-1]
         starts = call_tokens(chat.tokenizer, turn.ids, step.calls)
         ledger.add_action(
-            turn.ids, turn.logprobs, turn.versions, turn.text, step.calls, step.executions, starts, step.void
+            turn.ids,
+            turn.logprobs,
+            turn.versions,
+            turn.text,
+            step.calls,
+            step.executions,
+            starts,
+            step.void,
+            step.reward,
         )
         if turn.cut and step.answer is None and not any(call.status == "ok" for call in step.calls):
             return step, "token_limit"

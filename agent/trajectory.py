@@ -23,7 +23,10 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Tokens `start:end` of the ledger. For an assistant turn `call_tokens[i]` is where `calls[i]` begins."""
+    """Tokens `start:end` of the ledger. For an assistant turn `call_tokens[i]` is where `calls[i]` begins.
+
+    reward: what the environment paid for this turn, on its own scale; most pay once, with the last one.
+    """
 
     role: Role
     start: int
@@ -33,6 +36,7 @@ class Turn:
     executions: tuple[Execution | None, ...] = ()
     call_tokens: tuple[int, ...] = ()
     void: bool = False  # an assistant turn with neither a complete call nor a final answer
+    reward: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Trajectory:
 
     token_ids: int32; action_mask: bool, True only for tokens the policy sampled; logprobs: float32, the sampler's own,
     NaN (JSON null) where nothing was sampled; versions: int32, the policy version of a sampled token, -1 elsewhere.
+    reward: of the episode, the sum of its turns'; in training mapped onto [0, 1].
     Raises ValueError when lengths differ, or when a sampled token has no logprob.
     """
 
@@ -140,6 +145,7 @@ class Trajectory:
                     "executions": [e and e.to_dict() for e in t.executions],
                     "call_tokens": list(t.call_tokens),
                     "void": t.void,
+                    "reward": t.reward,
                 }
                 for t in self.turns
             ],
@@ -162,6 +168,7 @@ class Trajectory:
                 tuple(e and Execution.from_dict(e) for e in t["executions"]),
                 tuple(t["call_tokens"]),
                 t["void"],
+                t["reward"],
             )
             for t in record["turns"]
         )
@@ -194,6 +201,11 @@ class TokenRecord:
         self._versions: list[int] = []
         self._turns: list[Turn] = []
 
+    @property
+    def earned(self) -> float:
+        """What the environment has paid so far."""
+        return math.fsum(turn.reward for turn in self._turns)
+
     def add_observation(self, role: Role, token_ids: Sequence[int], text: str) -> None:
         """Append tokens that the policy did not sample: the prompt, a tool's output, template glue."""
         start = len(self.token_ids)
@@ -210,6 +222,7 @@ class TokenRecord:
         executions: Sequence[Execution | None] = (),
         call_tokens: Sequence[int] = (),
         void: bool = False,
+        reward: float = 0.0,
     ) -> None:
         """Append one turn of the policy; `call_tokens` are offsets within this turn's tokens.
 
@@ -230,6 +243,7 @@ class TokenRecord:
                 tuple(executions),
                 turn_calls,
                 void,
+                reward,
             )
         )
 

@@ -1,9 +1,12 @@
 """Trajectories on disk: one JSON object a line, written ahead of their use, read back however the file ended.
 
 A line is `Trajectory.to_dict`, keyed by its dispatch event; an update adds a line with the advantages that it gave, by
-event: {"update": step, "advantages": {event: advantage}}. The log writes in a thread of its own, off the token path; a
-line is handed to the kernel before the episode counts as finished, so a killed process loses none. A file that is
-half-written, damaged in the middle or still growing is read as far as it goes.
+event: {"update": step, "advantages": {event: advantage}}, where an advantage that is not the same for every token is a
+list, one number an assistant turn: the mean over its tokens (null where it has none).
+
+The log writes in a thread of its own, off the token path; a line is handed to the kernel before the episode counts as
+finished, so a killed process loses none. A file that is half-written, damaged in the middle or still growing is read as
+far as it goes.
 """
 
 from __future__ import annotations
@@ -18,11 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
 
 # What runs and evaluations call their trajectories; the first that exists is read.
 FILE_NAMES = ("trajectories.jsonl", "samples.jsonl")
+
+Given = float | list[float | None]  # the advantage of a trajectory, or of each of its assistant turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,7 @@ class Line:
 
     record: the JSON object, extra keys ("step", "sample") included; None when `damage` says what is wrong.
     update: advantages by dispatch event, on a line that an update of the policy wrote; such a line has no trajectory.
+        One number for all tokens of a trajectory, or one for each of its assistant turns.
     """
 
     number: int
@@ -40,7 +48,7 @@ class Line:
     record: dict[str, Any] | None
     trajectory: Trajectory | None
     damage: str | None
-    update: dict[int, float] | None = None
+    update: dict[int, Given] | None = None
 
 
 def find_file(place: Path) -> Path:
@@ -82,7 +90,7 @@ def _parse(raw: bytes, offset: int, number: int) -> Line:
     try:
         record = json.loads(raw)
         if "update" in record:
-            update = {int(event): float(advantage) for event, advantage in record["advantages"].items()}
+            update = {int(event): _given(advantage) for event, advantage in record["advantages"].items()}
         else:
             trajectory = Trajectory.from_dict(record)
     except KeyError as error:
@@ -91,6 +99,21 @@ def _parse(raw: bytes, offset: int, number: int) -> Line:
         damage = f"not a trajectory: {error}"
     crc = zlib.crc32(raw)
     return Line(number, offset, len(raw), crc, record if damage is None else None, trajectory, damage, update)
+
+
+def _given(advantage: Any) -> Given:
+    if isinstance(advantage, list):
+        return [None if a is None else float(a) for a in advantage]
+    return float(advantage)
+
+
+def summarized(trajectory: Trajectory, values: np.ndarray) -> Given:
+    """values: float64 [action tokens]; one number when all are equal (0 when there is none), else one a turn."""
+    if len(values) == 0 or (values == values[0]).all():
+        return round(float(values[0]), 6) if len(values) else 0.0
+    spans = [trajectory.action_mask[turn.start : turn.end] for turn in trajectory.turns if turn.role == "assistant"]
+    parts = np.split(values, np.cumsum([int(mask.sum()) for mask in spans])[:-1])
+    return [round(float(part.mean()), 6) if len(part) else None for part in parts]
 
 
 class TrajectoryLog:
@@ -108,11 +131,13 @@ class TrajectoryLog:
         """Returns when the lines are with the kernel. Raises OSError (a full disk)."""
         await asyncio.get_running_loop().run_in_executor(self._writer, self._write, trajectories)
 
-    async def update(self, step: int, batch: Sequence[Trajectory], advantages: Sequence[float]) -> None:
-        """Update `step` weighed each trajectory of `batch` with its advantage. Raises OSError."""
-        given = {t.dispatch.event: round(a, 6) for t, a in zip(batch, advantages, strict=True)}
-        line = json.dumps({"update": step, "advantages": given}, separators=(",", ":")).encode() + b"\n"
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._put, line)
+    async def update(self, step: int, batch: Sequence[Trajectory], advantages: Sequence[np.ndarray]) -> None:
+        """Update `step` weighed the action tokens of each trajectory with its array of `advantages`. Raises OSError."""
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._write_update, step, batch, advantages)
+
+    def _write_update(self, step: int, batch: Sequence[Trajectory], advantages: Sequence[np.ndarray]) -> None:
+        given = {t.dispatch.event: summarized(t, values) for t, values in zip(batch, advantages, strict=True)}
+        self._put(json.dumps({"update": step, "advantages": given}, separators=(",", ":")).encode() + b"\n")
 
     def _write(self, trajectories: Sequence[Trajectory]) -> None:
         self._put(b"".join(t.to_json().encode() + b"\n" for t in trajectories))

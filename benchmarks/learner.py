@@ -26,7 +26,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from solostream.agent.trajectory import TokenRecord, Trajectory
-from solostream.training.advantages.base import Advantages
+from solostream.training.advantages.base import Advantages, per_token
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.learner import Learner
 
@@ -189,6 +189,7 @@ def main() -> None:
     n, longest, rounds = (32, 400, 3) if options.quick else (64, 800, 5)
     batch = skewed(n, longest)
     advantages = np.random.default_rng(1).normal(size=n).tolist()
+    given = Advantages(per_token(advantages, batch))
     lengths = sorted(map(len, batch))
     print(f"{n} sequences, {sum(lengths)} tokens; length median {lengths[n // 2]}, longest {lengths[-1]}")
 
@@ -197,9 +198,9 @@ def main() -> None:
     apply = learner.optimizer.apply
     learner.optimizer.apply = lambda: (caught.append(gradient(learner.model)), apply())[1]  # type: ignore[method-assign]
     updates: dict[str, Callable[[], Any]] = {
-        "solostream, packed": lambda: learner.update(batch, Advantages(advantages)),
+        "solostream, packed": lambda: learner.update(batch, given),
     }
-    learner.update(batch, Advantages(advantages))
+    learner.update(batch, given)
     learner.optimizer.apply = apply  # type: ignore[method-assign]
     peers = {
         "padded to the longest": lambda: padded_update(batch, advantages, False),

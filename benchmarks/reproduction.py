@@ -37,7 +37,7 @@ from solostream.agent.trajectory_file import read_lines
 from solostream.errors import UserError
 from solostream.training import config
 from solostream.training.advantages import ADVANTAGES
-from solostream.training.advantages.base import Advantages, rewards, shape_early_calls, standardize
+from solostream.training.advantages.base import Advantages, per_token, shape_early_calls, standardize
 from solostream.training.advantages.spo import SPO, Measure
 from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.run import checkpoint, monitor
@@ -116,7 +116,7 @@ class RewardShaping:
 
     def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
         metrics = self.inner(batch).metrics  # the tracker's evidence is what was really earned
-        return Advantages(by_reward(batch, self.inner.measure, self.delta, self.k), metrics)
+        return Advantages(per_token(by_reward(batch, self.inner.measure, self.delta, self.k), batch), metrics)
 
     def state_dict(self) -> dict[str, Any]:
         return self.inner.state_dict()
@@ -137,7 +137,7 @@ def centred(batch: Sequence[Trajectory], r: Sequence[float], measure: Measure) -
 
 
 def by_reward(batch: Sequence[Trajectory], measure: Measure, delta: float, k: float) -> list[float]:
-    return centred(batch, shape(rewards(batch), batch, delta, k), measure)
+    return centred(batch, shape([t.reward for t in batch], batch, delta, k), measure)
 
 
 @contextmanager
@@ -247,7 +247,7 @@ def _signs(folder: Path, measure: Measure, delta: float, k: float) -> dict[str, 
 def count_signs(batches: Iterable[Sequence[Trajectory]], measure: Measure, delta: float, k: float) -> dict[str, float]:
     correct, counts = 0, dict.fromkeys(("plain", "aspo", "reward", "aspo_turned", "reward_turned"), 0)
     for batch in batches:
-        plain = centred(batch, rewards(batch), measure)
+        plain = centred(batch, [t.reward for t in batch], measure)
         shaped = {"aspo": shape(plain, batch, delta, k), "reward": by_reward(batch, measure, delta, k)}
         for i, trajectory in enumerate(batch):
             if trajectory.reward >= 0.5:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from solostream.agent.trajectory import Dispatch, TokenRecord, Trajectory
 from solostream.envs.types import ToolCall
 from solostream.sandbox.types import CodeError, Execution
+from solostream.training.advantages.base import Advantages
 
 CALL = ToolCall("python", {"code": "1 + 1"}, (0, 1))
 
@@ -45,3 +48,14 @@ def trajectory(
     )
     ending = fields.pop("ending", "answered")
     return ledger.close(task_id, reward, ending, dispatch=Dispatch(event, value, version, group), **fields)
+
+
+def constant(*values: float, batch: Sequence[Trajectory]) -> Advantages:
+    """One value a trajectory, the same for all of its tokens."""
+    return Advantages([np.full(t.n_action_tokens, value) for t, value in zip(batch, values, strict=True)])
+
+
+def one_each(advantages: Advantages) -> list[float]:
+    """The value of each trajectory; fails where its tokens do not share one."""
+    assert all(len(set(values.tolist())) == 1 for values in advantages.values)
+    return [float(values[0]) for values in advantages.values]

@@ -6,6 +6,7 @@ last indexed line is no longer where it was) and indexed anew. Rows hold what th
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import tempfile
@@ -14,20 +15,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from solostream.agent.trajectory_file import Line, read_line, read_lines
+from solostream.agent.trajectory_file import Given, Line, read_line, read_lines
 from solostream.errors import UserError
 from solostream.evaluation.metrics import SOLVED
 from solostream.evaluation.samples import reduce
 
-_VERSION = 4  # of the schema below: an index of another version is thrown away
+_VERSION = 5  # of the schema below: an index of another version is thrown away
 _SCHEMA = """
 CREATE TABLE rows (
     id INTEGER PRIMARY KEY, event INTEGER, offset INTEGER, length INTEGER, task_id TEXT, prompt TEXT, answer TEXT,
-    step INTEGER, sample INTEGER, reward REAL, advantage REAL, value REAL, ending TEXT, response_length INTEGER,
-    action_tokens INTEGER, first_call INTEGER, calls INTEGER, errors INTEGER, error_names TEXT, late_calls INTEGER,
-    trivial INTEGER, void INTEGER, sandbox_s REAL, passed INTEGER, code_lines INTEGER);
+    step INTEGER, sample INTEGER, reward REAL, advantage REAL, advantages TEXT, value REAL, ending TEXT,
+    response_length INTEGER, action_tokens INTEGER, first_call INTEGER, calls INTEGER, errors INTEGER,
+    error_names TEXT, late_calls INTEGER, trivial INTEGER, void INTEGER, sandbox_s REAL, passed INTEGER,
+    code_lines INTEGER);
 CREATE INDEX rows_of_task ON rows (task_id);
 CREATE INDEX rows_of_event ON rows (event);
 CREATE TABLE damage (number INTEGER PRIMARY KEY, why TEXT);
@@ -81,21 +84,22 @@ class Index:
                 offset, number, *last = 0, 0, 0, 0, 0
             at = db.execute("SELECT COALESCE(MAX(id) + 1, 0) FROM rows").fetchone()[0]
             rows: list[tuple] = []
-            update: list[tuple[float, int]] = []
+            update: list[tuple[float | None, str, int]] = []
             damage: list[tuple[int, str | None]] = []
             seen = 0
             for line in islice(read_lines(self.path, offset, number), most):
                 if line.trajectory is not None:
                     rows.append((at + len(rows), *_row(line)))
                 elif line.update is not None:
-                    update += [(advantage, event) for event, advantage in line.update.items()]
+                    update += [(*_advantage(given), event) for event, given in line.update.items()]
                 else:
                     damage.append((line.number, line.damage))
                 offset, number, seen = line.offset + line.length, line.number + 1, seen + 1
                 last = [line.offset, line.length, line.crc]
             if seen:
-                db.executemany(f"INSERT INTO rows VALUES ({', '.join('?' * 25)})", rows)
-                db.executemany("UPDATE rows SET advantage = ? WHERE event = ?", update)  # their rows come before them
+                db.executemany(f"INSERT INTO rows VALUES ({', '.join('?' * 26)})", rows)
+                # The rows of an update come before it.
+                db.executemany("UPDATE rows SET advantage = ?, advantages = ? WHERE event = ?", update)
                 db.executemany("INSERT INTO damage VALUES (?, ?)", damage)
                 db.execute("UPDATE progress SET offset=?, number=?, last_offset=?, last_length=?, last_crc=?",
                            (offset, number, *last))  # fmt: skip
@@ -143,12 +147,17 @@ class Index:
             return [dict(row) for row in found]
 
     def record(self, row: int) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """(the row, the JSON object behind it); None when there is no such row. Raises ValueError: the file changed."""
+        """(the row, the JSON object behind it); None when there is no such row. Raises ValueError: the file changed.
+
+        Beside the columns of a page the row has `advantages`: one number an assistant turn, None where all are equal.
+        """
         with self._open() as db:
-            found = db.execute(f"SELECT {_COLUMNS}, offset, length FROM rows WHERE id = ?", (row,)).fetchone()
+            columns = f"{_COLUMNS}, advantages, offset, length"
+            found = db.execute(f"SELECT {columns} FROM rows WHERE id = ?", (row,)).fetchone()
         if found is None:
             return None
         fields = dict(found)
+        fields["advantages"] = json.loads(fields["advantages"] or "null")
         return fields, read_line(self.path, fields.pop("offset"), fields.pop("length"))
 
     def scan(self, columns: str) -> Iterator[tuple]:
@@ -203,6 +212,14 @@ def _where(filters: Sequence[str], query: str) -> tuple[str, list[str]]:
     return ("WHERE " + " AND ".join(conditions) if conditions else ""), values
 
 
+def _advantage(given: Given) -> tuple[float | None, str]:
+    """What the list shows and sorts by (the mean over the turns), and the turns' own as JSON."""
+    if isinstance(given, float):
+        return given, "null"
+    known = [a for a in given if a is not None]
+    return (fmean(known) if known else None), json.dumps(given)
+
+
 def _row(line: Line) -> tuple:
     trajectory, record = line.trajectory, line.record
     assert trajectory is not None
@@ -214,7 +231,7 @@ def _row(line: Line) -> tuple:
     step = record.get("step", None if "sample" in record else dispatch.version)  # an evaluation has no steps
     return (
         dispatch.event, line.offset, line.length, sample.task_id, " ".join(asked.split())[:200], sample.answer,
-        step, record.get("sample"), sample.reward, None,
+        step, record.get("sample"), sample.reward, None, None,
         dispatch.value, sample.ending, seen.response_length, seen.action_tokens, seen.first_call, seen.calls,
         len(seen.errors), " ".join(seen.errors), seen.late_calls, seen.trivial, seen.void, seen.sandbox_s,
         seen.passed, sum(seen.code_lines),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from solostream.agent.engines.pretrained import vocabulary_hash
 from solostream.agent.engines.scripted import ScriptedEngine, byte_tokenizer
 from solostream.agent.engines.spec import open_engine
 from solostream.agent.rollout import call_tokens, rollout
+from solostream.agent.trajectory import Trajectory
 from solostream.envs import Task, ToolEnv, parse
 from solostream.errors import SandboxError, UserError
 
@@ -120,6 +122,29 @@ async def test_endings(
     assert (trajectory.ending, trajectory.reward) == (ending, reward)
     assert len(trajectory) <= max_tokens
     assert trajectory.turns[-1].role == "assistant"
+
+
+class Paying(ToolEnv):
+    """Pays 0.125 for every turn that ran something, beside the reward of the end."""
+
+    async def astep(self, text: str) -> Any:
+        seen, reward, terminated, truncated, info = await super().astep(text)
+        if any(self.trace[-1].executions):
+            reward += 0.125
+            self.trace[-1] = replace(self.trace[-1], reward=reward)
+        return seen, reward, terminated, truncated, info
+
+
+async def test_turns_keep_what_the_environment_paid_for_them() -> None:
+    env = Paying([TASK], system_prompt="", max_turns=4)
+    answered = await play(env, says(CALL, "```python\nx + 1\n```\n", "It is \\boxed{42}."))
+    cut = await play(env, says(CALL, "thinking " * 99), turn_tokens=60)
+    await env.aclose()
+    assert [t.reward for t in answered.turns if t.role == "assistant"] == [0.125, 0.125, 1.0]
+    assert answered.reward == 1.25
+    assert [t.reward for t in cut.turns if t.role == "assistant"] == [0.125, 0.0]
+    assert (cut.ending, cut.reward) == ("token_limit", 0.125)
+    assert Trajectory.from_dict(answered.to_dict()) == answered
 
 
 async def test_a_sandbox_that_fails_is_no_reward_and_no_data(env: ToolEnv, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from synthetic_runs import evaluation_records, write_evaluation
 
-from solostream.agent.trajectory_file import find_file, read_line, read_lines
+from solostream.agent.trajectory import Dispatch, TokenRecord
+from solostream.agent.trajectory_file import TrajectoryLog, find_file, read_line, read_lines
 from solostream.errors import UserError
 from solostream.evaluation.samples import read_samples
 
@@ -51,6 +54,26 @@ def test_damage_is_named_by_line_and_the_rest_is_kept(tmp_path: Path) -> None:
     assert [c.split(": ")[0] for c in complaints] == [f"samples.jsonl:{n}" for n in (2, 3, 4, 5)]
     assert "'reward' is missing" in complaints[1]
     assert "different lengths" in complaints[2]
+
+
+async def test_an_update_is_written_as_it_weighed_the_tokens(tmp_path: Path) -> None:
+    """The same for all tokens: one number. Else the mean of each turn of the policy, null for one without tokens."""
+    record = TokenRecord()
+    record.add_observation("user", [1, 2], "ask")
+    record.add_action([3, 4, 5], [-1.0] * 3, [0] * 3, "a")
+    record.add_observation("tool", [6], "seen")
+    record.add_action([7], [math.nan], [0], "its sampler told no probability")
+    record.add_observation("tool", [8], "seen")
+    record.add_action([9, 9], [-1.0] * 2, [0] * 2, "b")
+    batch = [record.close("t", 1.0, "answered", dispatch=Dispatch(event)) for event in (4, 7)]
+    log = TrajectoryLog(tmp_path / "trajectories.jsonl")
+    await log.append(*batch)
+    await log.update(3, batch, [np.full(5, -0.75), np.array([0.5, 1.0, 0.75, -1.0, -2.0])])
+    log.close()
+    *trajectories, last = read_lines(log.path)
+    assert [line.trajectory for line in trajectories] == batch
+    assert last.update == {4: -0.75, 7: [0.75, None, -1.5]}
+    assert last.trajectory is last.damage is None
 
 
 def test_offsets_are_bytes_not_characters(tmp_path: Path) -> None:

@@ -111,6 +111,16 @@ def test_an_update_gives_the_rows_before_it_their_advantages(tmp_path: Path, rec
     assert index.record(3)[1] == records[3]
 
 
+def test_an_update_may_weigh_turns_differently(tmp_path: Path, records: list[dict]) -> None:
+    """The list sorts by the mean over the turns; the body has them one by one."""
+    given = {"update": 1, "advantages": {"0": [0.5, None, -1.0], "1": 2.0}}
+    index = built(write(tmp_path / "trajectories.jsonl", [*records[:3], given]))
+    rows = index.page(sort="advantage", descending=True)["rows"]
+    assert [(row["id"], row["advantage"]) for row in rows] == [(1, 2.0), (0, -0.25), (2, None)]
+    found = [index.record(i) for i in range(3)]
+    assert [row["advantages"] for row, _ in found] == [[0.5, None, -1.0], None, None]
+
+
 def test_follows_a_growing_file_and_waits_for_half_a_line(tmp_path: Path, records: list[dict]) -> None:
     path = write(tmp_path / "trajectories.jsonl", records[:10])
     index = built(path)

@@ -13,10 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
-from solostream.training.advantages.base import Advantage, Advantages, clipped, shape_early_calls
+from solostream.training.advantages.base import Advantage, Advantages, call_terms, clipped
 from solostream.training.advantages.groups import groups
+from solostream.training.batch import Batch
 
 Signal = Literal["first_call", "calls"]
 Eligible = Literal["code", "executed", "passed"]
@@ -53,27 +56,33 @@ class ASPO:
         self.signal, self.eligible, self.compare, self.correct_from = signal, eligible, compare, correct_from
         self._running: dict[str, list[float]] = {}  # task -> count, Σs, ΣL over its eligible trajectories so far
 
-    def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
+    def __call__(self, batch: Batch) -> Advantages:
         before = self.inner(batch)
-        columns = [self._columns(t) for t in batch]
-        if self.compare == "running":
-            values = self._shape_running(batch, before.values, columns)
-        else:
-            values = list(before.values)
-            for members in self._comparison_sets(batch):
-                s, length = zip(*(columns[i] for i in members), strict=True)
-                correct = [s_i is not None for s_i in s]
-                inner = [values[i] for i in members]
-                shaped = shape_early_calls(inner, s, length, correct, self.delta, self.k)
-                for i, value in zip(members, shaped, strict=True):
-                    values[i] = value
-        moved = [(a, b) for a, b in zip(before.values, values, strict=True) if a != b]
-        at_bound = sum(abs(b - a) >= self.k * a * (1 - 1e-9) for a, b in moved)
+        values = list(before.values)
+        shaped = cut = 0
+        for i, term in self._terms(batch).items():
+            move = clipped(values[i], term, self.k)  # [action tokens]
+            values[i] = values[i] + move
+            if move.any():
+                shaped += 1
+                cut += bool((np.abs(move) >= self.k * np.abs(before.values[i]) * (1 - 1e-9)).all())
         metrics = {
-            "aspo/shaped": len(moved) / max(len(batch), 1),
-            "aspo/clipped": at_bound / max(len(moved), 1),  # share of the shaped that the bounds cut
+            "aspo/shaped": shaped / max(len(batch), 1),
+            "aspo/clipped": cut / max(shaped, 1),  # share of the shaped that the bounds cut
         }
         return Advantages(values, {**before.metrics, **metrics})
+
+    def _terms(self, batch: Batch) -> dict[int, float]:
+        """δ·(s − mean s)/mean L, unclipped, by place in `batch`; places that are not shaped are missing."""
+        columns = [self._columns(t) for t in batch]
+        if self.compare == "running":
+            return self._running_terms(batch, columns)
+        terms: dict[int, float] = {}
+        for members in self._comparison_sets(batch):
+            signal, length = zip(*(columns[i] for i in members), strict=True)
+            found = call_terms(signal, length, self.delta)
+            terms.update({members[place]: term for place, term in found.items()})
+        return terms
 
     def _columns(self, trajectory: Trajectory) -> tuple[float | None, float]:
         """(s, L); s is None where nothing is shaped: a wrong answer, or no code."""
@@ -84,26 +93,23 @@ class ASPO:
         position = trajectory.first_call_token if ok else None
         return (None if position is None else float(position)), float(trajectory.response_length)
 
-    def _comparison_sets(self, batch: Sequence[Trajectory]) -> list[list[int]]:
+    def _comparison_sets(self, batch: Batch) -> list[list[int]]:
         if self.compare == "batch":
             return [list(range(len(batch)))] if batch else []
         return list(groups(batch).values())
 
-    def _shape_running(
-        self, batch: Sequence[Trajectory], values: Sequence[float], columns: Sequence[tuple[float | None, float]]
-    ) -> list[float]:
+    def _running_terms(self, batch: Batch, columns: Sequence[tuple[float | None, float]]) -> dict[int, float]:
         """Compare with the task's means, this batch included; below two eligible trajectories nothing is shaped."""
         for trajectory, (s, length) in zip(batch, columns, strict=True):
             if s is not None:
                 seen = self._running.setdefault(trajectory.task_id, [0.0, 0.0, 0.0])
                 seen[:] = seen[0] + 1, seen[1] + s, seen[2] + length
-        shaped = list(values)
+        terms: dict[int, float] = {}
         for i, (trajectory, (s, _)) in enumerate(zip(batch, columns, strict=True)):
             count, total_s, total_length = self._running.get(trajectory.task_id, [0.0, 0.0, 0.0])
             if s is not None and count >= 2 and total_length > 0:
-                term = self.delta * (s - total_s / count) / (total_length / count)
-                shaped[i] += clipped(shaped[i], term, self.k)
-        return shaped
+                terms[i] = self.delta * (s - total_s / count) / (total_length / count)
+        return terms
 
     def state_dict(self) -> dict[str, Any]:
         return {"inner": self.inner.state_dict(), "running": {t: list(seen) for t, seen in self._running.items()}}

@@ -16,52 +16,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from solostream.agent.trajectory import Trajectory
+import numpy as np
+
 from solostream.errors import UserError
+from solostream.training.batch import Batch
 
 Numbers = TypeVar("Numbers")  # a list of floats or a 1-d tensor; what comes in goes out
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Advantages:
-    """`values[i]` weighs every action token of trajectory i."""
+    """`values[i]`: float64 [action tokens of trajectory i], what each of them is weighed with."""
 
-    values: list[float]
+    values: list[np.ndarray]
     metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Advantage(Protocol):
     """An estimator, or a stage around one: `ASPO(SPO(tracker))`."""
 
-    def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
-        """One value a trajectory, in the order of `batch`. Raises UserError on a batch that it cannot judge."""
+    def __call__(self, batch: Batch) -> Advantages:
+        """One array a trajectory, in the order of `batch`. Raises UserError on a batch that it cannot judge."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def outcome(reward: float, task_id: str, reward_range: tuple[float, float]) -> float:
-    """`reward` mapped affinely from reward_range = (low, high) onto [0, 1]. Raises UserError outside it."""
-    low, high = reward_range
-    unit = (reward - low) / (high - low)
-    if not 0 <= unit <= 1:
-        raise UserError(
-            f"the reward {reward} of task {task_id} lies outside reward_range [{low}, {high}]; "
-            "widen algorithm.reward_range"
-        )
-    return unit
-
-
-def rewards(batch: Sequence[Trajectory]) -> list[float]:
-    """The rewards of `batch`. Raises UserError, with the task ids, for non-finite ones and infrastructure failures."""
-    bad = [t.task_id for t in batch if not math.isfinite(t.reward)]
-    if bad:
-        raise UserError(f"rewards that are not finite, tasks {', '.join(bad)}; mend the environment's scoring")
-    infra = [t.task_id for t in batch if t.ending == "infra"]
-    if infra:
-        raise UserError(f"an infrastructure failure is not a reward; drop these trajectories: {', '.join(infra)}")
-    return [float(t.reward) for t in batch]
+def per_token(values: Sequence[float], batch: Batch) -> list[np.ndarray]:
+    """One value a trajectory, as an array over its action tokens."""
+    return [np.full(t.n_action_tokens, value, np.float64) for t, value in zip(batch, values, strict=True)]
 
 
 def standardize(advantages: Numbers, weights: Any = None) -> Numbers:
@@ -99,19 +83,30 @@ def shape_early_calls(
         raise UserError(f"ASPO needs 0 < k < 1 so that no advantage changes sign; got k={k}")
     a, position, tokens, right = map(_list, (advantages, first_call, length, correct))
     called = [p is not None and not math.isnan(p) for p in position]
-    eligible = [i for i in range(len(a)) if right[i] and called[i]]
-    if len(eligible) >= 2:
-        mean_position = math.fsum(position[i] for i in eligible) / len(eligible)
-        mean_length = math.fsum(tokens[i] for i in eligible) / len(eligible)
-        for i in eligible:
-            if mean_length > 0:
-                a[i] += clipped(a[i], delta * (position[i] - mean_position) / mean_length, k)
+    signal = [p if r and c else None for p, r, c in zip(position, right, called, strict=True)]
+    for i, term in call_terms(signal, tokens, delta).items():
+        a[i] += float(clipped(np.asarray(a[i]), term, k))
     return _like(advantages, a)
 
 
-def clipped(advantage: float, term: float, k: float) -> float:
-    """`term` within ±k·advantage; 0 where the advantage is not positive, for there the bounds cross."""
-    return min(max(term, -k * advantage), k * advantage) if advantage > 0 else 0.0
+def call_terms(signal: Sequence[float | None], length: Sequence[float], delta: float) -> dict[int, float]:
+    """δ·(s − mean s)/mean L of the eligible trajectories of one comparison set, by place; {} below two of them.
+
+    signal: s, None where a trajectory is not eligible. length: L in tokens.
+    """
+    known = {i: s for i, s in enumerate(signal) if s is not None}
+    if len(known) < 2:
+        return {}
+    mean_signal = math.fsum(known.values()) / len(known)
+    mean_length = math.fsum(length[i] for i in known) / len(known)
+    if mean_length <= 0:
+        return {}
+    return {i: delta * (s - mean_signal) / mean_length for i, s in known.items()}
+
+
+def clipped(advantage: np.ndarray, term: float, k: float) -> np.ndarray:
+    """`term` within ±k·advantage, elementwise; 0 where the advantage is not positive, for there the bounds cross."""
+    return np.where(advantage > 0, np.clip(term, -k * np.abs(advantage), k * np.abs(advantage)), 0.0)
 
 
 def _list(numbers: Any) -> list[Any]:

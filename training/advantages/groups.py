@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
+from solostream.training.batch import Batch
 
 
-def groups(batch: Sequence[Trajectory]) -> dict[int, list[int]]:
+def groups(batch: Batch) -> dict[int, list[int]]:
     """Places in `batch` by group. Raises UserError for trajectories that were dispatched without one."""
     members: dict[int, list[int]] = defaultdict(list)
     for i, trajectory in enumerate(batch):
@@ -22,7 +22,7 @@ def groups(batch: Sequence[Trajectory]) -> dict[int, list[int]]:
     return members
 
 
-def degenerate_share(batch: Sequence[Trajectory], rewards: Sequence[float]) -> float:
+def degenerate_share(batch: Batch, rewards: Sequence[float]) -> float:
     """Share of groups whose answers all earned the same: p^G + (1 − p)^G for a success rate p."""
     sets = groups(batch).values()
     return sum(len({rewards[i] for i in members}) == 1 for members in sets) / max(len(sets), 1)

@@ -6,14 +6,13 @@ Dr. GRPO (arXiv 2503.20783) drops the division, A = r − mean_g; its constant l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
-from solostream.agent.trajectory import Trajectory
-from solostream.training.advantages.base import Advantages, rewards
+from solostream.training.advantages.base import Advantages, per_token
 from solostream.training.advantages.groups import degenerate_share, groups
 from solostream.training.advantages.spo import spread
+from solostream.training.batch import Batch
 
 
 class GRPO:
@@ -22,8 +21,8 @@ class GRPO:
     def __init__(self, *, divide: bool = True, epsilon: float = 1e-6) -> None:
         self.divide, self.epsilon = divide, epsilon
 
-    def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
-        r, raw = rewards(batch), [0.0] * len(batch)
+    def __call__(self, batch: Batch) -> Advantages:
+        r, raw = [t.reward for t in batch], [0.0] * len(batch)
         scale = [1.0] * len(batch)
         for members in groups(batch).values():
             mean = fmean(r[i] for i in members)
@@ -32,7 +31,7 @@ class GRPO:
                 raw[i] = r[i] - mean
                 scale[i] = deviation + self.epsilon if self.divide else 1.0
         metrics = {**spread(raw, r), "advantage/degenerate": degenerate_share(batch, r)}
-        return Advantages([a / s for a, s in zip(raw, scale, strict=True)], metrics)
+        return Advantages(per_token([a / s for a, s in zip(raw, scale, strict=True)], batch), metrics)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

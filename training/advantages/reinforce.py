@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from solostream.agent.trajectory import Trajectory
-from solostream.training.advantages.base import Advantages, rewards, standardize
+from solostream.training.advantages.base import Advantages, per_token, standardize
 from solostream.training.advantages.groups import groups
 from solostream.training.advantages.spo import spread
+from solostream.training.batch import Batch
 
 Baseline = Literal["none", "batch", "opo"]
 
@@ -23,8 +23,8 @@ class Reinforce:
     def __init__(self, baseline: Baseline) -> None:
         self.baseline = baseline
 
-    def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
-        r = rewards(batch)
+    def __call__(self, batch: Batch) -> Advantages:
+        r = [t.reward for t in batch]
         if self.baseline == "none":
             raw = values = r
         elif self.baseline == "batch":
@@ -32,7 +32,7 @@ class Reinforce:
             raw, values = [x - mean for x in r], standardize(r)
         else:
             raw = values = _length_weighted(batch, r)
-        return Advantages(list(values), spread(raw, r))
+        return Advantages(per_token(values, batch), spread(raw, r))
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -41,7 +41,7 @@ class Reinforce:
         pass
 
 
-def _length_weighted(batch: Sequence[Trajectory], r: Sequence[float]) -> list[float]:
+def _length_weighted(batch: Batch, r: Sequence[float]) -> list[float]:
     grouped = all(t.dispatch.group is not None for t in batch)
     values = [0.0] * len(batch)
     for members in groups(batch).values() if grouped else [range(len(batch))]:

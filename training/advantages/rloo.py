@@ -5,26 +5,26 @@ Unlike GRPO's group mean it does not contain r_i, so the gradient is unbiased. A
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from solostream.agent.trajectory import Trajectory
-from solostream.training.advantages.base import Advantages, rewards
+from solostream.training.advantages.base import Advantages, per_token
 from solostream.training.advantages.groups import degenerate_share, groups
 from solostream.training.advantages.spo import spread
+from solostream.training.batch import Batch
 
 
 class RLOO:
     """Raises UserError for trajectories without a group."""
 
-    def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
-        r, values = rewards(batch), [0.0] * len(batch)
+    def __call__(self, batch: Batch) -> Advantages:
+        r, values = [t.reward for t in batch], [0.0] * len(batch)
         for members in groups(batch).values():
             total = sum(r[i] for i in members)
             for i in members:
                 if len(members) > 1:
                     values[i] = r[i] - (total - r[i]) / (len(members) - 1)
-        return Advantages(values, {**spread(values, r), "advantage/degenerate": degenerate_share(batch, r)})
+        metrics = {**spread(values, r), "advantage/degenerate": degenerate_share(batch, r)}
+        return Advantages(per_token(values, batch), metrics)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -19,39 +19,23 @@ import numpy as np
 
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
-from solostream.training.advantages.base import Advantages, outcome, rewards, standardize
+from solostream.training.advantages.base import Advantages, per_token, standardize
 from solostream.training.advantages.value_tracker import ValueTracker
+from solostream.training.batch import Batch
 
 Measure = Literal["token", "trajectory"]
 Rescore = Callable[[Sequence[Trajectory]], Sequence[Any]]
 
 
 class SPO:
-    """Estimator and keeper of the tracker's evidence.
+    """Estimator and keeper of the tracker's evidence. Raises UserError for trajectories without a frozen value."""
 
-    reward_range: (low, high) of the environment's rewards, mapped affinely onto [0, 1]. Raises UserError outside it.
-    """
-
-    def __init__(
-        self,
-        tracker: ValueTracker,
-        measure: Measure = "token",
-        *,
-        reward_range: tuple[float, float] = (0.0, 1.0),
-        rescore: Rescore | None = None,
-    ) -> None:
+    def __init__(self, tracker: ValueTracker, measure: Measure = "token", *, rescore: Rescore | None = None) -> None:
         self.tracker, self.measure, self.rescore = tracker, measure, rescore
-        self.low, self.high = reward_range
-        if not self.low < self.high:
-            raise UserError(f"reward_range must be (low, high) with low < high; got {reward_range}")
         self._last: dict[str, Trajectory] = {}  # by task, only for rescoring
 
-    def outcome(self, reward: float, task_id: str) -> float:
-        """`reward` on the tracker's scale, [0, 1]."""
-        return outcome(reward, task_id, (self.low, self.high))
-
-    def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
-        outcomes = [self.outcome(r, t.task_id) for r, t in zip(rewards(batch), batch, strict=True)]
+    def __call__(self, batch: Batch) -> Advantages:
+        outcomes = [t.reward for t in batch]
         baselines = [_frozen_value(t) for t in batch]
         raw = [r - v for r, v in zip(outcomes, baselines, strict=True)]
         values = standardize(raw, [t.n_action_tokens for t in batch] if self.measure == "token" else None)
@@ -59,9 +43,9 @@ class SPO:
         metrics = spread(raw, outcomes)
         metrics["tracker/brier"] = fmean(a * a for a in raw) if raw else 0.0
         metrics["tracker/n_eff"] = fmean(sum(self.tracker.evidence(t.task_id)) for t in batch) if batch else 0.0
-        return Advantages(values, metrics)
+        return Advantages(per_token(values, batch), metrics)
 
-    def _learn(self, batch: Sequence[Trajectory], outcomes: Sequence[float]) -> None:
+    def _learn(self, batch: Batch, outcomes: Sequence[float]) -> None:
         order = sorted(range(len(batch)), key=lambda i: batch[i].dispatch.event)
         divergences = self._divergences([batch[i] for i in order])
         for i, divergence in zip(order, divergences, strict=True):

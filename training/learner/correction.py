@@ -1,6 +1,6 @@
 """What is taken out of an update, or weighed down, because it is not what the policy under training would have done.
 
-Filters of whole trajectories, each counted: `infra` (never data), `void` (a turn with neither a complete call nor an
+Filters of whole trajectories, each counted: `void` (a turn with neither a complete call nor an
 answer: SimpleTIR, arXiv 2509.02479), `overlong` (ended by the token limit: arXiv 2503.14476). Truncated importance
 sampling weighs a token by min(π_learner/π_sampler, C) (fengyao.notion.site/off-policy-rl, 2025). Sequence rejection
 gives weight 0 to a trajectory whose geometric-mean ratio leaves given bounds.
@@ -18,7 +18,7 @@ from torch import Tensor
 from solostream.agent.trajectory import Trajectory
 from solostream.training.config.learner import LearnerConfig
 
-FILTERS = ("infra", "void", "overlong", "empty")
+FILTERS = ("void", "overlong", "empty")
 
 
 def kept(batch: Sequence[Trajectory], config: LearnerConfig) -> tuple[list[bool], dict[str, float]]:
@@ -29,8 +29,6 @@ def kept(batch: Sequence[Trajectory], config: LearnerConfig) -> tuple[list[bool]
 
 
 def _cause(trajectory: Trajectory, config: LearnerConfig) -> str | None:
-    if trajectory.ending == "infra":
-        return "infra"
     if config.drop_void and trajectory.void:
         return "void"
     if config.drop_overlong and trajectory.ending == "token_limit":

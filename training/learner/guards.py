@@ -1,39 +1,39 @@
-"""Input that cannot be trained on stops the step: the tasks are named, the batch is written down."""
+"""Numbers that cannot be trained on stop the step: the tasks are named, the batch is written down."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
+import numpy as np
 import torch
 
-from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
+from solostream.training.batch import Batch, dump
 
 
 class NotFinite(UserError):
-    """A reward, an advantage or a gradient is NaN or infinite."""
+    """An advantage or a gradient is NaN or infinite."""
 
 
-def check_finite(batch: Sequence[Trajectory], values: Sequence[float], what: str, folder: Path, step: int) -> None:
-    """`values`, one a trajectory, are named `what` when NotFinite is raised; infrastructure failures have none."""
-    pairs = zip(batch, values, strict=True)
-    bad = [t.task_id for t, value in pairs if t.ending != "infra" and not math.isfinite(value)]
+def check_advantages(batch: Batch, values: Sequence[np.ndarray], folder: Path, step: int) -> None:
+    """What an estimator gave, its author's or ours: one finite number an action token. Raises NotFinite, ValueError."""
+    wanted, given = [t.n_action_tokens for t in batch], [len(v) for v in values]
+    if wanted != given:
+        raise ValueError(f"an estimator owes one advantage an action token: {given} for {wanted}")
+    bad = [t.task_id for t, v in zip(batch, values, strict=True) if not np.isfinite(v).all()]
     if bad:
-        refuse(what, bad, batch, folder, step)
+        refuse("advantages", bad, batch, folder, step)
 
 
-def refuse(what: str, task_ids: Sequence[str], batch: Sequence[Trajectory], folder: Path, step: int) -> None:
+def refuse(what: str, task_ids: Sequence[str], batch: Batch, folder: Path, step: int) -> NoReturn:
     """Write the batch to `folder` and raise NotFinite."""
-    path = folder / f"bad-batch-{step}.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(t.to_json() + "\n" for t in batch), encoding="utf-8")
     names = ", ".join(dict.fromkeys(task_ids))
     raise NotFinite(
-        f"{what} that are not finite, tasks {names}; no step was taken, the batch is in {path}: "
-        "mend the environment's scoring, or lower learner.lr"
+        f"{what} that are not finite, tasks {names}; no step was taken, the batch is in {dump(batch, folder, step)}: "
+        "mend the advantage estimator, or lower learner.lr"
     )
 
 

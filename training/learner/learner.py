@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
 from solostream.training.advantages.base import Advantages
+from solostream.training.batch import Batch
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import lora
 from solostream.training.learner.correction import importance_weights, kept
 from solostream.training.learner.device import compute_dtype
-from solostream.training.learner.guards import NotFinite, check_finite, memory_advice, refuse
+from solostream.training.learner.guards import NotFinite, check_advantages, memory_advice, refuse
 from solostream.training.learner.logprobs import LogprobComputer
 from solostream.training.learner.mfu import flops, peak_of, shape_of
 from solostream.training.learner.optimizer import Optimizer
@@ -46,8 +47,8 @@ Demonstration = tuple[np.ndarray, np.ndarray]  # token ids, mask of the tokens t
 class _Update:
     """What one update works on, a row a trajectory, and what it has seen so far."""
 
-    batch: Sequence[Trajectory]
-    advantages: Sequence[float]
+    batch: Batch
+    advantages: Sequence[np.ndarray]  # of the action tokens
     keep: Sequence[bool]
     sampler: list[np.ndarray]  # log-probabilities of the action tokens, as sampled
     old: list[np.ndarray]  # under π_old
@@ -99,17 +100,14 @@ class Learner:
         frozen = copy.deepcopy(self.model).requires_grad_(False)
         self._reference = self._scorer(frozen)
 
-    def update(
-        self, batch: Sequence[Trajectory], advantages: Advantages, *, version: int | None = None
-    ) -> dict[str, float]:
+    def update(self, batch: Batch, advantages: Advantages, *, version: int | None = None) -> dict[str, float]:
         """Train on one batch. `version`: of the learner's policy, for the mismatch on tokens of that policy.
 
-        Raises UserError, with the batch dumped and the task ids named, for rewards, advantages or gradients that are
-        not finite (the step is not taken), and with a token budget to try when memory ran out.
+        Raises NotFinite, with the batch dumped and the task ids named, for advantages or gradients that are not finite
+        (the step is not taken), and UserError with a token budget to try when memory ran out.
         """
         started, config = time.perf_counter(), self.config
-        check_finite(batch, [t.reward for t in batch], "rewards", self.dump_dir, self.step)
-        check_finite(batch, advantages.values, "advantages", self.dump_dir, self.step)
+        check_advantages(batch, advantages.values, self.dump_dir, self.step)
         keep, dropped = kept(batch, config)
         sampler = [t.logprobs[t.action_mask] for t in batch]
         rng = np.random.default_rng((config.seed, self.step))
@@ -238,7 +236,7 @@ class Learner:
         tokens = Tokens(
             logprob=logprob,
             old=logprob.detach() if in_place else self._column([job.old[i] for i in rows]),
-            advantage=self._each([job.advantages[i] for i in rows], counts),
+            advantage=self._column([job.advantages[i] for i in rows]),
             segment=packed.segment,
             sequences=len(rows),
             picked=self._column([step.picked[i] for i in rows]).bool()
@@ -272,7 +270,7 @@ class Learner:
             return {}
         counts = [len(job.sampler[i]) for i in rows]
         logprobs = np.concatenate([job.sampler[i] for i in rows]).astype(np.float64)
-        cov = covariance(logprobs, np.repeat([job.advantages[i] for i in rows], counts))
+        cov = covariance(logprobs, np.concatenate([job.advantages[i] for i in rows]))
         return dict(zip(rows, np.split(pick(cov, self.config, job.rng), np.cumsum(counts)[:-1]), strict=True))
 
     def _refuse_gradient(self, job: _Update, step: _Step, packs: Sequence[PackedBatch]) -> None:

@@ -14,7 +14,7 @@ class Tokens:
     """Tensors of n action tokens.
 
     logprob: under the policy that learns, carries the gradient. old: under π_old, a constant. advantage: the
-    trajectory's. segment: int64, the trajectory's place in 0..sequences−1. picked: bool, see `TOKEN_SELECTORS`.
+    token's. segment: int64, the trajectory's place in 0..sequences−1. picked: bool, see `TOKEN_SELECTORS`.
     """
 
     logprob: Tensor

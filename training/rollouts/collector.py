@@ -12,7 +12,6 @@ a checkpoint names the next event and what was outstanding; whatever the log hol
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from typing import Any, Literal
 
 from solostream.agent.trajectory import Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog
+from solostream.training.batch import fault
 from solostream.training.rollouts.request import PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
 
@@ -184,11 +184,11 @@ class AsyncCollector:
 def unused(logged: Iterable[Trajectory], next_event: int, state: Mapping[str, Any]) -> list[Trajectory]:
     """The trajectories of the log that no step up to the checkpoint has used: outstanding then, or dispatched since.
 
-    Without those whose reward is not finite: they stopped the run before, and would stop it again.
+    Without those that fit no batch: they stopped the run before, and would stop it again.
     """
     outstanding = {record["dispatch"]["event"] for record in state["outstanding"]}
     wanted = lambda event: event >= next_event or event in outstanding
-    return list({t.dispatch.event: t for t in logged if wanted(t.dispatch.event) and math.isfinite(t.reward)}.values())
+    return list({t.dispatch.event: t for t in logged if wanted(t.dispatch.event) and fault(t) is None}.values())
 
 
 def oldest_version(trajectory: Trajectory) -> int:

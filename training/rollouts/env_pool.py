@@ -1,12 +1,11 @@
 """Episodes for the trainer: a pool of environments, one way to sample, rewards on one scale.
 
 The environment's rewards are mapped from `algorithm.reward_range` onto [0, 1] here, once: tracker, ASPO, metrics,
-evaluation and the log see the same number.
+evaluation and the log see the same number. Whether they lie there is for `training.batch.Batch` to say.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,6 @@ from solostream.agent.rollout import rollout
 from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.envs.data import Tasks
 from solostream.sandbox.types import Sandbox
-from solostream.training.advantages.base import outcome
 from solostream.training.config import Config
 from solostream.training.run import setup
 from solostream.training.run.setup import Components
@@ -32,10 +30,7 @@ class Episodes:
         self._idle: list[Any] = []
 
     async def play(self, engine: Engine, task_id: str, sampling: Sampling, dispatch: Dispatch, seed: int) -> Trajectory:
-        """A failed sandbox ends it as `infra`, without another try.
-
-        Raises EngineError, and UserError for a reward outside the declared range (before anything learns from it).
-        """
+        """A failed sandbox ends it as `infra`, without another try. Raises EngineError."""
         parts = self._parts
         environment = (
             self._idle.pop()
@@ -56,11 +51,11 @@ class Episodes:
             )
         finally:
             self._idle.append(environment)
-        if played.ending == "infra" or not math.isfinite(played.reward):  # the learner's guard dumps the latter
-            return played
-        if not environment.trace or environment.trace[-1].ending is None:  # cut off before it was scored
+        scored = bool(environment.trace) and environment.trace[-1].ending is not None
+        if not scored and not any(turn.reward for turn in played.turns):  # cut off, and nothing was paid on the way
             return replace(played, reward=0.0)
-        return replace(played, reward=outcome(played.reward, task_id, self._config.algorithm.reward_range))
+        low, high = self._config.algorithm.reward_range
+        return replace(played, reward=(played.reward - low) / (high - low))
 
     def sampling(self, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Sampling:
         return Sampling(self._config.env.turn_tokens, temperature, top_p, top_k)

@@ -10,6 +10,7 @@ from solostream.agent.engine import Engine, Generation, Sampling, Weights
 from solostream.agent.rollout import seed_of
 from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.envs.types import Task
+from solostream.training.batch import Batch
 from solostream.training.config import Config
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.rollouts.request import RolloutRequest
@@ -74,7 +75,7 @@ class Validation:
 
     async def _play(
         self, sampling: Sampling, samples: int, advance: Callable[[], None], engine: Engine | None = None
-    ) -> list[Trajectory]:
+    ) -> Batch:
         policy = engine or self._engine
 
         async def play(request: RolloutRequest) -> Trajectory:
@@ -89,4 +90,4 @@ class Validation:
             return trajectory
 
         played = await asyncio.gather(*(one(task.id, i) for task in self._tasks for i in range(samples)))
-        return [trajectory for trajectory in played if trajectory is not None]
+        return Batch(trajectory for trajectory in played if trajectory is not None)

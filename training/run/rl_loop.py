@@ -23,8 +23,8 @@ from solostream.training.advantages.aspo import ASPO
 from solostream.training.advantages.base import Advantage, Advantages
 from solostream.training.advantages.spo import SPO
 from solostream.training.advantages.value_tracker import ValueTracker
+from solostream.training.batch import Batch, UnfitBatch, dump
 from solostream.training.config import Config
-from solostream.training.learner.guards import check_finite
 from solostream.training.learner.learner import Learner
 from solostream.training.rollouts.collector import AsyncCollector, unused
 from solostream.training.rollouts.env_pool import Episodes
@@ -89,20 +89,20 @@ class Reinforcement:
 
         samples = range(self.config.algorithm.start_samples)
         played = await asyncio.gather(*(one(task_id, i) for task_id in self.task_ids for i in samples))
-        found = [trajectory for trajectory in played if trajectory is not None]
-        self._check_rewards(found)
+        found = self._batch([trajectory for trajectory in played if trajectory is not None])
         outcomes: dict[str, list[float]] = {task_id: [] for task_id in self.task_ids}
         for trajectory in found:
             outcomes[trajectory.task_id].append(trajectory.reward)
         for task_id, rewards in outcomes.items():
             self.tracker.initialize(task_id, rewards, version=0)
 
-    async def take(self) -> list[Trajectory]:
-        return await self.pipeline.take()
+    async def learn(self, taken: Sequence[Trajectory]) -> dict[str, float | int | None]:
+        """One update from what was `taken`, then the new weights go to the sampler. Returns the step's metrics.
 
-    async def learn(self, batch: Sequence[Trajectory]) -> dict[str, float | int | None]:
-        """One update from `batch`, then the new weights go to the sampler. Returns the step's metrics."""
+        Raises UnfitBatch and NotFinite, with the batch dumped, before the tracker has moved or a step was taken.
+        """
         started = time.monotonic()
+        batch = self._batch(taken)
         advantages, learnt = await self._in_thread(self._update, batch)
         learnt_s = time.monotonic() - started
         self.step += 1
@@ -125,14 +125,16 @@ class Reinforcement:
         self._counted = Counter(now)
         return found
 
-    def _update(self, batch: Sequence[Trajectory]) -> tuple[Advantages, dict[str, float]]:
-        self._check_rewards(batch)  # before the tracker moves
+    def _update(self, batch: Batch) -> tuple[Advantages, dict[str, float]]:
         advantages = self._advantage(batch)
         return advantages, self._learner.update(batch, advantages, version=self.step)
 
-    def _check_rewards(self, batch: Sequence[Trajectory]) -> None:
-        """Raises NotFinite, with the batch dumped."""
-        check_finite(batch, [t.reward for t in batch], "rewards", self._learner.dump_dir, self.step)
+    def _batch(self, trajectories: Sequence[Trajectory]) -> Batch:
+        try:
+            return Batch(trajectories)
+        except UnfitBatch as error:
+            place = dump(trajectories, self._learner.dump_dir, self.step)
+            raise UnfitBatch(f"{error}; no step was taken, the batch is in {place}") from None
 
     def _correct_mismatch(self, learnt: Mapping[str, float]) -> None:
         """Truncated importance sampling from the next step on, once sampler and learner are seen to differ."""

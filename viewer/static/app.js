@@ -147,7 +147,7 @@ function facts({ row, record, behaviour }) {
   const [low, high] = versions.length ? [Math.min(...new Set(versions)), Math.max(...new Set(versions))] : [null, null];
   return el("dl", { className: "facts" },
     fact("Reward", number(record.reward)),
-    row.advantage !== null && fact("Advantage", number(row.advantage, 3)),
+    row.advantage !== null && fact(row.advantages ? "Mean advantage" : "Advantage", number(row.advantage, 3)),
     row.value !== null && fact("Tracked value", number(row.value, 3)),
     fact("Answer", record.answer ?? "none"),
     fact("Ending", record.ending.replace("_", " ")),
@@ -181,7 +181,7 @@ async function show() {
   const title = el("h1", {}, mark(row), record.task_id, row.step !== null && el("span", { className: "pill" }, `step ${row.step}`),
     row.sample !== null && el("span", { className: "pill" }, `sample ${row.sample}`), badges(row));
   const views = {
-    turns: () => turns(record),
+    turns: () => turns(record, undefined, body.row.advantages),
     tokens: () => tokens(body, state.colour, (kind) => { state.colour = kind; show(); }),
     ledger: () => ledger(body),
     record: () => el("pre", { className: "raw" }, JSON.stringify({ ...record, token_ids: "…", action_mask: "…", logprobs: "…", versions: "…" }, null, 2)),

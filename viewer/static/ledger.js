@@ -9,13 +9,21 @@ const COLOURS = {
 };
 const wash = (colour, share) => `color-mix(in srgb, var(--${colour}) ${Math.round(share * 100)}%, transparent)`;
 
+// The advantage of token i: of its turn where the turns differ, else of the whole trajectory; null before any update.
+function advantageAt(body, i) {
+  const { advantage, advantages } = body.row;
+  if (!advantages) return advantage;
+  const spoken = body.record.turns.filter((turn) => turn.role === "assistant");
+  return advantages[spoken.findIndex((turn) => i >= turn.start && i < turn.end)] ?? null;
+}
+
 function colour(kind, body, i) {
   const { logprobs, versions, action_mask: mask } = body.record;
   if (!mask[i]) return kind === "mask" ? wash("series-6", 0.16) : null;
   if (kind === "mask") return wash("series-1", 0.24);
   if (kind === "version") return wash(`series-${1 + ((versions[i] % 5) + 5) % 5}`, 0.3);
   if (kind === "logprob") return wash("bad", Math.min(-logprobs[i] / 5, 1) * 0.75);
-  const { advantage } = body.row;
+  const advantage = advantageAt(body, i);
   return advantage === null ? null : wash(advantage >= 0 ? "good" : "bad", Math.min(Math.abs(advantage) / 2, 1) * 0.6);
 }
 
@@ -57,7 +65,8 @@ export function tokens(body, kind, choose) {
     const facts = [`token ${i}`, `id ${ids[i]}`];
     if (mask[i]) facts.push(`logprob ${number(logprobs[i], 3)}`, `p = ${number(Math.exp(logprobs[i]), 3)}`, `version ${versions[i]}`);
     else facts.push("forced: not sampled, not trained on");
-    if (mask[i] && body.row.advantage !== null) facts.push(`advantage ${number(body.row.advantage, 3)}`);
+    const advantage = mask[i] ? advantageAt(body, i) : null;
+    if (advantage !== null) facts.push(`advantage ${number(advantage, 3)}`);
     probe.textContent = facts.join("  ·  ");
   });
   const select = el("select", { id: "colour", "aria-label": "Colour by", onchange: (event) => choose(event.target.value) },

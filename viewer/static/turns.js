@@ -5,12 +5,18 @@ import { python } from "./python.js";
 const WHO = { system: "System", user: "Problem", assistant: "Policy", tool: "Tool output" };
 
 // `paint(text)` decorates all that the policy wrote, code included, and returns nodes; without it code is highlighted.
-export function turns(record, paint) {
+// `advantages`: one number a turn of the policy, where an update weighed its turns differently.
+export function turns(record, paint, advantages = null) {
+  const spoken = record.turns.filter((turn) => turn.role === "assistant");
+  const weighed = (turn) => advantages?.[spoken.indexOf(turn)] ?? null;
+  const paidInBetween = spoken.some((turn) => turn.reward && turn !== spoken.at(-1));
   return record.turns.map((turn, i) =>
     el("article", { className: `turn ${turn.role}`, id: `turn-${i}` },
       el("div", { className: "who" },
         el("b", {}, WHO[turn.role] ?? turn.role),
         el("span", { className: "num" }, `${plural(turn.end - turn.start, "token")}, from ${turn.start}`),
+        weighed(turn) !== null && el("span", { className: "num" }, `advantage ${number(weighed(turn), 3)}`),
+        paidInBetween && turn.role === "assistant" && el("span", { className: "num" }, `reward ${number(turn.reward)}`),
         turn.void && el("span", { className: "pill warn" }, "void turn")),
       el("div", { className: "body" }, turn.role === "assistant" ? said(turn, paint) : el("div", { className: "text" }, turn.text))),
   );

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from tiny_ledgers import trajectory
+from tiny_ledgers import one_each, trajectory
 
 from solostream.errors import UserError
 from solostream.training.advantages.aspo import ASPO
@@ -115,12 +115,12 @@ def test_reward_shaping_fails_where_aspo_does_not() -> None:
     def shaped_rewards(delta: float) -> list[float]:
         return [1 + delta * (p - 350) / 1000 for p in positions]
 
-    by_reward = GRPO()(group(shaped_rewards(-2.0))).values
+    by_reward = one_each(GRPO()(group(shaped_rewards(-2.0))))
     assert sum(a < 0 for a in by_reward) == 4
     assert sum(by_reward) == pytest.approx(0, abs=1e-9)
-    assert GRPO()(group(shaped_rewards(-0.01))).values == pytest.approx(by_reward, abs=1e-3)
+    assert one_each(GRPO()(group(shaped_rewards(-0.01)))) == pytest.approx(by_reward, abs=1e-3)
 
-    by_advantage = ASPO(Reinforce("none"), -2.0, 0.7)(group([1.0] * 8)).values
+    by_advantage = one_each(ASPO(Reinforce("none"), -2.0, 0.7)(group([1.0] * 8)))
     assert all(a > 0 for a in by_advantage)
     assert by_advantage == sorted(by_advantage, reverse=True)
     assert sum(by_advantage) == pytest.approx(8)  # the correctness signal is all there

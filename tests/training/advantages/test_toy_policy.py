@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tiny_ledgers import trajectory
+from tiny_ledgers import one_each, trajectory
 from torch import Tensor
 
 from solostream.training.advantages.base import Advantage
@@ -151,7 +151,7 @@ def monte_carlo(estimate: Callable[[np.ndarray], tuple[Advantage, list, float]],
         actions = (rng.random(n) < P).astype(float)
         estimator, batch, scale = estimate(actions)
         got = estimator(batch)
-        values = np.array(got.values) * (math.sqrt(got.metrics["advantage/variance"]) if scale else 1.0)
+        values = np.array(one_each(got)) * (math.sqrt(got.metrics["advantage/variance"]) if scale else 1.0)
         found.append(np.mean(values * (actions - P)))
     return np.mean(found), 4 * np.std(found) / math.sqrt(rounds)
 

@@ -20,7 +20,10 @@ LENGTHS = [3, 21, 8, 8, 1, 34, 13, 5, 27, 2, 9, 16]
 def a_batch(
     model: torch.nn.Module, noise: float = 0.25, seed: int = 0, **fields
 ) -> tuple[list[Trajectory], Advantages]:
-    """Sampler's log-probabilities are the model's own plus noise, so that some ratios are clipped."""
+    """Sampler's log-probabilities are the model's own plus noise, so that some ratios are clipped.
+
+    Every token has an advantage of its own.
+    """
     rng = np.random.default_rng(seed)
     batch = []
     for i, length in enumerate(LENGTHS):
@@ -33,7 +36,7 @@ def a_batch(
         batch.append(
             trajectory(f"t{i}", 1.0, prompt=prompt.tolist(), response=response.tolist(), logprobs=logprobs, **fields)
         )
-    return batch, Advantages(rng.normal(size=len(batch)).tolist())
+    return batch, Advantages([rng.normal(size=t.n_action_tokens) for t in batch])
 
 
 def gradient(config: LearnerConfig, batch: list[Trajectory], advantages: Advantages) -> torch.Tensor:
@@ -52,15 +55,16 @@ def padded_gradient(batch: list[Trajectory], advantages: Advantages, aggregation
     model = tiny_models.model()
     longest = max(map(len, batch))
     ids, attend, act = (torch.zeros(len(batch), longest, dtype=torch.int64) for _ in range(3))
-    old = torch.zeros(len(batch), longest)
+    old, a = torch.zeros(len(batch), longest), torch.zeros(len(batch), longest)
     for row, t in enumerate(batch):
         ids[row, : len(t)] = torch.from_numpy(t.token_ids)
         attend[row, : len(t)] = 1
         act[row, : len(t)] = torch.from_numpy(t.action_mask)
         old[row, : len(t)] = torch.from_numpy(np.nan_to_num(t.logprobs))
+        a[row, : len(t)][torch.from_numpy(t.action_mask)] = torch.from_numpy(advantages.values[row]).float()
     logits = model(input_ids=ids, attention_mask=attend).logits
     logprob = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    act, old, a = act[:, 1:], old[:, 1:], torch.tensor(advantages.values)[:, None]
+    act, old, a = act[:, 1:], old[:, 1:], a[:, 1:]
     ratio = (logprob - old).exp()
     loss = -torch.minimum(ratio * a, ratio.clamp(0.8, 1.28) * a) * act
     if aggregation == "token_mean":
@@ -118,7 +122,7 @@ def test_a_filtered_trajectory_does_not_reweigh_the_others() -> None:
     batch, advantages = a_batch(tiny_models.model())
     void, _ = a_batch(tiny_models.model(), void=True)
     mixed = [void[0], *batch[1:5], void[5], *batch[6:]]
-    zeroed = Advantages([0.0 if i in (0, 5) else a for i, a in enumerate(advantages.values)])
+    zeroed = Advantages([a * (i not in (0, 5)) for i, a in enumerate(advantages.values)])
     for aggregation in AGGREGATIONS:
         config = LearnerConfig(aggregation=aggregation, grad_clip=0)
         dropping = config.model_copy(update={"drop_void": True})

@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 import torch
 from pydantic import ValidationError
-from tiny_ledgers import trajectory
+from tiny_ledgers import constant, trajectory
 
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
@@ -56,22 +56,23 @@ def on_policy(by: Learner, n: int = 8, shift: float = 0.0, seed: int = 0, **fiel
     ]
 
 
-def signs(n: int = 8) -> Advantages:
-    return Advantages([1.0 if i % 2 else -1.0 for i in range(n)])
+def signs(batch: list[Trajectory]) -> Advantages:
+    return constant(*(1.0 if i % 2 else -1.0 for i in range(len(batch))), batch=batch)
 
 
 def test_update_makes_rewarded_answers_likelier() -> None:
     one = learner()
     batch = on_policy(one)
     for _ in range(5):
-        one.update(batch, signs())
+        one.update(batch, signs(batch))
     change = [float((a - t.logprobs[t.action_mask]).mean()) for a, t in zip(one.logprobs(batch), batch, strict=True)]
     assert np.mean(change[1::2]) > 0.05 > -0.05 > np.mean(change[::2])
 
 
 def test_metrics_on_policy_are_exactly_quiet() -> None:
     one = learner()
-    got = one.update(on_policy(one, version=3), signs(), version=3)
+    batch = on_policy(one, version=3)
+    got = one.update(batch, signs(batch), version=3)
     assert got["mismatch/max"] == got["mismatch/on_policy_max"] < 1e-5
     assert got["mismatch/ess"] == pytest.approx(1)
     assert got["clip/low"] == got["clip/high"] == got["clip/dual"] == 0
@@ -84,7 +85,7 @@ def test_metrics_of_a_shifted_sampler_by_hand() -> None:
     """Every token 0.3 nats likelier under the learner: ratio 1.35 > 1.28, clipped where A > 0."""
     one = learner()
     batch = on_policy(one, shift=0.3, version=1)
-    got = one.update(batch, signs(), version=2)
+    got = one.update(batch, signs(batch), version=2)
     tokens = [t.n_action_tokens for t in batch]
     assert got["clip/high"] == pytest.approx(sum(tokens[1::2]) / sum(tokens), abs=1e-6)
     assert got["clip/low"] == 0
@@ -101,12 +102,13 @@ def test_effective_sample_size_by_hand() -> None:
     one = learner()
     lp = one.logprobs([trajectory("a", response=[4, 5])])[0]
     batch = [trajectory("a", response=[4, 5], logprobs=[lp[0], lp[1] - math.log(3)])]
-    assert one.update(batch, Advantages([1.0]))["mismatch/ess"] == pytest.approx(0.8, rel=1e-4)
+    assert one.update(batch, constant(1.0, batch=batch))["mismatch/ess"] == pytest.approx(0.8, rel=1e-4)
 
 
 def test_decoupled_ratio_starts_at_one_and_the_mismatch_is_capped() -> None:
     one = learner(tis_cap=1.2)
-    got = one.update(on_policy(one, shift=0.3), signs())
+    batch = on_policy(one, shift=0.3)
+    got = one.update(batch, signs(batch))
     assert got["clip/high"] == got["clip/low"] == 0
     assert got["tis/weight"] == pytest.approx(1.2, rel=1e-5)
     assert got["tis/clipped"] == 1
@@ -133,25 +135,26 @@ def test_filters_are_counted_by_their_first_cause() -> None:
     one = learner(drop_void=True, drop_overlong=True)
     batch = [
         *on_policy(one, 2),
-        trajectory("infra", ending="infra", void=True),
         trajectory("void", void=True, ending="token_limit"),
         trajectory("long", ending="token_limit"),
         trajectory("empty", response=[]),
     ]
-    got = one.update(batch, Advantages([1.0, -1.0, float("nan"), 1.0, 1.0, 1.0]))  # infra has no advantage
-    assert [got[f"dropped/{name}"] for name in ("infra", "void", "overlong", "empty")] == [1, 1, 1, 1]
+    got = one.update(batch, signs(batch))
+    assert [got[f"dropped/{name}"] for name in ("void", "overlong", "empty")] == [1, 1, 1]
     assert got["tokens"] == sum(map(len, batch[:2]))
 
 
 def test_a_batch_of_which_nothing_is_left_takes_no_step() -> None:
     one = learner(drop_void=True)
-    got = one.update([trajectory("void", void=True)], Advantages([1.0]))
+    batch = [trajectory("void", void=True)]
+    got = one.update(batch, signs(batch))
     assert got["optimiser_steps"] == one.step == 0
 
 
 def test_minibatches_and_epochs_are_optimiser_steps() -> None:
     one = learner(num_mini_batches=4, epochs=2)
-    got = one.update(on_policy(one), signs())
+    batch = on_policy(one)
+    got = one.update(batch, signs(batch))
     assert got["optimiser_steps"] == one.step == 8
     assert got["kl/k3"] > 0
 
@@ -161,12 +164,12 @@ def test_resumed_equals_uninterrupted(settings, tmp_path) -> None:
     settings = {"num_mini_batches": 2, "schedule": "linear", "total_steps": 20, "warmup_steps": 3, **settings}
     one = learner(**settings)
     batch = on_policy(one)
-    one.update(batch, signs())
+    one.update(batch, signs(batch))
     torch.save(one.state_dict(), tmp_path / "state.pt")
     two = learner(**settings)
     two.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for each in (one, two):
-        each.update(batch, signs())
+        each.update(batch, signs(batch))
     assert one.step == two.step == 4
     for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -187,7 +190,7 @@ def test_adapters_are_merged_for_the_sampler_and_the_base_is_untouched() -> None
     one = learner(lora=LoraConfig(rank=4), lr=1e-2)
     batch = on_policy(one)
     for _ in range(3):
-        one.update(batch, signs())
+        one.update(batch, signs(batch))
     plain = tiny_models.model()
     assert one.weights().keys() == plain.state_dict().keys()
     before = {n: p.clone() for n, p in one.model.get_base_model().state_dict().items() if "lora" not in n}
@@ -224,7 +227,7 @@ def test_adapters_resumed_from_a_checkpoint_equal_the_uninterrupted_run(kl: floa
     one = learner(**settings)
     batch = on_policy(one)
     for _ in range(3):
-        one.update(batch, signs())
+        one.update(batch, signs(batch))
     plain = tiny_models.model()
 
     def write(folder) -> None:
@@ -240,7 +243,7 @@ def test_adapters_resumed_from_a_checkpoint_equal_the_uninterrupted_run(kl: floa
         for a, b in zip(one.logprobs(batch), two.logprobs(batch), strict=True):
             assert np.array_equal(a, b)
         for each in (one, two):
-            each.update(batch, signs())
+            each.update(batch, signs(batch))
     for name, weight in one.weights().items():
         assert torch.equal(weight, two.weights()[name]), name
 
@@ -249,7 +252,7 @@ def test_folded_adapters_leave_a_plain_model_for_the_next_learner() -> None:
     model = tiny_models.model()
     one = Learner(model, LearnerConfig(lora=LoraConfig(rank=4), lr=1e-2))
     batch = on_policy(one)
-    one.update(batch, signs())
+    one.update(batch, signs(batch))
     expected = {name: weight.clone() for name, weight in one.weights().items()}
     one.merge_adapters()
     two = Learner(model, LearnerConfig())
@@ -262,8 +265,8 @@ def test_kl_reference_pulls_back() -> None:
     free, held = learner(), learner(kl_coef=5.0)
     batch = on_policy(free)
     for _ in range(10):
-        free.update(batch, signs())
-        got = held.update(batch, signs())
+        free.update(batch, signs(batch))
+        got = held.update(batch, signs(batch))
     assert got["kl/reference"] >= 0
 
     def distance(one: Learner) -> float:
@@ -308,18 +311,26 @@ def test_orthogonalise() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_rewards_and_advantages_that_are_not_finite(bad: float, tmp_path) -> None:
+def test_an_advantage_that_is_not_finite(bad: float, tmp_path) -> None:
+    """One token of one trajectory is enough."""
     one = Learner(tiny_models.model(), LearnerConfig(), dump_dir=tmp_path)
     weights = {n: p.clone() for n, p in one.weights().items()}
     batch = on_policy(one, 3)
-    with pytest.raises(UserError, match=r"tasks t1; no step was taken") as error:
-        one.update(batch, Advantages([1.0, bad, 1.0]))
+    advantages = signs(batch)
+    advantages.values[1][2] = bad
+    with pytest.raises(UserError, match=r"advantages that are not finite, tasks t1; no step was taken") as error:
+        one.update(batch, advantages)
     path = re.search(r"the batch is in (\S+):", str(error.value))[1]
     with open(path, encoding="utf-8") as lines:
         assert [Trajectory.from_dict(json.loads(line)) for line in lines] == batch
-    with pytest.raises(UserError, match="tasks rogue"):
-        one.update([trajectory("rogue", bad), *batch], signs(4))
     assert all(torch.equal(p, weights[n]) for n, p in one.weights().items())
+
+
+def test_an_estimator_owes_one_number_an_action_token() -> None:
+    one = learner()
+    batch = on_policy(one, 3)
+    with pytest.raises(ValueError, match="one advantage an action token"):
+        one.update(batch, Advantages([values[1:] for values in signs(batch).values]))
 
 
 def test_a_gradient_that_is_not_finite_names_the_tasks_of_its_micro_batch(tmp_path) -> None:
@@ -330,7 +341,7 @@ def test_a_gradient_that_is_not_finite_names_the_tasks_of_its_micro_batch(tmp_pa
     batch = [trajectory(f"t{i}", response=[5, 6, 60 if i == 2 else 7, 8]) for i in range(4)]
     before = one.weights()["lm_head.weight"].clone()
     with pytest.raises(UserError, match=r"gradients that are not finite, tasks t2;"):
-        one.update(batch, signs(4))
+        one.update(batch, signs(batch))
     assert torch.equal(one.weights()["lm_head.weight"], before)
     assert all(p.grad is None for p in one.model.parameters())
     assert one.step == 0
@@ -339,8 +350,9 @@ def test_a_gradient_that_is_not_finite_names_the_tasks_of_its_micro_batch(tmp_pa
 
 def test_an_update_that_destroys_the_policy_is_said_before_anything_is_sampled_from_it() -> None:
     one = learner(lr=3e38)
+    batch = on_policy(one)
     with pytest.raises(UserError, match=r"log-probabilities that are not finite: lower learner.lr"):
-        one.update(on_policy(one), signs())
+        one.update(batch, signs(batch))
 
 
 def test_out_of_memory_names_the_budget_to_try() -> None:
@@ -352,7 +364,7 @@ def test_out_of_memory_names_the_budget_to_try() -> None:
     one.model.base_model.layers[0].forward = exhausted
     batch = [trajectory("a")]
     with pytest.raises(UserError, match="try max_tokens_per_batch = 2048, or gradient_checkpointing"):
-        one.update(batch, Advantages([1.0]))
+        one.update(batch, constant(1.0, batch=batch))
 
 
 @pytest.mark.parametrize(
@@ -389,10 +401,10 @@ def test_a_step_cut_short_leaves_nothing_behind() -> None:
 
     one.model.base_model.layers[0].forward = sometimes
     with pytest.raises(UserError, match="out of memory"):
-        one.update(batch, signs())
+        one.update(batch, signs(batch))
     assert any(p.grad is not None for p in one.model.parameters())
-    one.update(batch, signs())
-    two.update(batch, signs())
+    one.update(batch, signs(batch))
+    two.update(batch, signs(batch))
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True))
 
 
@@ -401,7 +413,8 @@ def test_small_steps_are_not_lost_on_a_bfloat16_checkpoint(lora) -> None:
     """bfloat16 keeps 8 bits: a step of 1e-6 on a weight of 0.2 would round away."""
     one = Learner(tiny_models.model().bfloat16(), LearnerConfig(lr=1e-6, dtype="bfloat16", lora=lora))
     before = [p.clone() for p in one.model.parameters() if p.requires_grad]
-    one.update(on_policy(one), signs())
+    batch = on_policy(one)
+    one.update(batch, signs(batch))
     after = [p for p in one.model.parameters() if p.requires_grad]
     assert all(p.dtype == torch.float32 for p in after)
     moved = [float((a != b).float().mean()) for a, b in zip(after, before, strict=True)]

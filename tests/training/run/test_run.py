@@ -279,8 +279,9 @@ def test_declared_rewards_are_mapped_and_others_are_refused_before_the_tracker_m
     assert main(arguments(tmp_path, "refused", *more)) == 2
     line = capsys.readouterr().err.strip()
     assert "\n" not in line
-    assert re.search(r"the reward (-1.0|3.0) of task \S+ lies outside reward_range \[0.0, 1.0\]", line)
-    assert not list((tmp_path / "refused" / "checkpoints").glob("*/trainer.json"))
+    assert re.search(r"rewards outside \[0, 1\], set algorithm.reward_range .*: tasks \S+ \((-1|3)\)", line)
+    saved = [json.loads(p.read_text()) for p in (tmp_path / "refused" / "checkpoints").glob("*/trainer.json")]
+    assert all(state["reinforcement"] is None for state in saved)  # the cold start asks for no rewards
     assert main(arguments(tmp_path, "mapped", *more, "--set", "algorithm.reward_range=[-1.0, 3.0]")) == 0
     logged = [line.trajectory for line in read_lines(tmp_path / "mapped" / "trajectories.jsonl") if line.trajectory]
     assert {t.reward for t in logged} <= {0.0, 1.0}
