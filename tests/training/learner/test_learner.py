@@ -211,7 +211,7 @@ def test_an_adapter_on_a_tied_weight_is_refused_and_merges_where_it_is_not_tied(
     one = Learner(tiny_models.model("llama"), LearnerConfig(lora=lora, lr=1e-2))
     batch = on_policy(one)
     for _ in range(2):
-        one.update(batch, signs())
+        one.update(batch, signs(batch))
     plain = tiny_models.model("llama")
     weight = f"{target}.weight" if target == "lm_head" else f"model.{target}.weight"
     assert not torch.equal(plain.state_dict()[weight], one.weights()[weight])
