@@ -42,6 +42,16 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "code_passes": "solostream.envs.rewards.rubric:code_passes",
         "otc": "solostream.envs.rewards.rubric:otc",
     },
+    "layout": {  # the first that matches is taken
+        "verl": "solostream.envs.data.layouts.verl:Verl",
+        "trl": "solostream.envs.data.layouts.trl:Trl",
+        "trl-conversational": "solostream.envs.data.layouts.trl:Conversational",
+        "messages": "solostream.envs.data.layouts.messages:Messages",
+        "reasoning-gym": "solostream.envs.data.layouts.questions:ReasoningGym",
+        "gsm8k": "solostream.envs.data.layouts.questions:Gsm8k",
+        "question-answer": "solostream.envs.data.layouts.questions:Question",
+        "math": "solostream.envs.data.layouts.competition:Math",
+    },
 }
 # module that is missing -> the extra that brings it
 EXTRAS = {

@@ -1,5 +1,7 @@
 """Tasks from files, from Hugging Face data sets, from generators and from mixtures of them."""
 
-from solostream.envs.data.loader import Tasks, TaskSource, dedup, from_rows, load, mix, split, tasks
+from solostream.envs.data.combine import dedup, mix, split
+from solostream.envs.data.loader import Tasks, TaskSource, load, tasks
+from solostream.envs.data.pair import train_and_test
 
-__all__ = ["TaskSource", "Tasks", "dedup", "from_rows", "load", "mix", "split", "tasks"]
+__all__ = ["TaskSource", "Tasks", "dedup", "load", "mix", "split", "tasks", "train_and_test"]

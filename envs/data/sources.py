@@ -32,13 +32,19 @@ _MARKS = (
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Where a well-known data set lives. `answer_after`: the answer is what follows the last of these strings."""
+    """Where a well-known data set lives. `answer_after`: the answer is what follows the last of these strings.
+
+    What a policy is tested with that was trained on it: its `split` where it has a `train_split` as well, else the
+    preset `tested_with`.
+    """
 
     path: str
     split: str
     columns: Mapping[str, str]
     config: str | None = None
     answer_after: str = ""
+    train_split: str | None = None
+    tested_with: str | None = None
 
 
 def _arena(path: str) -> Preset:
@@ -47,7 +53,11 @@ def _arena(path: str) -> Preset:
 
 PRESETS: Mapping[str, Preset] = {
     "dapo-math-17k": Preset(
-        "open-r1/DAPO-Math-17k-Processed", "train", {"prompt": "prompt", "answer": "solution"}, config="en"
+        "open-r1/DAPO-Math-17k-Processed",
+        "train",
+        {"prompt": "prompt", "answer": "solution"},
+        config="en",
+        tested_with="aime25",
     ),
     "aime24": Preset("HuggingFaceH4/aime_2024", "train", {"prompt": "problem", "answer": "answer", "id": "id"}),
     "aime25": _arena("aime_2025"),
@@ -60,15 +70,33 @@ PRESETS: Mapping[str, Preset] = {
         {"prompt": "problem", "answer": "answer", "id": "unique_id", "level": "level", "subject": "subject"},
     ),
     "gsm8k": Preset(
-        "openai/gsm8k", "test", {"prompt": "question", "answer": "answer"}, config="main", answer_after="####"
+        "openai/gsm8k",
+        "test",
+        {"prompt": "question", "answer": "answer"},
+        config="main",
+        answer_after="####",
+        train_split="train",
     ),
 }
+
+
+def is_built_in(name: str) -> bool:
+    """Whether `name` is one of the small lists that come with this package."""
+    return name in ("sample", "lookup")
+
+
+def is_one_list(name: str) -> bool:
+    """Whether `name` is one list of rows, without splits: a file, or a folder that holds the parts of one."""
+    path = Path(name)
+    if path.is_dir():
+        return not _in_folder(path, "train") and bool(_in_folder(path, None))
+    return is_built_in(name) or path.is_file()
 
 
 def rows(name: str, config: str | None, split: str | None) -> tuple[Iterator[Row], str]:
     """The rows of a file, a folder, a built-in list or a Hub data set, and what their numbers count."""
     path = Path(name)
-    if (_PROBLEMS / f"{name}.jsonl").is_file() and name in ("sample", "lookup"):
+    if is_built_in(name):
         path = _PROBLEMS / f"{name}.jsonl"
     elif path.is_dir():
         files = _in_folder(path, split)
@@ -78,7 +106,9 @@ def rows(name: str, config: str | None, split: str | None) -> tuple[Iterator[Row
         split = None
     if path.is_file():
         if split and path.stem != split:
-            raise UserError(f"{name} is one file and has no splits; divide it with solostream.envs.data.split")
+            raise UserError(
+                f"{name} is one file and has no split {split!r}: leave the split away; a test_share divides the file"
+            )
         return _file_rows(path), "row" if path.suffix == ".parquet" else "line"
     if path.is_dir():
         inside = ", ".join(sorted(p.name for p in path.iterdir() if p.suffix in _SUFFIXES)) or "no data file"
@@ -134,8 +164,10 @@ def _encoding(path: Path) -> str:
 
 def _file_rows(path: Path) -> Iterator[Row]:
     if path.suffix == ".parquet":
-        from pyarrow import ArrowInvalid, parquet
-
+        try:
+            from pyarrow import ArrowInvalid, parquet
+        except ImportError:
+            raise UserError(f"reading {path} needs pyarrow: pip install 'solostream[train]'") from None
         try:
             table = parquet.read_table(path)
         except ArrowInvalid as error:

@@ -51,13 +51,26 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """`path` names JSONL/Parquet/CSV, a preset or a Hugging Face id; without it problems are generated."""
+    """`path` names a file, a folder, a preset or a Hugging Face id; without it problems are generated.
+
+    What tests it: `test_path`, or the split `test_split`, or the share `test_share` of the problems, divided by the hash
+    of each. Where nothing is said: the preset's own test; of a folder or a Hugging Face id its split "test"; of one list
+    a tenth.
+    """
 
     path: str | None = None
+    test_path: str | None = None
+    split: str | None = None  # default: "train", where there are splits
+    test_split: str | None = None  # default: "test", where there are splits
+    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    columns: dict[str, str] = Field(default_factory=dict)  # our field (prompt, answer, id, source, …) -> its column
+    layout: str | None = None  # of the rows: a name or module:object; default: what they look like
+    config: str | None = None  # of a Hugging Face data set that has several, for example "main"
+    skip_bad: bool = False  # drop rows that are no problem, and say which
     kinds: Names = ()  # of generated problems; empty: all
     levels: Levels = ()
-    train: Positive = 512  # prompts in the pool
-    test: Positive = 256  # held out
+    train: Positive | None = None  # prompts in the pool; default: all there are, 512 of generated problems
+    test: Positive = 256  # held out, at most
     seed: Count = 0  # of generated problems: the same for every run.seed, so that runs compare
 
 

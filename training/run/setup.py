@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium
 
@@ -24,6 +24,7 @@ from solostream.training.learner.device import sampler_dtype
 from solostream.training.run.model import load_model, sampler_model
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
 
+GENERATED = 512  # problems in the pool where the configuration does not say how many
 LONGEST = 32  # prompts (in characters) of which the longest in tokens sizes the engine's context
 
 
@@ -39,12 +40,14 @@ class Components:
     max_tokens: int
 
 
-def build(config: Config, sft_batches: Sequence[Task], source: Path | None = None) -> Components:
+def build(
+    config: Config, sft_batches: Sequence[Task], source: Path | None = None, say: Callable[[str], None] = print
+) -> Components:
     """`sft_batches`: problems of the cold start, for a built tokenizer to learn from. Raises UserError.
 
-    source: a checkpoint that has the weights and the tokenizer.
+    source: a checkpoint that has the weights and the tokenizer. say: where remarks about the data go.
     """
-    train, test = problems(config)
+    train, test = problems(config, say)
     where = config.model.model_copy(update={"path": str(source)}) if source else config.model
     adapters = config.learner.lora is not None and not config.cold_start.phases
     model, tokenizer = load_model(where, _corpus([*sft_batches, *train]), config.run.seed, adapters=adapters)
@@ -59,29 +62,44 @@ def build(config: Config, sft_batches: Sequence[Task], source: Path | None = Non
     return Components(Tasks(train), Tasks(test), model, tokenizer, chat, prompt + config.env.episode_tokens)
 
 
-def problems(config: Config) -> tuple[Sequence[Task], Sequence[Task]]:
-    """(pool, held-out problems), without a common id. Raises UserError."""
-    d = config.data
-    if d.path is None:
-        return data.tasks(_source(config, "train")), data.tasks(_source(config, "test"))
-    train, test = (list(data.load(d.path, split=split)) for split in ("train", "test"))
-    for name, tasks in (("train", train), ("test", test)):
-        if not tasks:
-            raise UserError(f'data.path = "{d.path}" has no {name} problems')
-    both = {t.id for t in train} & {t.id for t in test}
-    if both:
-        raise UserError(f'data.path = "{d.path}": {len(both)} problems are both in train and test, such as {min(both)}')
-    return train[: d.train], test[: d.test]
+def problems(config: Config, say: Callable[[str], None] = print) -> tuple[Tasks, Tasks]:
+    """(pool, held-out problems), without a common prompt or id. Raises UserError."""
+    train, test = (data.tasks(source) for source in sources(config))
+    if config.data.path is None:
+        return train, test
+    held_out = {task.prompt for task in test}
+    kept = [task for task in train if task.prompt not in held_out]
+    if len(kept) < len(train):
+        say(f"{len(train) - len(kept)} training problems are held out as well: left out of training")
+    if not kept:
+        raise UserError("every training problem is held out as well: give data.test_path, or data.test_share")
+    if {task.id for task in kept} & test.by_id.keys():  # two files that both count from 1
+        test = Tasks(replace(task, id=f"test/{task.id}") for task in test)
+    return Tasks(kept[: config.data.train]), test
 
 
-def _source(config: Config, split: Literal["train", "test"]) -> dict[str, Any]:
-    """What `solostream.envs.data.tasks` takes for the pool, or for the held-out problems."""
+def sources(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `solostream.envs.data.tasks` takes for the pool, and for the held-out problems. Raises UserError."""
     d = config.data
-    n = d.train if split == "train" else d.test
     if d.path is not None:
-        return {"load": d.path, "split": split, "limit": n}
+        rows = {"columns": d.columns, "layout": d.layout, "config": d.config, "skip_bad": d.skip_bad}
+        given = {name: value for name, value in rows.items() if value}
+        train, test = data.train_and_test(
+            d.path,
+            test_path=d.test_path,
+            split=d.split,
+            test_split=d.test_split,
+            test_share=d.test_share,
+            **given,
+        )
+        return train, {**test, "limit": d.test}
     chosen = {name: list(value) for name, value in (("kinds", d.kinds), ("levels", d.levels)) if value}
-    return {"generate": n, "seed": d.seed, "split": split, **chosen}
+    generated = {"seed": d.seed, **chosen}
+    return {"generate": d.train or GENERATED, "split": "train", **generated}, {
+        "generate": d.test,
+        "split": "test",
+        **generated,
+    }
 
 
 def environment(config: Config, tasks: Tasks, tokenizer: Any, sandbox: Callable[..., Sandbox] | None = None) -> Any:
@@ -167,7 +185,7 @@ def write_model(config: Config, run: str, parts: Components, weights: Weights, f
     names = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
     model.save_pretrained(folder, state_dict={name: w for name, w in weights.items() if name not in names})
     parts.tokenizer.save_pretrained(folder)
-    env_options = {"tasks": _source(config, "test"), **_env_options(config)}
+    env_options = {"tasks": sources(config)[1], **_env_options(config)}
     temperature, tokens = config.eval.temperature, config.env.turn_tokens
     RunSettings(run, config.env.id, env_options, temperature, 1.0, 0, tokens, parts.max_tokens).write(folder)
 

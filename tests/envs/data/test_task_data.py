@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from solostream.envs.data import dedup, load, loader, mix, sources, split, tasks
+from solostream.envs.data import dedup, load, loader, mix, rows, sources, split, tasks
 from solostream.envs.types import Task
 from solostream.errors import UserError
 
@@ -53,7 +53,7 @@ def test_columns_reach_into_nested_values(tmp_path):
     }
     columns = {"prompt": "prompt.0.content", "answer": "reward_model.ground_truth", "level": "level", "dotted": "a.b"}
     (task,) = load(jsonl(tmp_path / "a.jsonl", [row]), columns=columns)
-    assert (task.prompt, task.answer, task.meta) == ("1+1?", "2", {"level": 3, "dotted": 7})
+    assert (task.prompt, task.answer, task.meta) == ("1+1?", "2", {"level": 3, "dotted": 7, "row": row})
 
 
 BAD = [
@@ -78,7 +78,7 @@ def test_every_bad_row_is_reported_with_its_line(tmp_path, caplog):
         load(path)
     report = str(caught.value)
     assert "\n" not in report
-    first = loader._content_id("1+1?", "2")
+    first = rows._content_id("1+1?", "2")
     for found in (
         "line 2: not JSON",
         "line 3: no 'prompt' (it has: question, answer)",
@@ -139,7 +139,7 @@ def test_files_and_folders_and_their_splits(tmp_path):
     jsonl(tmp_path / "test.jsonl", GOOD)
     assert len(load(tmp_path, split="test")) == 2
     assert len(load(tmp_path / "test.jsonl", split="test")) == 2
-    with pytest.raises(UserError, match=r"envs\.data\.split"):
+    with pytest.raises(UserError, match="test_share divides the file"):
         load(tmp_path / "test.jsonl", split="train")
     with pytest.raises(UserError, match=r"folder with test\.jsonl"):
         load(tmp_path, split="train")
@@ -240,9 +240,9 @@ def test_a_local_data_set_through_the_datasets_library(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     jsonl(folder / "test.jsonl", [{"question": "1+1?", "answer": "it is\n#### 2"}])
     monkeypatch.chdir(tmp_path)
-    rows = sources.hub_rows("org/name", None, "test")
+    found = sources.hub_rows("org/name", None, "test")
     columns = {"prompt": "question", "answer": "answer"}
-    assert key(loader.from_rows(rows, source="x", columns=columns, answer_after="####", at="row")) == [("1+1?", "2")]
+    assert key(rows.gathered(found, rows.Reader("x", columns, answer_after="####"), "row")) == [("1+1?", "2")]
     with pytest.raises(UserError, match="Should be one of"):
         list(sources.hub_rows("org/name", None, "trian"))
 

@@ -1,0 +1,23 @@
+"""OpenAI's fine-tuning rows: `messages`, a question of the user and the assistant's worked solution."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from solostream.envs.data.layouts import final, is_chat, question, text
+
+
+class Messages:
+    says = "the user's message, and the answer that the assistant's message ends with (boxed, after ####, or all of it)"
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        return is_chat(row.get("messages"))
+
+    def fields(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        *asked, last = row["messages"] if is_chat(row.get("messages")) else [None]
+        if last is None or last["role"] != "assistant":
+            raise ValueError("'messages' do not end with the assistant's answer")
+        return {
+            "prompt": question(asked, "messages"),
+            "answer": row["answer"] if row.get("answer") is not None else final(text(last["content"], "messages")),
+            "id": row.get("id"),
+        }
