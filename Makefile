@@ -1,16 +1,25 @@
 # `make quickstart` and `make test` do everything on a machine that has only Python, git and make.
+# TORCH=cpu takes PyTorch's build for machines without a GPU from PyTorch's own index.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+ifeq ($(TORCH),cpu)
+PIP += --extra-index-url https://download.pytorch.org/whl/cpu
+SIZE := about 500 MB of packages
+else
+SIZE := about 3 GB of packages where PyTorch comes with CUDA (TORCH=cpu: about 500 MB)
+endif
 
 .PHONY: quickstart test lint bench clean
 
 .venv/train: pyproject.toml constraints.txt
+	@echo "installing into .venv: $(SIZE) are downloaded"
 	$(PYTHON) -m venv .venv
 	$(PIP) -e '.[train]'
 	touch $@
 
 .venv/dev: pyproject.toml constraints.txt
+	@echo "installing into .venv: $(SIZE) are downloaded"
 	$(PYTHON) -m venv .venv
 	$(PIP) -e '.[dev]'
 	touch $@

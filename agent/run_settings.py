@@ -6,7 +6,6 @@ prompt, the limits and the observations that it learnt with.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,8 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-
+from solostream.envs.making import specification
 from solostream.errors import UserError
 
 FILE = "solostream.json"
@@ -66,12 +64,4 @@ def run_settings(model: str) -> RunSettings | None:
 
 def registered(env: str) -> Mapping[str, Any]:
     """The settings that an environment ("ns/Name-v0", "package:ns/Name-v0") is registered with. Raises UserError."""
-    import solostream.envs  # noqa: F401 - registers solostream/*
-
-    module, _, name = env.rpartition(":")
-    try:
-        if module:
-            importlib.import_module(module)
-        return gymnasium.spec(name).kwargs
-    except (ImportError, gymnasium.error.Error) as error:
-        raise UserError(f"no environment {env!r}: {error}") from None
+    return specification(env).kwargs

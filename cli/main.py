@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import io
+import logging
 import os
 import re
 import sys
@@ -85,6 +86,11 @@ def _quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    remarks = logging.getLogger("solostream.envs.data")  # which layout was recognised, which rows were dropped
+    remarks.setLevel(logging.INFO)
+    remarks.handlers = [logging.StreamHandler(sys.stdout)]
+    said: set[str] = set()  # two halves of one file are read alike
+    remarks.handlers[0].addFilter(lambda r: not (r.getMessage() in said or said.add(r.getMessage())))
     warnings.showwarning = lambda message, *_, **__: print(f"solostream: warning: {message}", file=sys.stderr)
 
 

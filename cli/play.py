@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium
 
-import solostream.envs  # noqa: F401 (registers the built-in ids)
+from solostream.envs.making import specification
 from solostream.envs.recorder import RecordEpisodes
 from solostream.envs.tool_env import Message, ToolEnv
 from solostream.errors import UserError
@@ -37,11 +37,9 @@ def play(
         record: append the episode to this JSON-lines file.
     """
     chosen: dict[str, Any] = {"sandbox": sandbox, "tasks": tasks}
-    try:
-        made: gymnasium.Env[str, str] = gymnasium.make(env, **{k: v for k, v in chosen.items() if v is not None})
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        known = ", ".join(name for name in gymnasium.registry if name.startswith("solostream/"))
-        raise UserError(f"no environment {env!r} ({error}); built in: {known}") from None
+    made: gymnasium.Env[str, str] = gymnasium.make(
+        specification(env), **{name: value for name, value in chosen.items() if value is not None}
+    )
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal sends whatever bytes it likes
     core = made.unwrapped
     if not isinstance(core, ToolEnv):

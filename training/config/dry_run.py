@@ -64,16 +64,16 @@ class Plan:
     trajectories: int
 
 
-def plan(config: Config) -> Plan:
-    """Raises UserError for an unknown model."""
+def plan(config: Config, pool: int, tests: int) -> Plan:
+    """pool, tests: problems to train on and held out. Raises UserError for an unknown model."""
     shape = _shape(config)
     r, a, c, batch = config.rollout, config.algorithm, config.learner, config.rollout.batch
     in_flight = max(round(batch * r.over_provision), batch) if r.mode == "async" else batch
-    start = config.data.train * a.start_samples if a.advantage == "spo" else 0
-    held_out = config.data.test * (config.eval.samples + config.eval.greedy)
+    start = pool * a.start_samples if a.advantage == "spo" else 0
+    held_out = tests * (config.eval.samples + config.eval.greedy)
     evaluations = 2 + ((config.run.steps - 1) // config.eval.every if config.eval.every else 0)
     # what is in flight when the last batch is taken stops there; the last evaluation plays once more without the tool
-    episodes = start + config.run.steps * batch + evaluations * held_out + config.data.test
+    episodes = start + config.run.steps * batch + evaluations * held_out + tests
     weight = 2 if config.model.dtype == "bfloat16" else 4
     sampled = {"float32": 4, "bfloat16": 2}.get(config.model.sampler_dtype, weight)
     context = PROMPT_TOKENS + config.env.episode_tokens
@@ -101,17 +101,24 @@ def plan(config: Config) -> Plan:
 
 
 def describe(config: Config) -> str:
-    """The plan as a text for a person. Raises UserError for an unknown model."""
-    r, a, p = config.rollout, config.algorithm, plan(config)
+    """The plan as a text for a person. Raises UserError for whatever the run would refuse before it computes."""
+    from solostream.training.run import setup
+    from solostream.training.sft.cold_start import sft_batches
+
+    sft_batches(config)
+    train, test = setup.problems(config, lambda remark: None)
+    setup.environment(config, test, None).close()
+    r, a, p = config.rollout, config.algorithm, plan(config, len(train), len(test))
     batch = f"{_count(r.batch_tokens)} action tokens" if r.batch_tokens else f"{r.batch} trajectories"
     rows = [
         ("model", f"{config.model.path}, {_count(p.shape.parameters)} parameters, {config.model.dtype}"),
+        ("data", f"{len(train)} problems to train on, {len(test)} held out; {setup.described(config)}"),
         ("environment", f"{config.env.id} in {config.env.sandbox}, {config.env.max_turns} turns at most"),
         ("cold start", f"{config.cold_start.steps} steps of {config.cold_start.batch} demonstrations"),
         ("tracker start", f"{p.start} episodes ({a.start_samples} a prompt)" if p.start else "none"),
         ("rollouts", f"{r.mode}, {p.in_flight} in flight, batches of {batch}, staleness at most {r.max_staleness}"),
         ("learning", f"{config.run.steps} steps, {a.advantage}{' + ASPO' if a.aspo else ''}, {config.learner.loss}"),
-        ("evaluation", f"{p.evaluations} times {p.held_out} episodes, and {config.data.test} without the tool"),
+        ("evaluation", f"{p.evaluations} times {p.held_out} episodes, and {len(test)} without the tool"),
         ("episodes", f"{p.episodes:,} in all"),
         ("tokens", f"≤ {_count(p.tokens_a_step)} a step, ≤ {_count(p.tokens)} in all"),
         (

@@ -53,9 +53,9 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """`path` names a file, a folder, a preset or a Hugging Face id; without it problems are generated.
 
-    What tests it: `test_path`, or the split `test_split`, or the share `test_share` of the problems, divided by the hash
-    of each. Where nothing is said: the preset's own test; of a folder or a Hugging Face id its split "test"; of one list
-    a tenth.
+    What tests it: `test_path`, or the split `test_split`, or the share `test_share` of the problems, divided by the
+    hash of each. Where nothing is said: the preset's own test; of a folder or a Hugging Face id its split "test"; of
+    one list a tenth.
     """
 
     path: str | None = None
@@ -72,6 +72,19 @@ class DataConfig(Section):
     train: Positive | None = None  # prompts in the pool; default: all there are, 512 of generated problems
     test: Positive = 256  # held out, at most
     seed: Count = 0  # of generated problems: the same for every run.seed, so that runs compare
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> DataConfig:
+        generated = [name for name in ("kinds", "levels") if getattr(self, name)]
+        if self.path is not None and generated:
+            raise ValueError(f"{generated[0]} are of generated problems: leave them away, or path")
+        loaded = ("test_path", "split", "test_split", "test_share", "columns", "layout", "config", "skip_bad")
+        given = [name for name in loaded if getattr(self, name)]
+        if self.path is None and given:
+            raise ValueError(f"{given[0]} needs data.path: without it problems are generated")
+        if self.test_share is not None and (self.test_path is not None or self.test_split is not None):
+            raise ValueError("test_share divides one source: leave it away, or test_path and test_split")
+        return self
 
 
 class EnvConfig(Section):
@@ -243,6 +256,14 @@ class Config(Section):
             for key in ("schedule", "warmup_steps", "total_steps"):  # of no steps: nothing that could end
                 cold["learner"].pop(key, None)
         return tree
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_problems_come_with_instructions(cls, tree: Any) -> Any:
+        """Generated problems are for a built model that learns without a system message; others want one."""
+        if not isinstance(tree, dict) or _section(tree, "data").get("path") is None or "id" in _section(tree, "env"):
+            return tree
+        return {**tree, "env": {"id": "solostream/Math-v0", **_section(tree, "env")}}
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

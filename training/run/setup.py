@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-
 from solostream.agent.chat_template import Chat
 from solostream.agent.engine import Engine, Weights
 from solostream.agent.engines.pretrained import vocabulary_hash
 from solostream.agent.run_settings import RunSettings
 from solostream.envs import data
 from solostream.envs.data import Tasks
+from solostream.envs.making import make
 from solostream.envs.types import Task
 from solostream.errors import UserError
 from solostream.sandbox.types import Sandbox
@@ -41,13 +40,12 @@ class Components:
 
 
 def build(
-    config: Config, sft_batches: Sequence[Task], source: Path | None = None, say: Callable[[str], None] = print
+    config: Config, train: Tasks, test: Tasks, sft_batches: Sequence[Task], source: Path | None = None
 ) -> Components:
     """`sft_batches`: problems of the cold start, for a built tokenizer to learn from. Raises UserError.
 
-    source: a checkpoint that has the weights and the tokenizer. say: where remarks about the data go.
+    source: a checkpoint that has the weights and the tokenizer.
     """
-    train, test = problems(config, say)
     where = config.model.model_copy(update={"path": str(source)}) if source else config.model
     adapters = config.learner.lora is not None and not config.cold_start.phases
     model, tokenizer = load_model(where, _corpus([*sft_batches, *train]), config.run.seed, adapters=adapters)
@@ -59,7 +57,7 @@ def build(
             f"env.episode_tokens = {config.env.episode_tokens} and a prompt of {prompt} tokens exceed the model's "
             f"context of {context}: lower episode_tokens to {max(context - prompt, 0)} or less"
         )
-    return Components(Tasks(train), Tasks(test), model, tokenizer, chat, prompt + config.env.episode_tokens)
+    return Components(train, test, model, tokenizer, chat, prompt + config.env.episode_tokens)
 
 
 def problems(config: Config, say: Callable[[str], None] = print) -> tuple[Tasks, Tasks]:
@@ -102,15 +100,23 @@ def sources(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     }
 
 
+def described(config: Config) -> str:
+    """Where the problems come from, for a person."""
+    if config.data.path is None:
+        return "generated"
+    train, test = sources(config)
+    place = lambda source: " ".join(str(source[key]) for key in ("load", "split") if key in source)
+    if "test_share" in train:
+        return f"{place(train)}, of which {train['test_share']:.0%} are held out"
+    return f"{place(train)}, tested with {place(test)}"
+
+
 def environment(config: Config, tasks: Tasks, tokenizer: Any, sandbox: Callable[..., Sandbox] | None = None) -> Any:
     """One environment for one episode at a time. Raises UserError for an unknown id, or options it does not take."""
     options = {"tasks": tasks, "tokenizer": lambda: tokenizer, **_env_options(config)}  # gymnasium copies: a factory
     if sandbox is not None:
         options["sandbox"] = sandbox
-    try:
-        return gymnasium.make(config.env.id, disable_env_checker=True, **options).unwrapped
-    except (gymnasium.error.Error, TypeError, ModuleNotFoundError) as error:
-        raise UserError(f'env.id = "{config.env.id}" with these [env] settings: {error}') from None
+    return make(config.env.id, options)
 
 
 def _env_options(config: Config) -> dict[str, Any]:

@@ -67,9 +67,11 @@ class Trainer:
         plain = self.saved.plain if self.saved else {}
         self.clock = Clock(plain.get("times", {}), started)
         with self.clock.phase("build"):
-            self.parts = setup.build(
-                config, [task for sft_batch in self.sft_batches for task in sft_batch.tasks], source
-            )
+            of_cold_start = [task for sft_batch in self.sft_batches for task in sft_batch.tasks]
+            train, test = setup.problems(config, view.say)
+            if self.saved is not None:
+                _refuse_other_problems(config, train, test, self.saved)
+            self.parts = setup.build(config, train, test, of_cold_start, source)
         view.say(describe(self.parts.model.device))
         self.cold_step: int = plain.get("cold_step", 0)
         self.before = Scores(**plain["before"]) if plain.get("before") else None
@@ -256,6 +258,7 @@ class Trainer:
             "times": self.clock.times(),
             "resume_fingerprint": self.config.resume_fingerprint(),
             "config_hash": self.config.hash(),
+            "data": {"train": self.parts.train.fingerprint, "test": self.parts.test.fingerprint},
             "reinforcement": rl.state_dict() if rl else None,
             "log_bytes": log.sync() if log else 0,
         }
@@ -304,3 +307,15 @@ def _refuse_another_run(config: Config, saved: State) -> None:
         if then.get(section, {}).get(key) != keys[key]
     ]
     raise UserError(f"the checkpoint was written with another {', '.join(changed)}: set them back, or start a new run")
+
+
+def _refuse_other_problems(config: Config, train: Tasks, test: Tasks, saved: State) -> None:
+    """Raises UserError when the data, which the configuration only names, has changed since the checkpoint."""
+    now = {"train": train.fingerprint, "test": test.fingerprint}
+    changed = [name for name, digest in saved.plain["data"].items() if now[name] != digest]
+    if changed:
+        where = config.data.path or "the generator"
+        raise UserError(
+            f"the {' and '.join(changed)} problems of {where} have changed since the checkpoint: "
+            f"put them back, or start a new run under another --name"
+        )

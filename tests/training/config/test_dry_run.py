@@ -34,7 +34,8 @@ def model() -> Qwen3ForCausalLM:
 
 
 def planned(*settings: str) -> Any:
-    return plan(validate(assign({"model": {"build": SIZES}}, settings)))
+    config = validate(assign({"model": {"build": SIZES}}, settings))
+    return plan(config, config.data.train or 512, config.data.test)
 
 
 def size(state: Any) -> int:

@@ -50,7 +50,7 @@ def held_out(saved: Path, temperature: float, seeds: dict[str, int]) -> dict[str
     config = load(saved.parents[1] / "config.toml")
 
     async def play() -> dict[str, Trajectory]:
-        parts = setup.build(config, [], saved)
+        parts = setup.build(config, *setup.problems(config), [], saved)
         engine = await setup.open_engine(config, parts, slots=4)
         episodes = Episodes(config, parts, parts.test)
         try:
