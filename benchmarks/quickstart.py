@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-VARIANTS = {"SPO + ASPO": "true", "SPO": "false"}
+VARIANTS = {"SPO + ASPO": '["aspo"]', "SPO": "[]"}
 Run = dict[str, Any]
 
 
@@ -25,7 +25,7 @@ def run(variant: str, seed: int, out: Path, engine: str, extra: list[str]) -> Ru
     name = f"{variant.replace(' + ', '-').lower()}-{engine}-{seed}"
     summary = out / name / "summary.json"
     if not summary.exists():
-        settings = [f"run.root={json.dumps(str(out))}", f"algorithm.aspo={VARIANTS[variant]}", *extra]
+        settings = [f"run.root={json.dumps(str(out))}", f"algorithm.stages={VARIANTS[variant]}", *extra]
         command = [sys.executable, "-m", "solostream", "train", str(ROOT / "configs/quickstart.toml")]
         command += ["--name", name, "--seed", str(seed), "--engine", engine]
         command += ["--resume"] if (out / name).exists() else []

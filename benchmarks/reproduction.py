@@ -20,8 +20,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -36,11 +35,10 @@ from solostream.agent.trajectory import Trajectory
 from solostream.agent.trajectory_file import read_lines
 from solostream.errors import UserError
 from solostream.training import config
-from solostream.training.advantages import ADVANTAGES
 from solostream.training.advantages.base import Advantages, per_token, shape_early_calls, standardize
 from solostream.training.advantages.spo import SPO, Measure
 from solostream.training.advantages.value_tracker import ValueTracker
-from solostream.training.run import checkpoint, monitor
+from solostream.training.run import checkpoint, metric_logger
 from solostream.training.run.interrupt import Interrupted
 from solostream.training.run.progress import ProgressDisplay
 from solostream.training.run.trainer import Trainer
@@ -50,25 +48,26 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """`settings` on top of plain SPO; `shaping` are (δ, k) of reward shaping."""
+    """`settings` on top of plain SPO."""
 
     title: str
     settings: tuple[str, ...] = ()
-    shaping: tuple[float, float] | None = None
 
 
-ASPO = ("algorithm.aspo=true", 'algorithm.eligible="code"', 'algorithm.compare="batch"')
+ASPO = ('algorithm.stages=["aspo"]', 'algorithm.aspo.eligible="code"', 'algorithm.aspo.compare="batch"')
 VARIANTS = {
     "spo": Variant("SPO"),
     "grpo": Variant("GRPO, G = 8", ("algorithm.advantage=grpo", "algorithm.group_size=8")),
     "no-baseline": Variant("no baseline (A = r)", ("algorithm.advantage=none",)),
-    "no-start": Variant("SPO, no offline start", ("algorithm.start_samples=0",)),
+    "no-start": Variant("SPO, no offline start", ("algorithm.tracker.start_samples=0",)),
     "uniform": Variant("SPO, uniform sampling", ("algorithm.sampling=uniform",)),
-    "constant-rho": Variant("SPO, constant ρ = 0.9", ("algorithm.rho_min=0.9", "algorithm.rho_max=0.9")),
-    "trajectory": Variant("SPO, trajectory measure", ("algorithm.measure=trajectory",)),
-    "aspo": Variant("SPO + ASPO (−2, 0.7)", (*ASPO, "algorithm.delta=-2.0", "algorithm.k=0.7")),
-    "aspo-aggressive": Variant("SPO + ASPO (−2.5, 0.9)", (*ASPO, "algorithm.delta=-2.5", "algorithm.k=0.9")),
-    "reward-shaping": Variant("SPO + reward shaping (−2, 0.7)", shaping=(-2.0, 0.7)),
+    "constant-rho": Variant(
+        "SPO, constant ρ = 0.9", ("algorithm.tracker.rho_min=0.9", "algorithm.tracker.rho_max=0.9")
+    ),
+    "trajectory": Variant("SPO, trajectory measure", ("algorithm.spo.measure=trajectory",)),
+    "aspo": Variant("SPO + ASPO (−2, 0.7)", (*ASPO, "algorithm.aspo.delta=-2.0", "algorithm.aspo.k=0.7")),
+    "aspo-aggressive": Variant("SPO + ASPO (−2.5, 0.9)", (*ASPO, "algorithm.aspo.delta=-2.5", "algorithm.aspo.k=0.9")),
+    "reward-shaping": Variant("SPO + reward shaping (−2, 0.7)", ("algorithm.advantage=reproduction:RewardShaping",)),
 }
 # Whose batches show the sign of correct answers, under which (δ, k).
 SIGNS = {"spo": (-2.0, 0.7), "aspo": (-2.0, 0.7), "aspo-aggressive": (-2.5, 0.9), "reward-shaping": (-2.0, 0.7)}
@@ -101,17 +100,17 @@ PINNED = (
     "algorithm.advantage=spo",
     "algorithm.group_size=1",
     "algorithm.sampling=prioritized",
-    "algorithm.divergence=drift",
-    "algorithm.aspo=false",
-    "algorithm.signal=first_call",
+    "algorithm.spo.divergence=drift",
+    "algorithm.stages=[]",
+    "algorithm.aspo.signal=first_call",
     "eval.greedy=false",
 )
 
 
 class RewardShaping:
-    """SPO on shaped rewards: what ASPO's authors advise against."""
+    """SPO on shaped rewards: what ASPO's authors advise against. A component like any of a stranger's."""
 
-    def __init__(self, tracker: ValueTracker, measure: Measure, delta: float, k: float) -> None:
+    def __init__(self, tracker: ValueTracker, measure: Measure = "token", delta: float = -2.0, k: float = 0.7) -> None:
         self.inner, self.delta, self.k = SPO(tracker, measure), delta, k
 
     def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
@@ -138,19 +137,6 @@ def centred(batch: Sequence[Trajectory], r: Sequence[float], measure: Measure) -
 
 def by_reward(batch: Sequence[Trajectory], measure: Measure, delta: float, k: float) -> list[float]:
     return centred(batch, shape([t.reward for t in batch], batch, delta, k), measure)
-
-
-@contextmanager
-def registered(variant: Variant) -> Iterator[None]:
-    """`variant`'s estimator under the name "spo", whose prompts and tracker it needs."""
-    plain = ADVANTAGES["spo"]
-    if variant.shaping is not None:
-        delta, k = variant.shaping
-        ADVANTAGES["spo"] = lambda tracker, measure: RewardShaping(tracker, measure, delta, k)
-    try:
-        yield
-    finally:
-        ADVANTAGES["spo"] = plain
 
 
 class Reproduction:
@@ -181,18 +167,17 @@ class Reproduction:
         wanted = self.configure(seed, (*start, *variant.settings))
         if not _is_done(folder, wanted, "summary"):
             print(f"— {variant.title}, seed {seed}", flush=True)
-            with registered(variant):
-                _work(folder, wanted)
+            _work(folder, wanted)
         found = {**json.loads((folder / "summary.json").read_text())["after"], "config": wanted}
-        curve = [row for row in monitor.read(folder / "metrics.jsonl") if row["phase"] == "eval"]
+        curve = [row for row in metric_logger.read(folder / "metrics.jsonl") if row["phase"] == "eval"]
         found["curve"] = [(row["step"], row["accuracy"], row["first_call_token"]) for row in curve]
         a, batch = wanted.algorithm, wanted.rollout.batch
-        starts = wanted.data.train * a.start_samples / batch if a.advantage == "spo" else 0.0
+        starts = wanted.data.train * a.tracker.start_samples / batch if a.uses_tracker else 0.0
         points = [(step, accuracy) for step, accuracy, _ in found["curve"]]
         found["auc"] = area(points, wanted.run.steps)
         found["auc_start"] = area([points[0], *((x + starts, y) for x, y in points)], wanted.run.steps)
         if name in SIGNS:
-            found["signs"] = _signs(folder, a.measure, *SIGNS[name])
+            found["signs"] = _signs(folder, a.options.get("spo", {}).get("measure", "token"), *SIGNS[name])
         return found
 
 

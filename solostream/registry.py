@@ -1,9 +1,10 @@
 """One grammar for everything that can be added: `spec` is a built-in name, an entry point, or "module:object".
 
 A component is whatever its factory returns: a class, a frozen dataclass or a function. The factory's keywords are the
-component's options; their annotations are checked, so that each component owns and validates its own section of a
-configuration. Keywords that the caller offers by name (`tracker`, `limits`, …) are handed over where a factory asks for
-them and are no options. To add one inside: a file, and a line in `BUILT_IN`. From outside: an entry point of the group
+component's own options, and their annotations are checked: so each component owns its section of a configuration. What
+the run hands over (`GIVEN`) comes by name to a factory that asks for it, and is no option.
+
+Inside, a new component is a file, and a line in `BUILT_IN`. From outside it is an entry point of the group
 `solostream.<kind>`, or "module:object" with nothing registered at all.
 """
 
@@ -11,9 +12,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -52,6 +54,27 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "question-answer": "solostream.envs.data.layouts.questions:Question",
         "math": "solostream.envs.data.layouts.competition:Math",
     },
+    "advantage": {
+        "spo": "solostream.training.advantages.spo:SPO",
+        "grpo": "solostream.training.advantages.grpo:GRPO",
+        "dr_grpo": "solostream.training.advantages.grpo:DrGRPO",
+        "rloo": "solostream.training.advantages.rloo:RLOO",
+        "reinforce_pp": "solostream.training.advantages.reinforce:ReinforcePlusPlus",
+        "opo": "solostream.training.advantages.reinforce:OPO",
+        "none": "solostream.training.advantages.reinforce:Reinforce",
+        "aspo": "solostream.training.advantages.aspo:ASPO",
+    },
+    "loss": {
+        "ppo_clip": "solostream.training.losses.ppo_clip:PPOClip",
+        "cispo": "solostream.training.losses.cispo:CISPO",
+        "gspo": "solostream.training.losses.gspo:GSPO",
+        "clip_cov": "solostream.training.losses.clip_cov:ClipCov",
+        "kl_cov": "solostream.training.losses.kl_cov:KLCov",
+    },
+}
+# kind -> the keywords that the run hands over to a factory that asks for them
+GIVEN: dict[str, tuple[str, ...]] = {
+    "advantage": ("inner", "tracker", "logprobs"),
 }
 # module that is missing -> the extra that brings it
 EXTRAS = {
@@ -65,7 +88,7 @@ EXTRAS = {
 
 def names(kind: str) -> list[str]:
     """The built-in names and those of entry points."""
-    return [*BUILT_IN.get(kind, {}), *_plugins(kind)]
+    return [*BUILT_IN.get(kind, {}), *(name for name in _plugins(kind) if name not in BUILT_IN.get(kind, {}))]
 
 
 def find(kind: str, spec: str) -> str:
@@ -76,9 +99,7 @@ def find(kind: str, spec: str) -> str:
     module, colon, name = spec.partition(":")
     if colon and module and name:
         return spec
-    near = get_close_matches(spec, places, 1, 0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"one of {', '.join(places)}, or package.module:Object"
-    raise UserError(f"unknown {kind} '{spec}'; {hint}")
+    raise UserError(f"unknown {kind} '{spec}'; {near(spec, places, 'package.module:Object')}")
 
 
 def load(kind: str, spec: str) -> Any:
@@ -100,11 +121,15 @@ def load(kind: str, spec: str) -> Any:
         where = f"neither installed nor in {Path.cwd()}: start where its file is, or set PYTHONPATH to its folder"
         raise UserError(f"{kind} '{spec}': there is no module '{missing}'; it is {where}") from error
     except AttributeError:
-        near = get_close_matches(name, dir(importlib.import_module(module)), 1, 0.5)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"{kind} '{spec}': module '{module}' has no '{name}'{hint}") from None
-    except ImportError as error:
-        raise UserError(f"{kind} '{spec}' cannot be imported: {error}") from error
+        hint = get_close_matches(name, dir(importlib.import_module(module)), 1, 0.5)
+        raise UserError(
+            f"{kind} '{spec}': module '{module}' has no '{name}'" + (f"; did you mean '{hint[0]}'?" if hint else "")
+        ) from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever a stranger's module does while it is imported
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{kind} '{spec}' cannot be imported: {reason}") from error
     return found
 
 
@@ -114,45 +139,68 @@ def make(kind: str, spec: str, options: Mapping[str, Any] | None = None, **given
     Raises UserError for an option that it does not have and for a value of the wrong type.
     """
     factory = load(kind, spec)
+    if not callable(factory):
+        raise UserError(f"{kind} '{spec}' is a {type(factory).__name__}; name a class, or a function that makes one")
     offered = {name: value for name, value in given.items() if name in _parameters(factory)}
-    return factory(**offered, **checked(f"{kind} '{spec}'", factory, options or {}, known=given))
+    return factory(**offered, **check(kind, spec, options or {}))
 
 
-def checked(
-    what: str, factory: Callable[..., Any], options: Mapping[str, Any], known: Mapping[str, Any]
-) -> dict[str, Any]:
-    """`options` as `factory` declares them; names of `known` are no options. Raises UserError, one line."""
+def asks(kind: str, spec: str, name: str) -> bool:
+    """Whether the factory has a keyword `name`: so a component says that it wants what the run can hand over."""
+    return name in _parameters(load(kind, spec))
+
+
+def check(kind: str, spec: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` as the component declares them, converted. Raises UserError, one line with the nearest name."""
+    return checked(f"{kind} '{spec}'", load(kind, spec), options, GIVEN.get(kind, ()))
+
+
+def defaults(kind: str, spec: str) -> dict[str, Any]:
+    """The component's options and their values where a configuration says nothing; those that TOML can write."""
+    own = _options(load(kind, spec), GIVEN.get(kind, ()))
+    return {name: _plain(p.default) for name, p in own.items() if _writable(p.default)}
+
+
+def near(word: str, known: Iterable[str], also: str = "") -> str:
+    """The end of an error message: the nearest of `known`, and what else is allowed."""
+    known = list(known)
+    close = get_close_matches(word, known, 1, 0.5)
+    allowed = f"allowed: {', '.join([*known, *([also] if also else [])])}"
+    return f"did you mean '{close[0]}'? {allowed}" if close else allowed
+
+
+def checked(what: str, factory: Callable[..., Any], options: Mapping[str, Any], given: Iterable[str]) -> dict[str, Any]:
+    """`options` as `factory` declares them; names of `given` are no options. Raises UserError, one line."""
     from pydantic import ConfigDict, ValidationError, create_model
 
-    parameters = _parameters(factory)
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return dict(options)
-    taken = {
-        name: p
-        for name, p in parameters.items()
-        if name not in known and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-    }
+    if not isinstance(options, Mapping):
+        raise UserError(f"{what} has a section of options: key = value, not {options!r}")
+    own = _options(factory, given)
+    if any(p.kind is p.VAR_KEYWORD for p in _parameters(factory).values()):
+        return dict(options)  # a factory that takes whatever comes checks by itself
     for name in options:
-        if name not in taken:
-            near = get_close_matches(name, taken, 1, 0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"one of {', '.join(taken) or 'none'}"
-            raise UserError(f"{what} has no option '{name}'; {hint}")
+        if name not in own:
+            raise UserError(f"{what} has no option '{name}'; {near(name, own) if own else 'it has none'}")
     hints = _hints(factory)
     fields: dict[str, Any] = {
-        name: (hints.get(name, Any), ... if p.default is p.empty else p.default) for name, p in taken.items()
+        name: (hints.get(name, Any), ... if p.default is p.empty else p.default) for name, p in own.items()
     }
     config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    model = create_model("Options", __config__=config, **fields)
     try:
-        model = create_model("Options", __config__=config, **fields).model_validate(dict(options))
+        try:  # as JSON: strict ("3" is no 3), and still a list is a tuple and a text a path
+            made = model.model_validate_json(json.dumps(dict(options)), strict=True)
+        except TypeError:  # an object that only Python can give
+            made = model.model_validate(dict(options))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
         if problem["type"] == "missing":
             raise UserError(f"{what} needs its option '{key}'") from None
-        raise UserError(f"{what}: option '{key}' cannot be {problem['input']!r}: {problem['msg'].lower()}") from None
-    return {name: getattr(model, name) for name in options} | {
-        name: getattr(model, name) for name, p in taken.items() if p.default is p.empty
-    }
+        reason = problem["msg"].removeprefix("Value error, ")
+        raise UserError(f"{what}: '{key}' cannot be {problem['input']!r}: {reason[:1].lower()}{reason[1:]}") from None
+    wanted = {*options, *(name for name, p in own.items() if p.default is p.empty)}
+    return {name: getattr(made, name) for name in own if name in wanted}
 
 
 def _plugins(kind: str) -> dict[str, str]:
@@ -178,9 +226,25 @@ def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
+def _options(factory: Callable[..., Any], given: Iterable[str]) -> dict[str, inspect.Parameter]:
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {name: p for name, p in _parameters(factory).items() if p.kind in kinds and name not in set(given)}
+
+
 def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
     target = factory.__init__ if inspect.isclass(factory) else factory  # type: ignore[misc]
     try:
         return typing.get_type_hints(target, include_extras=True)
     except (NameError, TypeError):  # an annotation that exists only for the type checker: unchecked
         return {}
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _writable(value: Any) -> bool:
+    try:
+        return value is not inspect.Parameter.empty and value is not None and json.dumps(value, allow_nan=False) != ""
+    except (TypeError, ValueError):
+        return False

@@ -1,38 +1,64 @@
-"""From trajectories to advantages: the estimators by name. To add one: a file with the class, and a line here."""
+"""From trajectories to advantages: an estimator, and stages around it.
+
+Each is a component (`solostream.registry`): `algorithm.advantage` and `algorithm.stages` name them, `[algorithm.NAME]`
+has their options. To add one: a file with the class, and a line in `registry.BUILT_IN`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from solostream import registry
+from solostream.agent.trajectory import Trajectory
+from solostream.errors import UserError
 from solostream.training.advantages.aspo import ASPO
-from solostream.training.advantages.base import Advantage, Advantages, shape_early_calls, standardize
+from solostream.training.advantages.base import Advantage, Advantages, Grouping, shape_early_calls, standardize
 from solostream.training.advantages.grpo import GRPO
-from solostream.training.advantages.reinforce import Reinforce
 from solostream.training.advantages.rloo import RLOO
-from solostream.training.advantages.spo import SPO, Measure
+from solostream.training.advantages.spo import SPO
 from solostream.training.advantages.value_tracker import ValueTracker
 
-# name -> constructor. All are given the tracker and the measure of the standardization; most need neither.
-ADVANTAGES: dict[str, Callable[[ValueTracker, Measure], Advantage]] = {
-    "spo": SPO,
-    "grpo": lambda tracker, measure: GRPO(),
-    "dr_grpo": lambda tracker, measure: GRPO(divide=False),
-    "rloo": lambda tracker, measure: RLOO(),
-    "reinforce_pp": lambda tracker, measure: Reinforce("batch"),
-    "opo": lambda tracker, measure: Reinforce("opo"),
-    "none": lambda tracker, measure: Reinforce("none"),
-}
-
 __all__ = [
-    "ADVANTAGES",
     "ASPO",
     "GRPO",
     "RLOO",
     "SPO",
     "Advantage",
     "Advantages",
-    "Reinforce",
     "ValueTracker",
+    "estimator",
+    "grouping",
     "shape_early_calls",
     "standardize",
 ]
+
+Options = Mapping[str, Mapping[str, Any]]  # component -> its options
+
+
+def estimator(
+    advantage: str,
+    stages: Sequence[str],
+    options: Options,
+    tracker: ValueTracker,
+    logprobs: Callable[[Sequence[Trajectory]], Sequence[Any]],
+) -> list[Advantage]:
+    """`advantage` and the stages around it, innermost first: the last one is what a batch goes through.
+
+    tracker, logprobs (of the learner): handed over to those that ask for them. Raises UserError.
+    """
+    if registry.asks("advantage", advantage, "inner"):
+        raise UserError(f"'{advantage}' is a stage around an estimator: name it in algorithm.stages")
+    chain: list[Advantage] = []
+    for name in (advantage, *stages):
+        if chain and not registry.asks("advantage", name, "inner"):
+            raise UserError(f"'{name}' is no stage: it takes no inner estimator; name it as algorithm.advantage")
+        given = {"inner": chain[-1] if chain else None, "tracker": tracker, "logprobs": logprobs}
+        chain.append(registry.make("advantage", name, options.get(name), **given))
+    return chain
+
+
+def grouping(component: Advantage) -> Grouping:
+    """Whether it compares the answers to one prompt; a component that says nothing does not."""
+    found: Grouping = getattr(component, "groups", "none")
+    return found

@@ -11,13 +11,14 @@ training, or running means per task.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
-from solostream.training.advantages.base import Advantage, Advantages, call_terms, clipped
+from solostream.training.advantages.base import Advantage, Advantages, Grouping, call_terms, clipped
 from solostream.training.advantages.groups import groups
 from solostream.training.batch import Batch
 
@@ -43,16 +44,17 @@ class ASPO:
         self,
         inner: Advantage,
         delta: float = -2.0,
-        k: float = 0.7,
+        k: Annotated[float, Field(gt=0, lt=1)] = 0.7,
         *,
         signal: Signal = "first_call",
         eligible: Eligible = "code",
         compare: Compare = "batch",
-        correct_from: float = 0.5,
+        correct_from: Annotated[float, Field(ge=0, le=1)] = 0.5,
     ) -> None:
         if not 0 < k < 1:
             raise UserError(f"ASPO needs 0 < k < 1 so that no advantage changes sign; got k={k}")
         self.inner, self.delta, self.k = inner, delta, k
+        self.groups: Grouping = "required" if compare == "group" else "none"
         self.signal, self.eligible, self.compare, self.correct_from = signal, eligible, compare, correct_from
         self._running: dict[str, list[float]] = {}  # task -> count, Σs, ΣL over its eligible trajectories so far
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -32,8 +32,18 @@ class Advantages:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+# Of the answers to one prompt: not compared, compared where there are several, compared always.
+Grouping = Literal["none", "optional", "required"]
+
+
+@runtime_checkable
 class Advantage(Protocol):
-    """An estimator, or a stage around one: `ASPO(SPO(tracker))`."""
+    """An estimator, or a stage around one: `ASPO(SPO(tracker))`.
+
+    An attribute `groups: Grouping` says that it compares the answers to one prompt. A constructor may ask for `tracker`
+    (the run's `ValueTracker`; the run then initializes it and freezes its values), `inner` (a stage), `logprobs` (of
+    the learner: trajectories -> an array of each one's action tokens).
+    """
 
     def __call__(self, batch: Batch) -> Advantages:
         """One array a trajectory, in the order of `batch`. Raises UserError on a batch that it cannot judge."""

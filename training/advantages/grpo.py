@@ -7,9 +7,11 @@ Dr. GRPO (arXiv 2503.20783) drops the division, A = r − mean_g; its constant l
 from __future__ import annotations
 
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Annotated, Any
 
-from solostream.training.advantages.base import Advantages, per_token
+from pydantic import Field
+
+from solostream.training.advantages.base import Advantages, Grouping, per_token
 from solostream.training.advantages.groups import degenerate_share, groups
 from solostream.training.advantages.spo import spread
 from solostream.training.batch import Batch
@@ -18,7 +20,9 @@ from solostream.training.batch import Batch
 class GRPO:
     """divide=False is Dr. GRPO. Raises UserError for trajectories without a group."""
 
-    def __init__(self, *, divide: bool = True, epsilon: float = 1e-6) -> None:
+    groups: Grouping = "required"
+
+    def __init__(self, *, divide: bool = True, epsilon: Annotated[float, Field(ge=0)] = 1e-6) -> None:
         self.divide, self.epsilon = divide, epsilon
 
     def __call__(self, batch: Batch) -> Advantages:
@@ -38,3 +42,10 @@ class GRPO:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+class DrGRPO(GRPO):
+    """GRPO without the division by the group's deviation."""
+
+    def __init__(self) -> None:
+        super().__init__(divide=False)

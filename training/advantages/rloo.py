@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from solostream.training.advantages.base import Advantages, per_token
+from solostream.training.advantages.base import Advantages, Grouping, per_token
 from solostream.training.advantages.groups import degenerate_share, groups
 from solostream.training.advantages.spo import spread
 from solostream.training.batch import Batch
@@ -15,6 +15,8 @@ from solostream.training.batch import Batch
 
 class RLOO:
     """Raises UserError for trajectories without a group."""
+
+    groups: Grouping = "required"
 
     def __call__(self, batch: Batch) -> Advantages:
         r, values = [t.reward for t in batch], [0.0] * len(batch)

@@ -5,7 +5,7 @@ arrived meanwhile; the evidence then enters the tracker in order of dispatch (SP
 the standardization is SPO++'s action tokens, or the paper's trajectories.
 
 Divergence D of the forgetting: by default the drift between policy versions that `tracker.record_drift` was told. With
-`rescore` (the learner's `logprobs`) it is measured on each task's last trajectory: the mean over its action tokens of
+"rescore" the learner's `logprobs` measure it on each task's last trajectory: the mean over its action tokens of
 k3 = e^d − 1 − d, d = log π_now − log π_then, an estimate of KL(π_then ‖ π_now).
 """
 
@@ -24,14 +24,28 @@ from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.batch import Batch
 
 Measure = Literal["token", "trajectory"]
-Rescore = Callable[[Sequence[Trajectory]], Sequence[Any]]
+Divergence = Literal["drift", "rescore"]
+Logprobs = Callable[[Sequence[Trajectory]], Sequence[Any]]
 
 
 class SPO:
-    """Estimator and keeper of the tracker's evidence. Raises UserError for trajectories without a frozen value."""
+    """Estimator and keeper of the tracker's evidence. Raises UserError for trajectories without a frozen value.
 
-    def __init__(self, tracker: ValueTracker, measure: Measure = "token", *, rescore: Rescore | None = None) -> None:
-        self.tracker, self.measure, self.rescore = tracker, measure, rescore
+    logprobs: the learner's, of each trajectory's action tokens; divergence = "rescore" needs them.
+    """
+
+    def __init__(
+        self,
+        tracker: ValueTracker,
+        measure: Measure = "token",
+        *,
+        divergence: Divergence = "drift",
+        logprobs: Logprobs | None = None,
+    ) -> None:
+        if divergence == "rescore" and logprobs is None:
+            raise UserError("divergence 'rescore' scores trajectories again: give SPO the learner's logprobs")
+        self.tracker, self.measure = tracker, measure
+        self.rescore = logprobs if divergence == "rescore" else None
         self._last: dict[str, Trajectory] = {}  # by task, only for rescoring
 
     def __call__(self, batch: Batch) -> Advantages:

@@ -69,7 +69,7 @@ def plan(config: Config, pool: int, tests: int) -> Plan:
     shape = _shape(config)
     r, a, c, batch = config.rollout, config.algorithm, config.learner, config.rollout.batch
     in_flight = max(round(batch * r.over_provision), batch) if r.mode == "async" else batch
-    start = pool * a.start_samples if a.advantage == "spo" else 0
+    start = pool * a.tracker.start_samples if a.uses_tracker else 0
     held_out = tests * (config.eval.samples + config.eval.greedy)
     evaluations = 2 + ((config.run.steps - 1) // config.eval.every if config.eval.every else 0)
     # what is in flight when the last batch is taken stops there; the last evaluation plays once more without the tool
@@ -115,9 +115,9 @@ def describe(config: Config) -> str:
         ("data", f"{len(train)} problems to train on, {len(test)} held out; {setup.described(config)}"),
         ("environment", f"{config.env.id} in {config.env.sandbox}, {config.env.max_turns} turns at most"),
         ("cold start", f"{config.cold_start.steps} steps of {config.cold_start.batch} demonstrations"),
-        ("tracker start", f"{p.start} episodes ({a.start_samples} a prompt)" if p.start else "none"),
+        ("tracker start", f"{p.start} episodes ({a.tracker.start_samples} a prompt)" if p.start else "none"),
         ("rollouts", f"{r.mode}, {p.in_flight} in flight, batches of {batch}, staleness at most {r.max_staleness}"),
-        ("learning", f"{config.run.steps} steps, {a.advantage}{' + ASPO' if a.aspo else ''}, {config.learner.loss}"),
+        ("learning", f"{config.run.steps} steps, {' + '.join(a.components)}, {config.learner.loss}"),
         ("evaluation", f"{p.evaluations} times {p.held_out} episodes, and {len(test)} without the tool"),
         ("episodes", f"{p.episodes:,} in all"),
         ("tokens", f"≤ {_count(p.tokens_a_step)} a step, ≤ {_count(p.tokens)} in all"),

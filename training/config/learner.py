@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from solostream import registry
+
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Bounds = Annotated[tuple[float, float], Field(strict=False)]  # strict=False: TOML has lists, a frozen model tuples
 Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum"]
-LossName = Literal["ppo_clip", "cispo", "gspo", "clip_cov", "kl_cov"]
 
 
 class Section(BaseModel):
@@ -50,15 +51,9 @@ class LearnerConfig(Section):
     gradient_checkpointing: bool = False
     lora: LoraConfig | None = None
 
-    loss: LossName = "ppo_clip"
+    loss: str = "ppo_clip"  # its options: [loss.NAME]
     aggregation: Aggregation = "token_mean"
     length_norm: Positive = 1  # seq_mean_token_sum is divided by it (Dr. GRPO: the response limit)
-    clip_low: Rate = 0.2
-    clip_high: Rate = 0.28
-    dual_clip: Rate = 10.0  # bound on ratio x |A| for A < 0; 0: none
-    cov_share: Annotated[float, Field(gt=0, le=1)] = 2e-3  # of the tokens that clip_cov and kl_cov act on
-    cov_bounds: Bounds = (1.0, 5.0)  # clip_cov picks tokens whose covariance lies between
-    cov_kl: Rate = 1.0  # kl_cov's penalty
     entropy_coef: float = 0.0
     kl_coef: Rate = 0.0  # towards the reference: the weights at the start, or `set_reference`
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
@@ -75,11 +70,10 @@ class LearnerConfig(Section):
     def _consistent(self) -> LearnerConfig:
         if self.schedule != "constant" and self.total_steps <= self.warmup_steps:
             raise ValueError(f"schedule = {self.schedule!r} ends at total_steps: set it above warmup_steps")
-        if self.dual_clip and self.dual_clip <= 1:
-            raise ValueError(f"dual_clip = {self.dual_clip:g} would cut on-policy tokens: above 1, or 0 for none")
-        for name, bounds in (("cov_bounds", self.cov_bounds), ("reject_outside", self.reject_outside)):
-            if bounds is not None and bounds[0] >= bounds[1]:
-                raise ValueError(f"{name} must be [low, high] with low < high, not {list(bounds)}")
+        registry.find("loss", self.loss)
+        bounds = self.reject_outside
+        if bounds is not None and bounds[0] >= bounds[1]:
+            raise ValueError(f"reject_outside must be [low, high] with low < high, not {list(bounds)}")
         return self
 
     @property

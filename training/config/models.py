@@ -8,10 +8,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from solostream import registry
+from solostream.errors import UserError
+from solostream.training.advantages import Advantage, Grouping, ValueTracker, estimator, grouping
+from solostream.training.config.components import Options, beside_keys, complete, options_of
 from solostream.training.config.learner import LearnerConfig, Section
 
 Positive = Annotated[int, Field(ge=1)]
@@ -142,50 +147,79 @@ class RolloutConfig(Section):
     tis_cap: Rate = 2.0  # ... with this cap
 
 
-AdvantageName = Literal["spo", "grpo", "dr_grpo", "rloo", "reinforce_pp", "opo", "none"]
-GROUPED = frozenset({"grpo", "dr_grpo", "rloo"})  # these need several streams a prompt
+class TrackerConfig(Section):
+    """SPO's value tracker: `[algorithm.tracker]`."""
+
+    rho_min: Share = 0.875  # rho_min = rho_max: constant forgetting
+    rho_max: Share = 0.96
+    d_half: Annotated[float, Field(gt=0)] = 0.06  # nats a token that halve the weight of old evidence
+    window: Positive = 64  # observations of a task that may still be put in order
+    start_samples: Count = 1  # rollouts a prompt that initialize it; 0: Beta(0.5, 0.5)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrackerConfig:
+        self.make()
+        return self
+
+    def make(self) -> ValueTracker:
+        """Raises UserError."""
+        return ValueTracker(self.rho_min, self.rho_max, self.d_half, window=self.window)
 
 
 class AlgorithmConfig(Section):
-    """Advantage estimator, tracker and filters; symbols as in the papers (see docs/training.md)."""
+    """Advantage, tracker, and how prompts are drawn; symbols as in the papers (see docs/training.md).
 
-    advantage: AdvantageName = "spo"
+    Beside these keys, `[algorithm.NAME]` holds the options of the estimator or stage NAME.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    advantage: str = "spo"
+    stages: Names = ("aspo",)  # around the advantage, innermost first
     group_size: Positive = 1  # trajectories a prompt
     sampling: Literal["prioritized", "uniform"] = "prioritized"
     epsilon: Rate = 0.05
-    start_samples: Count = 1  # rollouts a prompt that initialize the tracker; 0: Beta(0.5, 0.5)
-    rho_min: Share = 0.875
-    rho_max: Share = 0.96
-    d_half: Annotated[float, Field(gt=0)] = 0.06
-    divergence: Literal["drift", "rescore"] = "drift"  # rho_min = rho_max: constant forgetting
-    measure: Literal["token", "trajectory"] = "token"
-    aspo: bool = True
-    delta: float = -2.0
-    k: Annotated[float, Field(gt=0, lt=1)] = 0.7
-    compare: Literal["batch", "group", "running"] = "batch"
-    eligible: Literal["code", "executed", "passed"] = "code"
-    signal: Literal["first_call", "calls"] = "first_call"  # calls: delta > 0 favours more of them
     reward_range: Annotated[tuple[float, float], Field(strict=False)] = (0.0, 1.0)  # the environment's; onto [0, 1]
+    tracker: TrackerConfig = TrackerConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> AlgorithmConfig:
+        beside_keys("advantage", self)
         if self.reward_range[0] >= self.reward_range[1]:
             raise ValueError(f"reward_range must be [low, high] with low < high, not {list(self.reward_range)}")
-        if self.advantage in GROUPED and self.group_size < 2:
-            raise ValueError(f"advantage = {self.advantage!r} compares within groups: set algorithm.group_size ≥ 2")
-        if self.aspo and self.compare == "group" and not self.grouped:
-            raise ValueError(
-                f"compare = 'group' needs groups, and advantage = {self.advantage!r} with group_size = "
-                f"{self.group_size} has none: set compare = 'batch'"
-            )
-        if self.rho_min > self.rho_max:
-            raise ValueError(f"rho_min = {self.rho_min:g} exceeds rho_max = {self.rho_max:g}")
+        groups = self._groups()
+        if self.group_size < 2 and "required" in groups.values():
+            name = next(name for name, wanted in groups.items() if wanted == "required")
+            raise UserError(f"advantage '{name}' compares within groups: set algorithm.group_size to 2 or more")
         return self
+
+    def estimator(self, tracker: ValueTracker, logprobs: Callable[..., Any]) -> list[Advantage]:
+        """The advantage and its stages, innermost first. Raises UserError."""
+        return estimator(self.advantage, self.stages, self.options, tracker, logprobs)
+
+    @property
+    def options(self) -> Options:
+        """Component -> its options."""
+        return dict(self.model_extra or {})
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return (self.advantage, *self.stages)
+
+    @property
+    def uses_tracker(self) -> bool:
+        """Whether a component asks for the tracker: then it is initialized, and its values are frozen at dispatch."""
+        return any(registry.asks("advantage", name, "tracker") for name in self.components)
 
     @property
     def grouped(self) -> bool:
         """Whether the streams of a prompt wait for one another; those of the other estimators go their own way."""
-        return self.advantage in GROUPED or (self.advantage == "opo" and self.group_size > 1)
+        found = set(self._groups().values())
+        return "required" in found or ("optional" in found and self.group_size > 1)
+
+    def _groups(self) -> dict[str, Grouping]:
+        made = self.estimator(self.tracker.make(), lambda batch: [])
+        return {name: grouping(one) for name, one in zip(self.components, made, strict=True)}
 
 
 class EvalConfig(Section):
@@ -236,6 +270,7 @@ class Config(Section):
     cold_start: ColdStartConfig = ColdStartConfig()
     rollout: RolloutConfig = RolloutConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    loss: options_of("loss") = Field(default_factory=dict)  # type: ignore[valid-type]  # [loss.NAME]
     learner: LearnerConfig = LearnerConfig(lr=5e-4)
     eval: EvalConfig = EvalConfig()
 
@@ -286,6 +321,13 @@ class Config(Section):
         tree["run"] = {"seed": self.run.seed}
         del tree["eval"]
         return tree
+
+    def completed(self) -> Config:
+        """The same run, with the defaults of its components written out: what a folder keeps."""
+        a, used = self.algorithm, self.algorithm.components
+        sections = {"loss": complete("loss", self.loss, [self.learner.loss])}
+        algorithm = a.model_copy(update=complete("advantage", a.options, used))
+        return self.model_copy(update={**sections, "algorithm": algorithm})
 
     def to_toml(self) -> str:
         import tomli_w

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from solostream.errors import UserError
+from solostream.training.config import components
 from solostream.training.config.models import Config
 
 
@@ -50,7 +52,8 @@ def assign(tree: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = key.split(".")
+    """`key` is dotted, as in TOML: `loss."package.module:Mine".scale` has three parts."""
+    *sections, last = [part.strip("\"'") for part in re.findall(r"\"[^\"]*\"|'[^']*'|[^.]+", key)]
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
@@ -128,6 +131,11 @@ def _explain(problem: Any) -> str:
         return f"'{key}' cannot be {problem['input']!r}; {hint}allowed: {', '.join(allowed)}"
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"'{key}' is a section: write [{key}] and its keys ({', '.join(_keys_at(problem['loc']))})"
+    if problem["type"] == "dict_type":
+        return f"'{key}' is a section: write [{key}] and its keys"
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):  # a component's own words
+        return str(cause)
     reason = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     reason = reason[:1].lower() + reason[1:]
     if isinstance(problem["input"], Mapping):
@@ -155,7 +163,7 @@ def _keys_at(loc: tuple[Any, ...]) -> list[str]:
 def _elsewhere(wrong: str) -> list[str]:
     """Where a key of that name lives when it was put into the wrong section."""
     places = [f"{name}.{wrong}" for name in Config.model_fields if wrong in _keys_at((name,))]
-    return places[:1]
+    return places[:1] or [place for place in [components.owner(wrong)] if place]
 
 
 def _choices(loc: tuple[Any, ...]) -> list[str]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from solostream import registry
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
 from solostream.training.advantages.base import Advantages
@@ -34,7 +35,7 @@ from solostream.training.learner.mfu import flops, peak_of, shape_of
 from solostream.training.learner.optimizer import Optimizer
 from solostream.training.learner.packing import PackedBatch, pack, plan
 from solostream.training.learner.update_metrics import UpdateMetrics
-from solostream.training.losses import LOSSES, TOKEN_SELECTORS
+from solostream.training.losses import Loss, SelectsTokens
 from solostream.training.losses.aggregation import token_weights
 from solostream.training.losses.clip_cov import covariance
 from solostream.training.losses.kl import kl_penalty
@@ -70,11 +71,13 @@ class _Step:
 class Learner:
     """Trains `model`, a causal language model of transformers, in place.
 
-    dump_dir: where a batch that cannot be trained on is written. Raises UserError when the model cannot be packed.
+    loss: default the one that `config.loss` names, with its default options. dump_dir: where a batch that cannot be
+    trained on is written. Raises UserError when the model cannot be packed.
     """
 
-    def __init__(self, model: Any, config: LearnerConfig, *, dump_dir: Path = Path()) -> None:
+    def __init__(self, model: Any, config: LearnerConfig, *, loss: Loss | None = None, dump_dir: Path = Path()) -> None:
         self.config, self.dump_dir = config, dump_dir
+        self.loss: Loss = registry.make("loss", config.loss) if loss is None else loss
         # float32: a step of 1e-6 is lost on bfloat16 weights (adapters are float32 by themselves)
         self.model: Any = lora.wrap(model, config.lora) if config.lora else model.float()
         for module in self.model.modules():
@@ -243,7 +246,7 @@ class Learner:
             if step.picked
             else torch.zeros_like(sampler).bool(),
         )
-        losses, sums = LOSSES[config.loss](tokens, config)
+        losses, sums = self.loss(tokens)
         if config.decoupled:
             weight, more = importance_weights(tokens.old, sampler, packed.segment, len(rows), config)
             losses, sums = losses * weight, {**sums, **more}
@@ -265,13 +268,12 @@ class Learner:
 
     def _picks(self, job: _Update, rows: Sequence[int]) -> dict[int, np.ndarray]:
         """The tokens that the loss treats apart, chosen over the whole optimizer batch; empty for most losses."""
-        pick = TOKEN_SELECTORS.get(self.config.loss)
-        if pick is None:
+        if not isinstance(self.loss, SelectsTokens):
             return {}
         counts = [len(job.sampler[i]) for i in rows]
         logprobs = np.concatenate([job.sampler[i] for i in rows]).astype(np.float64)
         cov = covariance(logprobs, np.concatenate([job.advantages[i] for i in rows]))
-        return dict(zip(rows, np.split(pick(cov, self.config, job.rng), np.cumsum(counts)[:-1]), strict=True))
+        return dict(zip(rows, np.split(self.loss.select(cov, job.rng), np.cumsum(counts)[:-1]), strict=True))
 
     def _refuse_gradient(self, job: _Update, step: _Step, packs: Sequence[PackedBatch]) -> None:
         """Find the micro-batches whose gradient is not finite, name their tasks, dump the batch, raise NotFinite."""

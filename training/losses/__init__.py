@@ -1,33 +1,35 @@
 """Policy losses: pure functions from the action tokens of a micro-batch to one loss a token.
 
-To add one: a file with the function, and a line in LOSSES (and its name in the configuration's `LossName`).
+A loss is a component (`solostream.registry`): `learner.loss` names it, `[loss.NAME]` has its options. To add one: a
+file with a class, a frozen dataclass of its options that can be called, and a line in `registry.BUILT_IN`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
-from solostream.training.config.learner import LearnerConfig, LossName
-from solostream.training.losses.cispo import cispo
-from solostream.training.losses.clip_cov import clip_cov, pick_between
-from solostream.training.losses.gspo import gspo
-from solostream.training.losses.kl_cov import kl_cov, pick_largest
-from solostream.training.losses.ppo_clip import ppo_clip
+from solostream import registry
 from solostream.training.losses.tokens import Tokens
 
-# (tokens, config) -> (loss of each token [n], metrics as sums over tokens)
-Loss = Callable[[Tokens, LearnerConfig], tuple[Tensor, dict[str, Tensor]]]
-# (covariance of each token of the optimizer batch, config, generator) -> which tokens the loss treats apart
-TokenSelector = Callable[[np.ndarray, LearnerConfig, np.random.Generator], np.ndarray]
 
-LOSSES: dict[LossName, Loss] = {
-    "ppo_clip": ppo_clip,
-    "cispo": cispo,
-    "gspo": gspo,
-    "clip_cov": clip_cov,
-    "kl_cov": kl_cov,
-}
-TOKEN_SELECTORS: dict[LossName, TokenSelector] = {"clip_cov": pick_between, "kl_cov": pick_largest}
+@runtime_checkable
+class Loss(Protocol):
+    def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each token [n], and metrics "group/name" as sums over the tokens."""
+        ...
+
+
+@runtime_checkable
+class SelectsTokens(Protocol):
+    """A loss that treats some tokens apart; `Tokens.picked` brings them."""
+
+    def select(self, cov: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Covariance of each token of the whole optimizer batch [n] -> bool [n]."""
+        ...
+
+
+# name -> class; `LOSSES["gspo"]()` is the loss with its default options
+LOSSES: dict[str, Any] = {name: registry.load("loss", name) for name in registry.BUILT_IN["loss"]}

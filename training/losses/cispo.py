@@ -7,14 +7,22 @@ The paper sets no lower bound: clip_low = 1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from solostream.training.config.learner import LearnerConfig
-from solostream.training.losses.tokens import Tokens
+from solostream.training.losses.tokens import Rate, Tokens
 
 
-def cispo(tokens: Tokens, config: LearnerConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    ratio, a = tokens.log_ratio.detach().exp(), tokens.advantage
-    weight = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
-    metrics = {"clip/low": (ratio < weight).sum(), "clip/high": (ratio > weight).sum()}
-    return -weight * a * tokens.logprob, metrics
+@dataclass(frozen=True, slots=True)
+class CISPO:
+    """clip_low, clip_high: how far the weight of a token may leave 1."""
+
+    clip_low: Rate = 1.0
+    clip_high: Rate = 0.28
+
+    def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        ratio, a = tokens.log_ratio.detach().exp(), tokens.advantage  # [n], [n]
+        weight = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
+        metrics = {"clip/low": (ratio < weight).sum(), "clip/high": (ratio > weight).sum()}
+        return -weight * a * tokens.logprob, metrics

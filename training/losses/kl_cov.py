@@ -8,20 +8,28 @@ covariance is the sampler's (see clip_cov).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from torch import Tensor
 
-from solostream.training.config.learner import LearnerConfig
-from solostream.training.losses.tokens import Tokens
+from solostream.training.losses.tokens import Rate, Share, Tokens
 
 
-def pick_largest(cov: np.ndarray, config: LearnerConfig, rng: np.random.Generator) -> np.ndarray:
-    picked = np.zeros(len(cov), bool)
-    picked[np.argsort(-cov, kind="stable")[: max(int(config.cov_share * len(cov)), 1)]] = True
-    return picked
+@dataclass(frozen=True, slots=True)
+class KLCov:
+    """share: of all tokens, that are held. kl: β, the weight of the penalty."""
 
+    share: Share = 2e-3
+    kl: Rate = 1.0
 
-def kl_cov(tokens: Tokens, config: LearnerConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    d = tokens.log_ratio
-    penalty = tokens.picked * config.cov_kl * (d.exp() - 1 - d)
-    return penalty - d.exp() * tokens.advantage, {"clip/covariance": tokens.picked.sum()}
+    def select(self, cov: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """[n] -> bool [n]: the `share` of the tokens with the largest covariance."""
+        picked = np.zeros(len(cov), bool)
+        picked[np.argsort(-cov, kind="stable")[: max(int(self.share * len(cov)), 1)]] = True
+        return picked
+
+    def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        d = tokens.log_ratio
+        penalty = tokens.picked * self.kl * (d.exp() - 1 - d)
+        return penalty - d.exp() * tokens.advantage, {"clip/covariance": tokens.picked.sum()}

@@ -6,19 +6,36 @@ for A < 0 at most −c·A                                              (dual cli
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from solostream.training.config.learner import LearnerConfig
-from solostream.training.losses.tokens import Tokens, clip_counts
+from solostream.errors import UserError
+from solostream.training.losses.tokens import Rate, Tokens, clip_counts
 
 
-def ppo_clip(tokens: Tokens, config: LearnerConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    ratio, a = tokens.log_ratio.exp(), tokens.advantage
-    loss = -torch.minimum(ratio * a, ratio.clamp(1 - config.clip_low, 1 + config.clip_high) * a)
-    metrics = clip_counts(ratio.detach(), a, config.clip_low, config.clip_high)
-    if config.dual_clip:
-        bound = -config.dual_clip * a
-        metrics["clip/dual"] = ((a < 0) & (loss.detach() > bound)).sum()
-        loss = torch.where(a < 0, torch.minimum(loss, bound), loss)
-    return loss, metrics
+@dataclass(frozen=True, slots=True)
+class PPOClip:
+    """clip_low, clip_high: how far the ratio may leave 1. dual_clip: bound on ratio x |A| for A < 0; 0: none.
+
+    Raises UserError for a dual clip that would cut tokens of the policy itself.
+    """
+
+    clip_low: Rate = 0.2
+    clip_high: Rate = 0.28
+    dual_clip: Rate = 10.0
+
+    def __post_init__(self) -> None:
+        if self.dual_clip and self.dual_clip <= 1:
+            raise UserError(f"dual_clip = {self.dual_clip:g} would cut on-policy tokens: above 1, or 0 for none")
+
+    def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        ratio, a = tokens.log_ratio.exp(), tokens.advantage  # [n], [n]
+        loss = -torch.minimum(ratio * a, ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * a)
+        metrics = clip_counts(ratio.detach(), a, self.clip_low, self.clip_high)
+        if self.dual_clip:
+            bound = -self.dual_clip * a
+            metrics["clip/dual"] = ((a < 0) & (loss.detach() > bound)).sum()
+            loss = torch.where(a < 0, torch.minimum(loss, bound), loss)
+        return loss, metrics

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
+Rate = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
 LOG_RATIO_LIMIT = 20.0  # e^20: beyond it a ratio says only "far", and e^x would overflow
 
 
@@ -14,7 +18,7 @@ class Tokens:
     """Tensors of n action tokens.
 
     logprob: under the policy that learns, carries the gradient. old: under π_old, a constant. advantage: the
-    token's. segment: int64, the trajectory's place in 0..sequences−1. picked: bool, see `TOKEN_SELECTORS`.
+    token's. segment: int64, the trajectory's place in 0..sequences−1. picked: bool, what the loss `select`ed.
     """
 
     logprob: Tensor

@@ -18,11 +18,7 @@ from solostream.agent.engine import Engine
 from solostream.agent.rollout import seed_of
 from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog
-from solostream.training.advantages import ADVANTAGES
-from solostream.training.advantages.aspo import ASPO
-from solostream.training.advantages.base import Advantage, Advantages
-from solostream.training.advantages.spo import SPO
-from solostream.training.advantages.value_tracker import ValueTracker
+from solostream.training.advantages.base import Advantages
 from solostream.training.batch import Batch, UnfitBatch, dump
 from solostream.training.config import Config
 from solostream.training.learner.learner import Learner
@@ -54,11 +50,11 @@ class Reinforcement:
         self.config, self.task_ids = config, list(task_ids)
         self._learner, self._engine, self._episodes, self._in_thread = learner, engine, episodes, in_thread
         a = config.algorithm
-        self.tracker = ValueTracker(a.rho_min, a.rho_max, a.d_half)
-        self._advantage = estimator(config, self.tracker, learner)
+        self.tracker = a.tracker.make()
+        self._advantage = a.estimator(self.tracker, learner.logprobs)[-1]
         self._sampler = TaskSampler(
             self.task_ids,
-            self.tracker if a.advantage == "spo" and a.sampling == "prioritized" else None,
+            self.tracker if a.uses_tracker and a.sampling == "prioritized" else None,
             streams=a.group_size,
             epsilon=a.epsilon,
             seed=seed_of(config.run.seed, "sampler"),
@@ -74,7 +70,7 @@ class Reinforcement:
     def n_starts(self) -> int:
         """Episodes of `start`."""
         a = self.config.algorithm
-        return len(self.task_ids) * a.start_samples if a.advantage == "spo" else 0
+        return len(self.task_ids) * a.tracker.start_samples if a.uses_tracker else 0
 
     async def start(self, advance: Callable[[], None]) -> None:
         """Initialise the tracker from the initial policy, under the training sampling parameters (SPO, App. A)."""
@@ -87,7 +83,7 @@ class Reinforcement:
             advance()
             return trajectory
 
-        samples = range(self.config.algorithm.start_samples)
+        samples = range(self.config.algorithm.tracker.start_samples)
         played = await asyncio.gather(*(one(task_id, i) for task_id in self.task_ids for i in samples))
         found = self._batch([trajectory for trajectory in played if trajectory is not None])
         outcomes: dict[str, list[float]] = {task_id: [] for task_id in self.task_ids}
@@ -107,8 +103,7 @@ class Reinforcement:
         learnt_s = time.monotonic() - started
         self.step += 1
         await self._log.update(self.step, batch, advantages.values)
-        if self.config.algorithm.divergence == "drift":
-            self.tracker.record_drift(self.step, learnt["drift"])
+        self.tracker.record_drift(self.step, learnt["drift"])
         await self._engine.load_weights(self._learner.weights(), self.step)
         self.pipeline.advance(self.step)
         self._correct_mismatch(learnt)
@@ -199,19 +194,6 @@ def clamp_versions(trajectory: Trajectory, step: int) -> Trajectory:
     versions = np.where(trajectory.versions > step, step - 1, trajectory.versions)
     dispatch = replace(trajectory.dispatch, version=min(trajectory.dispatch.version, step))
     return replace(trajectory, versions=versions, dispatch=dispatch)
-
-
-def estimator(config: Config, tracker: ValueTracker, learner: Learner) -> Advantage:
-    """The configured advantage: an estimator, with ASPO around it where wanted."""
-    a = config.algorithm
-    inner: Advantage
-    if a.advantage == "spo" and a.divergence == "rescore":
-        inner = SPO(tracker, a.measure, rescore=learner.logprobs)
-    else:
-        inner = ADVANTAGES[a.advantage](tracker, a.measure)
-    if not a.aspo:
-        return inner
-    return ASPO(inner, a.delta, a.k, signal=a.signal, eligible=a.eligible, compare=a.compare)
 
 
 def _pipeline(config: Config, source: PromptSource, log: TrajectoryLog) -> AsyncCollector | SyncCollector:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from solostream import registry
 from solostream.agent.engine import Weights
 from solostream.agent.engines.allocator import keep_freed_memory
 from solostream.agent.trajectory_file import TrajectoryLog, read_lines
@@ -59,7 +60,9 @@ class Trainer:
     ) -> None:
         started = time.monotonic() if started is None else started
         check_trackers(config.run.trackers)
+        config = config.completed()
         self.config, self.folder, self.view = config, folder, view
+        self.loss = registry.make("loss", config.learner.loss, config.loss.get(config.learner.loss))
         self.sft_batches = cold_start.sft_batches(config)
         self.saved = checkpoint.load(source) if source else None
         if self.saved is not None:
@@ -167,7 +170,7 @@ class Trainer:
     async def _reinforce(self) -> Summary:
         config = self.config
         as_sampled = config.learner.model_copy(update={"temperature": config.rollout.temperature})
-        learner = Learner(self.parts.model, as_sampled, dump_dir=self.folder)
+        learner = Learner(self.parts.model, as_sampled, loss=self.loss, dump_dir=self.folder)
         resumed = self.saved if self.saved is not None and self.saved.plain["phase"] == "rl" else None
         log = TrajectoryLog(
             self.folder / "trajectories.jsonl",

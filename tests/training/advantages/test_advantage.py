@@ -120,7 +120,7 @@ def test_reward_shaping_fails_where_aspo_does_not() -> None:
     assert sum(by_reward) == pytest.approx(0, abs=1e-9)
     assert one_each(GRPO()(group(shaped_rewards(-0.01)))) == pytest.approx(by_reward, abs=1e-3)
 
-    by_advantage = one_each(ASPO(Reinforce("none"), -2.0, 0.7)(group([1.0] * 8)))
+    by_advantage = one_each(ASPO(Reinforce(), -2.0, 0.7)(group([1.0] * 8)))
     assert all(a > 0 for a in by_advantage)
     assert by_advantage == sorted(by_advantage, reverse=True)
     assert sum(by_advantage) == pytest.approx(8)  # the correctness signal is all there

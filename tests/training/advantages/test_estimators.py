@@ -3,24 +3,22 @@
 import json
 import random
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 import pytest
 from tiny_ledgers import one_each, trajectory
 
+from solostream import registry
 from solostream.errors import UserError
-from solostream.training.advantages import ADVANTAGES
+from solostream.training.advantages import estimator, grouping
 from solostream.training.advantages.aspo import ASPO
-from solostream.training.advantages.base import Advantages, standardize
+from solostream.training.advantages.base import Advantage, Advantages, standardize
 from solostream.training.advantages.grpo import GRPO
-from solostream.training.advantages.reinforce import Reinforce
+from solostream.training.advantages.reinforce import OPO, Reinforce, ReinforcePlusPlus
 from solostream.training.advantages.rloo import RLOO
 from solostream.training.advantages.spo import SPO
 from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.config import validate
-from solostream.training.config.models import GROUPED, AdvantageName
-from solostream.training.run.rl_loop import estimator
 
 
 def group(rewards: list[float], lengths: list[int] | None = None, number: int | None = 0) -> list:
@@ -93,7 +91,7 @@ def test_spo_rescoring_measures_the_last_trajectory_of_the_task() -> None:
         return [t.logprobs[t.action_mask] - 0.2 for t in trajectories]
 
     tracker, expected = ValueTracker(rho_min=0.5, rho_max=0.99), ValueTracker(rho_min=0.5, rho_max=0.99)
-    spo = SPO(tracker, rescore=rescore)
+    spo = SPO(tracker, divergence="rescore", logprobs=rescore)
     spo([trajectory("a", 1, event=0, version=0)])
     saved = json.loads(json.dumps(spo.state_dict()))
     later = [trajectory("b", 1, event=1, version=3), trajectory("a", 0, event=2, version=3)]
@@ -102,7 +100,7 @@ def test_spo_rescoring_measures_the_last_trajectory_of_the_task() -> None:
     expected.observe("a", 1, 0.0, event=0)
     expected.observe("a", 0, float(np.exp(-0.2) - 1 + 0.2), event=2)
     assert tracker.evidence("a") == pytest.approx(expected.evidence("a"), rel=1e-6)
-    resumed = SPO(ValueTracker(rho_min=0.5, rho_max=0.99), rescore=rescore)
+    resumed = SPO(ValueTracker(rho_min=0.5, rho_max=0.99), divergence="rescore", logprobs=rescore)
     resumed.load_state_dict(saved)
     resumed(later)
     assert resumed.tracker.state_dict() == tracker.state_dict()
@@ -128,10 +126,10 @@ def test_rloo() -> None:
 
 def test_reinforce_family() -> None:
     batch = group([1, 0, 0, 1], [10, 30, 20, 40], None)
-    assert one_each(Reinforce("none")(batch)) == [1, 0, 0, 1]
-    assert one_each(Reinforce("batch")(batch)) == pytest.approx([1, -1, -1, 1])
-    assert one_each(Reinforce("opo")(batch)) == pytest.approx([0.5, -0.5, -0.5, 0.5])  # (10 + 40)/100
-    assert one_each(Reinforce("opo")(group([1, 0], [10, 30]))) == pytest.approx([0.75, -0.25])
+    assert one_each(Reinforce()(batch)) == [1, 0, 0, 1]
+    assert one_each(ReinforcePlusPlus()(batch)) == pytest.approx([1, -1, -1, 1])
+    assert one_each(OPO()(batch)) == pytest.approx([0.5, -0.5, -0.5, 0.5])  # (10 + 40)/100
+    assert one_each(OPO()(group([1, 0], [10, 30]))) == pytest.approx([0.75, -0.25])
 
 
 def test_opo_compares_within_groups_where_a_prompt_has_several_streams() -> None:
@@ -141,17 +139,27 @@ def test_opo_compares_within_groups_where_a_prompt_has_several_streams() -> None
         assert made.algorithm.grouped is grouped
 
 
-@pytest.mark.parametrize("name", sorted(GROUPED))
-def test_grouped_estimators_refuse_single_streams(name: str) -> None:
-    with pytest.raises(UserError, match="has no group"):
-        ADVANTAGES[name](ValueTracker(), "token")([trajectory("a")])
+def made(name: str, options: dict | None = None) -> Advantage:
+    """The estimator by its name, as a run makes it."""
+    return estimator(name, (), {name: options or {}}, ValueTracker(), lambda batch: [])[-1]
 
 
-@pytest.mark.parametrize("name", ADVANTAGES)
+NAMES = [name for name in registry.names("advantage") if not registry.asks("advantage", name, "inner")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_estimators_that_need_groups_refuse_single_streams(name: str) -> None:
+    assert (grouping(made(name)) == "required") is (name in ("grpo", "dr_grpo", "rloo"))
+    if grouping(made(name)) == "required":
+        with pytest.raises(UserError, match="has no group"):
+            made(name)([trajectory("a")])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_estimator(name: str) -> None:
     """Finite, deterministic, the same for all tokens of a trajectory, and a state that makes the round trip."""
     batch = [trajectory(f"t{i}", i % 2, event=i, group=i // 4, response=range(i + 2)) for i in range(8)]
-    one, two = (ADVANTAGES[name](ValueTracker(), "token") for _ in range(2))
+    one, two = made(name), made(name)
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
     got = one(batch)
     assert [len(values) for values in got.values] == [t.n_action_tokens for t in batch]
@@ -161,11 +169,35 @@ def test_every_estimator(name: str) -> None:
     again = two(batch)
     assert one_each(again) == given
     assert again.metrics == got.metrics
-    assert one.state_dict() == ADVANTAGES[name](ValueTracker(), "token").state_dict() or name == "spo"
+    assert one.state_dict() == made(name).state_dict() or name == "spo"
 
 
-def test_the_configuration_knows_every_estimator() -> None:
-    assert set(get_args(AdvantageName)) == set(ADVANTAGES)
+def test_a_stage_stands_around_an_estimator_and_never_alone() -> None:
+    with pytest.raises(UserError, match=r"name it in algorithm\.stages"):
+        made("aspo")
+    with pytest.raises(UserError, match="'grpo' is no stage"):
+        estimator("none", ("grpo",), {}, ValueTracker(), lambda batch: [])
+    chain = estimator("rloo", ("aspo", "aspo"), {"aspo": {"k": 0.25}}, ValueTracker(), lambda batch: [])
+    assert [type(one) for one in chain] == [RLOO, ASPO, ASPO]
+    assert chain[2].inner is chain[1]
+    assert chain[1].inner is chain[0]
+    assert (chain[1].k, chain[1].delta) == (0.25, -2.0)
+
+
+def test_rescoring_asks_the_learner_only_where_it_is_wanted() -> None:
+    asked: list = []
+
+    def logprobs(batch: list) -> list:
+        asked.extend(batch)
+        return [np.zeros(t.n_action_tokens) for t in batch]
+
+    batch = [trajectory("a", 1, event=0), trajectory("a", 0, event=3, version=2)]
+    for divergence, times in (("drift", 0), ("rescore", 1)):
+        spo = estimator("spo", (), {"spo": {"divergence": divergence}}, ValueTracker(), logprobs)[-1]
+        spo(batch)
+        assert len(asked) == times
+    with pytest.raises(UserError, match="give SPO the learner's logprobs"):
+        SPO(ValueTracker(), divergence="rescore")
 
 
 def called(task: str, position: int | None, **fields) -> object:
@@ -174,11 +206,11 @@ def called(task: str, position: int | None, **fields) -> object:
 
 def test_aspo_wraps_and_logs() -> None:
     batch = [called("a", 100), called("b", 500), called("c", None), called("d", 0, reward=0.0)]
-    got = ASPO(Reinforce("none"), -2.0, 0.7)(batch)
+    got = ASPO(Reinforce(), -2.0, 0.7)(batch)
     assert one_each(got) == pytest.approx([1.4, 0.6, 1.0, 0.0])  # mean p = 300, L = 1000
     assert got.metrics["aspo/shaped"] == 0.5
     assert got.metrics["aspo/clipped"] == 0
-    assert ASPO(Reinforce("none"), -9.0, 0.7)(batch).metrics["aspo/clipped"] == 1
+    assert ASPO(Reinforce(), -9.0, 0.7)(batch).metrics["aspo/clipped"] == 1
     assert got.metrics["reward/variance"] == pytest.approx(3 / 16)
 
 
@@ -187,26 +219,26 @@ def test_aspo_eligibility(eligible, moved: int) -> None:
     written_only = called("c", 800)
     turns = (*written_only.turns[:-1], replace(written_only.turns[-1], executions=(None,)))
     batch = [called("a", 100), called("b", 500, passed=False), replace(written_only, turns=turns)]
-    values = one_each(ASPO(Reinforce("none"), eligible=eligible)(batch))
+    values = one_each(ASPO(Reinforce(), eligible=eligible)(batch))
     assert sum(v != 1 for v in values) == moved
 
 
 def test_aspo_frequent_calls() -> None:
     batch = [called("a", 10, calls=1), called("b", 10, calls=3), called("c", None)]
-    got = ASPO(Reinforce("none"), 0.5, 0.7, signal="calls")(batch)
+    got = ASPO(Reinforce(), 0.5, 0.7, signal="calls")(batch)
     assert one_each(got) == pytest.approx([0.75, 1.25, 1.0])  # 0.5 x (1 - 2)/2
 
 
 def test_aspo_compares_within_groups() -> None:
     batch = [called("a", 100, group=0), called("a", 500, group=0), called("b", 800, group=1), called("b", 800, group=1)]
-    got = one_each(ASPO(Reinforce("none"), compare="group")(batch))
+    got = one_each(ASPO(Reinforce(), compare="group")(batch))
     assert got == pytest.approx([1.4, 0.6, 1, 1])
 
 
 def test_aspo_running_means_per_task_survive_a_checkpoint() -> None:
-    one = ASPO(Reinforce("none"), compare="running")
+    one = ASPO(Reinforce(), compare="running")
     assert one_each(one([called("a", 100), called("b", 900)])) == [1, 1]
-    two = ASPO(Reinforce("none"), compare="running")
+    two = ASPO(Reinforce(), compare="running")
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
     for aspo in (one, two):
         assert one_each(aspo([called("a", 500)])) == pytest.approx([0.6])  # mean p = 300 over both
@@ -244,9 +276,9 @@ def test_the_configured_signal_is_what_shapes(signal: str, delta: float) -> None
         trajectory("a", 1.0, response=range(10), call_at=1, calls=1),
         trajectory("b", 1.0, response=range(10), call_at=5, calls=3),
     ]
-    settings = {"advantage": "none", "signal": signal, "delta": delta}
+    settings = {"advantage": "none", "aspo": {"signal": signal, "delta": delta}}
     config = validate({"algorithm": settings})
-    got = one_each(estimator(config, ValueTracker(), None)(batch))
-    expected = one_each(ASPO(Reinforce("none"), delta, 0.7, signal=signal)(batch))
+    got = one_each(config.algorithm.estimator(ValueTracker(), lambda batch: [])[-1](batch))
+    expected = one_each(ASPO(Reinforce(), delta, 0.7, signal=signal)(batch))
     assert got == expected
     assert (got[0] > got[1]) is (signal == "first_call")

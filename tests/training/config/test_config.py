@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import typing
 from pathlib import Path
 
 import pytest
@@ -39,15 +38,34 @@ def refusal(*settings: str) -> str:
         ("run.steps='40'", ["'run.steps' cannot be '40'", "integer"]),
         ("learner.lr=-1.0", ["'learner.lr' cannot be -1.0", "greater than or equal to 0"]),
         ("learner.lr=nan", ["'learner.lr' cannot be nan"]),
-        ("algorithm.k=1.0", ["'algorithm.k'", "less than 1"]),
+        ("algorithm.aspo.k=1.0", ["advantage 'aspo': 'k'", "less than 1"]),
+        ("algorithm.k=0.5", ["unknown key 'algorithm.k'", "did you mean 'algorithm.aspo.k'"]),
+        ("algorithm.start_samples=2", ["did you mean 'algorithm.tracker.start_samples'"]),
+        ("algorithm.grup_size=2", ["unknown key 'algorithm.grup_size'", "did you mean 'group_size'"]),
+        ("algorithm.aspo=false", ["[algorithm.aspo] is a section"]),
+        ("algorithm.apso={}", ["unknown section [algorithm.apso]", "did you mean 'aspo'"]),
+        ("algorithm.stages=['apso']", ["unknown advantage 'apso'", "did you mean 'aspo'"]),
+        ("algorithm.stages=['grpo']", ["'grpo' is no stage"]),
+        ("algorithm.aspo.deltta=1.0", ["advantage 'aspo' has no option 'deltta'", "did you mean 'delta'"]),
+        ("algorithm.spo.measure='tokens'", ["advantage 'spo': 'measure' cannot be 'tokens'", "'trajectory'"]),
+        ("algorithm.spo.tracker=3", ["advantage 'spo' has no option 'tracker'"]),
+        ("algorithm.tracker.rho_min=0.99", ["rho_min <= rho_max"]),
+        ("learner.loss=gsop", ["unknown loss 'gsop'", "did you mean 'gspo'"]),
+        ("learner.clip_low=0.1", ["did you mean 'loss.ppo_clip.clip_low'"]),
+        ("loss.gsop={}", ["[loss.gsop]", "did you mean 'gspo'"]),
+        ("loss.gspo.clip_hi=3e-4", ["loss 'gspo' has no option 'clip_hi'", "did you mean 'clip_high'"]),
+        ("loss.gspo.clip_low='3e-4'", ["loss 'gspo': 'clip_low' cannot be '3e-4'", "valid number"]),
+        ("loss.clip_cov.bounds=[5.0, 1.0]", ["low < high"]),
+        ("loss.ppo_clip.dual_clip=0.5", ["dual_clip = 0.5 would cut on-policy tokens"]),
+        ("loss.'no_such_module:Mine'.x=1", ["there is no module 'no_such_module'", "PYTHONPATH"]),
         ("model=3", ["'model' is a section", "[model]", "path"]),
         ("run.trackers=['wanb']", ["'run.trackers.0'", "did you mean 'wandb'"]),
         ("cold_start.phases=[{step = 3, mix = {early = 1.0}}]", ["phases.0.step'", "did you mean 'steps'"]),
         ("cold_start.phases=[{steps = 3, mix = {early = 0.5}}]", ["add up to 1, not 0.5"]),
-        ("algorithm.advantage=grpo", ["algorithm.group_size ≥ 2"]),
-        ("algorithm.compare=group", ["needs groups", "set compare = 'batch'"]),
+        ("algorithm.advantage=grpo", ["'grpo' compares within groups", "group_size to 2 or more"]),
+        ("algorithm.aspo.compare=group", ["'aspo' compares within groups", "group_size to 2 or more"]),
         ("algorithm.reward_range=[1.0, -1.0]", ["low < high", "[1.0, -1.0]"]),
-        ("algorithm.signal=call", ["did you mean 'calls'", "first_call"]),
+        ("algorithm.aspo.signal=call", ["'signal' cannot be 'call'", "first_call"]),
         ("rollout.batch=100", []),
     ],
 )
@@ -85,7 +103,6 @@ def test_garbage_is_one_line_or_a_value_that_can_be_written_down(key: str) -> No
         ("learner.grad_clip=inf", "finite"),
         ("learner.betas=[0.9, 1.0]", "less than 1"),
         ("learner.seed=-1", "greater than or equal to 0"),
-        ("learner.cov_bounds=[5.0, 1.0]", "low < high"),
         ("learner.reject_outside=[1.0, 1.0]", "low < high"),
         ("run=1979-05-27", "'run' is a section"),
         ("env.max_turns=1979-05-27", "'env.max_turns' cannot be"),
@@ -167,7 +184,47 @@ def test_the_configurations_that_ship_are_valid(path: Path) -> None:
         validate(tree)
 
 
-def test_the_names_are_those_of_the_registries() -> None:
-    from solostream.training.advantages import ADVANTAGES
+def test_a_component_of_a_strangers_module_has_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file beside the run, named by its quoted spec; its own annotations judge its options."""
+    (tmp_path / "mine_for_config.py").write_text(
+        "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Scaled:\n    scale: float = 1.0\n"
+        "    def __call__(self, tokens):\n        return -self.scale * tokens.advantage * tokens.logprob, {}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    spec = "mine_for_config:Scaled"
+    config = validate(assign({}, [f"learner.loss={spec}", f"loss.'{spec}'.scale=0.25"]))
+    assert config.loss == {spec: {"scale": 0.25}}
+    assert config.completed().loss == {spec: {"scale": 0.25}}
+    assert validate(assign({}, [f"learner.loss={spec}"])).completed().loss == {spec: {"scale": 1.0}}
+    assert "has no option 'scal'; did you mean 'scale'" in refusal(f'loss."{spec}".scal=1')
+    assert "'scale' cannot be 'x'" in refusal(f'loss."{spec}".scale="x"')
 
-    assert set(typing.get_args(configuration.models.AdvantageName)) == set(ADVANTAGES)
+
+def test_the_folder_keeps_every_option_of_what_it_used(tmp_path: Path) -> None:
+    config = validate(assign({}, ["algorithm.aspo.k=0.25", "learner.loss=gspo", "loss.kl_cov.kl=2.0"])).completed()
+    assert config.algorithm.options["aspo"] == {
+        "delta": -2.0,
+        "k": 0.25,
+        "signal": "first_call",
+        "eligible": "code",
+        "compare": "batch",
+        "correct_from": 0.5,
+    }
+    assert config.loss == {"gspo": {"clip_low": 3e-4, "clip_high": 4e-4}, "kl_cov": {"kl": 2.0}}
+    place = tmp_path / "config.toml"
+    place.write_text(config.to_toml())
+    assert configuration.load(place) == config
+    assert config.completed() == config
+    assert config.hash() == configuration.load(place).hash()
+
+
+def test_another_option_of_a_component_is_another_run() -> None:
+    base = Config().completed().hash()
+    settings = [
+        "algorithm.aspo.k=0.25",
+        "algorithm.tracker.window=7",
+        "loss.ppo_clip.clip_low=0.1",
+        "algorithm.stages=[]",
+    ]
+    assert all(validate(assign({}, [s])).completed().hash() != base for s in settings)
+    assert validate(assign({}, ["algorithm.aspo.k=0.7"])).completed().hash() == base  # the default, written out

@@ -12,6 +12,7 @@ from solostream.agent.trajectory import Trajectory
 from solostream.training.advantages.base import Advantages
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.learner import Learner
+from solostream.training.losses import LOSSES, Loss
 
 AGGREGATIONS = ["token_mean", "seq_mean_token_mean", "seq_mean_token_sum"]
 LENGTHS = [3, 21, 8, 8, 1, 34, 13, 5, 27, 2, 9, 16]
@@ -39,9 +40,11 @@ def a_batch(
     return batch, Advantages([rng.normal(size=t.n_action_tokens) for t in batch])
 
 
-def gradient(config: LearnerConfig, batch: list[Trajectory], advantages: Advantages) -> torch.Tensor:
+def gradient(
+    config: LearnerConfig, batch: list[Trajectory], advantages: Advantages, loss: Loss | None = None
+) -> torch.Tensor:
     """The gradient of a single update, caught before the optimizer step."""
-    learner = Learner(tiny_models.model(), config)
+    learner = Learner(tiny_models.model(), config, loss=loss)
     found: list[torch.Tensor] = []
     learner.optimizer.apply = lambda: found.append(  # type: ignore[method-assign]
         torch.cat([p.grad.flatten() for p in learner.optimizer.parameters])
@@ -103,18 +106,18 @@ def test_every_loss_is_independent_of_the_cut(loss, aggregation) -> None:
         loss=loss,
         aggregation=aggregation,
         grad_clip=0,
-        cov_share=0.2,
-        cov_bounds=(0.0, 5.0),
         entropy_coef=0.05,
         kl_coef=0.1,
         tis_cap=1.1,
         reject_outside=(0.9, 1.15),
     )
-    whole = gradient(config, batch, advantages)
+    options = {"clip_cov": {"share": 0.2, "bounds": (0.0, 5.0)}, "kl_cov": {"share": 0.2}}
+    made = LOSSES[loss](**options.get(loss, {}))
+    whole = gradient(config, batch, advantages, made)
     cut = config.model_copy(update={"max_tokens_per_batch": 40, "logits_chunk": 6, "gradient_checkpointing": True})
     assert whole.abs().max() > 1e-4
-    assert close(gradient(cut, batch, advantages), whole)
-    assert close(gradient(config, batch[::-1], Advantages(advantages.values[::-1])), whole) or loss == "clip_cov"
+    assert close(gradient(cut, batch, advantages, made), whole)
+    assert close(gradient(config, batch[::-1], Advantages(advantages.values[::-1]), made), whole) or loss == "clip_cov"
 
 
 def test_a_filtered_trajectory_does_not_reweigh_the_others() -> None:

@@ -371,7 +371,6 @@ def test_out_of_memory_names_the_budget_to_try() -> None:
     ("settings", "message"),
     [
         ({"schedule": "linear"}, "total_steps"),
-        ({"dual_clip": 0.5}, "dual_clip"),
         ({"los": "ppo_clip"}, "los"),
         ({"loss": "ppo"}, "ppo_clip"),
         ({"max_tokens_per_batch": 0}, "max_tokens_per_batch"),
