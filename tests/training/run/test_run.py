@@ -260,7 +260,8 @@ def test_a_reward_that_is_not_finite_stops_the_step_and_the_batch_is_dumped(
 
 
 def test_the_streams_of_a_prompt_share_its_frozen_value_and_go_their_own_way(tmp_path: Path) -> None:
-    more = ["--set", "rollout.mode=async", "--set", "algorithm.group_size=3", "--set", "algorithm.tracker.start_samples=0"]
+    settings = ("rollout.mode=async", "algorithm.group_size=3", "algorithm.tracker.start_samples=0")
+    more = [word for setting in settings for word in ("--set", setting)]
     assert main(arguments(tmp_path, "streams", *more, "--set", "cold_start.phases=[]")) == 0
     logged = [line.trajectory for line in read_lines(tmp_path / "streams" / "trajectories.jsonl") if line.trajectory]
     prompts = defaultdict(set)
