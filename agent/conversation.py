@@ -108,8 +108,9 @@ class Talk:
                 if room < 1:
                     raise EngineError(f"the conversation is at its {self._room} tokens: start anew with /reset")
                 asked = min(piece, room, self._sampling.max_tokens - len(turn))
-                seed = (self._sampling.seed or 0) * 1_000_003 + len(self._ids) + len(turn)
-                sampling = replace(self._sampling, max_tokens=asked, seed=seed & 0x7FFFFFFF, key=key)
+                seed = self._sampling.seed
+                seed = None if seed is None else (seed * 1_000_003 + len(self._ids) + len(turn)) & 0x7FFFFFFF
+                sampling = replace(self._sampling, max_tokens=asked, seed=seed, key=key)
                 got = await self._engine.generate([*self._ids, *turn], sampling)
                 turn += got.token_ids
                 stops = self._sampling.stop, self._chat.stop_token_ids

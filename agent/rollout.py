@@ -98,6 +98,7 @@ async def rollout(
             seed=seed,
             source=getattr(env.task, "source", ""),
             answer=step.answer if step else None,
+            unit=getattr(engine, "unit", "tokens"),
         )
     raise AssertionError("the last attempt returns")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from solostream.sandbox.types import Execution
 
 Ending = Literal["answered", "void", "turn_limit", "token_limit", "time_limit", "infra"]
 Role = Literal["system", "user", "assistant", "tool"]
+Unit = Literal["tokens", "bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,24 @@ class Turn:
     call_tokens: tuple[int, ...] = ()
     void: bool = False  # an assistant turn with neither a complete call nor a final answer
     reward: float = 0.0
+    reasoning: str = ""  # thoughts that an endpoint keeps apart: no part of `text`, nothing in them is executed
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an endpoint counted and bills, in its own tokens, over all requests of an episode.
+
+    cached_tokens are some of prompt_tokens, reasoning_tokens some of completion_tokens.
+    """
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(getattr(self, n) + getattr(other, n) for n in Usage.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +75,9 @@ class Trajectory:
     token_ids: int32; action_mask: bool, True only for tokens the policy sampled; logprobs: float32, the sampler's own,
     NaN (JSON null) where nothing was sampled; versions: int32, the policy version of a sampled token, -1 elsewhere.
     reward: of the episode, the sum of its turns'; in training mapped onto [0, 1].
-    Raises ValueError when lengths differ, or when a sampled token has no logprob.
+    An endpoint says how many tokens it read and wrote, not which: their ids are -1, they have no logprob and no part in
+    the mask. unit: what one entry of the ledger is; bytes of a script, and of an endpoint that counts nothing.
+    usage: of an endpoint that counts. Raises ValueError when lengths differ, or when a sampled token has no logprob.
     """
 
     task_id: str
@@ -71,6 +92,8 @@ class Trajectory:
     seed: int = 0
     source: str = ""
     answer: str | None = None
+    unit: Unit = "tokens"
+    usage: Usage | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(a) for a in (self.token_ids, self.action_mask, self.logprobs, self.versions)}
@@ -146,9 +169,12 @@ class Trajectory:
                     "call_tokens": list(t.call_tokens),
                     "void": t.void,
                     "reward": t.reward,
+                    **({"reasoning": t.reasoning} if t.reasoning else {}),
                 }
                 for t in self.turns
             ],
+            "unit": self.unit,
+            "usage": self.usage and asdict(self.usage),
             "token_ids": self.token_ids.tolist(),
             "action_mask": self.action_mask.astype(int).tolist(),
             "logprobs": [None if np.isnan(x) else round(float(x), 6) for x in self.logprobs],
@@ -169,6 +195,7 @@ class Trajectory:
                 tuple(t["call_tokens"]),
                 t["void"],
                 t["reward"],
+                t.get("reasoning", ""),
             )
             for t in record["turns"]
         )
@@ -185,6 +212,8 @@ class Trajectory:
             seed=record["seed"],
             source=record["source"],
             answer=record["answer"],
+            unit=record["unit"],
+            usage=record["usage"] and Usage(**record["usage"]),
         )
 
     def to_json(self) -> str:
@@ -223,6 +252,7 @@ class TokenRecord:
         call_tokens: Sequence[int] = (),
         void: bool = False,
         reward: float = 0.0,
+        reasoning: str = "",
     ) -> None:
         """Append one turn of the policy; `call_tokens` are offsets within this turn's tokens.
 
@@ -244,6 +274,7 @@ class TokenRecord:
                 turn_calls,
                 void,
                 reward,
+                reasoning,
             )
         )
 

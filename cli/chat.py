@@ -41,7 +41,8 @@ def chat(
     max_tokens: int = 32_768,
     turn_tokens: int | None = None,
     tokenizer: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
+    api_key_env: str | None = None,
 ) -> int:
     """Talk to an agent that has the interpreter; its variables last as long as the conversation.
 
@@ -52,13 +53,14 @@ def chat(
         sandbox: Where its code runs; default: as in the run, else fork.
         system: Instructions instead of the run's or the usual ones; "" for none.
         syntax: How it writes calls: fence, code, python, hermes or openai; default: as in the run, else fence.
-        temperature: 0 is greedy; default: as the run evaluated, else 0.6.
-        top_p: Of sampling; default: as the run evaluated, else 0.95.
-        top_k: 0 is off; default: as the run evaluated, else 20.
+        temperature: 0 is greedy; default: as the run evaluated, else 0.6 (chat: the server's own).
+        top_p: Of sampling; default: as the run evaluated, else 0.95 (chat: the server's own).
+        top_k: 0 is off; default: as the run evaluated, else 20 (chat: the server's own).
         max_tokens: Of the whole conversation.
         turn_tokens: Of one turn; default: as in the run, else as many as the conversation has.
         tokenizer: Where it differs from the model's.
-        seed: Of sampling.
+        seed: Of sampling; default: 0 (chat: none is sent).
+        api_key_env: Environment variable that holds a server's key; default: OPENAI_API_KEY.
     """
     from solostream.sandbox import open_sandbox
 
@@ -66,7 +68,8 @@ def chat(
     options = {"sandbox": sandbox, "system_prompt": system, "syntax": syntax}
     given = {name: value for name, value in options.items() if value is not None}
     settings: dict[str, Any] = {**registered(run.env), **run.under(given)} if run else given
-    like = run or PRESETS["sampled"]
+    endpoint = model.startswith("chat:")
+    like = run or (Preset(1.0, 1.0, 0) if endpoint else PRESETS["sampled"])  # an endpoint has defaults of its own
     chosen = Preset(
         like.temperature if temperature is None else temperature,
         like.top_p if top_p is None else top_p,
@@ -78,11 +81,12 @@ def chat(
     box = open_sandbox(settings.get("sandbox", "fork"), **(settings.get("sandbox_options") or {}))
     with asyncio.Runner() as runner:
         try:
-            engine, words = runner.run(open_engine(model, tokenizer=tokenizer, slots=1, max_len=max_tokens, seed=seed))
+            how: dict[str, Any] = {"slots": 1, "max_len": max_tokens, "seed": seed or 0, "api_key_env": api_key_env}
+            engine, words = runner.run(open_engine(model, tokenizer=tokenizer, **how))
         except EngineError as error:
             return _failed(error)
         room = min(max_tokens, getattr(engine, "max_len", max_tokens))
-        sampling = replace(chosen.turn(room), seed=seed)
+        sampling = replace(chosen.turn(room), seed=seed if endpoint else seed or 0)
         manner = _manner(settings, words)
         new = lambda: Talk(engine, Chat(words), runner.run(box.open()), sampling=sampling, room=room, **manner)
         try:

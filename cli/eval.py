@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ from solostream.agent.run_settings import run_settings
 from solostream.evaluation.evaluate import Progress
 from solostream.evaluation.evaluate import evaluate as run_evaluation
 from solostream.evaluation.options import Options
+
+WAIT_LINES_S = 30.0  # between two lines of a log that say that requests wait
 
 
 def evaluate(options: Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]) -> int:
@@ -109,13 +113,14 @@ def _live(terminal: bool) -> Any:
 
 
 def _log_lines() -> Callable[[Progress], None]:
-    last = -1
+    last, told = -1, -math.inf  # told: when a line last said that requests wait
 
     def show(progress: Progress) -> None:
-        nonlocal last
+        nonlocal last, told
         at = 20 * len(progress.samples) // max(progress.total, 1)
-        if at != last:
-            last = at
+        waits = progress.waiting > 0 and time.monotonic() - told > WAIT_LINES_S
+        if at != last or waits:
+            last, told = at, time.monotonic() if waits else told
             print(f"{len(progress.samples)}/{progress.total}  {_standing(progress)}", flush=True)
 
     return show
@@ -125,14 +130,16 @@ def _standing(progress: Progress) -> str:
     parts = [
         f"solved {_cell(progress.accuracy)}",
         f"code {_cell(progress.code_ratio)}",
-        f"{progress.tokens_per_s:,.0f} tokens/s",
+        f"{progress.tokens_per_s:,.0f} {progress.samples[-1].unit if progress.samples else 'tokens'}/s",
     ]
+    if progress.waiting:
+        parts.append(f"waiting: {progress.waiting} requests for the rate limit")
     if progress.found:
         parts.append(f"{progress.found} found on disk")
     if progress.replaced:
         parts.append(f"{progress.replaced} of edited problems played again")
     if progress.infra:
-        parts.append(f"{progress.infra} sandbox failures")
+        parts.append(f"{progress.infra} failed episodes" + f" (the last: {progress.trouble})" * bool(progress.trouble))
     return "  ".join(parts)
 
 
@@ -145,19 +152,29 @@ def result_table(summary: Mapping[str, Any]) -> str:
         rows += [(f"{name}@{row['k']}", row) for row in some]
     lines = [f"{name:<18}{100 * row['mean']:6.1f} %   95 % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
              for name, row in rows if row]  # fmt: skip
-    six = metrics["behaviour"]
+    six, unit = metrics["behaviour"], metrics["unit"]
     for name, key in (("code ratio", "code_ratio"), ("code pass ratio", "code_pass_ratio")):
         if six[key] is not None:
             lines.append(f"{name:<18}{100 * six[key]:6.1f} %")
-    for name, key in (("first call, token", "first_call"), ("response, tokens", "response_length"),
+    for name, key in ((f"first call, {unit[:-1]}", "first_call"), (f"response, {unit}", "response_length"),
                       ("code rounds", "code_rounds"), ("code lines", "code_lines")):  # fmt: skip
         if six[key] is not None:
             lines.append(f"{name:<18}{six[key]['mean']:6.1f}     median {six[key]['p50']:g}")
     if metrics["errors"]:
         lines.append("errors            " + ", ".join(f"{name} {count}" for name, count in metrics["errors"].items()))
+    if usage := metrics["usage"]:
+        lines.append(
+            f"{'usage, tokens':<18}{usage['prompt_tokens']:,} prompt ({usage['cached_tokens']:,} cached), "
+            f"{usage['completion_tokens']:,} completion ({usage['reasoning_tokens']:,} reasoning), "
+            f"{usage['requests']:,} requests"
+        )
+    if summary["cost"] is not None:
+        lines.append(f"{'cost':<18}{summary['cost']:.4f} at the given prices")
     if summary["replaced"]:
         lines.append(f"{summary['replaced']} samples of problems that were edited are in replaced.jsonl now")
-    for name, count in (("sandbox failures", summary["infra"]), ("damaged lines", summary["damaged"])):
+    if summary["trouble"]:
+        lines.append(f"{'not answered':<18}the last: {summary['trouble']}")
+    for name, count in (("failed episodes", summary["infra"]), ("damaged lines", summary["damaged"])):
         if count:
             lines.append(f"{name:<18}{count}: left out; the same command asks for them again")
     return "\n".join(lines)

@@ -47,6 +47,8 @@ ALONE = {"--resume": "auto"}
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "datasets", "math_verify", "tensorboard", "matplotlib", "peft"), "train"),
     **dict.fromkeys(("fastapi", "httpx", "uvicorn", "prometheus_client"), "server"),
+    "aiohttp": "server",
+    "openai": "endpoint",
     "vllm": "vllm",
 }
 

@@ -12,28 +12,25 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from solostream.agent.chat_template import Chat
-from solostream.agent.engine import Engine, EngineError
-from solostream.agent.engines.spec import open_engine
-from solostream.agent.rollout import rollout, seed_of
+from solostream.agent.engine import EngineError
 from solostream.agent.run_settings import registered
-from solostream.agent.trajectory import Trajectory
 from solostream.envs.making import make as make_env
+from solostream.envs.making import specification
 from solostream.envs.rewards.grading import equivalent
 from solostream.envs.text.prompts import system_prompt
 from solostream.envs.types import Task
 from solostream.evaluation.folder import SAMPLES, Found, line_of, locked, open_folder
 from solostream.evaluation.metrics import Sample, summarize
-from solostream.evaluation.options import ENV, Options, Preset
+from solostream.evaluation.options import ENV, Options
+from solostream.evaluation.players import Player, open_player
 from solostream.evaluation.samples import reduce
 
 SUMMARY, TABLE = "summary.json", "samples.parquet"
-ENGINE_TRIES = 3  # of one sample, with a pause between them, before the evaluation stops
 
 
 @dataclass(slots=True)
@@ -46,6 +43,8 @@ class Progress:
     damaged: int = 0
     found: int = 0  # of `samples`, those of an earlier call
     replaced: int = 0  # samples of problems that were edited since
+    waiting: int = 0  # requests that wait for a rate limit now
+    trouble: str = ""  # of the endpoint, with the last sample that it did not answer
     k: int = 1  # samples a problem: asked for, or on disk where these are more
     started: float = field(default_factory=time.monotonic)
 
@@ -72,29 +71,28 @@ async def evaluate(options: Options, report: Callable[[Progress], None] = lambda
     describes them.
     """
     options = options.settled()
-    preset = options.sampling()
+    identity = options.identity()
     folder = options.folder()
     tasks, make = _environment(options)
     with locked(folder):
-        found = open_folder(folder, options.identity(), tasks)
-        progress, missing = _asked(options, tasks, found)
+        progress, missing = _asked(options, tasks, open_folder(folder, identity, tasks))
+
+        def waits() -> None:
+            progress.waiting = player.waiting
+            report(progress)
+
         try:
-            engine, tokenizer = await open_engine(
-                options.model,
-                tokenizer=options.tokenizer,
-                slots=options.concurrency,
-                max_len=options.max_tokens,
-                seed=options.seed,
-            )
+            player = await open_player(options, waits)
             try:
-                player = _Player(engine, Chat(tokenizer), preset, options.seed)
                 progress.started = time.monotonic()
                 report(progress)
-                await _play(folder, player, lambda: make(tokenizer), missing, options.concurrency, progress, report)
+                await _play(folder, player, lambda: make(player.tokenizer), missing, options, progress, report)
             finally:
-                await engine.close()
+                await player.close()
         finally:
             summary = _write_summary(folder, options, progress)
+        if player.trouble and not progress.samples:
+            raise EngineError(player.trouble)
     return summary
 
 
@@ -110,14 +108,14 @@ def _asked(options: Options, tasks: Sequence[Task], found: Found) -> tuple[Progr
 
 async def _play(
     folder: Path,
-    player: _Player,
+    player: Player,
     make: Callable[[], Any],
     missing: Sequence[tuple[Task, int]],
-    concurrency: int,
+    options: Options,
     progress: Progress,
     report: Callable[[Progress], None],
 ) -> None:
-    """Play the `missing` samples, `concurrency` at a time; each is on disk before the next begins."""
+    """Play the `missing` samples, some at a time; each is on disk before its worker begins another."""
     left = iter(missing)
 
     async def work() -> None:
@@ -125,8 +123,9 @@ async def _play(
         try:
             for task, sample in left:
                 trajectory = await player.play(env, task, sample)
-                if trajectory.ending == "infra":
+                if trajectory is None or trajectory.ending == "infra":
                     progress.infra += 1
+                    progress.trouble = player.trouble
                 else:
                     file.write(line_of(trajectory, task, sample))
                     file.flush()
@@ -138,38 +137,10 @@ async def _play(
     with (folder / SAMPLES).open("a", encoding="utf-8") as file:
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(concurrency, max(len(missing), 1))):
+                for _ in range(min(options.concurrency, max(len(missing), 1))):
                     group.create_task(work())
         except BaseExceptionGroup as errors:  # of the workers: one that says what is wrong is enough
             raise _first(errors) from None
-
-
-class _Player:
-    """Plays one sample, with another try after an engine's failure."""
-
-    def __init__(self, engine: Engine, chat: Chat, preset: Preset, seed: int) -> None:
-        self._engine, self._chat, self._seed = engine, chat, seed
-        self._max_tokens = min(preset.max_tokens, getattr(engine, "max_len", preset.max_tokens))
-        self._sampling = preset.turn(self._max_tokens)
-
-    async def play(self, env: Any, task: Task, sample: int) -> Trajectory:
-        seed = seed_of(self._seed, task.id, sample)
-        for attempt in range(ENGINE_TRIES):
-            try:
-                return await rollout(
-                    env,
-                    self._engine,
-                    self._chat,
-                    sampling=self._sampling,
-                    max_tokens=self._max_tokens,
-                    task_id=task.id,
-                    seed=seed,
-                )
-            except EngineError:
-                if attempt == ENGINE_TRIES - 1:
-                    raise
-                await asyncio.sleep(2.0**attempt)
-        raise AssertionError("the last attempt returns or raises")
 
 
 def _environment(options: Options) -> tuple[Sequence[Task], Callable[[Any], Any]]:
@@ -178,6 +149,8 @@ def _environment(options: Options) -> tuple[Sequence[Task], Callable[[Any], Any]
     defaults = registered(env)
     if options.data is not None:
         settings["tasks"] = options.data
+    if options.endpoint and options.tools:
+        settings = _native(env, defaults, settings)
     if not options.tools:
         settings |= {"tools": (), "max_turns": 1, "parallel_calls": True}  # only the policy ends its turn
         if {**defaults, **settings}.get("system_prompt") is None:
@@ -191,23 +164,48 @@ def _environment(options: Options) -> tuple[Sequence[Task], Callable[[Any], Any]
     return first.tasks, make
 
 
+def _native(env: str, defaults: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Tools go to an endpoint as tools, several calls a turn, unless the settings name a syntax to write them in."""
+    ours = specification(env).entry_point == "solostream.envs.tool_env:ToolEnv"
+    if not ours or "syntax" in settings:
+        return settings
+    native: dict[str, Any] = {"syntax": "hermes", "parallel_calls": True}
+    known = {**defaults, **settings}
+    if known.get("system_prompt") is None:
+        native["system_prompt"] = system_prompt(("native",), known.get("answer", "boxed"))
+    return {**native, **settings}
+
+
 def _write_summary(folder: Path, options: Options, progress: Progress) -> dict[str, Any]:
+    metrics = summarize(progress.samples, equivalent)
     summary = {
         "config": {**options.identity(), "k": progress.k, "limit": options.limit},
         "complete": len(progress.samples) == progress.total,
         "expected": progress.total,
         "infra": progress.infra,
+        "trouble": progress.trouble,
         "damaged": progress.damaged,
         "replaced": progress.replaced,
         "wall_s": round(time.monotonic() - progress.started, 3),
         "tokens_per_s": round(progress.tokens_per_s, 1),
-        "metrics": summarize(progress.samples, equivalent),
+        "cost": _cost(metrics["usage"], options.prices),
+        "metrics": metrics,
     }
     draft = folder / f".{SUMMARY}.draft"
     draft.write_text(json.dumps(summary, indent=2) + "\n")
     os.replace(draft, folder / SUMMARY)
     write_table(folder / TABLE, progress.samples)
     return summary
+
+
+def _cost(usage: Mapping[str, int] | None, prices: Sequence[float]) -> float | None:
+    """Of all samples that are there, in the currency of the prices; None without prices or without counts."""
+    if not usage or not prices:
+        return None
+    prompt, completion, cached = (*prices, prices[0])[:3]
+    fresh = usage["prompt_tokens"] - usage["cached_tokens"]
+    spent = fresh * prompt + usage["completion_tokens"] * completion + usage["cached_tokens"] * cached
+    return round(spent / 1e6, 6)
 
 
 def write_table(path: Path, samples: Sequence[Sample]) -> bool:
@@ -217,9 +215,9 @@ def write_table(path: Path, samples: Sequence[Sample]) -> bool:
         import pyarrow.parquet
     except ModuleNotFoundError:
         return False
-    rows = [{**asdict(s), **asdict(s.behaviour)} for s in samples]
+    rows = [{**asdict(s), **asdict(s.behaviour), **(asdict(s.usage) if s.usage else {})} for s in samples]
     for row in rows:
-        del row["behaviour"]
+        del row["behaviour"], row["usage"]
     if rows:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     return bool(rows)

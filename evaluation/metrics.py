@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from solostream.agent.trajectory import Usage
 from solostream.evaluation.majority import Same, majority_at_k
 from solostream.evaluation.tool_use import ToolUse
 
@@ -55,6 +56,8 @@ class Sample:
     answer: str | None
     ending: str
     behaviour: ToolUse
+    unit: str = "tokens"  # of the lengths
+    usage: Usage | None = None  # as an endpoint counted
 
     @property
     def solved(self) -> bool:
@@ -166,10 +169,13 @@ def summarize(samples: Sequence[Sample], same: Same = None) -> dict[str, Any]:
     errors = Counter(name for b in rows for name in b.errors)
     coded = [s for s in samples if s.behaviour.first_call is not None]
     plain = [s for s in samples if s.behaviour.first_call is None]
+    usages = [s.usage for s in samples if s.usage]
     per_problem = max(len(problems), 1)
     return {
         "problems": len(problems),
         "samples": len(samples),
+        "unit": "/".join(sorted({s.unit for s in samples})) or "tokens",
+        "usage": asdict(sum(usages, Usage())) if usages else None,
         "samples_a_problem": [min((p.n for p in problems), default=0), max((p.n for p in problems), default=0)],
         "avg": estimate([sum(p.rewards) / p.n for p in problems]),
         "solved": estimate([p.c / p.n for p in problems]),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from solostream.agent.chat_reply import Parameters
 from solostream.agent.engine import Sampling, checked
 from solostream.agent.run_settings import run_settings
 from solostream.errors import UserError
@@ -56,7 +57,7 @@ class Options:
     """Output folder; default: evals/MODEL-DATA. An evaluation that is there already is resumed."""
     preset: Literal["sampled", "greedy"] | None = None
     """sampled: temperature 0.6, top-p 0.95, top-k 20, as in the papers. greedy: temperature 0. Default: as the run
-    evaluates, else sampled."""
+    evaluates, else sampled; chat: what is not asked for is not sent, the server's own defaults hold."""
     temperature: float | None = None
     """Instead of the preset's."""
     top_p: float | None = None
@@ -64,7 +65,8 @@ class Options:
     top_k: int | None = None
     """Instead of the preset's; 0 is off."""
     max_tokens: int | None = None
-    """Of an episode, prompt included; default: the run's, else 32768, or the model's context where that is less."""
+    """Of an episode, prompt included; default: the run's, else 32768, or the model's context where that is less
+    (chat: always the context)."""
     turn_tokens: int | None = None
     """Of one turn; default: the run's, else as many as the episode has."""
     tools: bool = True
@@ -77,8 +79,14 @@ class Options:
     """Episodes at a time."""
     tokenizer: str | None = None
     """Where it differs from the model's."""
-    seed: int = 0
-    """Of all samples."""
+    seed: int | None = None
+    """Of all samples; default: 0 (chat: none is sent)."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key for chat:URL#MODEL or http://…; default: OPENAI_API_KEY."""
+    extra_body: str = "{}"
+    """chat: more fields of every request, as JSON: '{"reasoning_effort": "low"}'."""
+    prices: tuple[float, ...] = ()
+    """chat: what a million tokens cost, prompt and completion (and, if told, cached prompt): --prices 0.15 0.6"""
 
     def settled(self) -> Options:
         """With the settings of the run that saved the model, if one did, where the options say nothing. Settling twice
@@ -94,15 +102,14 @@ class Options:
         open_ones = {name: getattr(run, name) for name in names if getattr(self, name) is None}
         return replace(self, **open_ones, env_options=json.dumps(merged))
 
+    @property
+    def endpoint(self) -> bool:
+        """Whether the model is asked for messages, not for tokens."""
+        return self.model.startswith("chat:")
+
     def settings(self) -> dict[str, Any]:
         """`env_options` as a mapping. Raises UserError."""
-        try:
-            found = json.loads(self.env_options)
-        except ValueError as error:
-            raise UserError(f"--env-options is not JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise UserError("--env-options must be a JSON object, for example '{\"max_turns\": 4}'")
-        return found
+        return _json_object("--env-options", self.env_options, '{"max_turns": 4}')
 
     def sampling(self) -> Preset:
         """The preset with the options' own values. Raises UserError."""
@@ -110,18 +117,38 @@ class Options:
         own = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "max_tokens", "turn_tokens")}
         chosen = Preset(**{name: getattr(base, name) if value is None else value for name, value in own.items()})
         checked(chosen.turn())
+        self._check(chosen.temperature)
+        return chosen
+
+    def parameters(self) -> Parameters:
+        """What a chat endpoint is sent: a named preset's values, and the options' own. Raises UserError."""
+        base = asdict(PRESETS[self.preset]) if self.preset else {}
+        own = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
+        own = {name: base.get(name) if value is None else value for name, value in own.items()}
+        own["top_k"] = own["top_k"] or None  # 0 is off, and not in OpenAI's protocol
+        given = {name: value for name, value in own.items() if value is not None}
+        checked(Sampling(self.turn_tokens or 1, **given))
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UserError("--max-tokens must be at least 1")
+        if len(self.prices) not in (0, 2, 3) or any(price < 0 for price in self.prices):
+            raise UserError("--prices takes two numbers or three: of a million prompt, completion and cached tokens")
+        self._check(own["temperature"])
+        extra = _json_object("--extra-body", self.extra_body, '{"reasoning_effort": "low"}')
+        return Parameters(**own, max_tokens=self.turn_tokens, seed=self.seed, extra=extra)
+
+    def _check(self, temperature: float | None) -> None:
         if self.k < 1 or self.concurrency < 1 or (self.limit is not None and self.limit < 1):
             raise UserError("-k, --concurrency and --limit must be at least 1")
-        if chosen.temperature == 0 and self.k > 1:
+        if temperature == 0 and self.k > 1:
             raise UserError(f"greedy samples are all the same: -k {self.k} would play each {self.k} times; use -k 1")
-        return chosen
 
     def folder(self) -> Path:
         """Where the results go."""
         if self.out is not None:
             return self.out
         run = run_settings(self.model)
-        model = re.sub(r"[^\w.-]+", "-", self.model.rstrip("/").rpartition("/")[2] or self.model).strip("-")
+        name = self.model.partition("#")[2] if self.endpoint else self.model
+        model = re.sub(r"[^\w.-]+", "-", name.rstrip("/").rpartition("/")[2] or self.model).strip("-")
         model = f"{run.run}-{model}" if run else model  # step-000060 alone says nothing
         env = self.env or (run.env if run else ENV)
         data = re.sub(r"[^\w.-]+", "-", Path(self.data or env.rpartition("/")[2]).stem)
@@ -129,5 +156,18 @@ class Options:
 
     def identity(self) -> dict[str, Any]:
         """What the samples depend on, of settled options: a resumed evaluation must agree in all of it."""
-        names = ("model", "data", "tools", "env_options", "seed")
-        return {"env": self.env or ENV, **{name: getattr(self, name) for name in names}, **asdict(self.sampling())}
+        own = {name: getattr(self, name) for name in ("model", "data", "tools", "env_options")}
+        if self.endpoint:
+            sent = {**asdict(self.parameters()), "max_tokens": self.max_tokens, "turn_tokens": self.turn_tokens}
+            return {"env": self.env or ENV, **own, **sent}
+        return {"env": self.env or ENV, **own, "seed": self.seed or 0, **asdict(self.sampling())}
+
+
+def _json_object(option: str, text: str, example: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{option} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{option} must be a JSON object, for example '{example}'")
+    return found

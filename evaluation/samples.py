@@ -13,7 +13,15 @@ from solostream.evaluation.tool_use import observe
 
 def reduce(trajectory: Trajectory) -> Sample:
     """What the metrics need of a trajectory."""
-    return Sample(trajectory.task_id, trajectory.reward, trajectory.answer, trajectory.ending, observe(trajectory))
+    return Sample(
+        trajectory.task_id,
+        trajectory.reward,
+        trajectory.answer,
+        trajectory.ending,
+        observe(trajectory),
+        trajectory.unit,
+        trajectory.usage,
+    )
 
 
 def read_samples(place: Path) -> tuple[list[Sample], list[str]]:

@@ -56,7 +56,7 @@ class Pieces:
         reader = codecs.getincrementaldecoder("utf-8")("replace")
         pieces = []
         for token in token_ids:
-            raw = self._tokenizer.id_to_token(token)
+            raw = self._tokenizer.id_to_token(token) if token >= 0 else None  # -1: an endpoint told a count, no ids
             if raw is None:
                 pieces.append(f"⟨{token}⟩")
             elif self._bytes and token not in self._added and all(c in _BYTE_OF for c in raw):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any, NamedTuple
 
 import aiohttp
 
 from solostream.agent.engine import EngineError
+from solostream.agent.engines.api_key import HINT, api_key
 from solostream.errors import UserError
 
 RETRIES = 4  # of a request, with 0.25, 0.5, 1 and 2 s between them
@@ -32,12 +32,15 @@ class Answer(NamedTuple):
         return " ".join(str(text).split())[:300]
 
 
-def open_client(connections: int, timeout_s: float) -> aiohttp.ClientSession:
-    """For the running event loop. timeout_s: between two bytes of an answer; waiting for a connection has no limit."""
-    key = os.environ.get("OPENAI_API_KEY")
+def open_client(connections: int, timeout_s: float, key: str | None = None) -> aiohttp.ClientSession:
+    """For the running event loop. timeout_s: between two bytes of an answer; waiting for a connection has no limit.
+
+    key: the environment variable that holds the key, where it is not the usual one. Raises UserError.
+    """
+    secret = api_key(key)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connections),
-        headers={"Authorization": f"Bearer {key}"} if key else {},
+        headers={"Authorization": f"Bearer {secret}"} if secret else {},
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=timeout_s),
         trust_env=True,
     )
@@ -67,7 +70,9 @@ async def post(client: aiohttp.ClientSession, url: str, body: dict[str, Any], mi
     answer = await ask(client, "POST", url, body)
     if answer.status == 404 and missing:
         raise UserError(f"{url} does not exist: {missing}")
-    if answer.status in (400, 401, 403, 404, 422):
+    if answer.status in (401, 403):
+        raise UserError(f"{url} refuses the key ({answer.status}): {answer.reason()}; {HINT}")
+    if answer.status in (400, 404, 422):
         raise UserError(f"{url} refuses the request ({answer.status}): {answer.reason()}")
     if answer.status >= 300:
         raise EngineError(f"{url} answered {answer.status}: {answer.reason()}")

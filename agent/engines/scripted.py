@@ -26,12 +26,17 @@ class ScriptedEngine:
     """
 
     def __init__(self, policy: TextPolicy, tokenizer: Any = None, *, certain: bool = True) -> None:
-        """tokenizer: None for `byte_tokenizer()`."""
+        """tokenizer: None for `byte_tokenizer()`; `unit` says so."""
         self.version = 0
-        self.tokenizer = tokenizer or byte_tokenizer()
+        self.unit = "tokens" if tokenizer else "bytes"
+        self._tokenizer = tokenizer
         self._policy = policy
         self._logprob = 0.0 if certain else math.nan
         self._unsaid: dict[str, tuple[list[int], str]] = {}  # episode -> (ledger so far, rest of the turn)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer or byte_tokenizer()
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """See `Engine.generate`. What the policy raises passes through."""

@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import ClientSession
 
 from solostream.agent.engine import EngineError, Generation, Sampling, Weights
+from solostream.agent.engines.api_key import HINT
 from solostream.agent.engines.http import RETRIES, ask, open_client, post
 from solostream.agent.engines.pretrained import load_tokenizer, tokenizer_of, vocabulary_hash
 from solostream.agent.engines.weight_file import check, stored_shapes, weight_file
@@ -70,14 +71,16 @@ class ServerEngine:
         version: int = 0,
         connections: int = 256,
         timeout_s: float = 600.0,
+        api_key_env: str | None = None,
     ) -> ServerEngine:
         """Ask every server what it serves. `tokenizer`: where the served model's files are not on this machine.
+        `api_key_env`: the environment variable with the servers' key, where it is not the usual one.
 
         Raises UserError for a server that is down or has no model, for replicas that differ, and for a tokenizer that
         is not the server's.
         """
         urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
-        client = open_client(connections, timeout_s)
+        client = open_client(connections, timeout_s, api_key_env)
         try:
             cards = [await _model_card(client, url) for url in urls]
             if len({card["id"] for card in cards}) != 1:
@@ -238,6 +241,8 @@ async def _model_card(client: ClientSession, url: str) -> dict[str, Any]:
     except EngineError as error:
         kind = type(error.__cause__).__name__
         raise UserError(f"no server at {url} ({kind}): start it, or check the address") from None
+    if answer.status in (401, 403):
+        raise UserError(f"{url} refuses the key ({answer.status}): {answer.reason()}; {HINT}")
     if answer.status >= 300:
         raise UserError(f"{url}/v1/models answered {answer.status}: is it a vLLM server?")
     try:

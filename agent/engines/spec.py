@@ -19,12 +19,14 @@ async def open_engine(
     seed: int = 0,
     dtype: str = "auto",
     reproducible: bool = False,
+    api_key_env: str | None = None,
 ) -> tuple[Engine, Any]:
     """The engine and the tokenizer that `spec` names; see `FORMS`. Load the model, connect to the server.
 
     tokenizer: a path or id where it differs from the model's (needed for a server whose model is not on this machine).
     slots: concurrent episodes. max_len: tokens of a ledger. dtype: "auto", "float32" or "bfloat16", of a model loaded
-    here. Raises UserError for a spec, model or server that does not exist, and for what an engine refuses.
+    here. api_key_env: the environment variable that holds a server's key, where it is not OPENAI_API_KEY. Raises
+    UserError for a spec, model or server that does not exist, and for what an engine refuses.
     """
     kind, colon, rest = spec.partition(":")
     if not spec or (colon and kind in ("vllm", "scripted", "chat") and not rest):
@@ -37,12 +39,12 @@ async def open_engine(
     if kind == "chat":
         from solostream.agent.engines.chat_endpoint import ChatEndpoint
 
-        endpoint = ChatEndpoint(rest)
+        endpoint = ChatEndpoint(rest, key=api_key_env)
         return endpoint, endpoint.tokenizer
     if kind in ("http", "https"):
         from solostream.agent.engines.server import ServerEngine
 
-        server = await ServerEngine.connect(spec.split(","), tokenizer, max_len=max_len)
+        server = await ServerEngine.connect(spec.split(","), tokenizer, max_len=max_len, api_key_env=api_key_env)
         return server, server.tokenizer
     if kind == "vllm":
         from solostream.agent.engines.vllm import VllmEngine

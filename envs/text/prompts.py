@@ -9,6 +9,7 @@ _CALLS = {
     "code": "To run Python, write it between <code> and </code>.",
     "python": "To run Python, write it between <python> and </python>.",
     "hermes": 'To call a tool, write <tool_call>{"name": …, "arguments": {…}}</tool_call>.',
+    "native": "You can call the tools that you were given.",  # over an API that has calls of its own
     "openai": 'To call a tool, write on a line of its own {"name": …, "arguments": {…}}.',
 }
 _ANSWERS = {

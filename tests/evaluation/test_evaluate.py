@@ -152,7 +152,7 @@ async def test_without_tools_it_is_text_only(tmp_path: Path, data: str) -> None:
 
 
 async def test_an_engine_that_stays_down_leaves_what_was_finished(tmp_path: Path, data: str, monkeypatch) -> None:
-    monkeypatch.setattr("solostream.evaluation.evaluate.ENGINE_TRIES", 1)
+    monkeypatch.setattr("solostream.evaluation.players.ENGINE_TRIES", 1)
     asked = []
     works = evaluation_policies.calculator
 

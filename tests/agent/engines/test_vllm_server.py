@@ -256,7 +256,7 @@ async def test_a_chat_endpoint_is_for_evaluation_only(server: tuple[str, Any], f
     assert len({tuple(ids) for ids in (one, other, another)}) == 3
     with pytest.raises(UserError, match="can be evaluated, not trained"):
         await engine.load_weights({}, 1)
-    with pytest.raises(UserError, match=r"refuses the request \(404\).*nothing"):
+    with pytest.raises(UserError, match=r"has no model 'nothing'.*\(404\)"):
         await ChatEndpoint(f"{server[0]}/v1#nothing").generate(prompt, Sampling(20))
     with pytest.raises(UserError, match="write chat:URL#MODEL"):
         await open_engine(f"chat:{server[0]}/v1")
