@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from solostream.errors import UserError
-from solostream.training.learner.packing import ATTENTION, PackedBatch, pack
+from solostream.training.learner.attention import ATTENTION
+from solostream.training.learner.packing import PackedBatch, pack
 
 
 class LogprobComputer:

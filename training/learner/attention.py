@@ -1,0 +1,130 @@
+"""Attention within the sequences of a pack, and never across: an attention function for transformers.
+
+On a GPU in half precision one kernel takes all sequences as they lie (`torch.nn.attention.varlen`, where this torch has
+it). Elsewhere attention sees blocks of sequences of nearly one length, padded on the right to the block's longest, so
+that the plain causal kernel (flash where there is one) is exact without a mask. The cost is Σ length², never T².
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch before 2.10
+    varlen_attn = None  # type: ignore[assignment]
+
+ATTENTION = "solostream_packed"  # its name among the attention functions of transformers
+# What this torch's kernel can be told; without a scale and a window it does not compute what models ask for.
+_TOLD = set(inspect.signature(varlen_attn).parameters) if varlen_attn else set()
+VARLEN = {"scale", "window_size"} <= _TOLD
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockLayout:
+    """Where the sequences of a pack of T tokens lie.
+
+    borders: int32 [sequences + 1], where each begins, and T. longest: tokens of the longest. blocks: (sequences,
+    length) of padded blocks of P rows in all, in order. rows: (gather, scatter); gather: int64 [P], the token of each
+    row (the last of its sequence for padding), scatter: int64 [T], the row of each token. None when no block has
+    padding: rows and tokens coincide.
+    """
+
+    blocks: tuple[tuple[int, int], ...]
+    rows: tuple[Tensor, Tensor] | None
+    borders: Tensor
+    longest: int
+
+
+class _Pad(torch.autograd.Function):
+    """[T, ...] -> [P, ...]. Padded rows get no gradient (a causal query never sees what comes after it)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gather: Tensor, scatter: Tensor) -> Tensor:
+        ctx.scatter = scatter
+        return x.index_select(0, gather)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return grad.index_select(0, ctx.scatter), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """[P, ...] -> [T, ...]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scatter: Tensor) -> Tensor:
+        ctx.scatter, ctx.shape = scatter, x.shape
+        return x.index_select(0, scatter)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad.new_zeros(ctx.shape).index_copy_(0, ctx.scatter, grad), None
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    layout: BlockLayout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls: query [1, heads, T, d], key and value [1, kv_heads, T, d].
+
+    Raises NotImplementedError for what the causal kernel does not compute (soft-capped scores, attention sinks) and
+    for architectures that do not hand on `layout`: the learner then takes the block-diagonal mask of transformers.
+    """
+    if layout is None or kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+        raise NotImplementedError("packed attention needs the layout, and neither soft-capping nor sinks")
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and VARLEN:
+        return _without_padding(query, key, value, layout, scaling, sliding_window), None
+    repeat = query.shape[1] // key.shape[1]
+    rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, heads, d]
+    if layout.rows is not None:
+        rows = [_Pad.apply(x, *layout.rows) for x in rows]
+    out, start = [], 0
+    for n, length in layout.blocks:
+        q, k, v = (x[start : start + n * length].unflatten(0, (n, length)).transpose(1, 2) for x in rows)
+        if repeat > 1:
+            k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+        band = _band(length, sliding_window, q.device) if sliding_window and length > sliding_window else None
+        block = F.scaled_dot_product_attention(q, k, v, attn_mask=band, is_causal=band is None, scale=scaling)
+        out.append(block.transpose(1, 2).flatten(0, 1))
+        start += n * length
+    joined = torch.cat(out) if len(out) > 1 else out[0]
+    return (joined if layout.rows is None else _Unpad.apply(joined, layout.rows[1]))[None], None
+
+
+def _without_padding(
+    query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout, scaling: float | None, window: int | None
+) -> Tensor:
+    """[1, T, heads, d] by the kernel for sequences of any lengths."""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, d]
+    grouped = {"enable_gqa": True} if "enable_gqa" in _TOLD else {}
+    if not grouped and q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    places, longest = (layout.borders, layout.borders), (layout.longest, layout.longest)
+    left = window - 1 if window else -1  # of the keys that a query sees: a window counts the query's own
+    out = varlen_attn(q, k, v, *places, *longest, scale=scaling, window_size=(left, 0), **grouped)
+    assert isinstance(out, Tensor)
+    return out[None]
+
+
+def _band(length: int, window: int, device: torch.device) -> Tensor:
+    places = torch.arange(length, device=device)
+    distance = places[:, None] - places[None]
+    return (distance >= 0) & (distance < window)
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
