@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from solostream.agent.engine import Sampling
 from solostream.agent.engines.hf import HFEngine
 from solostream.agent.trajectory import TokenRecord, Trajectory
-from solostream.training.advantages.base import Advantages
+from solostream.training.advantages.base import Advantages, per_token
+from solostream.training.batch import Batch
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.attention import VARLEN
 from solostream.training.learner.learner import Learner
@@ -66,13 +68,13 @@ def skewed(count: int, longest: int) -> list[Trajectory]:
     return batch
 
 
-def advantages(batch: list[Trajectory]) -> Advantages:
+def advantages(batch: Batch) -> Advantages:
     values = np.random.default_rng(1).normal(size=len(batch))
-    return Advantages([float(a) for a in values])
+    return Advantages(per_token(values.tolist(), batch))
 
 
 def padded_update(policy: Any, batch: list[Trajectory], order: list[int], keep: int) -> Callable[[], None]:
-    """A plain padded loop in bfloat16 autocast: micro-batches of `keep` sequences in `order`, each to its own longest."""
+    """A plain padded loop in bfloat16 autocast: micro-batches of `keep` sequences, each to its own longest."""
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-9, fused=True)
     total, device = sum(t.n_action_tokens for t in batch), policy.device
 
@@ -112,23 +114,26 @@ def clock(update: Callable[[], Any], rounds: int, device: str) -> float:
 
 
 def learner_part(size: str, device: str, quick: bool) -> dict[str, Any]:
-    batch = skewed(16 if quick else 64, 1024 if quick else 4096)
+    batch = skewed(6 if quick else 64, 300 if quick else 4096)
     tokens, rounds = sum(map(len, batch)), 1 if quick else 3
     settings = LearnerConfig(lr=1e-9, dtype="bfloat16", drift_tokens=0, max_tokens_per_batch=16_384)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     learner = Learner(model(size, device), settings)
-    weighed = advantages(batch)
+    rows = Batch(tuple(batch))
+    weighed = advantages(rows)
     found = {}
-    packed = clock(lambda: found.update(learner.update(batch, weighed)), rounds, device)
+    update = learner.update
+    packed = clock(lambda: found.update(update(rows, weighed)), rounds, device)
     row: dict[str, Any] = {
         "part": "learner", "size": size, "parameters": learner.model.num_parameters(), "tokens": tokens,
-        "longest": max(map(len, batch)), "packed tokens/s": round(tokens / packed), "mfu": round(found.get("mfu", 0), 4),
+        "longest": max(map(len, batch)),
+        "packed tokens/s": round(tokens / packed), "mfu": round(found.get("mfu", 0), 4),
         "varlen kernel": VARLEN,
     }  # fmt: skip
     if device == "cuda":
         row["peak GiB"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    del learner
+    del learner, update
     policy = model(size, device)
     plain, by_length = list(range(len(batch))), sorted(range(len(batch)), key=lambda i: len(batch[i]))
     for name, order in (("padded", plain), ("padded, sorted", by_length)):
@@ -187,7 +192,8 @@ def engine_part(size: str, device: str, episodes: int, quick: bool) -> dict[str,
         record.add_action(generation.token_ids, generation.logprobs, generation.versions, "")
         batch.append(record.close(f"t{i}", 0.0, "answered"))
     learner = Learner(sampler.float(), LearnerConfig(dtype="bfloat16"))
-    d = np.abs(np.concatenate([a - t.logprobs[t.action_mask] for a, t in zip(learner.logprobs(batch), batch, strict=True)]))
+    pairs = zip(learner.logprobs(batch), batch, strict=True)
+    d = np.abs(np.concatenate([a - t.logprobs[t.action_mask] for a, t in pairs]))
     return {**row, "mismatch mean": round(float(d.mean()), 5), "mismatch max": round(float(d.max()), 4)}
 
 
@@ -200,8 +206,8 @@ def main() -> None:
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     print(json.dumps({"device": name, "torch": torch.__version__}), flush=True)
     for size in options.sizes:
-        parts: list[Callable[[], dict[str, Any]]] = [lambda: learner_part(size, options.device, options.quick)]
-        parts += [lambda n=n: engine_part(size, options.device, n, options.quick) for n in (64, 256)]
+        parts: list[Callable[[], dict[str, Any]]] = [partial(learner_part, size, options.device, options.quick)]
+        parts += [partial(engine_part, size, options.device, n, options.quick) for n in (64, 256)]
         for part in parts:
             try:
                 print(json.dumps(part()), flush=True)

@@ -12,7 +12,8 @@ import torch
 from solostream.agent.engine import Sampling
 from solostream.agent.engines.hf import HFEngine
 from solostream.agent.trajectory import TokenRecord, Trajectory
-from solostream.training.advantages.base import Advantages
+from solostream.training.advantages.base import Advantages, per_token
+from solostream.training.batch import Batch
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.learner import Learner
 
@@ -23,10 +24,10 @@ pytestmark = [
 NAMES = [name for name in tiny_models.MODELS if name != "gpt2"]
 
 
-def skewed(learner: Learner, count: int = 9) -> list[Trajectory]:
+def skewed(learner: Learner, count: int = 9) -> Batch:
     """On-policy trajectories of lengths from 7 to 40 tokens."""
     rng = np.random.default_rng(5)
-    batch = []
+    batch: list[Trajectory] = []
     for i in range(count):
         prompt, response = rng.integers(2, 60, 3).tolist(), rng.integers(2, 60, int(rng.integers(4, 37))).tolist()
         logprobs = [-1.0] * len(response)
@@ -37,12 +38,12 @@ def skewed(learner: Learner, count: int = 9) -> list[Trajectory]:
             one = record.close(f"t{i}", float(i % 2), "answered")
             logprobs = learner.logprobs([one])[0].tolist()
         batch.append(one)
-    return batch
+    return Batch(tuple(batch))
 
 
-def weighed(batch: list[Trajectory]) -> Advantages:
+def weighed(batch: Batch) -> Advantages:
     values = np.random.default_rng(7).normal(size=len(batch))
-    return Advantages([float(a) for a in values])
+    return Advantages(per_token(values.tolist(), batch))
 
 
 @pytest.mark.parametrize("name", NAMES)
