@@ -133,7 +133,7 @@ def learner_part(size: str, device: str, quick: bool) -> dict[str, Any]:
     }  # fmt: skip
     if device == "cuda":
         row["peak GiB"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    del learner, update
+
     policy = model(size, device)
     plain, by_length = list(range(len(batch))), sorted(range(len(batch)), key=lambda i: len(batch[i]))
     for name, order in (("padded", plain), ("padded, sorted", by_length)):
