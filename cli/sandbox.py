@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json as json_format
+import math
 import os
 import sys
 from pathlib import Path
@@ -131,10 +132,10 @@ def serve(
         sessions=_at_least("sessions", sessions, 1),
         running=_at_least("running", running, 1),
         queue=_at_least("queue", queue, 0),
-        queue_timeout_s=queue_timeout,
-        idle_s=idle,
-        max_timeout_s=max_timeout,
-        max_body_mb=max_body_mb,
+        queue_timeout_s=_more_than_zero("queue-timeout", queue_timeout),
+        idle_s=_more_than_zero("idle", idle),
+        max_timeout_s=_more_than_zero("max-timeout", max_timeout),
+        max_body_mb=_more_than_zero("max-body-mb", max_body_mb),
         limits=limits,
     )
     return serve_settings(settings)
@@ -143,6 +144,12 @@ def serve(
 def _at_least(name: str, value: int, least: int) -> int:
     if value < least:
         raise UserError(f"--{name} is at least {least}, not {value}")
+    return value
+
+
+def _more_than_zero(name: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise UserError(f"--{name} is more than 0 and finite, not {value}")
     return value
 
 

@@ -5,7 +5,8 @@
     fusion.py    `/run_code`, `/run_jupyter`, `/v1/ping`
     program.py   what `/run_code` runs inside the session: stdin, files, return code
     peers.py     calls for the sessions of another worker
-    guard.py     bearer token, body size, client disconnect
+    guard.py     bearer token, web pages, body size, client disconnect
+    connection.py  half-open connections
     workers.py   one or several processes behind one port
 
 Protects: the token is compared in constant time, bodies and queues are bounded, what a client left behind is closed.

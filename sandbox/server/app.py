@@ -61,7 +61,13 @@ def create_app(settings: Settings, open_sandbox: Callable[[], Sandbox], peers: P
 
     app = FastAPI(title="solostream sandbox", lifespan=lifespan)
     app.state.settings, app.state.peers, app.state.server, app.state.failure = settings, peers, server, None
-    app.add_middleware(Guard, token=settings.token, max_body=int(settings.max_body_mb * (1 << 20)))
+    app.add_middleware(
+        Guard,
+        token=settings.token,
+        max_body=int(settings.max_body_mb * (1 << 20)),
+        host=settings.host,
+        stopping=lambda: server.should_exit,
+    )
     app.include_router(fusion.router)
     _routes(app)
     answer_errors(app)
@@ -92,16 +98,33 @@ def _routes(app: FastAPI) -> None:
     async def lease() -> Response:
         return Lease(app)
 
+    @app.get("/leases/{number}")
+    async def find_lease(number: str) -> Response:
+        return Response(status_code=204 if number in live().leases else 404)
+
     @app.delete("/leases/{number}")
     async def end_lease(number: str) -> Response:
         await live().close_lease(number)
         return Response(status_code=204)
 
+    async def check_lease(number: str | None) -> None:
+        held = peers.has_lease(number) if number and peers.elsewhere(number) else None
+        if number is not None and not (number in live().leases if held is None else await held):
+            raise Gone(f"no lease {number[:100]}: it has ended, or was never given; POST /leases opens one")
+
     @app.post("/sessions")
     async def open_session(request: Request) -> Response:
         body = await _object(request)
         lease = body.get("lease")
-        number = await unless_gone(request, live().open(lease))
+        if not isinstance(lease, str | None):
+            raise UserError('the body is {"lease": id of an open lease} or nothing')
+        await check_lease(lease)
+        number = await unless_gone(request, live().open(lease), undo=live().close)
+        try:
+            await check_lease(lease)  # it may have ended while the session opened, which then nothing would close
+        except Gone:
+            await live().close(number)
+            raise
         return AsciiJSON({"id": number, "isolation": live().isolation(number)}, status_code=201)
 
     @app.post("/sessions/{number}/run")
@@ -126,7 +149,7 @@ def _routes(app: FastAPI) -> None:
 async def _object(request: Request) -> dict[str, Any]:
     try:
         body = await request.json() if await request.body() else {}
-    except ValueError as error:  # bad JSON, or bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # bad JSON, bytes that are not UTF-8, a thousand brackets
         raise UserError(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise UserError("the body must be a JSON object")
@@ -172,7 +195,7 @@ class Lease(Response):
     def __init__(self, app: FastAPI) -> None:
         super().__init__(media_type="application/json")
         self.app = app
-        self.number = secrets.token_hex(12)
+        self.number = f"{app.state.peers.name}-{secrets.token_hex(12)}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def gone() -> None:
@@ -180,6 +203,7 @@ class Lease(Response):
                 pass
 
         watch = asyncio.create_task(gone())
+        self.app.state.sessions.leases.add(self.number)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await self._send(send, f'{{"id": "{self.number}"}}\n')
@@ -197,6 +221,7 @@ class Lease(Response):
         await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
     async def _end(self) -> None:
+        self.app.state.sessions.leases.discard(self.number)
         await asyncio.gather(
             self.app.state.sessions.close_lease(self.number), self.app.state.peers.end_lease(self.number)
         )

@@ -9,7 +9,6 @@ relative paths inside the session's folder; no variable of the server's environm
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import base64
 import binascii
@@ -30,7 +29,7 @@ from solostream.sandbox.server.sessions import Busy, Sessions
 from solostream.sandbox.types import Execution, Session
 
 router = APIRouter()
-FETCH_S = 10.0
+FETCH_S = 10.0  # for all files of a request together, on top of its time-out: the code's, not the server's, time
 
 
 def _path(path: str) -> str:
@@ -63,7 +62,7 @@ Files = dict[Path, Annotated[str | None, AfterValidator(_base64)]]
 class RunCode(BaseModel):
     code: Text
     language: str = "python"
-    run_timeout: float = Field(10, gt=0)
+    run_timeout: float = Field(10, gt=0, allow_inf_nan=False)
     compile_timeout: float = 10  # there is nothing to compile
     memory_limit_MB: int = -1
     stdin: Text | None = None
@@ -73,8 +72,8 @@ class RunCode(BaseModel):
 
 class RunJupyter(BaseModel):
     cells: list[Text]
-    cell_timeout: float = Field(0, ge=0)  # 0: no limit but the total's
-    total_timeout: float = Field(45, gt=0)
+    cell_timeout: float = Field(0, ge=0, allow_inf_nan=False)  # 0: no limit but the total's
+    total_timeout: float = Field(45, gt=0, allow_inf_nan=False)
     memory_limit_MB: int = -1
     kernel: str = "python3"
     files: Files = {}
@@ -117,21 +116,27 @@ async def _run_code(sessions: Sessions, body: RunCode) -> dict[str, Any]:
         return _reply("SandboxError", f"language '{body.language}' is not available here; use 'python'", **nothing)
     sessions.check_timeout(body.run_timeout)
     async with sessions.once() as session:
-        code = program.script(body.code, body.stdin or "", body.files, body.memory_limit_MB)  # type: ignore[arg-type]
-        seen = await sessions.run(session, code, body.run_timeout)
-        files = await _fetch(session, body.fetch_files, sessions)
+        stdin = (body.stdin or "").encode("utf-8", "surrogatepass")
+        files = body.files | ({program.STDIN: base64.b64encode(stdin).decode()} if stdin else {})
+        seen = await _write(session, files)
+        if seen.ok:
+            code = program.script(body.code, body.files, body.memory_limit_MB)
+            seen = await sessions.run(session, code, body.run_timeout)
+        fetched, missed = await _fetch(session, body.fetch_files, sessions)
     result = _command(seen)
     status = "Success" if result["return_code"] == 0 else "Failed"
-    return _reply(status, _cut(seen), compile_result=None, run_result=result, files=files)
+    message = "; ".join(filter(None, (_cut(seen), missed)))
+    return _reply(status, message, compile_result=None, run_result=result, files=fetched)
 
 
 def _command(seen: Execution) -> dict[str, Any]:
     """An execution of `program.script` as a CommandRunResult."""
     stderr, code = seen.stderr, None
-    if seen.ok and seen.result is not None and seen.result.isdigit():
+    if seen.ok and seen.result is not None and re.fullmatch("[0-9]{1,3}", seen.result):
         code = int(seen.result)
     elif seen.status == "error":  # outside of the code: no room for its files, or an interrupt of its own
-        stderr, code = stderr + (seen.error.traceback if seen.error else ""), 1
+        error = seen.error
+        stderr, code = stderr + (error.traceback or f"{error.name}: {error.message}\n" if error else ""), 1
     elif seen.status == "memory":
         code = 1
     elif seen.status == "killed":
@@ -147,7 +152,7 @@ def _command(seen: Execution) -> dict[str, Any]:
 
 def _death(message: str) -> int:
     """A backend that knows says "signal 11" or "code 3"; of one that does not, SIGKILL is the best guess."""
-    found = re.search(r"\b(signal|code) (\d+)", message)
+    found = re.search(r"\b(signal|code) ([0-9]{1,3})\b", message)
     if found is None:
         return -9
     return -int(found[2]) if found[1] == "signal" else int(found[2])
@@ -166,7 +171,9 @@ async def _run_jupyter(sessions: Sessions, body: RunJupyter) -> dict[str, Any]:
     cells: list[dict[str, Any]] = []
     timed_out = False
     async with sessions.once() as session:
-        prepared = await session.run(program.notebook(body.files, body.memory_limit_MB))  # type: ignore[arg-type]
+        prepared = await _write(session, body.files)
+        if prepared.ok:
+            prepared = await session.run(program.notebook(body.memory_limit_MB))
         if not prepared.ok:
             raise SandboxError(f"the files could not be written: {prepared.error and prepared.error.message}")
         for code in body.cells:
@@ -177,7 +184,7 @@ async def _run_jupyter(sessions: Sessions, body: RunJupyter) -> dict[str, Any]:
             seen = await sessions.run(session, code, min(left, body.cell_timeout or left))
             cells.append(_cell(seen))
             timed_out = timed_out or seen.status == "timeout"
-        files = await _fetch(session, body.fetch_files, sessions)
+        files, missed = await _fetch(session, body.fetch_files, sessions)
     driver = {
         "status": "TimeLimitExceeded" if timed_out else "Finished",
         "execution_time": time.monotonic() - start,
@@ -185,7 +192,7 @@ async def _run_jupyter(sessions: Sessions, body: RunJupyter) -> dict[str, Any]:
         "stdout": "",
         "stderr": "",
     }
-    return _reply("Failed" if timed_out else "Success", driver=driver, cells=cells, files=files)
+    return _reply("Failed" if timed_out else "Success", missed, driver=driver, cells=cells, files=files)
 
 
 def _cell(seen: Execution) -> dict[str, Any]:
@@ -196,20 +203,39 @@ def _cell(seen: Execution) -> dict[str, Any]:
     elif not seen.ok:
         name = "TimeoutError" if seen.status == "timeout" else "DeadKernelError"
         error = [{"ename": name, "evalue": f"the cell ended as {seen.status}", "traceback": []}]
-    display = [] if seen.result is None else [{"text/plain": seen.result}]
+    display: list[dict[str, str]] = [dict(bundle) for bundle in seen.display]
+    if seen.result is not None:
+        if display and "text/plain" not in display[-1]:  # the result's own richer forms
+            display[-1]["text/plain"] = seen.result
+        else:
+            display.append({"text/plain": seen.result})
     return {"stdout": seen.stdout, "stderr": seen.stderr, "display": display, "error": error}
 
 
-async def _fetch(session: Session, paths: list[str], sessions: Sessions) -> dict[str, str]:
-    """path -> base64 of the files that exist, in parts that fit a result; all of them within a body's size."""
+async def _write(session: Session, files: Files) -> Execution:
+    """The last of the calls that wrote the files; the first that failed."""
+    seen = Execution()
+    for code in program.writes(files):  # type: ignore[arg-type]
+        seen = await session.run(code, timeout=FETCH_S)
+        if not seen.ok:
+            break
+    return seen
+
+
+async def _fetch(session: Session, paths: list[str], sessions: Sessions) -> tuple[dict[str, str], str]:
+    """path -> base64 of the files that exist, in parts that fit a result, all of them within a body's size; and which
+    were not read because the session took its time."""
     part = _part(sessions.sandbox.limits.output_bytes)
     room = int(sessions.settings.max_body_mb * (1 << 20))
-    files = {}
-    for path in paths:
+    deadline = time.monotonic() + FETCH_S
+    files: dict[str, str] = {}
+    for number, path in enumerate(paths):
         content = bytearray()
         while True:
-            seen = await asyncio.wait_for(session.run(program.read(path, len(content), part), timeout=FETCH_S), 60)
-            data = _decoded(seen)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return files, f"fetch_files took more than {FETCH_S:g} s: {len(paths) - number} are left out"
+            data = _decoded(await session.run(program.read(path, len(content), part), timeout=left))
             if data is None:
                 break
             content += data
@@ -219,7 +245,7 @@ async def _fetch(session: Session, paths: list[str], sessions: Sessions) -> dict
             if len(data) < part:
                 files[path] = base64.b64encode(content).decode()
                 break
-    return files
+    return files, ""
 
 
 def _part(output_bytes: int) -> int:
@@ -228,8 +254,14 @@ def _part(output_bytes: int) -> int:
 
 
 def _decoded(seen: Execution) -> bytes | None:
-    """The result of `program.read`; None for no file. What a hostile session makes up is not base64: None too."""
+    """The result of `program.read`, the repr of base64; None for no file, and for what hostile code makes up instead.
+
+    Nothing is parsed: whatever is between the quotes is base64 or refused, in one pass.
+    """
+    text = seen.result or ""
+    if len(text) < 2 or text[0] != "'" or text[-1] != "'":
+        return None
     try:
-        return base64.b64decode(ast.literal_eval(seen.result or ""), validate=True)
-    except (ValueError, SyntaxError, TypeError, binascii.Error):
+        return base64.b64decode(text[1:-1], validate=True)
+    except (ValueError, binascii.Error):
         return None

@@ -17,6 +17,8 @@ from fastapi.responses import Response
 from solostream.errors import SandboxError
 from solostream.sandbox.server.sessions import Gone
 
+_JSON = {"content-type": "application/json"}
+
 
 @dataclass(slots=True)
 class Peers:
@@ -34,13 +36,21 @@ class Peers:
         """The owner's answer to the request. Raises Gone when the owner died, and its sessions with it."""
         owner = request.path_params["number"].partition("-")[0]
         try:
-            call = self._client(owner).request(request.method, request.url.path, data=await request.body())
+            call = self._client(owner).request(request.method, request.url.path, data=await request.body(), headers=_JSON)
             async with call as answer:
                 content = await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise Gone(f"the worker of this session is gone ({type(error).__name__}); open another") from error
         kept = {name: answer.headers[name] for name in ("content-type", "retry-after") if name in answer.headers}
         return Response(content, answer.status, headers=kept)
+
+    async def has_lease(self, lease: str) -> bool:
+        """Whether the worker that gave it still holds it; one that does not answer has none."""
+        try:
+            async with self._client(lease.partition("-")[0]).get(f"/leases/{lease}") as answer:
+                return answer.status == 204
+        except (aiohttp.ClientError, TimeoutError):
+            return False
 
     async def end_lease(self, lease: str) -> None:
         """Tell everyone; a worker that does not answer has no sessions to close."""

@@ -47,6 +47,7 @@ class Sessions:
     waiting: int = 0
     opening: int = 0
     entries: dict[str, Entry] = field(default_factory=dict)
+    leases: set[str] = field(default_factory=set)  # those that this worker has given and whose clients are there
     _slots: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ import uvicorn
 
 from solostream.errors import SandboxError, UserError
 from solostream.sandbox.server.app import create_app
+from solostream.sandbox.server.connection import TimedConnection
 from solostream.sandbox.server.peers import Peers
 from solostream.sandbox.server.settings import Settings
 from solostream.sandbox.spec import open_sandbox
@@ -59,7 +60,9 @@ def _work(settings: Settings, listener: socket.socket, peers: Peers, own: str | 
     """One worker, until it is told to stop."""
     sandbox = open_sandbox(settings.sandbox, limits=settings.limits)  # a bad spec is told before anything starts
     grace = int(settings.grace_s)
-    config = uvicorn.Config(_no_app, log_level="warning", timeout_graceful_shutdown=grace, server_header=False)
+    config = uvicorn.Config(
+        _no_app, http=TimedConnection, log_level="warning", timeout_graceful_shutdown=grace, server_header=False
+    )
     server = uvicorn.Server(config)
     app = config.app = create_app(settings, lambda: sandbox, peers, server)
     sockets = [listener]
@@ -150,7 +153,9 @@ def _supervise(settings: Settings, listener: socket.socket) -> int:
 
 
 def _stop_with_supervisor() -> None:
-    sys.stdin.buffer.read()  # returns when the supervisor's end of the pipe is closed
+    # Not by `sys.stdin`, whose lock this thread would hold when the interpreter ends.
+    while os.read(0, 1024):  # returns nothing when the supervisor's end of the pipe is closed
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

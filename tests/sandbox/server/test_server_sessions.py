@@ -14,6 +14,7 @@ import httpx
 
 from solostream.sandbox.conformance import host
 
+JSON = {"content-type": "application/json"}
 TAG = "import ctypes\nctypes.CDLL(None).prctl(15, b'{}')\n"
 
 
@@ -53,7 +54,7 @@ def test_bad_requests_are_told_in_one_line(server: str) -> None:
         (b'{"code": "1", "timeout": 601}', 422, "more than 0 and at most 600 s"),
         (b'{"code": "1", "timeout": NaN}', 422, "more than 0 and at most 600 s"),
     ):
-        answer = httpx.post(f"{server}/sessions/{number}/run", content=content)
+        answer = httpx.post(f"{server}/sessions/{number}/run", content=content, headers=JSON)
         assert answer.status_code == status, content
         assert words in answer.json()["detail"]
         assert "\n" not in answer.json()["detail"]
@@ -133,7 +134,7 @@ async def test_a_client_that_hangs_up_ends_its_call(server: str) -> None:
     tag = f"hangup{os.getpid()}"
     number = opened(server)
     body = httpx.Request("POST", "http://x", json={"code": TAG.format(tag) + "import time\ntime.sleep(60)"}).read()
-    head = f"POST /sessions/{number}/run HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /sessions/{number}/run HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     address = httpx.URL(server)
     with socket.create_connection((address.host, address.port)) as connection:
         connection.sendall(head + body)
