@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from solostream.errors import SandboxError, UserError
-from solostream.sandbox.jupyter.output import Collector
+from solostream.sandbox.jupyter.output import Collector, is_plain
 from solostream.sandbox.types import CodeError, Execution, Limits
 
 START_S = 60.0
@@ -145,15 +145,19 @@ class Kernel:
         """Read the output channel at all times: threads print between calls, and nothing may pile up."""
         while True:
             message = await self._message(self._client.iopub_channel)
+            await asyncio.sleep(0)
             if self._running and message["parent_header"].get("msg_id") == self._running[0]:
                 self._running[1].add(message["msg_type"], message["content"])
 
     async def _message(self, channel: Any) -> dict[str, Any]:
         while True:
-            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # forged or garbled: not heard
-                message = await channel.get_msg()
-                if isinstance(message["content"], dict) and isinstance(message["parent_header"], dict):
-                    return message
+            frames = await channel.socket.recv_multipart()
+            with contextlib.suppress(ValueError, TypeError, KeyError, IndexError, RecursionError):  # forged: not heard
+                if all(map(is_plain, frames)):
+                    message = self._client.session.deserialize(self._client.session.feed_identities(frames)[1])
+                    if isinstance(message["content"], dict) and isinstance(message["parent_header"], dict):
+                        return message
+            await asyncio.sleep(0)  # whatever waits in the channel, others have their turn
 
 
 class _Door:
@@ -209,6 +213,7 @@ async def start_kernel(home: Home, confinement: dict[str, Any], limits: Limits) 
         for name in ("stdout", "stderr"):
             outputs[name], write = os.pipe()
             os.set_blocking(outputs[name], False)
+            os.fchmod(write, 0o622)  # /dev/stdout is opened by the session's user, who is not this one
             theirs.append(write)
         connection = await home.start()
         socket.send_fds(connection, [json.dumps(settings).encode()], theirs)

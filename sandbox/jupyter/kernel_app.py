@@ -6,7 +6,13 @@ late or piles up in here. The caps keep messages small; the host applies its own
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import inspect
+import os
+import subprocess
 import sys
+import warnings
 from typing import Any
 
 import zmq
@@ -16,7 +22,10 @@ from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from ipykernel.zmqshell import ZMQInteractiveShell
 from IPython.core.formatters import PlainTextFormatter
+from IPython.utils.text import SList
 from traitlets.config import Config
+
+from solostream.sandbox.fork.child import cell
 
 CHANNELS = ("shell", "iopub", "stdin", "control")  # the order of the listening sockets
 _cap = 65_536  # bytes of each text, set by `build`
@@ -34,8 +43,13 @@ def build(fds: list[int], path: str, key: str, output_bytes: int) -> App:
     config.IPKernelApp.outstream_class = None
     config.Session.key = key.encode()
     ports = {f"{name}_port": number for number, name in enumerate(CHANNELS, 1)}
-    app = App(config=config, transport="ipc", ip=path, **ports)
+    app = App.instance(config=config, transport="ipc", ip=path, **ports)  # magics ask for the application by this
     app.fds = fds
+    inspect.getfile = cell._file_of  # type: ignore[assignment]
+    sys.set_int_max_str_digits(0)
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, "")  # what lies in the working folder can be imported
+    warnings.filterwarnings("ignore", "To exit: use")
     return app
 
 
@@ -48,6 +62,11 @@ class Publisher(IOPubThread):
 
     def __init__(self, socket: Any, pipe: bool = False, **options: Any) -> None:
         super().__init__(socket, pipe=False, **options)
+        self._home = os.getpid()
+
+    def _really_send(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        if os.getpid() == self._home:  # a fork of the kernel has no sockets that work
+            super()._really_send(msg, *args, **kwargs)
 
 
 kernelapp.IOPubThread = Publisher  # type: ignore[assignment, misc]
@@ -64,22 +83,88 @@ def mend_streams() -> None:
 
 
 class Shell(ZMQInteractiveShell):
+    """IPython's, with what makes a cell mean what it means with every backend."""
+
+    home = os.getpid()
+    left = False  # the code left by `sys.exit()`: no error
+    _policy = asyncio.DefaultEventLoopPolicy()  # the code's own loop, not the one that the kernel runs on
+
     def ask_exit(self) -> None:
         """`exit()` ends the code, not the session."""
 
+    def run_cell(self, *args: Any, **kwargs: Any) -> Any:
+        """Without the kernel's running loop, so that `asyncio.run` works. The child of a fork ends with its cell."""
+        self.home = os.getpid()
+        with contextlib.suppress(OSError):  # a folder that is gone
+            sys.path_importer_cache.pop(os.getcwd(), None)  # a module may have been written since it was listed
+        loop, policy = asyncio._get_running_loop(), asyncio.get_event_loop_policy()
+        asyncio._set_running_loop(None)
+        asyncio.set_event_loop_policy(self._policy)
+        try:
+            result = super().run_cell(*args, **kwargs)
+        finally:
+            self._policy = asyncio.get_event_loop_policy()  # type: ignore[assignment]
+            asyncio.set_event_loop_policy(policy)
+            asyncio._set_running_loop(loop)
+        if os.getpid() != self.home:
+            sys.stdout.flush()
+            os._exit(_exit_code(result.error_before_exec or result.error_in_exec))
+        return result
+
+    def system_piped(self, cmd: str) -> None:
+        """`!command`: a session has no terminals, so it prints where the code prints."""
+        sys.stdout.flush()
+        self.user_ns["_exit_code"] = subprocess.call(self.var_expand(cmd, depth=1), shell=True)
+
+    system = system_piped
+
+    def getoutput(self, cmd: str, split: bool = True, depth: int = 0) -> Any:
+        """`lines = !command`."""
+        command = self.var_expand(cmd, depth=depth + 1)
+        done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        text = done.stdout.decode(errors="replace")
+        return SList(text.splitlines()) if split else text
+
     def _showtraceback(self, etype: type, evalue: Any, stb: list[str]) -> None:
+        self.left = etype is SystemExit and evalue.code in (None, 0)
         stb = [_clip("\n".join(stb))]
+        if os.getpid() != self.home:  # the child of a fork has nobody to tell
+            if etype is not SystemExit:
+                print(stb[0], file=sys.stderr, flush=True)
+            elif not isinstance(evalue.code, int | None):
+                print(evalue.code, file=sys.stderr, flush=True)
+            return
         super()._showtraceback(etype, _clip(str(evalue)), stb)
         self._last_traceback = stb
+
+
+def _exit_code(error: BaseException | None) -> int:
+    if isinstance(error, SystemExit):
+        return error.code & 0xFF if isinstance(error.code, int) else int(error.code is not None)
+    return int(error is not None)
 
 
 class Kernel(IPythonKernel):
     shell_class = Shell
 
+    shell: Any
+
     async def do_execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         mend_streams()
+        self.shell.left = False
         reply = await super().do_execute(*args, **kwargs)
+        if self.shell.left:
+            return reply | {"status": "ok"}
         return reply | {"evalue": _clip(str(reply.get("evalue", "")))}
+
+    def raw_input(self, prompt: str = "") -> str:
+        """Standard input is at its end, as it is with every backend."""
+        sys.stdout.write(str(prompt))
+        sys.stdout.flush()
+        raise EOFError("EOF when reading a line")
+
+    def getpass(self, prompt: str = "", stream: Any = None, **_: Any) -> str:
+        return self.raw_input()
 
 
 class Text(PlainTextFormatter):

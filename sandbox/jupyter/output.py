@@ -6,11 +6,24 @@ import asyncio
 import re
 from typing import Any
 
+from solostream.sandbox.fork.child import wire
 from solostream.sandbox.types import CodeError, Execution, Limits, Status
 
-_DISPLAYS = 32  # rich outputs kept of one call
-_DISPLAY_BYTES = 1 << 20  # characters of all of them together
+_DISPLAYS = wire.MAX_BUNDLES  # rich outputs kept of one call
+_DISPLAY_BYTES = wire.MAX_BUNDLE_BYTES  # characters of all of them together
+_QUOTES = 4096
+_OUTSIDE = 65_536  # bytes of JSON that are no strings: numbers, brackets
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def is_plain(frame: bytes) -> bool:
+    """Whether a frame of JSON is cheap to parse: one pass finds how many strings it has, and how much is outside them.
+
+    A frame of 4 MB that is all brackets takes 100 times its size and seconds of the event loop; pictures and texts,
+    which is what honest frames are made of, do not.
+    """
+    bare = frame.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return bare.count(b'"') <= _QUOTES and sum(map(len, bare.split(b'"')[::2])) <= _OUTSIDE
 
 
 class Collector:

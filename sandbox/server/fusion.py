@@ -9,7 +9,6 @@ relative paths inside the session's folder; no variable of the server's environm
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import re
@@ -132,8 +131,8 @@ async def _run_code(sessions: Sessions, body: RunCode) -> dict[str, Any]:
 def _command(seen: Execution) -> dict[str, Any]:
     """An execution of `program.script` as a CommandRunResult."""
     stderr, code = seen.stderr, None
-    if seen.ok and seen.result is not None and re.fullmatch("[0-9]{1,3}", seen.result):
-        code = int(seen.result)
+    if seen.ok:  # what hostile code makes of its exit code is no exit code
+        code = int(seen.result) if re.fullmatch("[0-9]{1,3}", seen.result or "") else 1  # type: ignore[arg-type]
     elif seen.status == "error":  # outside of the code: no room for its files, or an interrupt of its own
         error = seen.error
         stderr, code = stderr + (error.traceback or f"{error.name}: {error.message}\n" if error else ""), 1

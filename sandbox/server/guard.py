@@ -44,20 +44,26 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
-        why = self._refused(scope["path"], headers)
+        why, body = self._refused(scope["path"], headers), None
+        if why is None:
+            try:
+                async with asyncio.timeout(BODY_S):
+                    body = await self._body(receive)
+            except TimeoutError:
+                why = (408, f"the body did not arrive within {BODY_S:g} s")
+            else:
+                why = self._refused_body(body, headers)
         if why is not None:
             return await refuse(send, *why)
-        try:
-            async with asyncio.timeout(BODY_S):
-                body = await self._body(receive)
-        except TimeoutError:
-            return await refuse(send, 408, f"the body did not arrive within {BODY_S:g} s")
+        return await self._answer(scope, replay(body or b"", receive), send)
+
+    def _refused_body(self, body: bytes | None, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         if body is None:
-            return await refuse(send, 413, f"a body may have {self.max_body} bytes")
+            return 413, f"a body may have {self.max_body} bytes"
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if body and kind != b"application/json":
-            return await refuse(send, 415, "the body must be JSON, and say so: 'Content-Type: application/json'")
-        await self._answer(scope, replay(body, receive), send)
+            return 415, "the body must be JSON, and say so: 'Content-Type: application/json'"
+        return None
 
     def _refused(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         given = headers.get(b"authorization", b"")

@@ -36,7 +36,9 @@ class Peers:
         """The owner's answer to the request. Raises Gone when the owner died, and its sessions with it."""
         owner = request.path_params["number"].partition("-")[0]
         try:
-            call = self._client(owner).request(request.method, request.url.path, data=await request.body(), headers=_JSON)
+            call = self._client(owner).request(
+                request.method, request.url.path, data=await request.body(), headers=_JSON
+            )
             async with call as answer:
                 content = await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:

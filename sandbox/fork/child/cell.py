@@ -105,7 +105,6 @@ class Interpreter:
         if self._loop is None or self._loop.is_closed():
             self._loop = asyncio.new_event_loop()
         loop = self._loop
-        asyncio.set_event_loop(loop)
         task = loop.create_task(coroutine)
         try:
             return loop.run_until_complete(task)
@@ -115,7 +114,6 @@ class Interpreter:
                 with contextlib.suppress(BaseException):
                     loop.run_until_complete(task)
             if not asyncio.all_tasks(loop):
-                asyncio.set_event_loop(None)
                 loop.close()
 
 

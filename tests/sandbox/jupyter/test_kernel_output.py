@@ -1,8 +1,10 @@
 """From messages to an `Execution`: honest ones, and what a kernel that was taken over could send."""
 
+import json
+
 import pytest
 
-from solostream.sandbox.jupyter.output import Collector
+from solostream.sandbox.jupyter.output import Collector, is_plain
 from solostream.sandbox.types import CodeError, Limits
 
 
@@ -95,3 +97,13 @@ def test_rich_output_is_counted():
         heard.add("display_data", {"data": {"text/html": "h" * 100_000}})
     shown = ended(heard).display
     assert 0 < sum(len(bundle["text/html"]) for bundle in shown) <= 1 << 20
+
+
+def test_only_cheap_frames_are_parsed() -> None:
+    data = {"image/png": "iVBOR" * 200_000, "text/plain": '"quoted" \\ [,,,,]' * 20}
+    assert is_plain(json.dumps({"data": data, "metadata": {}}).encode())
+    assert is_plain(b"")
+    nested, quotes = b'{"a":' * 800_000, b'"' * 4_600_000
+    for hostile in (b"[" + b"[]," * 1_500_000 + b"[]]", nested, quotes, b'["' + b'","' * 1_000_000):
+        assert not is_plain(hostile)
+        assert not is_plain(b'"' + b'\\"' * 1_000_000 + b'"' + hostile)

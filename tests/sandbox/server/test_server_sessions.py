@@ -134,7 +134,8 @@ async def test_a_client_that_hangs_up_ends_its_call(server: str) -> None:
     tag = f"hangup{os.getpid()}"
     number = opened(server)
     body = httpx.Request("POST", "http://x", json={"code": TAG.format(tag) + "import time\ntime.sleep(60)"}).read()
-    head = f"POST /sessions/{number}/run HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /sessions/{number}/run HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = f"{head}content-length: {len(body)}\r\n\r\n".encode()
     address = httpx.URL(server)
     with socket.create_connection((address.host, address.port)) as connection:
         connection.sendall(head + body)
