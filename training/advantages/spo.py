@@ -85,11 +85,10 @@ class SPO:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        last = {task_id: t.to_dict() for task_id, t in self._last.items()}
-        return {"tracker": self.tracker.state_dict(), "last": last}
+        """Plain JSON types. The tracker keeps its own state."""
+        return {"last": {task_id: t.to_dict() for task_id, t in self._last.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.tracker.load_state_dict(state["tracker"])
         self._last = {task_id: Trajectory.from_dict(t) for task_id, t in state["last"].items()}
 
 

@@ -57,14 +57,14 @@ class LearnerConfig(Section):
     entropy_coef: float = 0.0
     kl_coef: Rate = 0.0  # towards the reference: the weights at the start, or `set_reference`
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    temperature: Annotated[float, Field(gt=0)] = 1.0  # of sampling: logits are divided by it
 
-    tis_cap: Rate = 0.0  # weight min(π_learner/π_sampler, cap); 0: the PPO ratio starts at the sampler's logprobs
+    # Truncated importance sampling: weight min(π_learner/π_sampler, cap), and π_old is the learner's policy at the
+    # start of the batch. 0: π_old is the sampler's, and the clip of the loss bounds the distance to it.
+    tis_cap: Rate = 0.0
     reject_outside: Bounds | None = None  # geometric-mean π_learner/π_sampler of a whole trajectory
     drop_void: bool = False
     drop_overlong: bool = False
     drift_tokens: Annotated[int, Field(ge=0)] = 1024  # rescored after a batch to measure how far the policy moved
-    seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> LearnerConfig:

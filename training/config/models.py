@@ -143,8 +143,6 @@ class RolloutConfig(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
-    tis_threshold: Rate = 0.01  # largest |Δlogp| of sampler and learner above which TIS is switched on ...
-    tis_cap: Rate = 2.0  # ... with this cap
 
 
 class TrackerConfig(Section):

@@ -71,12 +71,22 @@ class _Step:
 class Learner:
     """Trains `model`, a causal language model of transformers, in place.
 
-    loss: default the one that `config.loss` names, with its default options. dump_dir: where a batch that cannot be
-    trained on is written. Raises UserError when the model cannot be packed.
+    loss: default the one that `config.loss` names, with its default options. temperature: of the sampler, whose logits
+    are divided by it before the softmax. seed: of the order of mini-batches and of what is drawn from a batch.
+    dump_dir: where a batch that cannot be trained on is written. Raises UserError when the model cannot be packed.
     """
 
-    def __init__(self, model: Any, config: LearnerConfig, *, loss: Loss | None = None, dump_dir: Path = Path()) -> None:
-        self.config, self.dump_dir = config, dump_dir
+    def __init__(
+        self,
+        model: Any,
+        config: LearnerConfig,
+        *,
+        loss: Loss | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+        dump_dir: Path = Path(),
+    ) -> None:
+        self.config, self.temperature, self.seed, self.dump_dir = config, temperature, seed, dump_dir
         self.loss: Loss = registry.make("loss", config.loss) if loss is None else loss
         # float32: a step of 1e-6 is lost on bfloat16 weights (adapters are float32 by themselves)
         self.model: Any = lora.wrap(model, config.lora) if config.lora else model.float()
@@ -113,7 +123,7 @@ class Learner:
         check_advantages(batch, advantages.values, self.dump_dir, self.step)
         keep, dropped = kept(batch, config)
         sampler = [t.logprobs[t.action_mask] for t in batch]
-        rng = np.random.default_rng((config.seed, self.step))
+        rng = np.random.default_rng((self.seed, self.step))
         with memory_advice(config.max_tokens_per_batch), self.scorer.active():
             rescored = config.decoupled and config.num_mini_batches * config.epochs > 1
             old = self.logprobs(batch) if rescored else sampler
@@ -304,7 +314,7 @@ class Learner:
 
     def _scorer(self, model: nn.Module) -> LogprobComputer:
         dtype = compute_dtype(self.config.dtype, next(model.parameters()).device)
-        return LogprobComputer(model, chunk=self.config.logits_chunk, temperature=self.config.temperature, dtype=dtype)
+        return LogprobComputer(model, chunk=self.config.logits_chunk, temperature=self.temperature, dtype=dtype)
 
     def _packs(self, sequences: Sequence[Demonstration]) -> list[PackedBatch]:
         cut = plan([len(ids) for ids, _ in sequences], self.config.max_tokens_per_batch)

@@ -31,6 +31,7 @@ from solostream.training.rollouts.task_sampler import TaskSampler
 from solostream.training.run import metrics
 
 COUNTED = ("infra_failures", "infra_dropped", "engine_failures", "stale")
+LARGE_MISMATCH = 0.01  # nats: largest |Δ log p| of sampler and learner on a token of one policy; float32 stays below
 InThread = Callable[..., Awaitable[Any]]  # runs a function in the learner's thread
 
 
@@ -60,6 +61,7 @@ class Reinforcement:
             seed=seed_of(config.run.seed, "sampler"),
         )
         self.step, self.mismatch_max = 0, 0.0
+        self._warned = False
         self._event = 0
         self._counted: Counter[str] = Counter()
         self._log = log
@@ -106,7 +108,7 @@ class Reinforcement:
         self.tracker.record_drift(self.step, learnt["drift"])
         await self._engine.load_weights(self._learner.weights(), self.step)
         self.pipeline.advance(self.step)
-        self._correct_mismatch(learnt)
+        self.mismatch_max = max(self.mismatch_max, learnt.get("mismatch/on_policy_max", 0.0))
         now = self.pipeline.counts
         found = {
             **metrics.of_batch(batch, self.step - 1),
@@ -131,13 +133,16 @@ class Reinforcement:
             place = dump(trajectories, self._learner.dump_dir, self.step)
             raise UnfitBatch(f"{error}; no step was taken, the batch is in {place}") from None
 
-    def _correct_mismatch(self, learnt: Mapping[str, float]) -> None:
-        """Truncated importance sampling from the next step on, once sampler and learner are seen to differ."""
-        seen = learnt.get("mismatch/on_policy_max", 0.0)
-        self.mismatch_max = max(self.mismatch_max, seen)
-        r, config = self.config.rollout, self._learner.config
-        if r.tis_cap and not config.tis_cap and seen > r.tis_threshold:
-            self._learner.config = config.model_copy(update={"tis_cap": r.tis_cap})
+    def mismatch_warning(self) -> str | None:
+        """Once, when sampler and learner differ on tokens of one policy and nothing is set against it."""
+        if self._warned or self.mismatch_max <= LARGE_MISMATCH or self.config.learner.decoupled:
+            return None
+        self._warned = True
+        return (
+            f"warning: sampler and learner differ by up to {self.mismatch_max:.2g} nats on tokens of one policy, which "
+            "the loss takes for a change of the policy: set learner.tis_cap = 2.0 (truncated importance sampling) to weigh "
+            "it out, or give both the same dtype"
+        )
 
     def _draw(self) -> list[RolloutRequest]:
         """The streams of one prompt: of one frozen value, and a group where the estimator compares within groups."""
@@ -165,7 +170,6 @@ class Reinforcement:
         return {
             "event": self._event,
             "mismatch_max": self.mismatch_max,
-            "tis_cap": self._learner.config.tis_cap,
             "advantage": self._advantage.state_dict(),
             "tracker": self.tracker.state_dict(),
             "sampler": self._sampler.state_dict(),
@@ -175,7 +179,6 @@ class Reinforcement:
     def load_state_dict(self, step: int, state: Mapping[str, Any], logged: Iterable[Trajectory]) -> None:
         """`logged`: what the trajectory log holds; what of it no step up to `step` has used is trained on next."""
         self.step, self.mismatch_max = step, state["mismatch_max"]
-        self._learner.config = self._learner.config.model_copy(update={"tis_cap": state["tis_cap"]})
         self._advantage.load_state_dict(state["advantage"])
         self.tracker.load_state_dict(state["tracker"])
         self._sampler.load_state_dict(state["sampler"])

@@ -169,8 +169,14 @@ class Trainer:
 
     async def _reinforce(self) -> Summary:
         config = self.config
-        as_sampled = config.learner.model_copy(update={"temperature": config.rollout.temperature})
-        learner = Learner(self.parts.model, as_sampled, loss=self.loss, dump_dir=self.folder)
+        learner = Learner(
+            self.parts.model,
+            config.learner,
+            loss=self.loss,
+            temperature=config.rollout.temperature,
+            seed=config.run.seed,
+            dump_dir=self.folder,
+        )
         resumed = self.saved if self.saved is not None and self.saved.plain["phase"] == "rl" else None
         log = TrajectoryLog(
             self.folder / "trajectories.jsonl",
@@ -212,6 +218,8 @@ class Trainer:
         if last:
             rl.pipeline.finish()
         metrics = await rl.learn(batch)
+        if (warning := rl.mismatch_warning()) is not None:
+            self.view.say(warning)
         spent = time.monotonic() - started
         metrics |= {
             "time/step_s": spent,

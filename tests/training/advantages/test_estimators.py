@@ -93,7 +93,7 @@ def test_spo_rescoring_measures_the_last_trajectory_of_the_task() -> None:
     tracker, expected = ValueTracker(rho_min=0.5, rho_max=0.99), ValueTracker(rho_min=0.5, rho_max=0.99)
     spo = SPO(tracker, divergence="rescore", logprobs=rescore)
     spo([trajectory("a", 1, event=0, version=0)])
-    saved = json.loads(json.dumps(spo.state_dict()))
+    saved, kept = (json.loads(json.dumps(x.state_dict())) for x in (spo, tracker))
     later = [trajectory("b", 1, event=1, version=3), trajectory("a", 0, event=2, version=3)]
     spo(later)
     assert asked == [[0]]  # b has no last trajectory
@@ -102,6 +102,7 @@ def test_spo_rescoring_measures_the_last_trajectory_of_the_task() -> None:
     assert tracker.evidence("a") == pytest.approx(expected.evidence("a"), rel=1e-6)
     resumed = SPO(ValueTracker(rho_min=0.5, rho_max=0.99), divergence="rescore", logprobs=rescore)
     resumed.load_state_dict(saved)
+    resumed.tracker.load_state_dict(kept)
     resumed(later)
     assert resumed.tracker.state_dict() == tracker.state_dict()
 

@@ -288,6 +288,27 @@ def test_declared_rewards_are_mapped_and_others_are_refused_before_the_tracker_m
     assert all((t.reward == 1.0) is (t.answer is not None) for t in logged)
 
 
+@pytest.mark.parametrize("cap", [0.0, 1.5])
+def test_a_mismatch_is_told_and_switches_nothing(
+    cap: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learner in bfloat16, a sampler in float32: TIS is what the configuration says, from first to last."""
+    more = [
+        "learner.dtype=bfloat16",
+        "learner.lr=0.05",
+        "run.steps=3",
+        "cold_start.phases=[]",
+        f"learner.tis_cap={cap}",
+    ]
+    assert main(arguments(tmp_path, "half", *(part for one in more for part in ("--set", one)))) == 0
+    told = capsys.readouterr()
+    rows = [row for row in read(tmp_path / "half" / "metrics.jsonl") if row["phase"] == "rl"]
+    assert max(row["mismatch/on_policy_max"] for row in rows) > 0.01
+    assert ["tis/weight" in row for row in rows] == [cap > 0] * 3
+    words = " ".join((told.out + told.err).split())
+    assert words.count("set learner.tis_cap = 2.0") == (cap == 0)
+
+
 def test_an_existing_run_is_not_overwritten(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = fingerprint(whole)
     assert main(arguments(whole.parent, "whole")) == 2
