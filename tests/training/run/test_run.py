@@ -295,7 +295,7 @@ def test_a_mismatch_is_told_and_switches_nothing(
     """A learner in bfloat16, a sampler in float32: TIS is what the configuration says, from first to last."""
     more = [
         "learner.dtype=bfloat16",
-        "learner.lr=0.05",
+        "rollout.temperature=0.1",
         "run.steps=3",
         "cold_start.phases=[]",
         f"learner.tis_cap={cap}",
