@@ -16,7 +16,8 @@ from solostream.agent.engines.scripted import ScriptedEngine
 from solostream.agent.engines.stops import end_of_turn
 from solostream.agent.tokenization import decode
 from solostream.envs.text.observation import observe
-from solostream.envs.text.parse import STOPS, Parser, Think, parse, syntaxes
+from solostream.envs.text.parse import Parser, Think, names_tools, parse, stops
+from solostream.envs.text.syntax import syntaxes
 from solostream.envs.tools import json_schema, make_tool
 from solostream.envs.types import ToolCall
 from solostream.sandbox.types import Execution, Session
@@ -64,9 +65,8 @@ class Talk:
         """
         self._syntax, self._think = syntaxes(syntax), think
         self._engine, self._chat, self._session = engine, chat, session
-        stop = tuple(stop for name in self._syntax for stop in STOPS[name])
-        self._sampling = replace(sampling, stop=stop, stop_token_ids=chat.stop_token_ids)
-        self._tools = (json_schema(make_tool("python")),) if {"hermes", "openai"} & set(self._syntax) else ()
+        self._sampling = replace(sampling, stop=stops(self._syntax), stop_token_ids=chat.stop_token_ids)
+        self._tools = (json_schema(make_tool("python")),) if names_tools(self._syntax) else ()
         self._room, self._system, self._timeout, self._show = room, system, timeout, show
         self._ids: list[int] = []
         self._turns = 0
@@ -113,8 +113,7 @@ class Talk:
                 sampling = replace(self._sampling, max_tokens=asked, seed=seed, key=key)
                 got = await self._engine.generate([*self._ids, *turn], sampling)
                 turn += got.token_ids
-                stops = self._sampling.stop, self._chat.stop_token_ids
-                closer = end_of_turn(self._chat.tokenizer, turn, got, *stops)
+                closer = end_of_turn(self._chat.tokenizer, turn, got, self._sampling.stop, self._chat.stop_token_ids)
                 text = decode(self._chat.tokenizer, turn[:-1] if closer == "token" else turn)
                 whole = text.rstrip("\ufffd")  # a character whose last bytes are still to come
                 end = parser.feed(whole[shown:])

@@ -3,7 +3,7 @@
 256 episodes of 4 calls each. Three rows: `ToolVectorEnv` (all episodes on one event loop), Gymnasium's `SyncVectorEnv`
 over the same `ToolEnv`, and the sandbox alone running the same code at the same concurrency. Overhead is the processor
 time of this process, less that of the sandbox alone, over the number of steps (bar: 1 ms); the wall clock is shown as a
-ratio too. Then the parser: a turn at once and token by token, and random texts through both (bar: 100,000, all alike).
+ratio too. Then the parser: a turn at once and token by token. (Random turns: benchmarks/fuzz_calls.py.)
 
     python benchmarks/envs.py [--quick]
 """
@@ -16,14 +16,13 @@ sys.path.pop(0)  # this folder: its files bear the names of the packages that th
 
 import argparse
 import asyncio
-import random
 import time
 from collections.abc import Callable
 from functools import partial
 
 from gymnasium.vector import SyncVectorEnv
 
-from solostream.envs.text.parse import STOPS, Parser, parse
+from solostream.envs.text.parse import Parser, parse
 from solostream.envs.tool_env import ToolEnv
 from solostream.envs.vector_env import ToolVectorEnv
 from solostream.sandbox.spec import open_sandbox
@@ -116,43 +115,13 @@ def parsing() -> None:
         print(f"{name:30}{min(timed(work)[0] for _ in range(repeats)) * 1e3:10.3f}")
 
 
-FRAGMENTS = (
-    "```python\n,```,\n```\n,````,<code>,</code>,<python>,</python>,<tool_call>,</tool_call>,<think>,</think>,<,tool,"
-    '_call>,x = 1,\\boxed{4},é,🙂,\ud800,\r,[{"name",{"name": "f"; "arguments": {"code": "1"}},"},{,},],",\\,\n, '
-)
-
-
-def fuzz(cases: int) -> None:
-    """Every text must parse, and alike, stop position too, at once or in pieces. Raises AssertionError."""
-    rng, found, stops = random.Random(0), 0, 0
-    fragments = [fragment.replace(";", ",") for fragment in FRAGMENTS.split(",")]
-    wall = time.perf_counter()
-    for case in range(cases):
-        text = "".join(rng.choices(fragments, k=rng.randrange(25)))
-        syntax = rng.sample(list(STOPS), rng.randint(1, len(STOPS)))
-        think = rng.choice(("run", "skip", "prefilled"))
-        whole, parser, position = parse(text, syntax, think=think), Parser(syntax, think=think), 0
-        while position < len(text):
-            size = rng.randint(1, 6)
-            parser.feed(text[position : position + size])
-            position += size
-        stop = Parser(syntax, think=think).feed(text)
-        alike = parser.stop == stop and parser.finish() == whole
-        assert alike, f"case {case}: {text!r} with {syntax}, {think}"
-        found += len(whole.calls)
-        stops += stop is not None
-    seconds = time.perf_counter() - wall
-    print(f"\nfuzz: {cases} texts, {found} calls, {stops} stop positions, all alike, in {seconds:.1f} s")
-
-
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="32 episodes, 5,000 texts")
+    options.add_argument("--quick", action="store_true", help="32 episodes")
     options.add_argument("--sandbox", default="fork")
     chosen = options.parse_args()
     environments(32 if chosen.quick else 256, chosen.sandbox)
     parsing()
-    fuzz(5_000 if chosen.quick else 100_000)
     return 0
 
 

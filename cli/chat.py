@@ -18,8 +18,8 @@ from solostream.agent.engines.spec import open_engine
 from solostream.agent.run_settings import registered, run_settings
 from solostream.envs.text.budgets import clip, token_counter
 from solostream.envs.text.observation import observe
-from solostream.envs.text.parse import syntaxes
 from solostream.envs.text.prompts import system_prompt
+from solostream.envs.text.syntax import syntaxes
 from solostream.errors import SandboxError
 from solostream.evaluation.options import PRESETS, Preset
 

@@ -3,9 +3,10 @@
 One turn (`step`) is one text of the policy. What ends an episode, in this order:
 1. a turn or an episode over its token budget, or over its time: truncated, `token_limit` or `time_limit`;
 2. a final answer: terminated, `answered`. Calls that begin before it are executed, for the record; later ones are not;
-3. a turn without answer and without a closed call: terminated, `void`;
+3. a turn with neither an answer nor a call, nor the try of one: terminated, `void`;
 4. the last turn allowed: truncated, `turn_limit`; its calls are not executed, as nobody would read their output.
-A closed but malformed call, an unknown tool and wrong arguments get an error message and the episode goes on.
+A call that cannot be read (malformed, never closed, or in another form than here), an unknown tool and wrong arguments
+get an error message that says what was expected, and the episode goes on.
 Only infrastructure failures raise (`SandboxError`, after retries); they are never an observation or a reward.
 """
 
@@ -26,8 +27,9 @@ from solostream.envs.space import SURROGATE, UnicodeText
 from solostream.envs.text.answers import AnswerStyle, final_answer
 from solostream.envs.text.budgets import TokenCounter, clip, token_counter
 from solostream.envs.text.observation import observe
-from solostream.envs.text.parse import STOPS, Parsed, Parser, Think, parse, syntaxes
+from solostream.envs.text.parse import Parsed, Parser, Think, names_tools, parse, stops
 from solostream.envs.text.prompts import system_prompt as default_prompt
+from solostream.envs.text.syntax import syntaxes
 from solostream.envs.tools import ToolSource, json_schema, make_tool, wrong_arguments
 from solostream.envs.types import EnvEnding, Step, Task, ToolCall
 from solostream.envs.workspace import SandboxSource, Workspace
@@ -103,8 +105,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._tools = {tool.name: tool for tool in map(make_tool, tools)}
         if len(self._tools) < len(tools):
             raise UserError(f"two tools have one name, among: {', '.join(self._tools)}")
-        if not {"hermes", "openai"} & set(self._syntax) and (others := set(self._tools) - {"python"}):
-            raise UserError(f"tools {sorted(others)} need a JSON call syntax: set syntax='hermes'")
+        if not names_tools(self._syntax) and (others := set(self._tools) - {"python"}):
+            raise UserError(f"tools {sorted(others)} need a call syntax that names its tool: set syntax='hermes'")
         self._system = default_prompt(self._syntax, answer) if system_prompt is None else system_prompt
         self._max_turns, self._max_calls = max_turns, max_calls_per_turn
         self._turn_tokens, self._output_tokens, self._episode_tokens = turn_tokens, output_tokens, episode_tokens
@@ -116,11 +118,12 @@ class ToolEnv(gymnasium.Env[str, str]):
         self.over = True  # or not yet begun: only a reset goes on
         self._tokens = 0
         self._started = 0.0
+        self._inside = False  # the last turn ended in a thought that a call interrupted
 
     @property
     def tools(self) -> tuple[dict[str, Any], ...]:
         """JSON schemas for the chat template; none where the syntax is not the template's business."""
-        if not {"hermes", "openai"} & set(self._syntax):
+        if not names_tools(self._syntax):
             return ()
         return tuple(json_schema(tool) for tool in self._tools.values())
 
@@ -135,9 +138,7 @@ class ToolEnv(gymnasium.Env[str, str]):
     @property
     def stops(self) -> tuple[str, ...]:
         """Strings that may end a call: hints for an engine. Whether one did, `complete` or a parser says."""
-        if self._parallel:
-            return ()
-        return tuple(stop for name in self._syntax for stop in STOPS[name])
+        return () if self._parallel else stops(self._syntax)
 
     def complete(self, text: str) -> int | None:
         """Where a turn must stop: one past the first closed call in `text`; None while it may go on."""
@@ -145,12 +146,19 @@ class ToolEnv(gymnasium.Env[str, str]):
 
     def inside_call(self, text: str) -> bool:
         """Whether `text` ends in a call that is still open."""
-        calls = parse(text, self._syntax, think=self._think).calls
-        return bool(calls) and calls[-1].status == "unclosed"
+        parser = self.parser()
+        parser.feed(text)
+        return parser.inside_call
 
     def parser(self) -> Parser:
         """A fresh incremental parser for one turn: `feed` says what `complete` says, without starting over."""
-        return Parser(self._syntax, think=self._think)
+        return Parser(self._syntax, think=self._thinking())
+
+    def _thinking(self) -> Think:
+        """Of the next turn: one that goes on with the thought of the last begins inside."""
+        if not self._inside:
+            return self._think
+        return "prefilled" if self._think in ("skip", "prefilled") else "prefilled-run"
 
     async def areset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
@@ -165,6 +173,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         await self._workspace.end_episode()
         self.task = self._choose(options or {})
         self.trace, self.over, self._tokens, self._started = [], False, 0, time.monotonic()
+        self._inside = False
         return self.task.prompt, {"messages": self.opening, "task_id": self.task.id}
 
     async def astep(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -175,8 +184,11 @@ class ToolEnv(gymnasium.Env[str, str]):
             raise UserError(f"an action is text (str), not {type(text).__name__}")
         self.over = True  # until this step has succeeded
         text = SURROGATE.sub("\ufffd", text)
-        parsed = parse(text, self._syntax, think=self._think)
+        parsed = parse(text, self._syntax, think=self._thinking())
+        self._inside = parsed.inside
         final = final_answer(text, parsed, self._answer_style)
+        if final and parsed.near_miss:  # who answers need not have tried to call
+            parsed = replace(parsed, calls=())
         tokens = self._count(text)
         self._tokens += tokens
         ending = self._ending(tokens, parsed, final is not None)
@@ -262,7 +274,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             return "time_limit"
         if has_answer:
             return "answered"
-        if all(call.status == "unclosed" for call in parsed.calls):
+        if not parsed.calls:
             return "void"
         return "turn_limit" if len(self.trace) + 1 >= self._max_turns else None
 
@@ -299,7 +311,7 @@ class ToolEnv(gymnasium.Env[str, str]):
     async def _call(self, call: ToolCall) -> tuple[Execution | None, str]:
         """(what was executed, what the policy sees). Raises SandboxError."""
         if call.status != "ok":
-            why = call.arguments.get("error", "no closing tag")
+            why = call.arguments["error"]
             return None, clip(f"Error: this call could not be read: {why}", self._output_tokens, self._counter)
         tool = self._tools.get(call.name)
         if tool is None:

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_CALLS = {
-    "fence": "To run Python, write a block that starts with a line ```python and ends with a line ```.",
-    "code": "To run Python, write it between <code> and </code>.",
-    "python": "To run Python, write it between <python> and </python>.",
-    "hermes": 'To call a tool, write <tool_call>{"name": …, "arguments": {…}}</tool_call>.',
-    "native": "You can call the tools that you were given.",  # over an API that has calls of its own
-    "openai": 'To call a tool, write on a line of its own {"name": …, "arguments": {…}}.',
-}
+from solostream.envs.text.syntax import syntax
+
+_NATIVE = "You can call the tools that you were given."  # over an API that has calls of its own
 _ANSWERS = {
     "boxed": r"Put your final answer in \boxed{}.",
     "line": "End with a line that says Answer: and your final answer.",
@@ -23,5 +18,5 @@ def system_prompt(syntaxes: Sequence[str], answer: str) -> str:
     """One paragraph for these call syntaxes and this answer style; no syntax: text only."""
     if not syntaxes:
         return f"Solve the problem step by step. {_ANSWERS[answer]}"
-    calls = " ".join(_CALLS[name] for name in syntaxes)
+    calls = " ".join(_NATIVE if name == "native" else syntax(name).how for name in syntaxes)
     return f"Solve the problem step by step. {calls} You then see what it returned and go on. {_ANSWERS[answer]}"

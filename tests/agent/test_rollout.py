@@ -100,7 +100,7 @@ async def test_a_stop_string_that_completes_no_call_does_not_end_the_turn(env: T
     engine = says(both, "\\boxed{2}")
     trajectory = await play(env, engine)
     assert trajectory.turns[1].text == both
-    assert len(engine.prompts) == 3
+    assert len(engine.prompts) == 4  # the opener of the text, its closer, the call, the answer
     assert trajectory.n_calls == 1
     assert trajectory.reward == 0.0
 

@@ -51,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("chat run", "such as run/checkpoints/step-000004"),
         ("chat scripted:json:loads --top-p 7", "top-p above 0"),
         ("chat scripted:json:loads --max-tokens 0", "at least 1"),
-        ("chat scripted:json:loads --syntax fences", "unknown call syntax 'fences'"),
+        ("chat scripted:json:loads --syntax fences", "unknown syntax 'fences'"),
         ("chat scripted:json:loads --sandbox frok", "did you mean 'fork'"),
         ("compare other.jsonl", "see solostream compare --help"),
         ("compare nothing nothing", "neither trajectories.jsonl"),

@@ -69,12 +69,21 @@ async def test_a_wrong_answer_and_a_mathematical_one(make):
 
 async def test_a_void_turn_ends_the_episode(make):
     env = make()
-    for text in ("", "I think it is 42.", "```python\nreply:42"):
+    for text in ("", "I think it is 42."):
         await start(env)
         assert (await env.astep(text))[1:4] == (0.0, True, False)
         assert env.trace[-1].void
         assert (env.trace[-1].ending, env.trace[-1].answer) == ("void", None)
     assert OPEN == []
+
+
+async def test_a_call_that_the_policy_left_open_is_told(make):
+    env = make()
+    await start(env)
+    observation, _, *over, _ = await env.astep("```python\nreply:42")
+    assert observation.startswith("Error: this call could not be read: it is not closed. To run Python, write a block")
+    assert (over, env.trace[-1].executions) == ([False, False], (None,))
+    assert (await env.astep(r"\boxed{42}"))[1:4] == (1.0, True, False)
 
 
 async def test_answer_and_calls_in_one_turn(make):
@@ -337,7 +346,7 @@ async def test_stops_complete_and_parser_agree(make):
     parser = env.parser()
     assert [parser.feed(piece) for piece in ("a <co", "de>1</code", "> b")] == [None, None, 16]
     both = make(syntax=("fence", "hermes"))
-    assert both.stops == ("\n```\n", "</tool_call>")
+    assert both.stops == ("```\n", "~~~\n", "</tool_call>")
     thinker = make(syntax="code", think="skip")
     assert thinker.complete("<think><code>1</code>") is None  # the stop string was only a hint
     assert thinker.stops == ("</code>",)
@@ -426,7 +435,7 @@ def test_no_text_breaks_an_episode(texts):
 @pytest.mark.parametrize(
     ("kwargs", "remedy"),
     [
-        ({"syntax": "fenced"}, "one of: fence"),
+        ({"syntax": "fenced"}, "did you mean 'fence'"),
         ({"think": "no"}, "one of: run"),
         ({"answer": "box"}, "one of: boxed"),
         ({"sandbox": "frok"}, "did you mean 'fork'"),

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from solostream.envs.text.parse import STOPS, Parser, parse
+from solostream import registry
+from solostream.envs.text.parse import Parser, parse
 from solostream.errors import UserError
 
-ALL = tuple(STOPS)
+ALL = tuple(registry.BUILT_IN["syntax"])
+ALIKE = ({"hermes", "qwen_xml", "glm"}, {"llama", "openai"})  # one opener: only one of each at a time
 
 
 def calls(text, syntax="fence", **options):
@@ -29,9 +31,10 @@ CASES = {
     ),
     "an indented fence": ("fence", "  ```python\n  1\n  ```\n", [("python", "1", "  ```python\n  1\n  ```\n", "ok")]),
     "another language": ("fence", "```text\n1\n```\n", []),
-    "output is no call": ("fence", "```output\n<code>1</code>\n```\n", []),
-    "no language": ("fence", "```\nprint(1)\n```\n", []),
-    "ticks inside a line": ("fence", "use ```python\n1\n```\n", []),
+    "output is no call": ("fence", "```output\n1\n```\n", []),
+    "no language": ("fence", "```\nx = 1\n```\n", []),
+    "text before the fence": ("fence", "use ```python\n1\n```\n", [("python", "1", "```python\n1\n```\n", "ok")]),
+    "ticks within a line": ("fence", "use ``` to quote\n1\n```\n", []),
     "unclosed fence": ("fence", "a\n```python\nx", [("python", "x", "```python\nx", "unclosed")]),
     "closer with words": (
         "fence", "```python\n1\n``` done\n", [("python", "1\n``` done", "```python\n1\n``` done\n", "unclosed")]
@@ -58,10 +61,8 @@ CASES = {
     ),
     "unclosed tag": ("code", "<code>1", [("python", "1", "<code>1", "unclosed")]),
     "nested tag": ("code", "<code>a<code>b</code>", [("python", "a<code>b", "<code>a<code>b</code>", "malformed")]),
-    "a closer alone": ("code", "</code> 1", []),
     "the first closer wins": ("code", "<code>'</code>'</code>", [("python", "'", "<code>'</code>", "ok")]),
     "python tag": ("python", "<python>1</python>", [("python", "1", "<python>1</python>", "ok")]),
-    "a syntax that is off": ("python", "<code>1</code>", []),
 }  # fmt: skip
 
 
@@ -114,7 +115,7 @@ def test_json(text, expected):
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        ("{'name': 'f'}", "not JSON"),
+        ("{'name': f}", "not JSON"),
         ('{"name": "f", "arguments": {"x": 1}', "not JSON"),
         ("[" * 100_000, "not JSON"),
         ('{"arguments": {}}', 'no "name"'),
@@ -130,11 +131,14 @@ def test_json_that_names_no_call_says_why(body, why):
     (call,) = parse(hermes(body), "hermes").calls
     assert call.status == "malformed"
     assert why in call.arguments["error"]
+    assert "write <tool_call>{" in call.arguments["error"]  # and what was expected
 
 
 def test_a_block_that_never_closes_is_unclosed():
-    assert [c.status for c in parse('<tool_call>{"name": "f"', "hermes").calls] == ["unclosed"]
-    assert [c.status for c in parse('{"name": "f", "arguments": {', "openai").calls] == ["unclosed"]
+    for text, syntax in (('<tool_call>{"name": "f"', "hermes"), ('{"name": "f", "arguments": {', "openai")):
+        (call,) = parse(text, syntax).calls
+        assert call.status == "unclosed"
+        assert "not closed" in call.arguments["error"]
 
 
 CODE = "```python\n1\n```\n"
@@ -149,6 +153,13 @@ CODE = "```python\n1\n```\n"
         ("prefilled", f"\n{CODE}</think>\n{CODE}", 1, [f"\n{CODE}</think>"]),
         ("run", f"a</think>\n{CODE}", 1, ["a</think>"]),
         ("run", "```python\nprint('<think>')\n```\n", 1, []),
+        ("prefilled-run", f"\n{CODE}</think>\n{CODE}", 2, [f"\n{CODE}</think>"]),
+        ("prefilled-run", f"hm {CODE}", 1, [f"hm {CODE}"]),
+        ("skip", f"the tag `<think>` {CODE}", 1, []),
+        ("skip", f"the tag “<think>”.\n{CODE}", 1, []),
+        ("skip", f"<think>not '</think>' {CODE}</think>\n{CODE}", 1, [f"<think>not '</think>' {CODE}</think>"]),
+        ("skip", "<think>it's '</think>", 0, ["<think>it's '</think>"]),
+        ("run", "[THINK]hm[/THINK] so", 0, ["[THINK]hm[/THINK]"]),
     ],
 )
 def test_thinking(think, text, n_calls, thinking):
@@ -158,7 +169,7 @@ def test_thinking(think, text, n_calls, thinking):
 
 
 def test_unknown_settings_are_named():
-    with pytest.raises(UserError, match="one of: fence, code"):
+    with pytest.raises(UserError, match="unknown syntax 'fences'; did you mean 'fence'"):
         parse("", "fences")
     with pytest.raises(UserError, match="one of: run, skip"):
         Parser(think="maybe")
@@ -184,6 +195,24 @@ def test_unknown_settings_are_named():
             '{"content": 0, "tool_calls": [{"function": {"name": "f"}}]}',
             '{"content": 0, "tool_calls": [{"function": {"name": "f"}}]}',
         ),
+        ("fence", "~~~python\nprint(1)~~~\nmore", "~~~python\nprint(1)~~~\n"),
+        ("hermes", '<tool_call>{"a": "</tool_call>"}</tool_call> more', '<tool_call>{"a": "</tool_call>"}</tool_call>'),
+        ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "</tool_call>', None),
+        (
+            "qwen_xml",
+            "<tool_call><function=f></function></tool_call>\n",
+            "<tool_call><function=f></function></tool_call>",
+        ),
+        ("qwen_xml", "<tool_call><function=f><parameter=a></tool_call>", None),
+        ("glm", "<tool_call>f</tool_call>x", "<tool_call>f</tool_call>"),
+        ("harmony", "<|channel|>x to=python<|message|>1<|call|>x", "<|channel|>x to=python<|message|>1<|call|>"),
+        ("harmony", "<|channel|>final<|message|>1<|return|>", None),
+        ("llama", "<|python_tag|>1<|eom_id|>x", "<|python_tag|>1<|eom_id|>"),
+        ("llama", "<|python_tag|>1", None),
+        ("mistral", '[TOOL_CALLS]f[ARGS]{"a": "}"} x', '[TOOL_CALLS]f[ARGS]{"a": "}"}'),
+        ("mistral", '[TOOL_CALLS] [{"name": "f"}] x', '[TOOL_CALLS] [{"name": "f"}]'),
+        ("pythonic", '[f(a=")]")] x', '[f(a=")]")]'),
+        ("deepseek", "<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>x", "<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>"),
     ],
 )
 def test_stop_position(syntax, text, stop):
@@ -196,12 +225,16 @@ def test_stop_position(syntax, text, stop):
 
 FRAGMENTS = (
     "```python\n,```,\n```\n,````,<code>,</code>,<python>,</python>,<tool_call>,</tool_call>,<think>,</think>,<,tool,"
+    "[TOOL_CALLS],<|python_tag|>,<|eom_id|>,<|channel|>,<|message|>,analysis to=f,<|call|>,<function=f>,<parameter=a>,"
+    "</parameter>,</function>,<arg_key>,<arg_value>,</arg_value>,[f(x=,)],~~~python\n,~~~\n,python,'<think>',[THINK],"
     '_call>,x = 1,\\boxed{4},é,🙂,\ud800,\r,[{"name",{"name": "f"; "arguments": {"code": "1"}},"},{,},],",\\,\n, '
 )
 PIECES = st.sampled_from([fragment.replace(";", ",") for fragment in FRAGMENTS.split(",")])
 TEXTS = st.lists(st.one_of(PIECES, st.text(max_size=5)), max_size=30).map("".join)
-SYNTAXES = st.lists(st.sampled_from(ALL), min_size=1, unique=True)
-THINKS = st.sampled_from(["run", "skip", "prefilled"])
+SYNTAXES = st.lists(st.sampled_from(ALL), min_size=1, unique=True).filter(
+    lambda names: all(len(alike & set(names)) < 2 for alike in ALIKE)
+)
+THINKS = st.sampled_from(["run", "skip", "prefilled", "prefilled-run"])
 
 
 @settings(max_examples=int(os.environ.get("FUZZ", "1000")), deadline=None)  # FUZZ=100000: five minutes
@@ -213,7 +246,8 @@ def test_any_text_in_any_pieces_parses_alike(text, syntax, think, sizes):
     end = 0
     for call in whole.calls:
         start, stop = call.span
-        assert end <= start < stop <= len(text) or call.span == (start, end)  # in order; a JSON list shares one span
+        # In order; the calls of one block share its span.
+        assert end <= start < stop <= len(text) or call.span == (start, end)
         end = stop
         assert call.status != "unclosed" or stop == len(text)
     parser, position, index, known = Parser(syntax, think=think), 0, 0, None
@@ -231,16 +265,32 @@ def test_any_text_in_any_pieces_parses_alike(text, syntax, think, sizes):
         assert closed[0].span[1] == known
 
 
+TOGETHER = [
+    tuple(name for name in ALL if name not in (ALIKE[0] | ALIKE[1]) - {one, other})
+    for one, other in (("hermes", "llama"), ("qwen_xml", "openai"), ("glm", "openai"))
+]
+
+
+@pytest.mark.parametrize("names", TOGETHER, ids=["hermes", "qwen_xml", "glm"])
 @pytest.mark.parametrize(
     "text",
     ["<code>" * 30_000, "```x\n" * 30_000, "{" * 100_000, "[\n" * 50_000, "<" * 100_000, "`" * 100_000,
-     " " * 200_000, '{"name"' * 20_000, "<think>" * 30_000, "</think>" * 30_000, "<code>" + " " * 200_000 + "</code>"],
+     " " * 200_000, '{"name"' * 20_000, "<think>" * 30_000, "</think>" * 30_000, "<code>" + " " * 200_000 + "</code>",
+     "```x\n" + "a```python" * 20_000, "```python\n'''" + "x```\n" * 30_000, "[TOOL_CALLS][" + " " * 100_000,
+     "[TOOL_CALLS]" + "{" * 100_000, "<tool_call>" + "{}" * 50_000 + "</tool_call>",
+     "<tool_call>" + "<function=f>" * 20_000,
+     "<tool_call>{" + '"</tool_call>' * 20_000, "<tool_call>" + "<arg_key>" * 20_000 + "</tool_call>",
+     "<|channel|>" * 20_000, "<|channel|>analysis<|message|>" * 10_000, "[f(" * 50_000, "[f(x='" + '"' * 100_000,
+     "<｜tool▁calls▁begin｜>" * 10_000, "<｜DSML｜function_calls>" + '<｜DSML｜invoke name="f">' * 10_000,
+     "<tool_call>" + "<parameter=a>" * 20_000 + "</tool_call>",
+     "<tool_call>f" + "<arg_value>" * 20_000 + "</tool_call>",
+     "```\n" + "````\n" * 30_000, "x" * 399_000 + "```", "'<think>'" * 30_000],
     ids=lambda text: text[:8].strip() or "blank",
 )  # fmt: skip
-def test_hostile_text_takes_linear_time(text):
+def test_hostile_text_takes_linear_time(text, names):
     """Quadratic work on 400,000 characters would take minutes, beyond the suite's time limit of a test."""
     long = text * (400_000 // len(text))
-    parse(long, ALL)
-    parser = Parser(ALL)
+    parse(long, names)
+    parser = Parser(names)
     for start in range(0, len(long), 50):
         parser.feed(long[start : start + 50])

@@ -1,0 +1,97 @@
+"""The try of a turn to call a tool in a form that is none here: told to the policy, never passed over in silence."""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from collections.abc import Callable, Sequence
+
+from solostream import registry
+from solostream.envs.text.syntax import Span, syntax
+from solostream.envs.types import ToolCall
+
+# What only a try to call looks like, in no syntax of ours.
+_TRIES = re.compile(
+    r"""(?P<tag></?[ ]?(?:tool[ _-]?calls?|toolcall|function[ _-]?calls?|tool[ _-]?(?:code|use)|tools?|function|invoke
+        |python|ipython|py|code|execute|exec|run|interpreter|code[ _-]?interpreter|antml:[a-z_]+|minimax:tool_call)
+        (?:[ =:][^<>\n]{0,100})?/?>)
+    |(?P<special><[|｜][^<>|｜\n]{0,40}(?:tool|python|function|DSML|call)[^<>|｜\n]{0,40}[|｜]>)
+    |(?P<bracket>\[/?(?:TOOL_CALLS?|PYTHON|TOOL_REQUEST|FUNCTION_CALL|ARGS)\])
+    |(?P<action>^[ \t]{0,8}(?:Action(?:[ ]Input)?|Tool[ ]?Call|Function[ ]Call)[ ]{0,4}:[ \t]{0,4}\S)
+    |(?P<ticks>^[ \t>]{0,40}(?:`{1,2}|~{1,2}|'{3}|"{3})[ \t]{0,4}(?:python|py|ipython|tool_code)[\d.]{0,5}[ \t]{0,8}$)
+    |(?P<inline>`{3,40}[ \t]{0,4}(?:python|py|ipython|tool_code)[\d.]{0,5}(?:[ \t\r\n]|\Z))
+    |(?P<json>["']name["']\s{0,8}:\s{0,8}["'][\w.-]{1,80}["']\s{0,8},\s{0,8}["'](?:arguments|parameters|args|input)["'])
+    """,
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
+)
+_BARE = re.compile(
+    r"^[ \t>]{0,40}(`{3,40}|~{3,40})[ \t\r]{0,100}\n(.*?)^[ \t>]{0,40}\1[ \t\r]{0,100}$", re.DOTALL | re.MULTILINE
+)
+FirstCall = Callable[[str, str], Span | None]  # (text, syntax) -> where its first call stands
+_LONGEST = 100_000  # characters of a turn that are looked at
+
+
+def near_miss(text: str, names: Sequence[str], hidden: Sequence[Span], first_call: FirstCall) -> ToolCall | None:
+    """A malformed call that says what was expected, where a turn without a call tried to write one.
+
+    names: the syntaxes that count here. hidden: thoughts in which calls do not.
+    """
+    text = text[:_LONGEST]
+    for start, end in hidden:
+        text = text[:start] + " " * (min(end, len(text)) - start) + text[min(end, len(text)) :]
+    how = " ".join(syntax(name).how for name in names)
+    found = _TRIES.search(text)
+    if (other := _other(text, names, first_call)) and (found is None or other[1][0] <= found.start()):
+        return _told(text, other[1], f"this is a call of another kind ({other[0]}). {how}")
+    if found is not None:
+        return _told(text, found.span(), f"{found.group().strip()[:60]!r} begins or ends no call here. {how}")
+    if "fence" in names and (bare := _code(text)):
+        return _told(text, bare, f"the block does not say that it is Python. {how}")
+    return None
+
+
+def _other(text: str, names: Sequence[str], first_call: FirstCall) -> tuple[str, Span] | None:
+    """The first call in another of our syntaxes: (its syntax, its span)."""
+    found: list[tuple[Span, str]] = []
+    for name in registry.BUILT_IN["syntax"]:
+        if name not in names and any(mark in text for mark in _SIGNS[name]):
+            span = first_call(text, name)
+            found += [(span, name)] if span else []
+    return (min(found)[1], min(found)[0]) if found else None
+
+
+# What a call in each syntax cannot do without: most turns need no parse.
+_SIGNS = {
+    "fence": ("```", "~~~"),
+    "code": ("<code>",),
+    "python": ("<python>",),
+    "hermes": ("<tool_call>",),
+    "openai": ('"', "'"),
+    "qwen_xml": ("<function=",),
+    "harmony": ("<|channel|>",),
+    "llama": ("<|python_tag|>",),
+    "mistral": ("[TOOL_CALLS]",),
+    "pythonic": ("[",),
+    "deepseek": ("<｜",),
+    "glm": ("<arg_key>",),
+    "retool": (),
+}
+
+
+def _code(text: str) -> Span | None:
+    """The first closed block without a language that is Python and does something."""
+    for match in _BARE.finditer(text):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                nodes = list(ast.walk(ast.parse(match[2])))
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            continue
+        if any(isinstance(node, ast.Call | ast.Import | ast.ImportFrom | ast.FunctionDef | ast.For) for node in nodes):
+            return match.span()
+    return None
+
+
+def _told(text: str, span: Span, why: str) -> ToolCall:
+    return ToolCall("", {"raw": text[slice(*span)], "error": why}, span, "malformed")
