@@ -12,8 +12,11 @@ Status = Literal["ok", "error", "timeout", "memory", "killed"]
 
 _MOST = 1 << 31
 
-# What a backend promises to hold against hostile code. `solostream sandbox check` tests every promise that is claimed.
-Claim = Literal["state", "filesystem", "network", "sessions", "memory", "processes", "disk", "environment", "orphans"]
+# What a backend promises, most of it against hostile code: docs/sandbox.md says what each word means. `solostream
+# sandbox check` tests every promise that is claimed.
+Claim = Literal[
+    "state", "filesystem", "network", "sessions", "host", "memory", "processes", "disk", "environment", "orphans"
+]
 
 
 @dataclass(frozen=True, slots=True)

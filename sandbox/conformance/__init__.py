@@ -9,9 +9,18 @@ The abuse is bounded: every bomb counts, every loop has a deadline, and signals 
 pid namespace, or another uid, contains them. A backend that holds nothing fails; it does not take the machine along.
 """
 
-from solostream.sandbox.conformance import bombs, escapes, floods, processes, protocol, stuck, tampering
+from solostream.sandbox.conformance import bombs, escapes, floods, processes, protocol, stuck, tampering, trespass
 from solostream.sandbox.conformance.case import CASES, Arena, Case, Skip, case, expect
 from solostream.sandbox.conformance.suite import LIMITS, Report, Verdict, check
 
 __all__ = ["CASES", "LIMITS", "Arena", "Case", "Report", "Skip", "Verdict", "case", "check", "expect"]
-__all__ += ["bombs", "escapes", "floods", "processes", "protocol", "stuck", "tampering"]  # the cases, by topic
+__all__ += [
+    "bombs",
+    "escapes",
+    "floods",
+    "processes",
+    "protocol",
+    "stuck",
+    "tampering",
+    "trespass",
+]  # the cases, by topic

@@ -50,7 +50,7 @@ class DockerJupyterSandbox:
     """
 
     claims: frozenset[Claim] = frozenset(
-        {"state", "filesystem", "network", "sessions", "memory", "processes", "disk", "environment", "orphans"}
+        {"state", "filesystem", "network", "sessions", "host", "memory", "processes", "disk", "environment", "orphans"}
     )
 
     def __init__(
@@ -98,7 +98,9 @@ class DockerJupyterSandbox:
             "open_files": self.limits.open_files,
             "output_bytes": self.limits.output_bytes,
             "folder": "/tmp",
+            # The end of the container is the end of all that is in it: leaving the process group is allowed.
             "contained": True,
+            "epoll": True,  # ZeroMQ's
         }
         kernel = await start_kernel(KernelContainer(self._daemon), confinement, self.limits)
         kernel.isolation = "container+" + kernel.isolation

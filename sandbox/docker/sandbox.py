@@ -24,7 +24,9 @@ from solostream.sandbox.types import Claim, CodeError, Execution, Limits
 
 log = logging.getLogger("solostream.sandbox.docker")
 
-_WALL: frozenset[Claim] = frozenset({"state", "filesystem", "network", "environment", "orphans"})  # whatever is inside
+_WALL: frozenset[Claim] = frozenset(
+    {"state", "filesystem", "network", "host", "environment", "orphans"}
+)  # whatever is inside
 START_S = 60.0  # until the server in a new container greets
 _PROCESSES = 4096  # of all sessions together; each has its own limit below that
 GRACE_S = 15.0  # beyond a call's time-out, before the host gives up on the container

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import get_args
 
 from solostream.errors import SandboxError, UserError
+from solostream.sandbox.fork.child import landlock
 from solostream.sandbox.fork.process import Process
 from solostream.sandbox.fork.server import Options, Server, probe
 from solostream.sandbox.types import Claim, Execution, Limits
@@ -36,6 +37,12 @@ _LOST: dict[str, frozenset[Claim]] = {  # what a tier does not hold
 }
 
 
+def _confines_signals(isolation: str) -> bool:
+    """Without a pid namespace, only Landlock since ABI 6 (Linux 6.12) and seccomp together do."""
+    version = next((word[8:] for word in isolation.split("+") if word.startswith("landlock")), "0")
+    return int(version) >= 6 and "seccomp" in isolation
+
+
 class ForkSandbox:
     """Fork server and pool. Made without side effects; the server starts with the first `open`.
 
@@ -46,6 +53,7 @@ class ForkSandbox:
         snapshot: fork before each call, so that a time-out or crash rolls the session back (some ms a call).
         pool: sessions that are forked ahead of demand.
         preimport: modules that every session finds imported; a missing one is skipped.
+        landlock_abi: the newest version of Landlock to use; a lower one shows what an older kernel holds.
 
     Raises: UserError for a bad argument, or, at first use, for a tier that this machine does not grant.
     """
@@ -59,13 +67,14 @@ class ForkSandbox:
         snapshot: bool = False,
         pool: int = 8,
         preimport: Sequence[str] = PREIMPORT,
+        landlock_abi: int = landlock.NEWEST,
     ) -> None:
         if isolation not in _TIERS:
             raise UserError(f"isolation='{isolation}' is unknown; one of {', '.join(_TIERS)}")
         if pool < 1:
             raise UserError(f"pool={pool} must be at least 1")
         self.limits = limits or Limits()
-        self._options = Options(isolation, self.limits, snapshot, pool, tuple(preimport))
+        self._options = Options(isolation, self.limits, snapshot, pool, tuple(preimport), landlock_abi)
         self._allow_unisolated = allow_unisolated
         self._server: Server | None = None
         self._starting = threading.Lock()
@@ -74,7 +83,7 @@ class ForkSandbox:
     @property
     def tier(self) -> str:
         """ "namespaces", "landlock" or "rlimits". Raises UserError where it is refused."""
-        tier, _ = probe(self._options.isolation)
+        tier, _ = probe(self._options.isolation, self._options.landlock_abi)
         if tier == "rlimits" and not self._allow_unisolated:
             raise UserError(
                 "this machine grants neither namespaces nor Landlock, so code could read and write your files; use the "
@@ -87,11 +96,13 @@ class ForkSandbox:
     @property
     def isolation(self) -> str:
         """What is in force, for example "namespaces+seccomp+landlock7+rlimits+cgroup"."""
-        return probe(self._options.isolation)[1]
+        return probe(self._options.isolation, self._options.landlock_abi)[1]
 
     @property
     def claims(self) -> frozenset[Claim]:
         held = frozenset(get_args(Claim)) - _LOST[self.tier]
+        if self.tier != "namespaces" and not _confines_signals(self.isolation):
+            held -= {"host"}
         return held | {"memory"} if "cgroup" in self.isolation else held
 
     async def open(self) -> ForkSession:
@@ -124,6 +135,13 @@ class ForkSandbox:
             tier = self.tier
             if tier == "rlimits":
                 log.warning("ISOLATION IS WEAK (%s): code can read and write the files of its user", self.isolation)
+            elif "host" not in self.claims:
+                log.warning(
+                    "ISOLATION IS WEAK (%s): code can signal, and so end, processes of its user; what mends it: user "
+                    "namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0), Linux 6.12, or the 'docker' "
+                    "sandbox",
+                    self.isolation,
+                )
             self._server = Server(replace(self._options, isolation=tier))
             return self._server
 

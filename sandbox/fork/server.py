@@ -20,6 +20,7 @@ from typing import Any
 
 from solostream.errors import SandboxError, UserError
 from solostream.sandbox.fork import cgroup
+from solostream.sandbox.fork.child import landlock
 from solostream.sandbox.types import Limits
 
 log = logging.getLogger("solostream.sandbox.fork")
@@ -39,6 +40,7 @@ class Options:
     snapshot: bool
     pool: int
     preimport: tuple[str, ...]
+    landlock_abi: int
 
 
 class Server:
@@ -98,9 +100,9 @@ class Server:
 
 
 @functools.cache
-def probe(isolation: str) -> tuple[str, str]:
+def probe(isolation: str, landlock_abi: int = landlock.NEWEST) -> tuple[str, str]:
     """(tier, what is in force) that this machine grants, found by trying it. Raises UserError, SandboxError."""
-    process, control, hello = _launch(Options(isolation, Limits(), False, 0, ()), None, None)
+    process, control, hello = _launch(Options(isolation, Limits(), False, 0, (), landlock_abi), None, None)
     control.close()
     process.wait()
     return hello["tier"], hello["isolation"] + ("+cgroup" if cgroup.parent(os.getpid()) else "")
@@ -127,7 +129,7 @@ def _launch(
 ) -> tuple[subprocess.Popen, socket.socket, dict[str, Any]]:
     """Start a fork server, or without `folder` a probe that only reports its tier. Raises SandboxError, UserError."""
     told = {**asdict(options.limits), "folder": folder}
-    told |= {name: getattr(options, name) for name in ("isolation", "snapshot", "pool", "preimport")}
+    told |= {name: getattr(options, name) for name in ("isolation", "snapshot", "pool", "preimport", "landlock_abi")}
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # The server watches this process itself: its end is noticed even when a forked copy of it keeps the socket open.
     host = -1 if folder is None else os.pidfd_open(os.getpid())

@@ -23,8 +23,8 @@ import sys
 import tempfile
 from typing import Any, NoReturn, TextIO
 
-from solostream.sandbox.fork.child import memory, rootfs, seccomp, zygote
-from solostream.sandbox.fork.child.confinement import Confinement, Restriction, enter_namespaces
+from solostream.sandbox.fork.child import memory, rootfs, tiers
+from solostream.sandbox.fork.child.confinement import Confinement, Restriction, die_first, enter_namespaces
 from solostream.sandbox.jupyter import kernel_app
 
 _OWN_MB = 160  # what kernel and guard need besides what the session may use
@@ -43,14 +43,11 @@ def main(door: str, groups: str | None = None) -> NoReturn:
         os.close(int(groups))
     folder = None
     try:
-        confinement = zygote._confinement(settings["confinement"])
-        if confinement.seccomp and settings["confinement"].get("contained"):
-            # The end of the container is the end of all that left the group, so leaving it is allowed.
-            confinement.seccomp = seccomp.build(os.uname().machine, stay_in_group=False)
+        confinement = tiers.confinement(settings["confinement"])
         if confinement.tier != "namespaces":
             folder = tempfile.mkdtemp(prefix="session-", dir=confinement.folder)
             if os.geteuid() == 0:
-                os.chown(folder, zygote.NOBODY, zygote.NOBODY)
+                os.chown(folder, tiers.NOBODY, tiers.NOBODY)
     except OSError as error:
         _tell(host, failed=f"isolation {settings['confinement']['isolation']}: {error}")
         os._exit(1)
@@ -60,10 +57,11 @@ def main(door: str, groups: str | None = None) -> NoReturn:
             os.close(fd)
         _guard(host, pid, folder)
     try:
+        die_first()
         if confinement.tier == "namespaces":
             rootfs.mount_proc()
             enter_namespaces(confinement)
-        zygote._drop_root()
+        tiers.drop_root()
         os.setsid()
         with open("/proc/self/statm") as mapped:  # which Landlock hides
             Restriction(confinement).apply(folder or "/tmp")

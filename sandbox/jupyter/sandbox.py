@@ -118,6 +118,7 @@ class JupyterSandbox:
             "open_files": self.limits.open_files,
             "output_bytes": self.limits.output_bytes,
             "folder": "",
+            "epoll": True,  # ZeroMQ's
         }
         kernel = await start_kernel(KernelProcess(), confinement, self.limits)
         kernel.isolation += "+cgroup" if cgroup.parent(os.getpid()) else ""

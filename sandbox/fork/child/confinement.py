@@ -9,6 +9,7 @@ Tiers, as `tier` names them:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ from . import landlock, linux, rootfs, seccomp
 
 INSIDE_UID = 1000
 _UNTOUCHED = 8 << 30  # bytes of address space that libraries may map beyond the memory limit (CUDA's take 4 GB)
+_TIMERS = 1024  # POSIX timers and queued signals, which the kernel counts per user
 
 
 @dataclass
@@ -40,6 +42,13 @@ class Confinement:
         parts += ["seccomp"] if self.seccomp else []
         parts += [f"landlock{self.landlock_abi}"] if self.landlock_abi and self.tier != "rlimits" else []
         return "+".join([*parts, "rlimits"])
+
+
+def die_first() -> None:
+    """Where memory ends for the machine or the container, the kernel ends sessions before anything else. Children
+    inherit it; to take it back they would have to write to a /proc, which every tier denies them."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
 
 
 def enter_namespaces(confinement: Confinement) -> None:
@@ -102,7 +111,9 @@ def _limits(confinement: Confinement) -> list[tuple[int, tuple[int, int]]]:
         resource.RLIMIT_AS: mapped + memory + _UNTOUCHED,
         resource.RLIMIT_FSIZE: max(confinement.disk_mb << 20, 32 * confinement.output_bytes),
         resource.RLIMIT_NOFILE: confinement.open_files,
-        resource.RLIMIT_CORE: 0,
+        # 1 is the kernel's word for "no core, and no helper started for one"; 0 starts the helper (core(5)).
+        resource.RLIMIT_CORE: 1,
+        resource.RLIMIT_SIGPENDING: _TIMERS,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }

@@ -12,6 +12,7 @@ import struct
 
 from . import linux
 
+NEWEST = 7  # the newest ABI that is known here
 _CREATE, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
 _IOCTL_DEV = 1 << 15

@@ -1,8 +1,13 @@
 """Seccomp: a filter that refuses the system calls a calculation never needs, built here as classic BPF (no libseccomp).
 
 A refused call returns an error, it does not kill: Python reports it as an exception and goes on. Sockets of every
-family are refused (socketpair is not), and so are namespaces, mounts, tracing, other processes' memory, kernel keys,
-System V IPC, memory files, BPF, perf, io_uring, and every call newer than this table.
+family are refused, and so are datagram pairs, which can send to any path, and messages that carry descriptors; stream
+pairs stay. Refused as well: namespaces, mounts, tracing, other processes' memory, kernel keys, System V IPC, memory
+files, BPF, perf, io_uring, and every call newer than this table; and what draws on a pool that the kernel keeps for a
+user or for the machine: inotify, fanotify, asynchronous I/O, epoll (Python falls back to poll), larger pipes, leases.
+
+Where sessions share the host's pid namespace or its user (`shared`), other processes and the modes, owners, times and
+extended attributes of files cannot be reached either: Landlock does not cover them.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import ctypes
 import errno
 import os
 import struct
+from typing import NamedTuple
 
 from . import linux
 
@@ -31,42 +37,105 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {  # (x86_64, aarch64)
     "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104),
     "kexec_file_load": (320, 294),
     # doors into the kernel that have led further before
-    "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264), "fanotify_init": (300, 262), "bpf": (321, 280),
+    "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264), "bpf": (321, 280),
     "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "lookup_dcookie": (212, 18),
     # kernel memory that no limit of the session counts
     "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "memfd_create": (319, 279),
     "memfd_secret": (447, 447), "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
     "mbind": (237, 235), "set_mempolicy": (238, 237), "migrate_pages": (256, 238), "move_pages": (279, 239),
+    # pools that all processes of a user, or of the machine, share
+    "io_setup": (206, 0), "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
+    "fanotify_mark": (301, 263),
     # the network, and Unix sockets with it: abstract names would join sessions
-    "socket": (41, 198),
+    "socket": (41, 198), "bind": (49, 200), "connect": (42, 203), "listen": (50, 201),
+    # descriptors in flight are counted per user; a session has nobody to send one to
+    "sendmsg": (46, 211), "sendmmsg": (307, 269),
 }  # fmt: skip
+# "There is no such call", so that libraries take another way: the watches of all of a user's epolls are one pool.
+_ABSENT: dict[str, tuple[int | None, int | None]] = {"epoll_create": (213, None), "epoll_create1": (291, 20)}
 # Without a pid namespace a session is killed as a process group, so nothing may leave it. These calls seem to succeed
-# and do nothing: what daemonises itself runs, and dies with the rest.
-_LEAVE_GROUP: dict[str, tuple[int | None, int | None]] = {"setsid": (112, 157), "setpgid": (109, 154)}
+# and do nothing: what daemonises itself runs, and dies with the rest. So do modes and times of files, which would reach
+# the files of a user that host and sessions share, and which copying a file sets.
+_IGNORED: dict[str, tuple[int | None, int | None]] = {
+    "setsid": (112, 157), "setpgid": (109, 154),
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
+    "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
+}  # fmt: skip
+_REFUSED_SHARED: dict[str, tuple[int | None, int | None]] = {
+    "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54),
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
+    "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+}  # fmt: skip
+# What takes a process number as its first argument: only 0, the caller itself.
+_ONLY_ITSELF: dict[str, tuple[int | None, int | None]] = {
+    "prlimit64": (302, 261), "sched_setaffinity": (203, 122), "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118), "sched_setattr": (314, 274),
+}  # fmt: skip
+_OLD_TRUNCATE = (76, 45)  # Landlock knows of truncation since ABI 3
+_OPEN, _OPENAT, _OPENAT2 = (2, None), (257, 56), 437
 
-_CLONE, _CLONE3, _IOCTL = (56, 220), 435, (16, 29)
+_CLONE, _CLONE3, _IOCTL, _FCNTL, _PRCTL = (56, 220), 435, (16, 29), (72, 25), (157, 167)
+_SOCKETPAIR, _SETPRIORITY, _IOPRIO_SET = (53, 199), (141, 140), (251, 30)
+_PRLIMIT, _SETRLIMIT = _ONLY_ITSELF["prlimit64"], (160, 164)
 _NAMESPACES = 0x7E020000  # every CLONE_NEW* flag that clone() takes
-_TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing into somebody's terminal
+# TIOCSTI, TIOCLINUX: typing into somebody's terminal. FIOSETOWN, SIOCSPGRP: signals to others. FS_IOC_SETFLAGS,
+# FS_IOC_FSSETXATTR, FS_IOC_SET_ENCRYPTION_POLICY: attributes of files that are only open for reading.
+_IOCTLS = (0x5412, 0x541C, 0x8901, 0x8902, 0x40086602, 0x401C5820, 0x800C6613)
+# F_SETOWN, F_SETSIG, F_SETOWN_EX: signals to others. F_SETLEASE, F_NOTIFY: holding up or watching who uses a file.
+# F_SETPIPE_SZ: the pages of a user's pipes are one pool.
+_FCNTLS = (8, 10, 15, 1024, 1026, 1031)
+_SOCK_STREAM, _SOCK_SEQPACKET = 1, 5
+_RLIMIT_CORE = 4
+_O_TRUNC, _O_ACCMODE = 0o1000, 3
 _NEWEST = 462  # mseal; calls above it "do not exist"
 _ARCH = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
-_LOAD, _EQUAL, _ATLEAST, _ANYBIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _EQUAL, _ATLEAST, _RETURN, _AND, _JUMP = 0x20, 0x15, 0x35, 0x06, 0x54, 0x05
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_NUMBER, _MACHINE, _ARG0, _ARG1 = 0, 4, 16, 24
+_EPERM, _ENOSYS = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
+_SUCCESS = _ERRNO  # without doing anything
+_NUMBER, _MACHINE = 0, 4
 _SET_SECCOMP, _MODE_FILTER = 22, 2
+
+
+class _Test(NamedTuple):
+    """Whether an argument's half (`high`: its upper 32 bits), after a mask, equals a value, or `differs` from it."""
+
+    argument: int
+    value: int
+    differs: bool = False
+    mask: int = 0xFFFFFFFF
+    high: bool = False
+
+    def lines(self, otherwise: int) -> list[tuple[int, int, int, int]]:
+        """Three lines; where the test fails, `otherwise` lines after them are skipped."""
+        yes, no = (otherwise, 0) if self.differs else (0, otherwise)
+        offset = 16 + 8 * self.argument + 4 * self.high
+        return [(_LOAD, 0, 0, offset), (_AND, 0, 0, self.mask), (_EQUAL, yes, no, self.value)]
 
 
 def supported() -> bool:
     return os.uname().machine in _ARCH
 
 
-def build(machine: str, stay_in_group: bool) -> bytes:
-    """The filter for "x86_64" or "aarch64" as an array of struct sock_filter."""
+def build(machine: str, *, shared: bool, epoll: bool = False, landlock_abi: int = 7) -> bytes:
+    """The filter for "x86_64" or "aarch64" as an array of struct sock_filter.
+
+    Args:
+        shared: the session has the process numbers and perhaps the user of the host: see above.
+        epoll: leave epoll, without which ZeroMQ does not run.
+        landlock_abi: below 3, calls that truncate are refused here.
+    """
     column, arch = _ARCH[machine]
-    numbers = sorted(number for pair in _REFUSED.values() if (number := pair[column]) is not None)
-    ignored = [pair[column] or -1 for pair in _LEAVE_GROUP.values()] if stay_in_group else []
-    clone, ioctl = _CLONE[column], _IOCTL[column]
+    refused = {**_REFUSED, **(_REFUSED_SHARED if shared else {})}
+    verdicts = dict.fromkeys((pair[column] for pair in refused.values()), _EPERM)
+    verdicts |= dict.fromkeys((pair[column] for pair in _ABSENT.values() if not epoll), _ENOSYS)
+    verdicts |= dict.fromkeys((pair[column] for pair in _IGNORED.values() if shared), _SUCCESS)
+    # Its flags lie in memory, out of a filter's sight: the C library falls back to clone.
+    verdicts[_CLONE3] = _ENOSYS
+    if shared and landlock_abi < 3:
+        verdicts |= {_OLD_TRUNCATE[column]: _EPERM, _OPENAT2: _ENOSYS}
     program: list[tuple[int, int, int, int]] = [
         (_LOAD, 0, 0, _MACHINE),
         (_EQUAL, 1, 0, arch),
@@ -74,26 +143,54 @@ def build(machine: str, stay_in_group: bool) -> bytes:
         (_LOAD, 0, 0, _NUMBER),
         # x86_64: also catches the x32 calls, which start at 0x40000000
         (_ATLEAST, 0, 1, _NEWEST + 1),
-        (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
-        (_EQUAL, 0, 1, _CLONE3),  # its flags lie in memory, out of a filter's sight: the C library falls back to clone
-        (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
-        (_EQUAL, 0, 4, clone),
-        (_LOAD, 0, 0, _ARG0),
-        (_ANYBIT, 0, 1, _NAMESPACES),
-        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
-        (_RETURN, 0, 0, _ALLOW),
-        (_EQUAL, 0, 5, ioctl),
-        (_LOAD, 0, 0, _ARG1),
-        (_EQUAL, 1, 0, _TERMINAL[0]),
-        (_EQUAL, 0, 1, _TERMINAL[1]),
-        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
-        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _ENOSYS),
     ]
-    for number in ignored:
-        program += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO)]
-    program += [(_EQUAL, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
-    program += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
-    return b"".join(struct.pack("<HBBI", *line) for line in program)
+    for number, checks in _conditional(column, shared, landlock_abi).items():
+        program += _block(number, checks)
+    for verdict in dict.fromkeys(verdicts.values()):
+        numbers = sorted(n for n, its in verdicts.items() if n is not None and its == verdict)
+        program += [(_EQUAL, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
+        program += [(_JUMP, 0, 0, 1), (_RETURN, 0, 0, verdict)]
+    return b"".join(struct.pack("<HBBI", *line) for line in [*program, (_RETURN, 0, 0, _ALLOW)])
+
+
+_Checks = list[tuple[list[_Test], int]]
+
+
+def _conditional(column: int, shared: bool, landlock_abi: int) -> dict[int, _Checks]:
+    """Calls whose arguments decide: the first check whose tests all hold gives the verdict, else it is allowed."""
+    others: _Checks = [([_Test(0, 0, differs=True)], _EPERM)] if shared else []
+    checks: dict[int | None, _Checks] = {pair[column]: others for pair in _ONLY_ITSELF.values()}
+    checks[_CLONE[column]] = [([_Test(0, 0, differs=True, mask=_NAMESPACES)], _EPERM)]
+    checks[_IOCTL[column]] = [([_Test(1, request)], _EPERM) for request in _IOCTLS]
+    checks[_FCNTL[column]] = [([_Test(1, command)], _EPERM) for command in _FCNTLS]
+    checks[_SOCKETPAIR[column]] = [
+        ([_Test(0, 1, differs=True)], _EPERM),  # AF_UNIX only
+        ([_Test(1, kind, differs=True, mask=0xF) for kind in (_SOCK_STREAM, _SOCK_SEQPACKET)], _EPERM),
+    ]
+    # Scheduling of all processes of the user; where they can be named, of any but the caller.
+    whom: _Checks = [([_Test(1, 0, differs=True)], _EPERM)] if shared else []
+    checks[_SETPRIORITY[column]] = [([_Test(0, 2)], _EPERM), *whom]
+    checks[_IOPRIO_SET[column]] = [([_Test(0, 3)], _EPERM), *whom]
+    # The limit on core files stays at 1, which alone keeps the kernel from starting a helper for each crash (core(5)).
+    checks[_SETRLIMIT[column]] = [([_Test(0, _RLIMIT_CORE)], _SUCCESS)]
+    checks[_PRLIMIT[column]] = others + [
+        ([_Test(1, _RLIMIT_CORE), _Test(2, 0, differs=True, high=half)], _SUCCESS) for half in (False, True)
+    ]
+    if shared and landlock_abi < 3:
+        for number, flags in ((_OPEN[column], 1), (_OPENAT[column], 2)):
+            cuts = _Test(flags, _O_TRUNC, mask=_O_TRUNC)
+            checks[number] = [([cuts, _Test(flags, mode, mask=_O_ACCMODE)], _EPERM) for mode in (0, 3)]
+    return {number: its for number, its in checks.items() if number is not None and its}
+
+
+def _block(number: int, checks: _Checks) -> list[tuple[int, int, int, int]]:
+    body: list[tuple[int, int, int, int]] = []
+    for tests, verdict in checks:
+        for left, test in zip(range(len(tests) - 1, -1, -1), tests, strict=True):
+            body += test.lines(otherwise=3 * left + 1)
+        body.append((_RETURN, 0, 0, verdict))
+    return [(_EQUAL, 0, len(body) + 1, number), *body, (_RETURN, 0, 0, _ALLOW)]
 
 
 class Filter:

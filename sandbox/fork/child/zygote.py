@@ -28,17 +28,14 @@ import time
 from collections import deque
 from typing import NamedTuple, NoReturn
 
-from . import landlock, linux, memory, rootfs, seccomp, wire, worker
-from .confinement import INSIDE_UID, Confinement, Restriction, enter_namespaces
+from . import linux, memory, rootfs, seccomp, tiers, wire, worker
+from .confinement import Confinement, Restriction, die_first, enter_namespaces
 
-# nobody: what the fork server becomes when root starts it
-NOBODY = 65534
 _CHANNEL = 3  # a session's only descriptor besides the standard ones
 _CLOSE_RANGE = 436
 _HUGE = 1 << 21
 _REST_S = 1.0  # after a refused fork
 _FAREWELL_S = 5.0
-_FALL = ("namespaces", "landlock", "rlimits")
 
 
 def main() -> NoReturn:
@@ -52,9 +49,9 @@ def main() -> NoReturn:
             os.set_inheritable(fd, False)
     sys.argv[:] = [""]
     try:
-        confinement = _confinement(options)
+        confinement = tiers.confinement(options)
     except OSError as error:
-        remedy = "" if isinstance(error, ClosedPython) else "; use isolation='auto'"
+        remedy = "" if isinstance(error, tiers.ClosedPython) else "; use isolation='auto'"
         control.send(json.dumps({"failed": f"isolation {options['isolation']}: {error}{remedy}"}).encode())
         os._exit(1)
     first = os.fork()
@@ -67,7 +64,7 @@ def main() -> NoReturn:
         control.send(json.dumps({"tier": confinement.tier, "isolation": confinement.isolation}).encode())
         os._exit(0)
     resident = _warm(options["preimport"])
-    _drop_root()  # in the weaker tiers only now: a package may be readable to root alone
+    tiers.drop_root()  # in the weaker tiers only now: a package may be readable to root alone
     control.send(
         json.dumps({"isolation": confinement.isolation + "+cgroup" * (groups >= 0), "resident": resident}).encode()
     )
@@ -88,109 +85,6 @@ def _guard(host: int, server: int, folder: str | None) -> NoReturn:
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
-def _confinement(options: dict) -> Confinement:
-    """Enter the strongest tier that this kernel grants, or the one that was asked for. Raises OSError.
-
-    What can fail is tried in a child first: an attempt that breaks off half-way must not leave a half-built root.
-    """
-    asked = options["isolation"]
-    tier = next(t for t in (_FALL if asked == "auto" else (asked,)) if t == asked or _grants(t))
-    abi = landlock.abi()
-    if tier == "landlock" and not abi:
-        raise OSError("this kernel has no Landlock")
-    program = seccomp.build(os.uname().machine, tier != "namespaces") if seccomp.supported() else b""
-    limits = {name: options[name] for name in ("memory_mb", "processes", "disk_mb", "open_files", "output_bytes")}
-    folder = "/tmp"
-    if tier == "namespaces":
-        _enter_namespaces()
-    else:
-        folder = options["folder"] or tempfile.gettempdir()
-        _open_python()
-    return Confinement(tier, **limits, landlock_abi=abi, seccomp=program, folder=folder)
-
-
-class ClosedPython(OSError):
-    """The user that root becomes could neither start this Python nor import from it; says the remedy."""
-
-
-def _open_python() -> None:
-    """Without namespaces root still becomes nobody, who must reach this Python. Raises ClosedPython."""
-    if os.geteuid() != 0 or _nobody_reaches_python():
-        return
-    with contextlib.suppress(OSError):
-        rootfs.let_in(NOBODY)
-        if _nobody_reaches_python():
-            return
-    raise ClosedPython(
-        "sessions run as an unprivileged user, who may not enter a folder of this Python, "
-        f"{' or '.join(dict.fromkeys((sys.prefix, sys.base_prefix)))}; "
-        "open the folders above it (chmod o+x), use a Python outside of them, or start as another user than root"
-    )
-
-
-def _nobody_reaches_python() -> bool:
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    try:
-        _drop_root()
-        needed = (sys.executable, sys.prefix, sys.base_prefix, os.path.dirname(os.__file__))
-        reached = all(os.access(path, os.R_OK | os.X_OK) for path in needed)
-        os._exit(0 if reached else 1)
-    except BaseException:
-        os._exit(1)
-
-
-def _grants(tier: str) -> bool:
-    if tier == "landlock":
-        return landlock.abi() > 0
-    if tier == "rlimits":
-        return True
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    try:
-        _enter_namespaces()
-        inner = os.fork()
-        if inner:
-            os._exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]))
-        rootfs.mount_proc()
-        # What a session does: this also needs a user namespace within ours.
-        linux.unshare(linux.CLONE_NEWPID)
-        child = os.fork()
-        if child:
-            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        enter_namespaces(Confinement("namespaces", 64, 8, 1, 64, 1, 0, b""))
-        os._exit(0)
-    except BaseException:
-        os._exit(1)
-
-
-def _enter_namespaces() -> None:
-    """As root the tree is built with root's eyes (Python may live in /root), then root is given up for good."""
-    ours = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS
-    root = os.geteuid() == 0
-    if root:
-        linux.unshare(linux.CLONE_NEWNS)
-        rootfs.build()
-        _drop_root()
-    uid, gid = os.getuid(), os.getgid()
-    linux.unshare(linux.CLONE_NEWUSER | ours)
-    linux.map_user(INSIDE_UID, uid, gid)
-    socket.sethostname("sandbox")
-    if not root:
-        rootfs.build()
-
-
-def _drop_root() -> None:
-    if os.geteuid() != 0:
-        return
-    os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
-    linux.prctl(linux.PR_SET_DUMPABLE, 1)  # else /proc/self belongs to root and the user map cannot be written
-
-
 def _warm(modules: list[str]) -> list[str]:
     """Import, exercise and freeze; returns what could be imported."""
     done = []
@@ -203,6 +97,9 @@ def _warm(modules: list[str]) -> list[str]:
         sympy = sys.modules["sympy"]
         x = sympy.Symbol("x")
         str(sympy.factor(x**2 - 1)), str(sympy.solve(x**2 - 2, x)), str(sympy.integrate(x, x))
+    if "selectors" in sys.modules and seccomp.supported():
+        selectors = sys.modules["selectors"]
+        selectors.DefaultSelector = selectors.PollSelector  # what it would find in a session, which has no epoll
     for name in [name for name in sys.modules if name == "child" or name.startswith("child.")]:
         del sys.modules[name]
     worker.prepare()
@@ -351,6 +248,7 @@ class _Server:
                 group.join()
             for standard in (1, 2):  # stdin is /dev/null
                 os.dup2(0, standard)
+            die_first()
             os.setsid()  # in every tier: kill(0) crosses a pid namespace to the rest of the process group
             if self.own_pids is not None:
                 enter_namespaces(self.confinement)

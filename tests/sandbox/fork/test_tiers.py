@@ -152,14 +152,18 @@ right.recv(1), child, os.getuid()
     assert (await (await sandbox.open()).run(code)).result == "(b'a', '42\\n', 1000)"
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_filter_is_well_formed(machine: str) -> None:
+def test_filter_is_well_formed(machine: str, shared: bool) -> None:
     """Interpreted here as the kernel would: every jump lands inside, and the verdicts are the documented ones."""
     column, arch = seccomp._ARCH[machine]
-    program = [struct.unpack("<HBBI", line) for line in _lines(seccomp.build(machine, stay_in_group=True))]
+    program = [struct.unpack("<HBBI", line) for line in _lines(seccomp.build(machine, shared=shared, landlock_abi=2))]
 
-    def verdict(number: int, arg0: int = 0, arg1: int = 0, of: int = arch) -> int:
-        words = {0: number, 4: of, 16: arg0, 24: arg1}
+    def verdict(number: int | None, *arguments: int, of: int = arch) -> int:
+        assert number is not None
+        words = {0: number, 4: of}
+        for place, value in enumerate((*arguments, 0, 0, 0)[:3]):
+            words |= {16 + 8 * place: value & 0xFFFFFFFF, 20 + 8 * place: value >> 32}
         at = loaded = 0
         while True:
             op, yes, no, k = program[at]
@@ -167,21 +171,42 @@ def test_filter_is_well_formed(machine: str) -> None:
                 return k
             if op == 0x20:
                 loaded, jump = words[k], 0
+            elif op == 0x54:
+                loaded, jump = loaded & k, 0
+            elif op == 0x05:
+                jump = k
             else:
-                jump = yes if {0x15: loaded == k, 0x35: loaded >= k, 0x45: bool(loaded & k)}[op] else no
+                jump = yes if {0x15: loaded == k, 0x35: loaded >= k}[op] else no
             at += 1 + jump
 
     allow, eperm, enosys, kill = 0x7FFF0000, 0x50001, 0x50026, 0x80000000
-    clone, ioctl = seccomp._CLONE[column], seccomp._IOCTL[column]
+    clone, ioctl, fcntl = seccomp._CLONE[column], seccomp._IOCTL[column], seccomp._FCNTL[column]
+    pair = seccomp._SOCKETPAIR[column]
     assert verdict(0, of=0x40000003) == kill  # a 32-bit call
     assert verdict({"x86_64": 1, "aarch64": 64}[machine]) == allow  # write
-    assert verdict(seccomp._REFUSED["socket"][column] or -1) == eperm
-    assert verdict(seccomp._LEAVE_GROUP["setsid"][column] or -1) == 0x50000  # "success", and nothing done
-    assert verdict(clone, arg0=0x11) == allow
-    assert verdict(clone, arg0=0x10000000) == eperm
+    assert {verdict(pair[column]) for pair in seccomp._REFUSED.values() if pair[column] is not None} == {eperm}
+    success, other = (0x50000, eperm) if shared else (allow, allow)  # "success", and nothing done
+    assert verdict(seccomp._IGNORED["setsid"][column]) == verdict(seccomp._IGNORED["fchmodat"][column]) == success
+    assert verdict(seccomp._REFUSED_SHARED["fchownat"][column]) == other
+    assert verdict(clone, 0x11) == allow
+    assert verdict(clone, 0x10000011) == eperm
     assert verdict(435) == verdict(0x40000001) == verdict(999) == enosys
-    assert verdict(ioctl, arg1=0x5412) == eperm
-    assert verdict(ioctl, arg1=0x5413) == allow
+    assert verdict(seccomp._ABSENT["epoll_create1"][column]) == enosys
+    assert [verdict(ioctl, 5, request) for request in (0x5412, 0x5413, 0x8901)] == [eperm, allow, eperm]
+    assert [verdict(fcntl, 5, command) for command in (1031, 1032, 2)] == [eperm, allow, allow]
+    # stream 1, datagram 2, raw 3, seqpacket 5, each with flags; family 1 is AF_UNIX
+    assert [verdict(pair, 1, 0o2004000 | kind) for kind in (1, 2, 3, 5)] == [allow, eperm, eperm, allow]
+    assert verdict(pair, 2, 1) == eperm
+    prlimit, setrlimit = seccomp._PRLIMIT[column], seccomp._SETRLIMIT[column]
+    assert [verdict(prlimit, 0, resource) for resource in (4, 7)] == [allow, allow]  # asking
+    assert [verdict(prlimit, 0, 4, new) for new in (0x1000, 1 << 40)] == [0x50000, 0x50000]
+    assert [verdict(prlimit, pid, 7, 0x1000) for pid in (0, 77)] == [allow, other]
+    assert [verdict(setrlimit, resource) for resource in (4, 7)] == [0x50000, allow]
+    assert [verdict(seccomp._SETPRIORITY[column], which, who) for which, who in ((0, 0), (0, 77), (2, 0))] == [
+        allow, other, eperm,
+    ]  # fmt: skip
+    cut = [verdict(seccomp._OPENAT[column], 0, 0, flags) for flags in (0o1000, 0o1001, 0o1003, 0)]
+    assert cut == ([eperm, allow, eperm, allow] if shared else [allow] * 4)
 
 
 def _lines(program: bytes) -> list[bytes]:
