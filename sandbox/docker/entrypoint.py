@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from solostream.errors import SandboxError, UserError
-from solostream.sandbox.docker import frames, memory_watchdog
+from solostream.sandbox.docker import frames
 from solostream.sandbox.fork import ForkSandbox
 from solostream.sandbox.types import Limits, Session
 
@@ -79,7 +79,6 @@ async def main(path: str) -> None:
         hello |= {"isolation": sandbox.isolation, "claims": sorted(sandbox.claims)}
     except (SandboxError, UserError) as error:
         hello["failed"] = str(error)
-    memory_watchdog.watch(limits.memory_mb)
     writer.write(frames.pack(hello))
     try:
         await Server(sandbox, writer).serve(reader)

@@ -1,4 +1,4 @@
-"""One session's process, seen from the host: a socket, two pipes, a pidfd, sometimes a memory cgroup.
+"""One session's process, seen from the host: a socket, two pipes and a pidfd.
 
 Everything that comes from the process is bounded before it is read, and believed only as far as it concerns the
 process itself.
@@ -16,14 +16,12 @@ import time
 from dataclasses import replace
 
 from solostream.errors import SandboxError
-from solostream.sandbox.fork import watch
 from solostream.sandbox.fork.child import wire
 from solostream.sandbox.fork.server import Server
 from solostream.sandbox.fork.streams import Streams, sealed, text
 from solostream.sandbox.types import CodeError, Execution, Status
 
 _INTERRUPT_S = 0.3  # between SIGINT and SIGKILL
-_WATCH_S = 0.1  # between looks at a session's memory where no cgroup does it
 _ROLLBACK_S = 5.0  # for the kernel to take the runner down
 _OPEN_S = 60.0  # a session that takes longer to come is an infrastructure failure
 _DEATH_S = 30.0
@@ -69,7 +67,7 @@ class Process:
         self.isolation = server.isolation
         self.dead = False
         self._server, self._channel, self._pidfd, self._streams = server, channel, pidfd, streams
-        self._running = self._released = self._overflowed = False
+        self._running = self._released = False
 
     @classmethod
     async def take(cls, server: Server, room: int) -> Process:
@@ -230,14 +228,7 @@ class Process:
 
     async def _answer(self, nonce: bytes, seconds: float) -> bytes | None:
         """The reply to `nonce`, or DEAD, or b"" for an end without one and for a frame that no honest session sends."""
-        deadline = time.monotonic() + seconds
-        pause = _WATCH_S if self._server.memory_groups is None else seconds
-        while (packet := await _receive(self._channel, min(pause, deadline - time.monotonic()))) is None:
-            if time.monotonic() >= deadline:
-                break
-            if watch.exceeds(self._pidfd, self._server.memory_mb):
-                self._overflowed = True
-                return b""
+        packet = await _receive(self._channel, seconds)
         if packet is None or packet[:1] == wire.DEAD:
             return packet
         honest = packet.startswith(wire.REPLY + nonce) or packet[: -wire.STATUS.size] == wire.BACK + nonce
@@ -263,8 +254,6 @@ class Process:
 
     def _death(self, last: bytes) -> tuple[Status, CodeError]:
         """How the code's process ended, as an execution's status and error."""
-        if self._overflowed:
-            return "memory", CodeError("MemoryError", "the session was killed at its memory limit", "")
         try:
             status, overflowed = wire.STATUS.unpack(last[-wire.STATUS.size :])
             code = os.waitstatus_to_exitcode(status)

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import resource
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 from solostream.errors import SandboxError, UserError
 from solostream.sandbox.fork import cgroup
-from solostream.sandbox.fork.child import landlock
+from solostream.sandbox.fork.child import landlock, rootfs
 from solostream.sandbox.types import Limits
 
 log = logging.getLogger("solostream.sandbox.fork")
@@ -51,7 +50,6 @@ class Server:
         self.owner = os.getpid()
         self.folder = "" if options.isolation == "namespaces" else _session_folder()
         _allow_descriptors()
-        self.memory_mb = options.limits.memory_mb
         self.memory_groups = cgroup.make(_NOBODY)
         self._lock = threading.Lock()
         try:
@@ -94,7 +92,7 @@ class Server:
 
     def _tidy(self) -> None:
         if self.folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            rootfs.remove(self.folder)
         if self.memory_groups is not None:
             cgroup.remove(self.memory_groups)
 

@@ -16,7 +16,6 @@ import json
 import os
 import resource
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -93,7 +92,7 @@ def _guard(host: socket.socket, pid: int, folder: str | None) -> NoReturn:
         # Not reaped yet, so the group's number is still its own; without namespaces nothing can leave its group.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
+        rootfs.remove(folder)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     _tell(host, ended=status)
     os._exit(0)

@@ -69,3 +69,35 @@ class Group:
             return os.read(fd, 4096).decode()
         finally:
             os.close(fd)
+
+
+class Room:
+    """The memory of the container that we run in, if it is one. Opened before the file tree is left behind."""
+
+    def __init__(self, limit: int, usage: int, stat: int) -> None:
+        self.descriptors = (usage, stat)
+        self._limit = limit
+
+    @classmethod
+    def of_container(cls) -> Room | None:
+        """None where no memory limit holds for all of us together."""
+        for folder, limit, usage in (
+            ("/sys/fs/cgroup", "memory.max", "memory.current"),
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            with contextlib.suppress(OSError, ValueError):
+                with open(f"{folder}/{limit}") as file:
+                    size = int(file.read())  # "max": no limit
+                if size < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+                    opened = [
+                        os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in (usage, "memory.stat")
+                    ]
+                    return cls(size, *opened)
+        return None
+
+    def scarce(self) -> bool:
+        """Whether less than a sixteenth is left, not counting what the kernel can drop by itself."""
+        usage, stat = (os.pread(fd, 16384, 0).decode() for fd in self.descriptors)
+        counts = dict(line.split() for line in stat.splitlines())
+        cache = sum(int(counts.get(name, 0)) for name in ("inactive_file", "active_file"))
+        return self._limit - (int(usage) - cache) < self._limit // 16

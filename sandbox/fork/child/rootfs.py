@@ -7,6 +7,7 @@ links into the session's /tmp, so one size limit covers all that a session can w
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -123,6 +124,53 @@ def _show(path: str, flags: int) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
     linux.mount(source, path, flags=linux.MS_BIND | linux.MS_REC)
     linux.protect_mount(path, flags)
+
+
+def remove(folder: str) -> bool:
+    """Delete a folder that sessions wrote, however deep it nests and whatever its modes say. True when it is gone.
+
+    Folders within folders are moved up before they are looked into: no recursion and no path grows with the depth, and
+    no link is followed. Does not raise.
+    """
+    with contextlib.suppress(OSError):
+        top = _open_folder(folder)
+        try:
+            while names := os.listdir(top):
+                for name in names:
+                    _empty(top, name)
+            os.rmdir(folder)
+        finally:
+            os.close(top)
+    return not os.path.lexists(folder)
+
+
+def _empty(top: int, name: str) -> None:
+    """Delete the entry `name` of the open folder `top`; the folders in it move up into `top`."""
+    try:
+        os.unlink(name, dir_fd=top)
+        return
+    except (IsADirectoryError, PermissionError):
+        inner = _open_folder(name, top)
+    try:
+        for entry in os.listdir(inner):
+            try:
+                os.unlink(entry, dir_fd=inner)
+            except (IsADirectoryError, PermissionError):
+                os.close(_open_folder(entry, inner))  # moving a folder changes its "..", which its mode may forbid
+                os.rename(entry, os.urandom(8).hex(), src_dir_fd=inner, dst_dir_fd=top)
+        os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(inner)
+
+
+def _open_folder(name: str, at: int | None = None) -> int:
+    """Give its owner all rights to a folder, and open it. Raises OSError for anything else, links included."""
+    place = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+    try:
+        os.chmod(f"/proc/self/fd/{place}", 0o700)
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+    finally:
+        os.close(place)
 
 
 def mount_proc(flags: int = 0) -> None:

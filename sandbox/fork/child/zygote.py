@@ -19,7 +19,6 @@ import json
 import os
 import resource
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -28,7 +27,7 @@ import time
 from collections import deque
 from typing import NamedTuple, NoReturn
 
-from . import linux, memory, rootfs, seccomp, tiers, wire, worker
+from . import linux, memory, rootfs, seccomp, tiers, watch, wire, worker
 from .confinement import Confinement, Restriction, die_first, enter_namespaces
 
 _CHANNEL = 3  # a session's only descriptor besides the standard ones
@@ -36,6 +35,8 @@ _CLOSE_RANGE = 436
 _HUGE = 1 << 21
 _REST_S = 1.0  # after a refused fork
 _FAREWELL_S = 5.0
+_ORPHANS_S = 0.5  # between looks at what died below the guard
+_BURY_TRIES = 500  # at the folder of a session whose last processes are still dying
 
 
 def main() -> NoReturn:
@@ -48,12 +49,14 @@ def main() -> NoReturn:
         if fd >= 0:
             os.set_inheritable(fd, False)
     sys.argv[:] = [""]
+    room = memory.Room.of_container()
     try:
         confinement = tiers.confinement(options)
     except OSError as error:
         remedy = "" if isinstance(error, tiers.ClosedPython) else "; use isolation='auto'"
         control.send(json.dumps({"failed": f"isolation {options['isolation']}: {error}{remedy}"}).encode())
         os._exit(1)
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)  # what outlives the server comes to the guard
     first = os.fork()
     if first:
         _guard(host, first, options["folder"])
@@ -68,21 +71,47 @@ def main() -> NoReturn:
     control.send(
         json.dumps({"isolation": confinement.isolation + "+cgroup" * (groups >= 0), "resident": resident}).encode()
     )
-    _Server(control, host, groups, confinement, options).serve()
+    watched = watch.start(options["memory_mb"], room) if groups < 0 else None
+    _Server(control, host, groups, watched, confinement, options).serve()
 
 
 def _guard(host: int, server: int, folder: str | None) -> NoReturn:
     """Wait for the end of the host or of the server; leave with neither running, nor a session, nor its files."""
     pidfd = os.pidfd_open(server)
     watched = [pidfd] if host < 0 else [pidfd, host]
-    select.select(watched, [], [])
+    while not select.select(watched, [], [], _ORPHANS_S)[0]:
+        _bury_orphans(server)
     # The server watches the host as well: without namespaces it has groups to kill.
     select.select([pidfd], [], [], _FAREWELL_S)
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     _, status = os.waitpid(server, 0)
+    _end_orphans()
     if folder:
-        shutil.rmtree(folder, ignore_errors=True)
+        rootfs.remove(folder)
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _bury_orphans(server: int) -> None:
+    """Without namespaces, what a dead session leaves is reparented to the guard."""
+    with contextlib.suppress(ChildProcessError):
+        while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and dead.si_pid != server:
+            os.waitpid(dead.si_pid, 0)
+
+
+def _end_orphans() -> None:
+    """Kill all that is below the guard, whatever killed the server before it could, until nothing is."""
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0]:
+                continue
+        except ChildProcessError:
+            return
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            for pid in map(int, file.read().split()):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    group = os.getpgid(pid)  # the whole of it at once: it may be forking
+                    os.kill(pid, signal.SIGKILL) if group == os.getpgrp() else os.killpg(group, signal.SIGKILL)
+        time.sleep(0.005)
 
 
 def _warm(modules: list[str]) -> list[str]:
@@ -120,7 +149,7 @@ def _gather_pages() -> None:
             linux.collapse(start, end - start)
 
 
-class _Living(NamedTuple):
+class _Session(NamedTuple):
     pid: int
     end: socket.socket  # the session's end of its pair
     folder: str
@@ -131,14 +160,25 @@ class _Living(NamedTuple):
 class _Server:
     """The loop: hand out sessions, fork the next ones, reap the dead."""
 
-    def __init__(self, control: socket.socket, host: int, groups: int, confinement: Confinement, options: dict) -> None:
-        self.control, self.host, self.groups, self.confinement = control, host, groups, confinement
+    def __init__(
+        self,
+        control: socket.socket,
+        host: int,
+        groups: int,
+        watched: socket.socket | None,
+        confinement: Confinement,
+        options: dict,
+    ) -> None:
+        self.control, self.host, self.groups, self.watched = control, host, groups, watched
+        self.confinement = confinement
         self.restriction = Restriction(confinement)
         self.count = 0
         self.rest_until = 0.0  # no forks for the pool before that
         self.pool_size, self.snapshot = options["pool"], options["snapshot"]
         self.ready: deque[tuple[int, socket.socket]] = deque()  # the session's pidfd, the host's end
-        self.living: dict[int, _Living] = {}  # by pidfd
+        self.living: dict[int, _Session] = {}  # by pidfd
+        self.dying: dict[int, tuple[_Session, int]] = {}  # by the pidfd, and its process, whose end is the end of all
+        self.over: set[int] = set()  # leaders whose session is ended for its memory
         self.waiting: deque[socket.socket] = deque()
         self.unused: list[memory.Group] = []
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -147,7 +187,7 @@ class _Server:
         if confinement.tier == "namespaces":
             self.own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self.events = select.epoll()
-        for fd in (control.fileno(), host):
+        for fd in (control.fileno(), host, *([] if watched is None else [watched.fileno()])):
             self.events.register(fd, select.EPOLLIN)
 
     def serve(self) -> NoReturn:
@@ -157,7 +197,11 @@ class _Server:
             rest = max(0.0, self.rest_until - time.monotonic()) if lacking else None
             for fd, _ in self.events.poll(rest):
                 if fd in self.living:
-                    self._reap(fd)
+                    self._end(fd)
+                elif fd in self.dying:
+                    self._bury(fd)
+                elif self.watched is not None and fd == self.watched.fileno():
+                    self._hear_of_memory()
                 elif fd == self.host or not self._asked():
                     self.stop()
             while self.waiting and self.ready:
@@ -168,7 +212,7 @@ class _Server:
     def stop(self) -> NoReturn:
         """Where the end of this process is not the end of its sessions, kill their groups first."""
         if self.own_pids is None:
-            for session in self.living.values():
+            for session in [*self.living.values(), *(dying for dying, _ in self.dying.values())]:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(session.pid, signal.SIGKILL)
         os._exit(0)
@@ -207,7 +251,8 @@ class _Server:
             if pid == 0:
                 self._become_session(end, folder, group)
             pidfd = os.pidfd_open(pid)
-            self.living[pidfd] = _Living(pid, end, folder, init, group)
+            self._tell_watch(pid, init, pidfd)
+            self.living[pidfd] = _Session(pid, end, folder, init, group)
             self.events.register(pidfd, select.EPOLLIN)
             self.ready.append((pidfd, host_end))
         except OSError as error:
@@ -262,24 +307,70 @@ class _Server:
         finally:
             os._exit(70)
 
-    def _reap(self, pidfd: int) -> None:
-        """Take down what a dead session left, then tell the host: it hears of a death when all of it is over."""
+    def _tell_watch(self, pid: int, init: int | None, pidfd: int) -> None:
+        if self.watched is None:
+            return
+        first = os.pidfd_open(init) if init else pidfd
+        try:
+            socket.send_fds(self.watched, [watch.SESSION.pack(pid, init or 0)], [first])
+        finally:
+            if init:
+                os.close(first)
+
+    def _hear_of_memory(self) -> None:
+        """Which sessions the watch ends. Without a watch nothing would bound their memory: its end is ours."""
+        assert self.watched is not None
+        with contextlib.suppress(BlockingIOError):
+            while packet := self.watched.recv(watch.OVER.size, socket.MSG_DONTWAIT):
+                self.over.update(watch.OVER.unpack(packet))
+            self.stop()
+
+    def _end(self, pidfd: int) -> None:
+        """Begin to take down what a dead session left. The kernel, or a child of ours, does the work: it may take
+        seconds, and other sessions must not wait for it."""
         session = self.living.pop(pidfd)
         self.events.unregister(pidfd)  # closing it is not enough: the host has a copy
-        if session.init is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(session.pid, signal.SIGKILL)  # its leader is unburied, so the number is still its own
-            shutil.rmtree(session.folder, ignore_errors=True)
-        _, status = os.waitpid(session.pid, 0)
-        if session.init is not None:
-            os.kill(session.init, signal.SIGKILL)
-            os.waitpid(session.init, 0)  # returns when the namespace is empty
+        os.close(pidfd)
         for entry in [e for e in self.ready if e[0] == pidfd]:
             self.ready.remove(entry)
             entry[1].close()
-        os.close(pidfd)
-        overflowed = session.group is not None and session.group.overflowed()
+        last = session.init
+        if last is not None:
+            os.kill(last, signal.SIGKILL)  # it has ended when its namespace is empty
+        else:
+            last = linux.fork()
+            if last == 0:
+                _undertake(session)
+        ended = os.pidfd_open(last)
+        self.dying[ended] = session, last
+        self.events.register(ended, select.EPOLLIN)
+
+    def _bury(self, ended: int) -> None:
+        """Tell the host: it hears of a death when all of it is over."""
+        session, last = self.dying.pop(ended)
+        self.events.unregister(ended)
+        os.close(ended)
+        os.waitpid(last, 0)
+        _, status = os.waitpid(session.pid, 0)  # only now: its number was its group's
+        if self.watched is not None:
+            self._hear_of_memory()
+        overflowed = session.pid in self.over or (session.group is not None and session.group.overflowed())
+        self.over.discard(session.pid)
         self._give_back(session.group)
         with contextlib.suppress(OSError):
             session.end.send(wire.DEAD + wire.STATUS.pack(status, overflowed), socket.MSG_DONTWAIT)
         session.end.close()
+
+
+def _undertake(session: _Session) -> NoReturn:
+    """In a process of its own: kill the group and delete the folder of a dead session."""
+    try:
+        linux.syscall(_CLOSE_RANGE, _CHANNEL, 0x7FFFFFFF, 0)
+        for _ in range(_BURY_TRIES):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(session.pid, signal.SIGKILL)
+            if rootfs.remove(session.folder):
+                break
+            time.sleep(0.01)
+    finally:
+        os._exit(0)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from solostream.errors import SandboxError, UserError
-from solostream.sandbox.fork import ForkSandbox, cgroup, watch
+from solostream.sandbox.fork import ForkSandbox, cgroup
 from solostream.sandbox.fork.child import wire
 from tests.sandbox.fork.conftest import LIMITS, interrupted, need, running
 
@@ -32,6 +32,11 @@ def descendants(pid: int) -> set[int]:
             stack += children - found
             found |= children
     return found
+
+
+def pid_of(pidfd: int) -> int:
+    lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("Pid:"))[4:])
 
 
 async def eventually(condition) -> bool:
@@ -62,7 +67,7 @@ async def test_a_forged_obituary_does_not_hide_a_living_process(sandbox: ForkSan
     """The session says that it is dead and goes on: it is, afterwards."""
     session = await sandbox.open()
     assert session._process is not None
-    (pid,) = watch._tree(session._process._pidfd)
+    pid = pid_of(session._process._pidfd)
     assert running(pid)
     seen = await session.run(
         f"import os, time\nos.write(3, {wire.DEAD + wire.STATUS.pack(0, False)!r})\ntime.sleep(60)"
@@ -217,7 +222,7 @@ def test_nothing_survives_the_host(tmp_path: Path) -> None:
     code = f"""
 import asyncio, os, sys, time
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-from solostream.sandbox.fork import ForkSandbox, cgroup, watch
+from solostream.sandbox.fork import ForkSandbox
 async def main():
     box = ForkSandbox(preimport=(), pool=1)
     session = await box.open()
