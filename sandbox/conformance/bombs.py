@@ -5,6 +5,9 @@ Every bomb is bounded: it counts, its children end by themselves, and it asks fo
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 from solostream.sandbox.conformance.case import Arena, case, expect
 from solostream.sandbox.types import Execution, Session
 
@@ -81,6 +84,66 @@ alive = 0
 while data := os.read(reader, 100):
     alive += len(data)
 print('alive', alive)
+"""
+
+# As above, each child an orphan, after whatever `hide` does.
+_HIDDEN_SHARES = """
+import ctypes, os, signal, time
+prctl = ctypes.CDLL(None).prctl
+{hide}
+reader, writer = os.pipe()
+for _ in range({children}):
+    if os.fork() == 0:
+        if os.fork():
+            os._exit(0)
+        {hide}
+        signal.alarm(25)
+        try:
+            block = b'x' * ({mb} << 20)
+            time.sleep(3)
+            os.write(writer, b'.')
+        finally:
+            os._exit(0)
+    os.wait()
+os.close(writer)
+alive = 0
+while data := os.read(reader, 100):
+    alive += len(data)
+print('alive', alive)
+"""
+
+# Whatever file this process can write to behind a descriptor is kept over the calls and filled.
+_HOARD = """
+import os, stat
+try:
+    kept
+except NameError:
+    kept = []
+for fd in range(32):
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode) and fd not in kept:
+            kept.append(os.dup(fd))
+            for mb in range(1024):
+                os.pwrite(kept[-1], b'x' * (1 << 20), mb << 20)
+    except OSError:
+        pass
+print('mb', sum(os.fstat(fd).st_blocks for fd in kept) >> 11)
+"""
+
+_MAPPINGS = """
+import ctypes, os, signal, time
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+for number in range({mappings}):  # neighbours with different rights do not merge
+    libc.mmap(None, 4096, 1 + 2 * (number % 2), 0x8022, -1, 0)
+for _ in range({children}):
+    if os.fork() == 0:
+        signal.alarm(8)
+        time.sleep(8)
+        os._exit(0)
+time.sleep(4)
+print('mapped')
 """
 
 _DISK = """
@@ -198,6 +261,56 @@ async def shares(arena: Arena) -> None:
     seen = await arena.run(_SHARES.format(children=5, mb=share), timeout=20)
     alive = int(seen.stdout.split()[-1]) if seen.stdout.startswith("alive") else 0
     expect(alive * share <= 1.25 * limit, f"together at most {limit} MB, not {alive} x {share} MB at once", seen)
+
+
+async def _held_back(arena: Arena, hide: str) -> None:
+    share, limit = int(0.6 * arena.limits.memory_mb), arena.limits.memory_mb
+    code = _HIDDEN_SHARES.format(children=4, mb=share, hide=hide)
+    seen = await arena.run(code, timeout=20)
+    alive = int(seen.stdout.split()[-1]) if seen.stdout.startswith("alive") else 0
+    expect(alive * share <= 1.25 * limit, f"together at most {limit} MB, not {alive} x {share} MB at once", seen)
+
+
+@case("memory of orphans whose session is no subreaper", "memory", alone=True)
+async def no_subreaper(arena: Arena) -> None:
+    await _held_back(arena, "prctl(36, 0, 0, 0, 0)")
+
+
+@case("memory of processes that cannot be read: PR_SET_DUMPABLE", "memory", alone=True)
+async def not_dumpable(arena: Arena) -> None:
+    await _held_back(arena, "prctl(4, 0, 0, 0, 0)")
+
+
+@case("memory of daemons in sessions of their own", "memory", alone=True)
+async def daemon_memory(arena: Arena) -> None:
+    await _held_back(arena, "os.getpid() != os.getpgrp() and os.setsid()")
+
+
+@case("memory behind descriptors that are kept over the calls", "memory", alone=True)
+async def hoard(arena: Arena) -> None:
+    session = await arena.open()
+    held = 0
+    for _ in range(8):
+        seen = await session.run(_HOARD, timeout=20)
+        held = int(seen.stdout.split()[1]) if seen.stdout.startswith("mb") else held
+    expect(held <= arena.limits.memory_mb // 4, f"what no process maps stays small, not {held} MB")
+    await goes_on(session)
+
+
+@case("many mappings do not hold up the host or a neighbour", "memory", alone=True)
+async def mappings(arena: Arena) -> None:
+    neighbour = await arena.open()
+    attackers = [await arena.open() for _ in range(2)]
+    code = _MAPPINGS.format(mappings=15_000, children=arena.limits.processes // 2)
+    running = [asyncio.create_task(attacker.run(code, timeout=15)) for attacker in attackers]
+    worst = 0.0
+    while not all(task.done() for task in running):
+        start = time.monotonic()
+        await neighbour.run("1 + 1", timeout=30)
+        worst = max(worst, time.monotonic() - start)
+        await asyncio.sleep(0.05)
+    await asyncio.gather(*running)
+    expect(worst < 5, f"a neighbour's call of a millisecond takes no {worst:.1f} s")
 
 
 @case("disk fill, then another session writes", "disk", alone=True)

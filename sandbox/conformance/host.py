@@ -62,10 +62,10 @@ def kill(pids: dict[int, str]) -> None:
 
 
 def files(tag: str) -> list[str]:
-    """Paths with the tag in their name, two levels deep, in the temporary folders, the home, the working directory."""
+    """Paths with the tag in their name, two or three levels deep, in temporary folders, home and working directory."""
     found: set[str] = set()
     for folder in {os.path.realpath(f) for f in [*_FOLDERS, os.getcwd()]}:
-        for pattern in (f"*{tag}*", f"*/*{tag}*"):
+        for pattern in (f"*{tag}*", f"*/*{tag}*", f"solostream-*/*/*{tag}*"):
             with contextlib.suppress(OSError):
                 found.update(map(str, Path(folder).glob(pattern)))
     return sorted(found)

@@ -131,6 +131,61 @@ async def background(arena: Arena) -> None:
     await asyncio.sleep(0.3)
 
 
+@case("a child without a parent-death signal whose fork server is gone", "orphans", alone=True)
+async def without_death_signal(arena: Arena) -> None:
+    code = """
+import ctypes, os, resource, signal, time
+server = os.getppid()
+ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
+if os.fork() == 0:
+    for number in range(1, 32):
+        try:
+            signal.signal(number, signal.SIG_IGN)
+        except (OSError, ValueError):
+            pass
+    time.sleep(120)
+if server > 1:
+    try:
+        resource.prlimit(server, resource.RLIMIT_CPU, (1, 1))
+    except OSError:
+        pass
+print('left')
+"""
+    seen = await arena.run(code)
+    expect(seen.stdout == "left\n", "the child is started", seen)  # that none is left is looked at after every case
+
+
+@case("folders with mode 0 go with the session", "orphans", "filesystem")
+async def closed_folders(arena: Arena) -> None:
+    code = f"""
+import os
+os.makedirs('{arena.tag}keep/inner')
+open('{arena.tag}keep/inner/file', 'w').write('x' * 100)
+for folder in ('{arena.tag}keep/inner', '{arena.tag}keep'):
+    os.chmod(folder, 0)
+os.mkdir('{arena.tag}born', 0)
+print('made')
+"""
+    seen = await arena.run(code)
+    expect(seen.stdout == "made\n", "the folders are made", seen)  # that no file is left is looked at after every case
+
+
+@case("3,000 nested folders go with the session", "orphans", "filesystem")
+async def nested_folders(arena: Arena) -> None:
+    code = f"""
+import os
+for _ in range(3000):
+    os.mkdir('{arena.tag}n')
+    os.chdir('{arena.tag}n')
+print('made')
+"""
+    seen = await arena.run(code)
+    expect(seen.stdout == "made\n" or not seen.ok, "the folders are made, or refused", seen)
+    await arena.close()
+    after = await arena.run("print('on')")
+    expect(after.stdout == "on\n", "the backend goes on", after)
+
+
 # Signals go out only where something contains them: another pid namespace, or another uid behind a seccomp filter.
 _CONTAINED = """
 import ctypes, os, signal

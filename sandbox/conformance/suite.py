@@ -20,6 +20,7 @@ from solostream.sandbox.types import Limits, Sandbox, Session
 LIMITS = Limits(timeout_s=20, memory_mb=512, processes=64, disk_mb=32, open_files=128, output_bytes=65_536)
 CASE_TIMEOUT_S = 60.0
 STALL_S = 5.0  # the host's event loop must never stand still for longer
+DELETE_S = 20.0  # that a backend may take to delete many files
 JOBS = 4
 
 
@@ -170,6 +171,8 @@ async def _clean(arena: Arena) -> None:
     finally:
         left = await host.settle(lambda: host.tagged(arena.tag)) if "orphans" in arena.sandbox.claims else {}
         host.kill(host.tagged(arena.tag))
+        if "filesystem" in arena.sandbox.claims:
+            await host.settle(lambda: host.files(arena.tag), DELETE_S)
         files = host.remove(host.files(arena.tag))
     assert not left, f"processes are left after close (pid: state): {left}"
     assert not files or "filesystem" not in arena.sandbox.claims, f"files are left on the host: {files}"

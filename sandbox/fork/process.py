@@ -48,16 +48,25 @@ async def _readable(fd: int, seconds: float) -> bool:
 
 async def _receive(channel: socket.socket, seconds: float) -> bytes | None:
     """The next packet; b"" at the end of the stream; None when the time is over."""
-    try:
-        return channel.recv(wire.PACKET)
-    except BlockingIOError:
-        pass
-    except OSError:
-        return b""
-    try:
-        return channel.recv(wire.PACKET) if await _readable(channel.fileno(), seconds) else None
-    except OSError:
-        return b""
+    with contextlib.suppress(BlockingIOError):
+        return _packet(channel)
+    with contextlib.suppress(BlockingIOError):
+        return _packet(channel) if await _readable(channel.fileno(), seconds) else None
+    return b""
+
+
+def _packet(channel: socket.socket) -> bytes:
+    """Raises BlockingIOError."""
+    for _ in range(2):
+        try:
+            return channel.recv(wire.PACKET)
+        except BlockingIOError:
+            raise
+        except ConnectionResetError:
+            continue  # it ended with a request unread; its last words come behind this error
+        except OSError:
+            break
+    return b""
 
 
 class Process:

@@ -19,6 +19,7 @@ _ETC = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 INIT = "/.init"  # process 1 of every session
 _OLD = "/.host"
+_DEEPEST = 64  # folders within folders that are deleted in one go
 _READ_ONLY = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
 
 
@@ -129,38 +130,36 @@ def _show(path: str, flags: int) -> None:
 def remove(folder: str) -> bool:
     """Delete a folder that sessions wrote, however deep it nests and whatever its modes say. True when it is gone.
 
-    Folders within folders are moved up before they are looked into: no recursion and no path grows with the depth, and
-    no link is followed. Does not raise.
+    What lies deeper than _DEEPEST is moved up and found again: neither recursion, nor open folders, nor a path grows
+    beyond that. No link is followed. Does not raise.
     """
     with contextlib.suppress(OSError):
         top = _open_folder(folder)
         try:
             while names := os.listdir(top):
                 for name in names:
-                    _empty(top, name)
+                    _delete(top, name, top, 1)
             os.rmdir(folder)
         finally:
             os.close(top)
     return not os.path.lexists(folder)
 
 
-def _empty(top: int, name: str) -> None:
-    """Delete the entry `name` of the open folder `top`; the folders in it move up into `top`."""
+def _delete(folder: int, name: str, top: int, depth: int) -> None:
     try:
-        os.unlink(name, dir_fd=top)
+        os.unlink(name, dir_fd=folder)
         return
     except (IsADirectoryError, PermissionError):
-        inner = _open_folder(name, top)
+        inner = _open_folder(name, folder)
     try:
+        if depth > _DEEPEST:
+            os.rename(name, os.urandom(8).hex(), src_dir_fd=folder, dst_dir_fd=top)
+            return
         for entry in os.listdir(inner):
-            try:
-                os.unlink(entry, dir_fd=inner)
-            except (IsADirectoryError, PermissionError):
-                os.close(_open_folder(entry, inner))  # moving a folder changes its "..", which its mode may forbid
-                os.rename(entry, os.urandom(8).hex(), src_dir_fd=inner, dst_dir_fd=top)
-        os.rmdir(name, dir_fd=top)
+            _delete(inner, entry, top, depth + 1)
     finally:
         os.close(inner)
+    os.rmdir(name, dir_fd=folder)
 
 
 def _open_folder(name: str, at: int | None = None) -> int:

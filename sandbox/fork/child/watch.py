@@ -3,7 +3,7 @@
 Code cannot leave its session's account. With namespaces, a session is all that is below process 1 of its pid namespace
 and below its leader: the kernel gives every orphan to one of them, whatever subreaper gave up its duty. Without, it is
 a process group, which seccomp keeps everybody in. What cannot be read, or takes too long to be counted, counts as over
-the limit. A session may go over for about a tenth of a second.
+the limit. A session may go over by a sixteenth, and for about a tenth of a second by more.
 
 In a container all sessions share one limit, at which the kernel would end whichever process is the largest. Before that
 happens the session that holds the most is ended.
@@ -66,7 +66,8 @@ def start(memory_mb: int, room: memory.Room | None) -> socket.socket:
 
 class _Watch:
     def __init__(self, channel: socket.socket, limit_kb: int, room: memory.Room | None) -> None:
-        self._channel, self._limit_kb, self._room = channel, limit_kb, room
+        # A little more than what one process may have: its MemoryError comes first, and then it goes on.
+        self._channel, self._limit_kb, self._room = channel, limit_kb + limit_kb // 16, room
         self._sessions: dict[int, Session] = {}  # by leader
         self._settled = 0.0  # before that nobody is ended for the container's sake
 

@@ -36,7 +36,8 @@ _HUGE = 1 << 21
 _REST_S = 1.0  # after a refused fork
 _FAREWELL_S = 5.0
 _ORPHANS_S = 0.5  # between looks at what died below the guard
-_BURY_TRIES = 500  # at the folder of a session whose last processes are still dying
+_DELETE_S = 2.0  # that a session's end waits for its files
+_TRIES = 500  # at the folder of a session whose last processes are still dying
 
 
 def main() -> NoReturn:
@@ -177,7 +178,8 @@ class _Server:
         self.pool_size, self.snapshot = options["pool"], options["snapshot"]
         self.ready: deque[tuple[int, socket.socket]] = deque()  # the session's pidfd, the host's end
         self.living: dict[int, _Session] = {}  # by pidfd
-        self.dying: dict[int, tuple[_Session, int]] = {}  # by the pidfd, and its process, whose end is the end of all
+        # by the pidfd of the process whose end is the end of all: it, and how the leader ended if that is known
+        self.dying: dict[int, tuple[_Session, int, int | None]] = {}
         self.over: set[int] = set()  # leaders whose session is ended for its memory
         self.waiting: deque[socket.socket] = deque()
         self.unused: list[memory.Group] = []
@@ -212,7 +214,7 @@ class _Server:
     def stop(self) -> NoReturn:
         """Where the end of this process is not the end of its sessions, kill their groups first."""
         if self.own_pids is None:
-            for session in [*self.living.values(), *(dying for dying, _ in self.dying.values())]:
+            for session in [*self.living.values(), *(dying[0] for dying in self.dying.values())]:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(session.pid, signal.SIGKILL)
         os._exit(0)
@@ -334,24 +336,26 @@ class _Server:
         for entry in [e for e in self.ready if e[0] == pidfd]:
             self.ready.remove(entry)
             entry[1].close()
-        last = session.init
+        status, last = None, session.init
         if last is not None:
-            os.kill(last, signal.SIGKILL)  # it has ended when its namespace is empty
-        else:
+            os.kill(last, signal.SIGKILL)  # it has ended when its namespace is empty, of the leader as well
+            _, status = os.waitpid(session.pid, 0)
+        else:  # its leader is buried last: its number is the group's
             last = linux.fork()
             if last == 0:
                 _undertake(session)
         ended = os.pidfd_open(last)
-        self.dying[ended] = session, last
+        self.dying[ended] = session, last, status
         self.events.register(ended, select.EPOLLIN)
 
     def _bury(self, ended: int) -> None:
         """Tell the host: it hears of a death when all of it is over."""
-        session, last = self.dying.pop(ended)
+        session, last, status = self.dying.pop(ended)
         self.events.unregister(ended)
         os.close(ended)
         os.waitpid(last, 0)
-        _, status = os.waitpid(session.pid, 0)  # only now: its number was its group's
+        if status is None:
+            _, status = os.waitpid(session.pid, 0)
         if self.watched is not None:
             self._hear_of_memory()
         overflowed = session.pid in self.over or (session.group is not None and session.group.overflowed())
@@ -363,12 +367,17 @@ class _Server:
 
 
 def _undertake(session: _Session) -> NoReturn:
-    """In a process of its own: kill the group and delete the folder of a dead session."""
+    """In a process of its own: kill the group and delete the folder of a dead session. Where that takes long, a child
+    goes on with it."""
     try:
         linux.syscall(_CLOSE_RANGE, _CHANNEL, 0x7FFFFFFF, 0)
-        for _ in range(_BURY_TRIES):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(session.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(session.pid, signal.SIGKILL)
+        child = linux.fork()
+        if child:
+            select.select([os.pidfd_open(child)], [], [], _DELETE_S)
+            os._exit(0)
+        for _ in range(_TRIES):
             if rootfs.remove(session.folder):
                 break
             time.sleep(0.01)
