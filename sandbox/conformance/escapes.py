@@ -210,7 +210,7 @@ for name in ('NOFILE', 'NPROC', 'AS', 'FSIZE', 'CORE', 'DATA', 'STACK'):
     if hard != r.RLIM_INFINITY:
         try:
             r.setrlimit(which, (hard, hard + 1000))
-            raised.append(name)
+            raised += [name] if r.getrlimit(which)[1] > hard else []
         except (OSError, ValueError):
             pass
 print(raised)
