@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import get_args
 
 from solostream.errors import SandboxError, UserError
-from solostream.sandbox.fork.child import landlock
+from solostream.sandbox.fork.child.isolation import landlock
 from solostream.sandbox.fork.process import Process
 from solostream.sandbox.fork.server import Options, Server, probe
 from solostream.sandbox.types import Claim, Execution, Limits

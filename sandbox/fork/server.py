@@ -19,7 +19,7 @@ from typing import Any
 
 from solostream.errors import SandboxError, UserError
 from solostream.sandbox.fork import cgroup
-from solostream.sandbox.fork.child import landlock, rootfs
+from solostream.sandbox.fork.child.isolation import landlock, rootfs
 from solostream.sandbox.types import Limits
 
 log = logging.getLogger("solostream.sandbox.fork")

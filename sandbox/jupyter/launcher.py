@@ -22,8 +22,9 @@ import sys
 import tempfile
 from typing import Any, NoReturn, TextIO
 
-from solostream.sandbox.fork.child import memory, rootfs, tiers
-from solostream.sandbox.fork.child.confinement import Confinement, Restriction, die_first, enter_namespaces
+from solostream.sandbox.fork.child import memory
+from solostream.sandbox.fork.child.isolation import rootfs, tiers
+from solostream.sandbox.fork.child.isolation.confinement import Confinement, Restriction, die_first, enter_namespaces
 from solostream.sandbox.jupyter import kernel_app
 
 _OWN_MB = 160  # what kernel and guard need besides what the session may use

@@ -27,8 +27,9 @@ import time
 from collections import deque
 from typing import NamedTuple, NoReturn
 
-from . import linux, memory, rootfs, seccomp, tiers, watch, wire, worker
-from .confinement import Confinement, Restriction, die_first, enter_namespaces
+from . import linux, memory, watch, wire, worker
+from .isolation import rootfs, seccomp, tiers
+from .isolation.confinement import Confinement, Restriction, die_first, enter_namespaces
 
 _CHANNEL = 3  # a session's only descriptor besides the standard ones
 _CLOSE_RANGE = 436

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from solostream.sandbox.fork import ForkSandbox
-from solostream.sandbox.fork.child import seccomp
+from solostream.sandbox.fork.child.isolation import seccomp
 from tests.sandbox.fork.conftest import LIMITS, interrupted, need, running
 
 

@@ -12,7 +12,8 @@ import functools
 import os
 import sys
 
-from . import init, linux
+from .. import linux
+from . import init
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _ETC = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime")

@@ -18,7 +18,7 @@ import os
 import struct
 from typing import NamedTuple
 
-from . import linux
+from .. import linux
 
 _REFUSED: dict[str, tuple[int | None, int | None]] = {  # (x86_64, aarch64)
     # other processes

@@ -8,7 +8,8 @@ import socket
 import sys
 import tempfile
 
-from . import landlock, linux, rootfs, seccomp
+from .. import linux
+from . import landlock, rootfs, seccomp
 from .confinement import INSIDE_UID, Confinement, enter_namespaces
 
 # nobody: what the fork server becomes when root starts it

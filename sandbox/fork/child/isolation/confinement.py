@@ -15,7 +15,8 @@ import resource
 import signal
 from dataclasses import dataclass
 
-from . import landlock, linux, rootfs, seccomp
+from .. import linux
+from . import landlock, rootfs, seccomp
 
 INSIDE_UID = 1000
 _UNTOUCHED = 8 << 30  # bytes of address space that libraries may map beyond the memory limit (CUDA's take 4 GB)

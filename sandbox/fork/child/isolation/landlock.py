@@ -10,7 +10,7 @@ import ctypes
 import os
 import struct
 
-from . import linux
+from .. import linux
 
 NEWEST = 7  # the newest ABI that is known here
 _CREATE, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
