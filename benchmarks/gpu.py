@@ -36,7 +36,7 @@ from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.attention import VARLEN
 from solostream.training.learner.learner import Learner
 
-VOCABULARY, PROMPT, MICRO = 32_768, 64, 8
+VOCABULARY, PROMPT, MICRO = 32_768, 64, 4
 SHAPES = {  # billions of parameters -> hidden size, layers, heads, key heads, MLP
     "0.02": (256, 4, 4, 2, 768),
     "0.5": (1024, 28, 16, 8, 3072),
@@ -114,32 +114,30 @@ def clock(update: Callable[[], Any], rounds: int, device: str) -> float:
 
 
 def learner_part(size: str, device: str, quick: bool) -> dict[str, Any]:
+    """Packed against padded, in tokens a second; the packed update's share of the device's peak and its memory."""
     batch = skewed(6 if quick else 64, 300 if quick else 4096)
     tokens, rounds = sum(map(len, batch)), 1 if quick else 3
-    settings = LearnerConfig(lr=1e-9, dtype="bfloat16", drift_tokens=0, max_tokens_per_batch=16_384)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    learner = Learner(model(size, device), settings)
-    rows = Batch(tuple(batch))
-    weighed = advantages(rows)
-    found = {}
-    update = learner.update
-    packed = clock(lambda: found.update(update(rows, weighed)), rounds, device)
-    row: dict[str, Any] = {
-        "part": "learner", "size": size, "parameters": learner.model.num_parameters(), "tokens": tokens,
-        "longest": max(map(len, batch)),
-        "packed tokens/s": round(tokens / packed), "mfu": round(found.get("mfu", 0), 4),
-        "varlen kernel": VARLEN,
-    }  # fmt: skip
-    if device == "cuda":
-        row["peak GiB"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-
-    policy = model(size, device)
+    row = {"part": "learner", "size": size, "tokens": tokens, "longest": max(map(len, batch)), "varlen kernel": VARLEN}
+    packed, more = packed_seconds(size, device, batch, rounds)
+    row |= {"packed tokens/s": round(tokens / packed), **more}
     plain, by_length = list(range(len(batch))), sorted(range(len(batch)), key=lambda i: len(batch[i]))
     for name, order in (("padded", plain), ("padded, sorted", by_length)):
-        spent = clock(padded_update(policy, batch, order, MICRO), rounds, device)
-        row[f"{name} tokens/s"], row[f"packed / {name}"] = round(tokens / spent), round(spent / packed, 2)
+        spent = clock(padded_update(model(size, device), batch, order, MICRO), rounds, device)
+        row |= {f"{name} tokens/s": round(tokens / spent), f"packed / {name}": round(spent / packed, 2)}
     return row
+
+
+def packed_seconds(size: str, device: str, batch: list[Trajectory], rounds: int) -> tuple[float, dict[str, Any]]:
+    settings = LearnerConfig(lr=1e-9, dtype="bfloat16", drift_tokens=0, max_tokens_per_batch=16_384)
+    learner, rows, seen = Learner(model(size, device), settings), Batch(batch), {}
+    weighed = advantages(rows)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = clock(lambda: seen.update(learner.update(rows, weighed)), rounds, device)
+    more = {"parameters": learner.model.num_parameters(), "mfu": round(seen.get("mfu", 0), 4)}
+    if device == "cuda":
+        more["peak GiB"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    return seconds, more
 
 
 async def _sample(engine: HFEngine, episodes: int, tokens: int) -> tuple[float, list[Any]]:
@@ -202,9 +200,15 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["0.5", "1.5"], choices=SHAPES)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="only where the time of a packed update goes")
     options = parser.parse_args()
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     print(json.dumps({"device": name, "torch": torch.__version__}), flush=True)
+    if options.profile:
+        with torch.profiler.profile() as profile:
+            packed_seconds(options.sizes[0], options.device, skewed(64, 4096), 1)
+        print(profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=60))
+        return
     for size in options.sizes:
         parts: list[Callable[[], dict[str, Any]]] = [partial(learner_part, size, options.device, options.quick)]
         parts += [partial(engine_part, size, options.device, n, options.quick) for n in (64, 256)]

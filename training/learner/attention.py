@@ -87,6 +87,8 @@ def packed_attention(
     """
     if layout is None or kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise NotImplementedError("packed attention needs the layout, and neither soft-capping nor sinks")
+    if torch.is_autocast_enabled(query.device.type):  # norms of queries and keys leave float32: half the bytes to move
+        query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and VARLEN:
         return _without_padding(query, key, value, layout, scaling, sliding_window), None
     repeat = query.shape[1] // key.shape[1]

@@ -145,7 +145,7 @@ class LeanForward:
         rows, width = q.shape[:2]
         if width == 1:  # the query heads that share a key head take the place of a sequence: one product reads the keys
             q = q.view(rows, self.kv_heads, -1, self.head_dim)
-            return F.scaled_dot_product_attention(q, keys, values, mask).view(rows, 1, -1)
+            return F.scaled_dot_product_attention(q, keys, values, mask).reshape(rows, 1, -1)
         out = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, mask, enable_gqa=True)
         return out.transpose(1, 2).reshape(rows, width, -1)
 
