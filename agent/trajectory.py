@@ -177,7 +177,7 @@ class Trajectory:
             "usage": self.usage and asdict(self.usage),
             "token_ids": self.token_ids.tolist(),
             "action_mask": self.action_mask.astype(int).tolist(),
-            "logprobs": [None if np.isnan(x) else round(float(x), 6) for x in self.logprobs],
+            "logprobs": [None if x != x else x for x in np.round(self.logprobs.astype(np.float64), 6).tolist()],
             "versions": self.versions.tolist(),
         }
 

@@ -126,10 +126,27 @@ class TrajectoryLog:
         os.truncate(path, end if keep_bytes is None else min(keep_bytes, end))
         self._file.seek(0, os.SEEK_END)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="trajectory-log")
+        self._one_write = asyncio.Lock()
+        self._pending: list[Trajectory] = []  # of the write that comes next ...
+        self._next: asyncio.Task[None] | None = None  # ... which everybody who appended to it waits for
+        self._closed = False
 
     async def append(self, *trajectories: Trajectory) -> None:
-        """Returns when the lines are with the kernel. Raises OSError (a full disk)."""
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._write, trajectories)
+        """Returns when the lines are with the kernel. Raises OSError (a full disk).
+
+        What comes while a write runs goes with the next one: a step to another thread and back costs more than the
+        landing of an episode, so many share it.
+        """
+        self._pending += trajectories
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._write_pending())
+        await asyncio.shield(self._next)  # that one waiter is cancelled must not stop the others' lines
+
+    async def _write_pending(self) -> None:
+        async with self._one_write:
+            trajectories, self._pending, self._next = self._pending, [], None
+            if not self._closed:  # else whoever waited for it has gone
+                await asyncio.get_running_loop().run_in_executor(self._writer, self._write, trajectories)
 
     async def update(self, step: int, batch: Sequence[Trajectory], advantages: Sequence[np.ndarray]) -> None:
         """Update `step` weighed the action tokens of each trajectory with its array of `advantages`. Raises OSError."""
@@ -155,6 +172,7 @@ class TrajectoryLog:
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
+        self._closed = True
         self._writer.shutdown()
         self._file.close()
 

@@ -5,6 +5,9 @@ tokens. Stragglers go on across weight updates: their tokens carry the version t
 token is more than `max_staleness` versions old is dropped or run again. At most N episodes are outstanding (in flight,
 or finished and not yet taken), which bounds how far rollouts run ahead of learning.
 
+What one episode costs here does not grow with N: `landed` keeps running sums, and nothing walks all episodes but
+`advance`, once a step. `python benchmarks/collector.py` prints the driver's CPU an episode.
+
 A trajectory is written to the log before it counts as finished, so that `resume` loses none and trains on none twice:
 a checkpoint names the next event and what was outstanding; whatever the log holds beyond that is finished and unused.
 """
@@ -13,13 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from solostream.agent.trajectory import Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog
 from solostream.training.batch import fault
+from solostream.training.rollouts.landed import Landed
 from solostream.training.rollouts.request import PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
 
@@ -42,13 +46,13 @@ class AsyncCollector:
         stale: Literal["drop", "redispatch"] = "drop",
     ) -> None:
         self._source, self._log = source, log
-        self._batch, self._tokens, self._limit = batch, tokens, max(in_flight, batch)
+        self._limit = max(in_flight, batch)
         self._max_staleness, self._stale = max_staleness, stale
         self._retry = RetryPolicy(source.play, retries=source.retries, patience=self._limit)
         self._flying: dict[int, tuple[RolloutRequest, asyncio.Task[None]]] = {}
-        self._landed: dict[int, tuple[RolloutRequest, Trajectory]] = {}  # by event, in order of arrival
-        self._queued: list[RolloutRequest] = []
-        self._changed = asyncio.Event()
+        self._landed = Landed(tokens or batch, (lambda t: t.n_action_tokens) if tokens else (lambda t: 1))
+        self._queued: deque[RolloutRequest] = deque()  # drawn, not yet in flight
+        self._changed = asyncio.Event()  # something landed or was given up since `take` last looked
         self._finished = False
         self._failure: BaseException | None = None
         self._busy_since, self._busy_s = 0.0, 0.0
@@ -70,38 +74,47 @@ class AsyncCollector:
             if self._failure:
                 raise self._failure
             self._fill()
-            chosen = self._chosen()
-            if chosen is not None:
-                break
+            batch = self._landed.take()
+            if batch is not None:
+                self._fill()
+                return batch
             self._changed.clear()
             await self._changed.wait()
-        batch = [self._landed.pop(event)[1] for event in chosen]
-        self._fill()
-        return batch
 
     def advance(self, version: int) -> None:
         """The policy is now `version`: give up what has become too old, in flight and landed."""
         self.version = version
+        # An episode in flight has sampled nothing older than the version of its dispatch.
         for request, task in list(self._flying.values()):
             if version - request.dispatch.version > self._max_staleness:
                 task.cancel()
                 self._leave(request)
+                self._landed.give_up(request)
                 self._outdate(request)
-        for request, trajectory in list(self._landed.values()):
+        # A landed one is as old as its oldest token: it may have outlived several updates.
+        for request, trajectory in list(self._landed):
             if version - oldest_version(trajectory) > self._max_staleness:
-                del self._landed[request.dispatch.event]
+                self._landed.remove(request)
                 self._outdate(request)
 
     def state_dict(self) -> dict[str, Any]:
         """Every outstanding request; what of them is finished stands in the log."""
-        requests = [t for t, _ in self._flying.values()] + [t for t, _ in self._landed.values()] + self._queued
-        return {"outstanding": [t.to_dict() for t in requests]}
+        in_flight, landed = (request for request, _ in self._flying.values()), (request for request, _ in self._landed)
+        return {"outstanding": [request.to_dict() for request in (*in_flight, *landed, *self._queued)]}
 
     def restore(self, state: Mapping[str, Any], finished: Iterable[Trajectory]) -> None:
         """`finished`: the log's trajectories that no checkpointed step has used (`unused`)."""
-        self._landed = {t.dispatch.event: (RolloutRequest(t.task_id, t.seed, t.dispatch), t) for t in finished}
-        requests = map(RolloutRequest.from_dict, state["outstanding"])
-        self._queued = [t for t in requests if t.dispatch.event not in self._landed]
+        landed = [(RolloutRequest(t.task_id, t.seed, t.dispatch), t) for t in finished]
+        done = {request.dispatch.event for request, _ in landed}
+        outstanding = [RolloutRequest.from_dict(record) for record in state["outstanding"]]
+        for request, _ in landed:
+            self._landed.expect(request)
+        # What was on its way runs again, before anything is drawn; its group waits for it.
+        for request in outstanding:
+            if request.dispatch.event not in done:
+                self._enqueue(request)
+        for request, trajectory in landed:
+            self._landed.land(request, trajectory)
 
     def finish(self) -> None:
         """No batch will be taken any more: stop what is in flight, and remember it for a run that goes on."""
@@ -118,24 +131,32 @@ class AsyncCollector:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _fill(self) -> None:
+        """Put episodes in flight until N are outstanding."""
         while not self._finished and (len(self._flying) + len(self._landed) < self._limit or self._starved()):
             if not self._queued:
-                self._queued.extend(self._source.draw())
-            request = self._queued.pop(0)
+                for drawn in self._source.draw():
+                    self._enqueue(drawn)
+            request = self._queued.popleft()
             if not self._flying:
                 self._busy_since = time.monotonic()
             self._flying[request.dispatch.event] = request, asyncio.create_task(self._run(request))
 
     def _starved(self) -> bool:
         """Everything has landed and still makes no batch (a token budget, a group that is cut off): go beyond N."""
-        return not self._flying and self._chosen() is None
+        return not self._flying and not self._landed.ready
+
+    def _enqueue(self, request: RolloutRequest) -> None:
+        self._queued.append(request)
+        self._landed.expect(request)
 
     async def _run(self, request: RolloutRequest) -> None:
         try:
             trajectory = await self._retry.run(request)
-            if trajectory is not None:
+            if trajectory is None:
+                self._landed.give_up(request)
+            else:
                 await self._log.append(trajectory)
-                self._landed[request.dispatch.event] = request, trajectory
+                self._landed.land(request, trajectory)
         except Exception as error:
             self._failure = self._failure or error
         finally:
@@ -150,35 +171,7 @@ class AsyncCollector:
     def _outdate(self, request: RolloutRequest) -> None:
         self.counts["stale"] += 1
         if self._stale == "redispatch":
-            self._queued.append(self._source.again(request))
-
-    def _chosen(self) -> list[int] | None:
-        """Events of the next batch, None while it is not complete. No group is cut: one may bring more than is left."""
-        chosen: list[int] = []
-        found = 0
-        for events in self._whole_groups():
-            chosen += events
-            found += sum(self._landed[e][1].n_action_tokens for e in events) if self._tokens else len(events)
-            if found >= (self._tokens or self._batch):
-                return chosen
-        return None
-
-    def _whole_groups(self) -> list[list[int]]:
-        """Landed events in order of arrival; a group, less what was given up, stands where its last member arrived."""
-        open_groups = {t.dispatch.group for t, _ in self._flying.values()} | {t.dispatch.group for t in self._queued}
-        members: dict[int, list[int]] = {}
-        order: list[list[int]] = []
-        for event, (request, _) in self._landed.items():
-            group = request.dispatch.group
-            if group is None:
-                order.append([event])
-            elif group not in open_groups:
-                known = members.pop(group, [])
-                if known:
-                    order.remove(known)
-                members[group] = [*known, event]
-                order.append(members[group])
-        return order
+            self._enqueue(self._source.again(request))
 
 
 def unused(logged: Iterable[Trajectory], next_event: int, state: Mapping[str, Any]) -> list[Trajectory]:

@@ -1,0 +1,84 @@
+"""The driver's CPU an episode of the asynchronous collector, as the number in flight grows.
+
+    python benchmarks/collector.py [--quick]
+
+Episodes take no time and carry no tokens to speak of: what is left is the collector itself (filling, retries, the log,
+landing, batches, `advance`), on the event loop's thread. JSON is written by the log's thread. Bar: 0.05 ms an episode
+at any size. Twice the batch is in flight; groups of 8 are measured too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+
+from solostream.agent.trajectory import Dispatch, TokenRecord, Trajectory
+from solostream.agent.trajectory_file import TrajectoryLog
+from solostream.training.rollouts.collector import AsyncCollector
+from solostream.training.rollouts.request import PromptSource, RolloutRequest
+
+SIZES = (256, 2048, 8192)
+BAR_MS = 0.05
+
+
+def episode() -> Trajectory:
+    record = TokenRecord()
+    record.add_observation("user", [1, 2], "hi")
+    record.add_action([3, 4], [-0.5, -0.5], [0, 0], "x")
+    return record.close("task", 1.0, "answered")
+
+
+class Prompts:
+    """Requests as fast as they are asked for, `group` streams a prompt."""
+
+    def __init__(self, group: int) -> None:
+        self.event, self.group, self.version, self.finished = 0, group, 0, episode()
+
+    def draw(self) -> list[RolloutRequest]:
+        number = self.event if self.group > 1 else None
+        drawn = [
+            RolloutRequest("task", 0, Dispatch(self.event + i, 0.5, self.version, number)) for i in range(self.group)
+        ]
+        self.event += self.group
+        return drawn
+
+    async def play(self, request: RolloutRequest) -> Trajectory:
+        await asyncio.sleep(0)
+        return self.finished
+
+
+async def measure(batch: int, group: int, batches: int) -> float:
+    """Milliseconds of the event loop's thread, an episode that was taken."""
+    prompts = Prompts(group)
+    with tempfile.TemporaryDirectory() as folder:
+        log = TrajectoryLog(Path(folder) / "trajectories.jsonl")
+        source = PromptSource(prompts.draw, lambda old: prompts.draw()[0], prompts.play, 0)
+        collector = AsyncCollector(source, log, batch=batch, in_flight=2 * batch, max_staleness=1 << 20)
+        await collector.take()  # the first fills the places
+        started, taken = time.thread_time(), 0
+        for _ in range(batches):
+            taken += len(await collector.take())
+            prompts.version += 1
+            collector.advance(prompts.version)
+        spent = time.thread_time() - started
+        await collector.close()
+        log.close()
+    return 1e3 * spent / taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer episodes")
+    episodes = 8192 if parser.parse_args().quick else 65_536
+    print("batch   in flight   driver CPU, ms an episode (single)   in groups of 8")
+    for size in SIZES:
+        single, grouped = (asyncio.run(measure(size, group, max(2, episodes // size))) for group in (1, 8))
+        verdict = "held" if max(single, grouped) <= BAR_MS else f"missed: bar {BAR_MS}"
+        print(f"{size:5}   {2 * size:9}   {single:34.4f}   {grouped:14.4f}   {verdict}")
+
+
+if __name__ == "__main__":
+    main()

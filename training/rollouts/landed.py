@@ -1,0 +1,136 @@
+"""Finished episodes that wait for the learner, and which of them make the next batch.
+
+The definition. Landed episodes stand in the order in which they arrived. An episode of its own is complete at once; a
+group is complete when none of its members is expected any more, and stands where the last of them arrived. The next
+batch is the shortest beginning of that order that is large enough: no group is cut, so it may bring more than wanted.
+
+Walking all of that at each landing would cost O(n) an episode, O(n²) a step. Here every change costs O(log n): the size
+of what is complete is a running sum, the members that a group still expects are a counter, and the order is a heap
+whose outdated entries are skipped when they come up. `tests/training/rollouts/test_landed.py` has the definition
+written out, and holds the two together.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+
+from solostream.agent.trajectory import Trajectory
+from solostream.training.rollouts.request import RolloutRequest
+
+
+class Landed:
+    """wanted: size of a batch, in units of `size`: what one trajectory counts (1, or its action tokens)."""
+
+    def __init__(self, wanted: int, size: Callable[[Trajectory], int]) -> None:
+        self._wanted, self._size = wanted, size
+        self._episodes: dict[int, tuple[RolloutRequest, Trajectory]] = {}  # by event
+        self._expected: dict[int, int] = {}  # group -> members that are queued or in flight
+        self._members: dict[int, dict[int, int]] = {}  # group -> its landed events, each with its arrival number
+        self._singles: dict[int, int] = {}  # event of an episode of its own -> its arrival number
+        self._complete: dict[int, int] = {}  # complete group -> arrival number of its last member
+        # (arrival, is a group, group or event) of everything complete. An entry counts while its arrival number is
+        # still the one that `_singles` or `_complete` names; others are left over from a change.
+        self._order: list[tuple[int, bool, int]] = []
+        self._arrivals = 0
+        self._ready = 0  # the size of everything complete
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def __iter__(self) -> Iterator[tuple[RolloutRequest, Trajectory]]:
+        return iter(self._episodes.values())
+
+    @property
+    def ready(self) -> bool:
+        """Whether `take` would find a batch."""
+        return self._ready >= self._wanted
+
+    def expect(self, request: RolloutRequest) -> None:
+        """`request` will land or be given up: until then its group is not complete."""
+        group = request.dispatch.group
+        if group is None:
+            return
+        self._reopen(group)
+        self._expected[group] = self._expected.get(group, 0) + 1
+
+    def give_up(self, request: RolloutRequest) -> None:
+        """An expected episode will not come: its group may be complete without it."""
+        if request.dispatch.group is not None:
+            self._no_longer_expected(request.dispatch.group)
+
+    def land(self, request: RolloutRequest, trajectory: Trajectory) -> None:
+        """An expected episode is here."""
+        event, group = request.dispatch.event, request.dispatch.group
+        self._episodes[event] = request, trajectory
+        self._arrivals += 1
+        if group is None:
+            self._singles[event] = self._arrivals
+            heapq.heappush(self._order, (self._arrivals, False, event))
+            self._ready += self._size(trajectory)
+        else:
+            self._members.setdefault(group, {})[event] = self._arrivals
+            self._no_longer_expected(group)
+
+    def remove(self, request: RolloutRequest) -> None:
+        """A landed episode is not wanted any more; a group is judged by what is left of it."""
+        event, group = request.dispatch.event, request.dispatch.group
+        if group is None:
+            del self._singles[event]
+            self._ready -= self._size(self._episodes[event][1])
+        else:
+            was_complete = self._reopen(group)
+            del self._members[group][event]
+            if was_complete:
+                self._close(group)
+        del self._episodes[event]
+
+    def take(self) -> list[Trajectory] | None:
+        """The next batch, which is then gone from here; None while there is not enough."""
+        if not self.ready:
+            return None
+        batch: list[Trajectory] = []
+        found = 0
+        while found < self._wanted:
+            arrival, is_group, key = heapq.heappop(self._order)
+            if (self._complete if is_group else self._singles).get(key) != arrival:
+                continue  # it changed after this entry was made
+            if is_group:
+                del self._complete[key]
+                events = list(self._members.pop(key))
+            else:
+                del self._singles[key]
+                events = [key]
+            taken = [self._episodes.pop(event)[1] for event in events]
+            found += sum(map(self._size, taken))
+            batch += taken
+        self._ready -= found
+        return batch
+
+    def _no_longer_expected(self, group: int) -> None:
+        left = self._expected.pop(group) - 1
+        if left:
+            self._expected[group] = left
+        else:
+            self._close(group)
+
+    def _close(self, group: int) -> None:
+        """Nobody is expected: what has landed of `group` may be taken."""
+        members = self._members.get(group)
+        if not members:
+            self._members.pop(group, None)
+            return
+        last = max(members.values())
+        self._complete[group] = last
+        heapq.heappush(self._order, (last, True, group))
+        self._ready += self._size_of(group)
+
+    def _reopen(self, group: int) -> bool:
+        """Take `group` out of what is complete; whether it was."""
+        if self._complete.pop(group, None) is None:
+            return False
+        self._ready -= self._size_of(group)
+        return True
+
+    def _size_of(self, group: int) -> int:
+        return sum(self._size(self._episodes[event][1]) for event in self._members[group])
