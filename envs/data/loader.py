@@ -107,8 +107,8 @@ def load(
 
 
 def _recognise(
-    rows: Iterable[Row], name: str, columns: Mapping[str, str], layout: str | None
-) -> tuple[Iterable[Row], str | None, str]:
+    rows: Iterator[Row], name: str, columns: Mapping[str, str], layout: str | None
+) -> tuple[Iterator[Row], str | None, str]:
     """(the rows, the layout's name, a remark about it, unless there was nothing to find out)."""
     if layout is not None or {"prompt", "answer"} <= columns.keys():
         return rows, layout, ""
@@ -144,7 +144,7 @@ def _listed(items: Sequence[Task] | Sequence[Mapping[str, Any]]) -> Iterable[Tas
         return [Task(**item) for item in items]  # type: ignore[arg-type]
     if all(isinstance(item, Task) for item in items):
         return items  # type: ignore[return-value]
-    rows, layout, _ = _recognise(enumerate(items, 1), "tasks", {}, None)
+    rows, layout, _ = _recognise(iter(enumerate(items, 1)), "tasks", {}, None)
     return gathered(rows, Reader("tasks", layout=registry.make("layout", layout) if layout else None), "row")
 
 

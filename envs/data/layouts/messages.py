@@ -13,8 +13,8 @@ class Messages:
         return is_chat(row.get("messages"))
 
     def fields(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        *asked, last = row["messages"] if is_chat(row.get("messages")) else [None]
-        if last is None or last["role"] != "assistant":
+        *asked, last = row["messages"] if is_chat(row.get("messages")) else [{"role": ""}]
+        if last["role"] != "assistant":
             raise ValueError("'messages' do not end with the assistant's answer")
         return {
             "prompt": question(asked, "messages"),

@@ -16,7 +16,7 @@ def _answer(row: Mapping[str, Any]) -> Any:
     name = next((name for name in ANSWERS if row.get(name) is not None), None)
     if name:
         return final(row[name]) if name == "solution" else row[name]
-    said = row.get("completion")
+    said: Any = row.get("completion")
     if not is_chat(said):
         return final(said)
     if len(said) != 1:
