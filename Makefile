@@ -25,7 +25,7 @@ endif
 	touch $@
 
 quickstart: .venv/train
-	$(BIN)/solostream train configs/quickstart.toml
+	$(BIN)/solostream train quickstart
 
 test: .venv/dev
 	$(BIN)/python -m pytest

@@ -26,7 +26,7 @@ def run(variant: str, seed: int, out: Path, engine: str, extra: list[str]) -> Ru
     summary = out / name / "summary.json"
     if not summary.exists():
         settings = [f"run.root={json.dumps(str(out))}", f"algorithm.stages={VARIANTS[variant]}", *extra]
-        command = [sys.executable, "-m", "solostream", "train", str(ROOT / "configs/quickstart.toml")]
+        command = [sys.executable, "-m", "solostream", "train", str(ROOT / "configs/recipes/quickstart.toml")]
         command += ["--name", name, "--seed", str(seed), "--engine", engine]
         command += ["--resume"] if (out / name).exists() else []
         for setting in settings:

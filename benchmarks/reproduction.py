@@ -149,13 +149,13 @@ class Reproduction:
 
     def configure(self, seed: int, settings: Iterable[str] = ()) -> config.Config:
         where = (f"run.root={json.dumps(str(self.out))}", f"run.seed={seed}")
-        return config.load(ROOT / "configs/quickstart.toml", (*self.settings, *where, *settings))
+        return config.load(ROOT / "configs/recipes/quickstart.toml", (*self.settings, *where, *settings))
 
     def cold_start(self, seed: int) -> Path:
         """The Hugging Face folder that every run of this seed starts from."""
         folder, wanted = self.out / f"cold-start-{seed}", self.configure(seed)
         if not wanted.cold_start.phases:
-            raise UserError("configs/quickstart.toml has no cold start to begin from: give it [cold_start] phases")
+            raise UserError("the recipe quickstart has no cold start to begin from: give it [cold_start] phases")
         if not _is_done(folder, wanted, "before"):
             _work(folder, wanted, cold_start_only=True)
         return checkpoint.newest(folder / "checkpoints")[0]

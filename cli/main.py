@@ -16,9 +16,11 @@ from typing import Any
 
 from solostream.agent.engine import EngineError
 from solostream.errors import SandboxError, UserError
+from solostream.registry import EXTRAS
 
 # name -> (where, what it does). Nothing is imported before it is asked for: `solostream sandbox run` needs no torch.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("solostream.cli.start:init", "write a commented configuration to edit"),
     "train": (
         "solostream.cli.train:train",
         "cold start, reinforcement learning and evaluation from one TOML file",
@@ -36,6 +38,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sandbox check": ("solostream.cli.sandbox:check", "conformance and abuse suite against any backend"),
     "sandbox run": ("solostream.cli.sandbox:run", "run one file in a sandbox"),
     "sandbox serve": ("solostream.cli.sandbox:serve", "HTTP server: sessions API and SandboxFusion wire format"),
+    "doctor": ("solostream.cli.doctor:doctor", "what this machine has, and what to install for the rest"),
+    "completion": ("solostream.cli.completion:completion", "a script that completes commands and options in a shell"),
 }
 
 
@@ -43,20 +47,28 @@ COMMANDS: dict[str, tuple[str, str]] = {
 ALONE = {"--resume": "auto"}
 
 
-# library -> the extra that brings it
-EXTRAS = {
-    **dict.fromkeys(("torch", "transformers", "datasets", "math_verify", "tensorboard", "matplotlib", "peft"), "train"),
-    **dict.fromkeys(("fastapi", "httpx", "uvicorn", "prometheus_client"), "server"),
-    "aiohttp": "server",
-    "openai": "endpoint",
-    "vllm": "vllm",
-}
+def _usage(group: str = "") -> str:
+    """Of all commands, or of those that begin with the word `group`."""
+    names = [name for name in COMMANDS if not group or name.split()[0] == group]
+    width = max(map(len, names))
+    rows = "\n".join(f"  {name:<{width}}  {COMMANDS[name][1]}" for name in names)
+    head = " ".join(["usage: solostream", *group.split(), "COMMAND [OPTIONS]"])
+    return f"{head}\n\n{rows}\n\nsolostream COMMAND --help shows its options, solostream --version the version."
 
 
-def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    rows = "\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items())
-    return f"usage: solostream COMMAND [OPTIONS]\n\n{rows}\n\nsolostream COMMAND --help shows its options."
+def _asks_for_help(argv: list[str]) -> str | None:
+    """What to print for `solostream`, `help`, `--help`, `help GROUP`, `GROUP --help`, `--version`; else None."""
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    plain = [word for word in argv if word not in ("-h", "--help", "help")]
+    if not argv or (not plain and len(argv) == 1):
+        return _usage()
+    if argv == ["--version"]:
+        from solostream import __version__
+
+        return f"solostream {__version__}"
+    if len(plain) == 1 and plain[0] in groups and len(argv) <= 2:
+        return _usage(plain[0])
+    return None
 
 
 def _find(argv: list[str]) -> tuple[str, list[str]]:
@@ -83,16 +95,29 @@ def _complete(args: list[str]) -> list[str]:
     return done
 
 
+class _Once(logging.Filter):
+    """Lets no message through twice: the two halves of one file are read alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        known = len(self._said)
+        self._said.add(record.getMessage())
+        return len(self._said) > known
+
+
 def _quiet() -> None:
     """One-line warnings, and libraries that keep to themselves: the terminal belongs to the command."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or it says for half a minute that it tries again
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     remarks = logging.getLogger("solostream.envs.data")  # which layout was recognised, which rows were dropped
     remarks.setLevel(logging.INFO)
     remarks.handlers = [logging.StreamHandler(sys.stdout)]
-    said: set[str] = set()  # two halves of one file are read alike
-    remarks.handlers[0].addFilter(lambda r: not (r.getMessage() in said or said.add(r.getMessage())))
+    remarks.handlers[0].addFilter(_Once())
     warnings.showwarning = lambda message, *_, **__: print(f"solostream: warning: {message}", file=sys.stderr)
 
 
@@ -121,11 +146,14 @@ def _parse(command: Callable[..., Any], name: str, args: list[str]) -> tuple[Seq
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that has no arrow gets a question mark, not a traceback
+            stream.reconfigure(errors="replace")
     try:
-        if not argv or argv[0] in ("-h", "--help"):
-            print(_usage())
+        if (text := _asks_for_help(argv)) is not None:
+            print(text)
             return 0
-        name, rest = _find(argv)
+        name, rest = _find([*argv[1:], "--help"] if argv[0] == "help" else argv)
         _quiet()
         module, _, function = COMMANDS[name][0].partition(":")
         command = getattr(importlib.import_module(module), function)
@@ -139,9 +167,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"solostream: {part} failed: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
             raise
-        print(f"solostream: {error.name} is missing: pip install 'solostream[{EXTRAS[error.name]}]'", file=sys.stderr)
+        print(f"solostream: {error.name} is missing: pip install 'solostream[{extra}]'", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader (head, less) has gone; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -29,15 +29,17 @@ def train(
     """Cold start, reinforcement learning and evaluation from one TOML file, into runs/NAME.
 
     Args:
-        config: the TOML file; a [sweep] section runs every combination, one after the other.
+        config: the TOML file (a [sweep] section runs every combination, one after the other), or a recipe's name:
+            quickstart, own-data, gsm8k, dapo-aime25; with --resume also a run's folder.
         name: folder under runs/; default: the file's name.
         engine: what samples: hf (in this process) or vllm.
         seed: of the model, the data order and the sampling.
-        resume: go on from the newest whole checkpoint ("auto", also when nothing follows) or from a checkpoint folder.
+        resume: go on from the newest whole checkpoint ("auto", also when nothing follows) or from a checkpoint folder,
+            under the run's own configuration; --set comes on top of that.
         set: section.key=value, as often as wanted, on top of the file.
         dry_run: print the plan (tokens, memory, steps) and stop.
     """
-    runs = _runs(config, name, engine, seed, set)
+    runs = _runs(config, name, engine, seed, set, resume)
     if dry_run:
         from solostream.training.config.dry_run import describe
 
@@ -60,13 +62,13 @@ def sft(
     """The supervised cold start only, with the evaluation that follows it; `solostream train --resume` goes on from it.
 
     Args:
-        config: the TOML file.
+        config: the TOML file, or a recipe's name.
         name: folder under runs/; default: the file's name.
         seed: of the model, the demonstrations and the sampling.
         resume: "auto" or a checkpoint folder.
         set: section.key=value, as often as wanted, on top of the file.
     """
-    runs = _runs(config, name, None, seed, set)
+    runs = _runs(config, name, None, seed, set, resume)
     if not all(settings.cold_start.phases for settings, _ in runs):
         raise UserError("there is no cold start: give [cold_start] phases, or use solostream train")
     _refuse_existing(runs, resume)
@@ -76,9 +78,12 @@ def sft(
 
 
 def _runs(
-    path: Path, name: str | None, engine: str | None, seed: int | None, settings: Sequence[str]
+    path: Path, name: str | None, engine: str | None, seed: int | None, settings: Sequence[str], resume: str | None
 ) -> list[tuple[Config, Path]]:
-    """Every run that the command asks for and where it goes; a swept key that an option also sets is refused."""
+    """Every run that the command asks for and where it goes; a swept key that an option also sets is refused.
+
+    A run that is resumed goes by the configuration that it wrote, whatever has become of the file since.
+    """
     options = [f"run.{key}={_toml(value)}" for key, value in (("engine", engine), ("seed", seed)) if value is not None]
     given = [*settings, *options]
     tree = configuration.assign(configuration.read(path), given)
@@ -88,11 +93,21 @@ def _runs(
     runs = []
     for suffix, combination in configuration.expand(tree):
         made = configuration.validate(combination)
-        folder = Path(made.run.root) / ((name or made.run.name or path.stem) + suffix)
+        own = path if (path / "config.toml").is_file() else None  # `train runs/mine --resume`
+        folder = own or Path(made.run.root) / ((name or made.run.name or path.stem) + suffix)
+        if resume is not None and (written := _written(folder, resume)) is not None:
+            made = configuration.validate(configuration.assign(configuration.read(written), given))
+            print(f"settings of {written}; --set overrides")
         runs.append((made, folder))
     if len({folder for _, folder in runs}) < len(runs):
         raise UserError("two runs of the sweep have the same name: its keys must differ in their last part")
     return runs
+
+
+def _written(folder: Path, resume: str) -> Path | None:
+    """The configuration of the run in `folder`, or of the one whose checkpoint is resumed; None before the first."""
+    places = [folder / "config.toml"] + ([Path(resume).parent.parent / "config.toml"] if resume != "auto" else [])
+    return next((place for place in places if place.is_file()), None)
 
 
 def _toml(value: Any) -> str:
@@ -108,28 +123,22 @@ def _refuse_existing(runs: Sequence[tuple[Config, Path]], resume: str | None) ->
 
 def _train_one(config: Config, folder: Path, resume: str | None, *, cold_start_only: bool = False) -> None:
     started = time.monotonic()  # loading torch and transformers is part of the run
-    checkpoint = _checkpoint(folder, resume)
     from solostream.training.run.interrupt import Interrupted
-    from solostream.training.run.trainer import Trainer
+    from solostream.training.run.train import newest, run
 
+    checkpoint = newest(folder) if resume == "auto" else _checkpoint(folder, resume)
     view = ProgressDisplay()
     try:
-        Trainer(config, folder, view, checkpoint, started=started).run(cold_start_only=cold_start_only)
+        run(config, folder, checkpoint, view, started=started, cold_start_only=cold_start_only)
     except Interrupted:
         view.say(f"stopped with a checkpoint in {folder}/checkpoints; --resume goes on from it")
         raise KeyboardInterrupt from None
 
 
 def _checkpoint(folder: Path, resume: str | None) -> Path | None:
-    """The checkpoint to go on from; None starts from the beginning. Raises UserError when there is none as asked."""
+    """The checkpoint that was named, None for none. Raises UserError when it is not one."""
     if resume is None:
         return None
-    if resume != "auto":
-        if not (Path(resume) / "manifest.json").exists():
-            raise UserError(f"--resume {resume}: no checkpoint; give a folder like {folder}/checkpoints/step-000020")
-        return Path(resume)
-    from solostream.training.run.checkpoint import complete, newest, repair
-
-    root = folder / "checkpoints"
-    repair(root)
-    return newest(root)[0] if complete(root) else None
+    if not (Path(resume) / "manifest.json").exists():
+        raise UserError(f"--resume {resume}: no checkpoint; give a folder like {folder}/checkpoints/step-000020")
+    return Path(resume)

@@ -29,6 +29,7 @@ from solostream.evaluation.metrics import Sample, summarize
 from solostream.evaluation.options import ENV, Options
 from solostream.evaluation.players import Player, open_player
 from solostream.evaluation.samples import reduce
+from solostream.provenance import provenance
 
 SUMMARY, TABLE = "summary.json", "samples.parquet"
 
@@ -147,8 +148,8 @@ def _environment(options: Options) -> tuple[Sequence[Task], Callable[[Any], Any]
     """The problems, and what makes one more environment given the tokenizer. Raises UserError."""
     env, settings = options.env or ENV, options.settings()
     defaults = registered(env)
-    if options.data is not None:
-        settings["tasks"] = options.data
+    if (tasks := options.tasks()) is not None:
+        settings["tasks"] = tasks
     if options.endpoint and options.tools:
         settings = _native(env, defaults, settings)
     if not options.tools:
@@ -189,6 +190,7 @@ def _write_summary(folder: Path, options: Options, progress: Progress) -> dict[s
         "wall_s": round(time.monotonic() - progress.started, 3),
         "tokens_per_s": round(progress.tokens_per_s, 1),
         "cost": _cost(metrics["usage"], options.prices),
+        "provenance": provenance(),
         "metrics": metrics,
     }
     draft = folder / f".{SUMMARY}.draft"

@@ -51,6 +51,13 @@ class Options:
     data: str | None = None
     """Problems: a preset (aime25, math-500, …), a file, a folder or a Hugging Face id; default: what the run held out,
     else the environment's."""
+    split: str | None = None
+    """Of a folder or a Hugging Face data set."""
+    columns: str = "{}"
+    """Where the rows have none of the known layouts, our fields and their columns as JSON:
+    '{"prompt": "question", "answer": "target"}'."""
+    layout: str | None = None
+    """Of the rows: a name (verl, trl, gsm8k, …) or module:object; default: what the first row looks like."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 1
     """Samples a problem."""
     out: Path | None = None
@@ -111,6 +118,15 @@ class Options:
         """`env_options` as a mapping. Raises UserError."""
         return _json_object("--env-options", self.env_options, '{"max_turns": 4}')
 
+    def tasks(self) -> dict[str, Any] | None:
+        """The problems as an environment takes them; None: the environment's own. Raises UserError."""
+        columns = _json_object("--columns", self.columns, '{"prompt": "question"}')
+        given = {"split": self.split, "columns": columns, "layout": self.layout}
+        of_rows = {name: value for name, value in given.items() if value}
+        if self.data is None and of_rows:
+            raise UserError(f"--{next(iter(of_rows))} is about --data: name a file, a folder or a Hugging Face id")
+        return None if self.data is None else {"load": self.data, **of_rows}
+
     def sampling(self) -> Preset:
         """The preset with the options' own values. Raises UserError."""
         base = PRESETS[self.preset or "sampled"]
@@ -156,7 +172,10 @@ class Options:
 
     def identity(self) -> dict[str, Any]:
         """What the samples depend on, of settled options: a resumed evaluation must agree in all of it."""
-        own = {name: getattr(self, name) for name in ("model", "data", "tools", "env_options")}
+        own = {
+            name: getattr(self, name)
+            for name in ("model", "data", "split", "columns", "layout", "tools", "env_options")
+        }
         if self.endpoint:
             sent = {**asdict(self.parameters()), "max_tokens": self.max_tokens, "turn_tokens": self.turn_tokens}
             return {"env": self.env or ENV, **own, **sent}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -46,6 +47,24 @@ def wait(work: Coroutine[Any, Any, T]) -> T:
     except BaseException:
         future.cancel()  # Ctrl-C in the caller: the call in the sandbox must not go on
         raise
+
+
+def in_any_thread(work: Callable[[], T], stop: Callable[[], None] = lambda: None) -> T:
+    """`work`, which runs an event loop of its own: where one is running already (a notebook), in another thread.
+
+    `stop` asks it to end, when Ctrl-C comes to this thread instead.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    with ThreadPoolExecutor(1, thread_name_prefix="solostream") as pool:
+        future = pool.submit(work)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            stop()
+            raise
 
 
 class Interpreter:

@@ -52,7 +52,7 @@ fi
 
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
-cp -r pyproject.toml constraints.txt .dockerignore solostream sandbox envs agent evaluation training viewer cli "$context"
+cp -r pyproject.toml constraints.txt .dockerignore solostream sandbox envs agent evaluation training viewer cli configs "$context"
 find "$context" -name __pycache__ -prune -exec rm -rf {} +
 cp -r "$wheels" "$context/wheels"
 echo '!wheels' >> "$context/.dockerignore"

@@ -12,18 +12,34 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from solostream.agent.trajectory import Trajectory
     from solostream.envs.tool_env import ToolEnv
+    from solostream.evaluation.result import Evaluation, evaluate
     from solostream.sandbox.interpreter import Interpreter
     from solostream.sandbox.spec import open_sandbox
+    from solostream.training.run.train import TrainResult, train
 
-__all__ = ["Interpreter", "ToolEnv", "Trajectory", "__version__", "open_sandbox"]
+__all__ = [
+    "Evaluation",
+    "Interpreter",
+    "ToolEnv",
+    "TrainResult",
+    "Trajectory",
+    "__version__",
+    "evaluate",
+    "open_sandbox",
+    "train",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Evaluation": "solostream.evaluation.result",
     "Interpreter": "solostream.sandbox.interpreter",
     "ToolEnv": "solostream.envs.tool_env",
     "Trajectory": "solostream.agent.trajectory",
+    "TrainResult": "solostream.training.run.train",
+    "evaluate": "solostream.evaluation.result",
     "open_sandbox": "solostream.sandbox.spec",
+    "train": "solostream.training.run.train",
 }
 
 

@@ -96,6 +96,7 @@ EXTRAS = {
     **dict.fromkeys(("aiohttp", "fastapi", "uvicorn", "prometheus_client"), "server"),
     **dict.fromkeys(("jupyter_client", "ipykernel", "zmq"), "jupyter"),
     "docker": "docker",
+    "openai": "endpoint",
     "vllm": "vllm",
 }
 

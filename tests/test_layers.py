@@ -22,7 +22,7 @@ BELOW: dict[str, set[str]] = {
     "viewer": {"sandbox", "envs", "agent", "evaluation"},
     "cli": {"sandbox", "envs", "agent", "evaluation", "training", "viewer"},
 }
-SHARED = {"errors", "registry"}
+SHARED = {"errors", "provenance", "registry"}
 # library -> the files or folders that may import it
 ONLY_IN = {
     "torch": {"training", "agent/engines/hf", "agent/engines/weight_file.py", "agent/engines/vllm_worker.py"},
@@ -31,7 +31,7 @@ ONLY_IN = {
     "openai": {"agent/engines/chat_endpoint.py"},
     "fastapi": {"sandbox/server", "viewer/server.py"},
 }
-FLOORS = sorted(path.name for path in HOUSE.iterdir() if path.is_symlink())
+FLOORS = sorted(path.name for path in HOUSE.iterdir() if path.is_symlink() and (path / "__init__.py").is_file())
 FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
 
 

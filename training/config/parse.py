@@ -16,29 +16,48 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+import solostream
 from solostream.errors import UserError
 from solostream.training.config import components
 from solostream.training.config.models import Config
 
+RECIPES = Path(solostream.__file__).parent / "recipes"
+
+
+def recipes() -> dict[str, Path]:
+    """The configurations that come with the package, by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+
 
 def read(path: Path) -> dict[str, Any]:
-    """The TOML file as a tree. Raises UserError."""
+    """The TOML file, the recipe of that name or the configuration of that run folder, as a tree. Raises UserError."""
+    if (path / "config.toml").is_file():
+        path = path / "config.toml"
+    elif not path.exists():
+        path = recipes().get(str(path), path)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], 1, 0.4)
-        raise UserError(
-            f"no configuration {path}" + (f"; did you mean {path.parent / near[0]}?" if near else "")
-        ) from None
+        here = {str(p): None for p in path.parent.glob("*.toml")} | dict.fromkeys(recipes())
+        near = get_close_matches(str(path), here, 1, 0.4)
+        hint = f"did you mean {near[0]}?" if near else f"give a file, or a recipe: {', '.join(recipes())}"
+        raise UserError(f"no configuration {path}; {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
 
 
-def assign(tree: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """A copy of `tree` with each `dotted.key=value` put in: TOML, a bare word is a string. Raises UserError."""
+def assign(tree: Mapping[str, Any], settings: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `tree` with each `dotted.key=value` put in: TOML, a bare word is a string. Raises UserError.
+
+    A mapping holds values: {"dotted.key": value}.
+    """
     result = dict(copy.deepcopy(tree))
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            _put(result, key, str(value) if isinstance(value, Path) else value)
+        return result
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():

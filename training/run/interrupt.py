@@ -21,6 +21,11 @@ class Interrupt:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def ask(self) -> None:
+        """As a signal does; from any thread."""
+        self._loop.call_soon_threadsafe(self._ask)
 
     @property
     def asked(self) -> bool:

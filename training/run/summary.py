@@ -54,6 +54,7 @@ class Summary:
     mismatch_max: float | None
     wall_s: float
     times: Mapping[str, float]  # phase -> seconds
+    provenance: Mapping[str, Any]  # versions, commit, machine
 
     def write(self, folder: Path) -> Path:
         """Atomically, as `summary.json`."""

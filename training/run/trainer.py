@@ -23,6 +23,7 @@ from solostream.agent.engines.allocator import keep_freed_memory
 from solostream.agent.trajectory_file import TrajectoryLog, read_lines
 from solostream.envs.data import Tasks
 from solostream.errors import UserError
+from solostream.provenance import provenance
 from solostream.training.config import Config
 from solostream.training.learner.device import describe
 from solostream.training.learner.learner import Learner
@@ -78,6 +79,11 @@ class Trainer:
         view.say(describe(self.parts.model.device))
         self.cold_step: int = plain.get("cold_step", 0)
         self.before = Scores(**plain["before"]) if plain.get("before") else None
+
+    def stop(self) -> None:
+        """Ask the run to end at the next step, with a checkpoint; from any thread, as Ctrl-C does from the main one."""
+        if (interrupt := getattr(self, "interrupt", None)) is not None:
+            interrupt.ask()
 
     def run(self, *, cold_start_only: bool = False) -> Summary | None:
         """What is left to do; None after the cold start only. Raises Interrupted, SandboxError, EngineError."""
@@ -255,6 +261,7 @@ class Trainer:
             mismatch_max=rl.mismatch_max,
             wall_s=round(sum(times.values()), 2),
             times={phase: round(seconds, 2) for phase, seconds in times.items()},
+            provenance=provenance(),
         )
         summary.write(self.folder)
         self.view.say(f"\n{table(summary)}\n{self.folder}/")

@@ -64,7 +64,7 @@ def test_scores_by_hand() -> None:
 
 def test_the_table_shows_before_and_after_and_gaps() -> None:
     before, after = Scores(0.25, None, 0.5, 15.25, None, 0.5), Scores(0.9, 0.975, 1.0, 0.0, 0.99, 1.0)
-    text = table(Summary("n", 3, "hf", 40, before, after, 0.02, 1e-5, 123.4, {"build": 3.4, "learning": 120.0}))
+    text = table(Summary("n", 3, "hf", 40, before, after, 0.02, 1e-5, 123.4, {"build": 3.4, "learning": 120.0}, {}))
     rows = {line.split("  ")[0]: line.split()[-3:] for line in text.splitlines()}
     assert rows["accuracy, sampled"] == ["25.0%", "→", "90.0%"]
     assert rows["accuracy, greedy"] == ["–", "→", "97.5%"]
