@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from typing import Any
 
+import solostream
 from solostream.agent.engine import EngineError
 from solostream.errors import SandboxError, UserError
 from solostream.registry import EXTRAS
@@ -63,9 +64,7 @@ def _asks_for_help(argv: list[str]) -> str | None:
     if not argv or (not plain and len(argv) == 1):
         return _usage()
     if argv == ["--version"]:
-        from solostream import __version__
-
-        return f"solostream {__version__}"
+        return f"solostream {solostream.__version__}"
     if len(plain) == 1 and plain[0] in groups and len(argv) <= 2:
         return _usage(plain[0])
     return None

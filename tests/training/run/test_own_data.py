@@ -69,8 +69,13 @@ def test_resume_refuses_an_edited_file(tmp_path: Path, capsys: pytest.CaptureFix
     place = tmp_path / "problems.jsonl"
     place.write_text(rows("plain", 60))
     more = arguments(tmp_path, f"data.path={place}")
+    root = ["--set", f"run.root={tmp_path}"]
     assert main(["train", str(TINY), "--name", "own", *more]) == 0
-    assert main(["train", str(TINY), "--name", "own", "--resume", *more]) == 0  # nothing is left to do
+    before = (tmp_path / "own/config.toml").read_text()
+    assert main(["train", str(TINY), "--name", "own", "--resume", *root]) == 0  # as the run was, not as tiny.toml is
+    assert (tmp_path / "own/config.toml").read_text() == before
+    assert main(["train", str(tmp_path / "own"), "--resume", "--set", "run.steps=2"]) == 0
+    assert json.loads((tmp_path / "own/summary.json").read_text())["steps"] == 2
     place.write_text(rows("plain", 60).replace('"answer": "15"', '"answer": "16"'))
     capsys.readouterr()
     assert main(["train", str(TINY), "--name", "own", "--resume", *more]) == 2
