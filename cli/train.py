@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
@@ -20,7 +20,7 @@ Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 def train(
     config: tyro.conf.Positional[Path],
     name: str | None = None,
-    engine: Literal["hf", "vllm"] | None = None,
+    engine: str | None = None,
     seed: int | None = None,
     resume: str | None = None,
     set: Settings = (),
@@ -32,7 +32,7 @@ def train(
         config: the TOML file (a [sweep] section runs every combination, one after the other), or a recipe's name:
             quickstart, own-data, gsm8k, dapo-aime25; with --resume also a run's folder.
         name: folder under runs/; default: the file's name.
-        engine: what samples: hf (in this process) or vllm.
+        engine: what samples: hf (in this process), vllm, server, or one of your own.
         seed: of the model, the data order and the sampling.
         resume: go on from the newest whole checkpoint ("auto", also when nothing follows) or from a checkpoint folder,
             under the run's own configuration; --set comes on top of that.

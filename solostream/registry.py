@@ -68,6 +68,13 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "question-answer": "solostream.envs.data.layouts.questions:Question",
         "math": "solostream.envs.data.layouts.competition:Math",
     },
+    "engine": {
+        "hf": "solostream.agent.engines.hf:open_hf",
+        "vllm": "solostream.agent.engines.vllm:VllmEngine.open",
+        "server": "solostream.agent.engines.server:open_servers",
+        "chat": "solostream.agent.engines.chat_endpoint:open_chat",
+        "scripted": "solostream.agent.engines.scripted:open_script",
+    },
     "advantage": {
         "spo": "solostream.training.advantages.spo:SPO",
         "grpo": "solostream.training.advantages.grpo:GRPO",
@@ -89,6 +96,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
 # kind -> the keywords that the run hands over to a factory that asks for them
 GIVEN: dict[str, tuple[str, ...]] = {
     "advantage": ("inner", "tracker", "logprobs"),
+    "engine": ("model", "module", "tokenizer", "slots", "max_len", "seed", "dtype", "reproducible"),
 }
 # module that is missing -> the extra that brings it
 EXTRAS = {
@@ -153,26 +161,24 @@ def make(kind: str, spec: str, options: Mapping[str, Any] | None = None, **given
 
     Raises UserError for an option that it does not have and for a value of the wrong type.
     """
-    factory = load(kind, spec)
-    if not callable(factory):
-        raise UserError(f"{kind} '{spec}' is a {type(factory).__name__}; name a class, or a function that makes one")
+    factory = _factory(kind, spec)
     offered = {name: value for name, value in given.items() if name in _parameters(factory)}
     return factory(**offered, **check(kind, spec, options or {}))
 
 
 def asks(kind: str, spec: str, name: str) -> bool:
     """Whether the factory has a keyword `name`: so a component says that it wants what the run can hand over."""
-    return name in _parameters(load(kind, spec))
+    return name in _parameters(_factory(kind, spec))
 
 
 def check(kind: str, spec: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` as the component declares them, converted. Raises UserError, one line with the nearest name."""
-    return checked(f"{kind} '{spec}'", load(kind, spec), options, GIVEN.get(kind, ()))
+    return checked(f"{kind} '{spec}'", _factory(kind, spec), options, GIVEN.get(kind, ()))
 
 
 def defaults(kind: str, spec: str) -> dict[str, Any]:
     """The component's options and their values where a configuration says nothing; those that TOML can write."""
-    own = _options(load(kind, spec), GIVEN.get(kind, ()))
+    own = _options(_factory(kind, spec), GIVEN.get(kind, ()))
     return {name: _plain(p.default) for name, p in own.items() if _writable(p.default)}
 
 
@@ -216,6 +222,13 @@ def checked(what: str, factory: Callable[..., Any], options: Mapping[str, Any], 
         raise UserError(f"{what}: '{key}' cannot be {problem['input']!r}: {reason[:1].lower()}{reason[1:]}") from None
     wanted = {*options, *(name for name, p in own.items() if p.default is p.empty)}
     return {name: getattr(made, name) for name in own if name in wanted}
+
+
+def _factory(kind: str, spec: str) -> Callable[..., Any]:
+    found: Any = load(kind, spec)
+    if not callable(found):
+        raise UserError(f"{kind} '{spec}' is a {type(found).__name__}; name a class, or a function that makes one")
+    return found  # type: ignore[no-any-return]
 
 
 def _plugins(kind: str) -> dict[str, str]:

@@ -204,6 +204,11 @@ class _Limited(Exception):
         self.delay_s = delay_s
 
 
+def open_chat(model: str, *, api_key_env: str | None = None) -> ChatEndpoint:
+    """The engine `chat`: `model` is "URL#MODEL". Raises UserError."""
+    return ChatEndpoint(model, key=api_key_env)
+
+
 async def _leave_rate_limits(response: Any) -> None:
     """The client's own word for "do not retry": a server that limits the rate is waited for above."""
     if response.status_code == 429 or (response.status_code in (503, 529) and "retry-after" in response.headers):

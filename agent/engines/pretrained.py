@@ -11,7 +11,8 @@ from solostream.errors import UserError
 
 FORMS = (
     "PATH or a Hugging Face id, vllm:PATH, http://HOST:PORT (a vLLM server; several, separated by commas), "
-    "chat:URL#MODEL (any OpenAI-compatible endpoint, evaluation only), scripted:MODULE:FUNCTION"
+    "chat:URL#MODEL (any OpenAI-compatible endpoint, evaluation only), scripted:MODULE:FUNCTION, or an engine of your "
+    "own as MODULE:OBJECT:PATH"
 )
 
 
@@ -25,10 +26,15 @@ def load_tokenizer(name: str) -> Any:
         raise UserError(no_model(name, error)) from None
 
 
-def tokenizer_of(model: str, tokenizer: str | None) -> Any:
-    """The tokenizer to use with `model`: its own, or one with the same vocabulary. Raises UserError."""
+def tokenizer_of(model: str, tokenizer: Any) -> Any:
+    """The tokenizer to use with `model`: its own, or one with the same vocabulary by name. Raises UserError.
+
+    One that is loaded already is the caller's to vouch for.
+    """
     if tokenizer is None:
         return load_tokenizer(model)
+    if not isinstance(tokenizer, str):
+        return tokenizer
     own, other = load_tokenizer(model), load_tokenizer(tokenizer)
     if vocabulary_hash(own) != vocabulary_hash(other):
         raise UserError(f"the vocabulary of {tokenizer!r} is not the one of {model!r}: leave the tokenizer out")

@@ -8,8 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from solostream import registry
 from solostream.agent.chat_template import CHATML
 from solostream.agent.engine import Generation, Sampling, Weights
+from solostream.agent.engines.pretrained import load_tokenizer
 from solostream.agent.tokenization import decode, encode
 from solostream.errors import UserError
 
@@ -65,6 +67,17 @@ class ScriptedEngine:
 
     async def close(self) -> None:
         self._unsaid.clear()
+
+
+def open_script(model: str, *, tokenizer: str | None = None) -> ScriptedEngine:
+    """The engine `scripted`: `model` is "MODULE:FUNCTION", the function `policy` where only a module is named.
+
+    Raises UserError.
+    """
+    policy = registry.load("policy", model if ":" in model else f"{model}:policy")
+    if not callable(policy):
+        raise UserError(f"scripted:{model} is a {type(policy).__name__}, not a function from text to text")
+    return ScriptedEngine(policy, load_tokenizer(tokenizer) if tokenizer else None)
 
 
 @lru_cache

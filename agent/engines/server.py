@@ -218,6 +218,22 @@ class ServerEngine:
         await self._client.close()
 
 
+async def open_servers(
+    model: str = "",
+    *,
+    tokenizer: Any = None,
+    max_len: int | None = None,
+    urls: tuple[str, ...] = (),
+    api_key_env: str | None = None,
+) -> ServerEngine:
+    """The engine `server`: replicas at `urls`, else at those that `model` lists, with commas. Raises UserError."""
+    addresses = list(urls) or model.split(",")
+    for url in addresses:
+        if not url.startswith(("http://", "https://")):
+            raise UserError(f"engine 'server': {url!r} is no address; give urls = [\"http://HOST:PORT\"]")
+    return await ServerEngine.connect(addresses, tokenizer, max_len=max_len, api_key_env=api_key_env)
+
+
 def _generation(choice: dict[str, Any], versions: dict[str, int], start: int) -> Generation:
     """`versions`: by the names that servers have for them; tokens of any other were sampled under `start`."""
     ids, told = choice.get("token_ids"), choice.get("logprobs")

@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,8 +27,8 @@ QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONW
 class VllmEngine:
     """An `Engine`; make one with `await VllmEngine.open(path)`."""
 
-    def __init__(self, llm: Any, shapes: dict[str, tuple[int, ...]], max_len: int, version: int) -> None:
-        self.version = version
+    def __init__(self, llm: Any, shapes: dict[str, tuple[int, ...]], max_len: int) -> None:
+        self.version = 0
         self.max_len = max_len
         self._llm = llm
         self._shapes = shapes
@@ -43,16 +43,15 @@ class VllmEngine:
         slots: int = 256,
         max_len: int | None = None,
         seed: int = 0,
-        version: int = 0,
         dtype: str = "auto",
         cache_bytes: int | None = None,
-        options: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> VllmEngine:
         """Start vLLM on a model folder or id; takes 10 to 60 s.
 
         slots: sequences that decode at the same time. max_len: tokens of a ledger (default: the model's context).
         dtype: "auto" is float32 on a CPU. cache_bytes: of the KV cache (default: 256 MiB on a CPU, vLLM's share of a
-        GPU). options: any other of vLLM's engine arguments (`tensor_parallel_size`, `gpu_memory_utilization`, ...).
+        GPU). Anything else is one of vLLM's engine arguments (`tensor_parallel_size`, `gpu_memory_utilization`, ...).
         A script starts it under `if __name__ == "__main__":`: the child imports the script. Raises UserError when vllm
         is not installed or the model does not load.
         """
@@ -86,7 +85,7 @@ class VllmEngine:
                     "worker_extension_cls": "solostream.agent.engines.vllm_worker.Reload",
                     "disable_log_stats": True,
                 }
-                config = AsyncEngineArgs(**arguments | dict(options or {})).create_engine_config()
+                config = AsyncEngineArgs(**arguments | options).create_engine_config()
                 head = config.model_config.get_head_size()
                 if cpu and head % 32:
                     raise ValueError(f"its head_dim is {head}, on a CPU it must be a multiple of 32")
@@ -97,9 +96,9 @@ class VllmEngine:
             except (OSError, TypeError, ValueError, RuntimeError) as error:
                 first = str(error).strip().split("\n")[0].replace("AsyncEngineArgs.__init__() got", "it has")
                 raise UserError(f"vllm cannot run {model!r}: {first}") from error
-        await llm.update_weight_version(str(version))
+        await llm.update_weight_version("0")
         await llm.collective_rpc("end_with", args=(os.getpid(),))
-        engine = cls(llm, stored_shapes(model), config.model_config.max_model_len, version)
+        engine = cls(llm, stored_shapes(model), config.model_config.max_model_len)
         if cpu and str(config.model_config.dtype) == "torch.bfloat16":
             # Processors with AMX kill a process whose first bfloat16 batch has four tokens or fewer: make it longer.
             await engine.generate([0] * min(16, engine.max_len - 1), Sampling(1, temperature=0))

@@ -126,7 +126,7 @@ def test_a_folder_has_one_writer(tmp_path: Path, data: str) -> None:
 
 
 async def test_a_start_that_failed_leaves_no_folder(tmp_path: Path, data: str) -> None:
-    with pytest.raises(UserError, match="no policy at"):
+    with pytest.raises(UserError, match="did you mean 'calculator'"):
         await evaluate(options(tmp_path, data, "calculater"))
     assert not (tmp_path / "out").exists()
 
@@ -138,7 +138,7 @@ async def test_another_evaluation_is_not_mixed_in(tmp_path: Path, data: str) -> 
 
 
 async def test_a_model_that_did_not_open_keeps_no_other_from_the_folder(tmp_path: Path, data: str) -> None:
-    with pytest.raises(UserError, match="no policy at"):
+    with pytest.raises(UserError, match="did you mean 'calculator'"):
         await evaluate(options(tmp_path, data, "calculater"))
     assert (await evaluate(options(tmp_path, data)))["complete"]
 

@@ -17,7 +17,7 @@ from solostream.errors import UserError
 
 Options = dict[str, dict[str, Any]]  # component -> its options
 # kind -> the section of the configuration that holds its components'
-SECTIONS = {"advantage": "algorithm", "loss": "loss"}
+SECTIONS = {"advantage": "algorithm", "loss": "loss", "engine": "engine"}
 
 
 def check(kind: str, sections: Options) -> Options:

@@ -235,9 +235,7 @@ class RunConfig(Section):
     name: str | None = None  # default: the file's name
     root: str = "runs"
     seed: Count = 0
-    engine: Literal["hf", "vllm"] = "hf"
-    engine_options: dict[str, Any] = Field(default_factory=dict)  # of vLLM: tensor_parallel_size, ...
-    servers: Names = ()  # addresses of vLLM servers on this machine that sample in place of a vLLM of the run's own
+    engine: str = "hf"  # what samples; its options: [engine.NAME]
     steps: Positive = 40  # of reinforcement learning: batches
     checkpoint_every: Positive = 20
     keep: Positive = 2  # checkpoints
@@ -245,18 +243,8 @@ class RunConfig(Section):
     project: str = "solostream"
 
     @model_validator(mode="after")
-    def _engine_fits(self) -> RunConfig:
-        if (self.servers or self.engine_options) and self.engine != "vllm":
-            raise ValueError("run.servers and run.engine_options are vLLM's: set run.engine = 'vllm'")
-        if self.servers and self.engine_options:
-            raise ValueError("run.engine_options are of a vLLM that the run starts: give them to `vllm serve` instead")
-        for url in self.servers:
-            if url.startswith("chat:"):
-                raise ValueError(
-                    f"run.servers: {url} returns no token ids and no logprobs, which training needs: use a vLLM server"
-                )
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(f"run.servers: {url!r} is no address; write http://HOST:PORT")
+    def _known(self) -> RunConfig:
+        registry.find("engine", self.engine)
         return self
 
 
@@ -268,6 +256,7 @@ class Config(Section):
     cold_start: ColdStartConfig = ColdStartConfig()
     rollout: RolloutConfig = RolloutConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    engine: options_of("engine") = Field(default_factory=dict)  # type: ignore[valid-type]  # [engine.NAME]
     loss: options_of("loss") = Field(default_factory=dict)  # type: ignore[valid-type]  # [loss.NAME]
     learner: LearnerConfig = LearnerConfig(lr=5e-4)
     eval: EvalConfig = EvalConfig()
@@ -317,13 +306,16 @@ class Config(Section):
         """The configuration without where the run lives and how long it goes on: those may change on resume."""
         tree = self.model_dump(mode="json")
         tree["run"] = {"seed": self.run.seed}
-        del tree["eval"]
+        del tree["eval"], tree["engine"]
         return tree
 
     def completed(self) -> Config:
         """The same run, with the defaults of its components written out: what a folder keeps."""
         a, used = self.algorithm, self.algorithm.components
-        sections = {"loss": complete("loss", self.loss, [self.learner.loss])}
+        sections = {
+            "engine": complete("engine", self.engine, [self.run.engine]),
+            "loss": complete("loss", self.loss, [self.learner.loss]),
+        }
         algorithm = a.model_copy(update=complete("advantage", a.options, used))
         return self.model_copy(update={**sections, "algorithm": algorithm})
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from solostream import registry
 from solostream.agent.chat_template import Chat
 from solostream.agent.engine import Engine, Weights
 from solostream.agent.engines.pretrained import vocabulary_hash
+from solostream.agent.engines.spec import opened
 from solostream.agent.run_settings import RunSettings
 from solostream.envs import data
 from solostream.envs.data import Tasks
@@ -132,54 +134,44 @@ def _env_options(config: Config) -> dict[str, Any]:
 
 async def open_engine(config: Config, parts: Components, slots: int) -> Engine:
     """A sampler of the model's shape; its weights come with the first `load_weights`. Raises UserError."""
-    model = None
-    if config.run.engine == "hf" or config.model.path == "build":
-        model = sampler_model(parts.model, sampler_dtype(config.model, parts.model.device))
-    if config.run.servers:
-        return await _servers(config, parts)
-    if config.run.engine == "vllm":
-        from solostream.agent.engines.vllm import VllmEngine
+    name, path = config.run.engine, config.model.path
 
-        with tempfile.TemporaryDirectory(prefix="solostream-model-") as folder:  # vLLM reads its shapes from a folder
-            if model is not None:
-                model.save_pretrained(folder)
-                parts.tokenizer.save_pretrained(folder)
-            path = folder if model is not None else config.model.path
-            return await VllmEngine.open(
-                path,
-                slots=slots,
-                max_len=parts.max_tokens,
-                seed=config.run.seed,
-                dtype=config.model.dtype,
-                options=config.run.engine_options,
-            )
-    from solostream.agent.engines.hf import HFEngine
+    def module() -> Any:
+        return sampler_model(parts.model, sampler_dtype(config.model, parts.model.device)).to(parts.model.device)
 
-    assert model is not None
-    return HFEngine(
-        model.to(parts.model.device),
-        parts.tokenizer,
-        slots=slots,
-        max_len=parts.max_tokens,
-        seed=config.run.seed,
-        reproducible=config.rollout.mode == "sync",
-    )
-
-
-async def _servers(config: Config, parts: Components) -> Engine:
-    """The vLLM servers of `run.servers`. Raises UserError where they serve another vocabulary or a shorter context."""
-    from solostream.agent.engines.server import ServerEngine
-
-    engine = await ServerEngine.connect(config.run.servers)
-    wrong = ""
-    if vocabulary_hash(engine.tokenizer) != vocabulary_hash(parts.tokenizer):
-        wrong = "serve a model with another vocabulary: serve the one of model.path"
-    elif engine.max_len < parts.max_tokens:
-        wrong = f"have a context of {engine.max_len} tokens: start them with --max-model-len {parts.max_tokens}"
+    with tempfile.TemporaryDirectory(prefix="solostream-model-") as folder:
+        if path == "build" and not registry.asks("engine", name, "module"):  # it reads the shapes from a folder
+            module().save_pretrained(folder)
+            parts.tokenizer.save_pretrained(folder)
+            path = folder
+        engine = await opened(
+            name,
+            config.engine.get(name),
+            model=path,
+            module=module,
+            tokenizer=parts.tokenizer if registry.asks("engine", name, "module") else None,
+            slots=slots,
+            max_len=parts.max_tokens,
+            seed=config.run.seed,
+            dtype=config.model.dtype,
+            reproducible=config.rollout.mode == "sync",
+        )
+    wrong = _unfit(engine, parts)
     if wrong:
         await engine.close()
-        raise UserError(f"run.servers {wrong}")
+        raise UserError(f"engine '{name}' {wrong}")
     return engine
+
+
+def _unfit(engine: Engine, parts: Components) -> str:
+    """Why an engine that brings its own model cannot sample for this policy; empty where it can."""
+    tokenizer = getattr(engine, "tokenizer", parts.tokenizer)
+    max_len = getattr(engine, "max_len", parts.max_tokens)
+    if tokenizer is not parts.tokenizer and vocabulary_hash(tokenizer) != vocabulary_hash(parts.tokenizer):
+        return "has a model with another vocabulary: serve the one of model.path"
+    if max_len < parts.max_tokens:
+        return f"has a context of {max_len} tokens: start it with --max-model-len {parts.max_tokens}"
+    return ""
 
 
 def write_model(config: Config, run: str, parts: Components, weights: Weights, folder: Path) -> None:

@@ -164,4 +164,4 @@ async def test_what_cannot_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="vllm cannot run"):
         await VllmEngine.open(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="unexpected keyword argument 'tensor_size'"):
-        await VllmEngine.open(str(tmp_path / "nothing"), options={"tensor_size": 2})
+        await VllmEngine.open(str(tmp_path / "nothing"), tensor_size=2)

@@ -308,14 +308,14 @@ def test_a_training_samples_from_servers(server: tuple[str, Any], folder: Path, 
     settings = [
         f"run.root={tmp_path}",
         "run.steps=3",
-        f"run.servers=['{server[0]}']",
+        f"engine.server.urls=['{server[0]}']",
         f"model.path={folder}",
         "cold_start.phases=[]",
         "rollout.mode=async",
         "env.turn_tokens=40",
     ]
     command = [sys.executable, "-m", "solostream", "train", str(ROOT / "tests/training/run/tiny.toml")]
-    command += ["--name", "tiny", "--engine", "vllm", *(f"--set={setting}" for setting in settings)]
+    command += ["--name", "tiny", "--engine", "server", *(f"--set={setting}" for setting in settings)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [row for row in read(tmp_path / "tiny/metrics.jsonl") if row["phase"] == "rl"]

@@ -26,13 +26,11 @@ def refusal(*settings: str) -> str:
     [
         ("learner.lrr=1e-3", ["unknown key 'learner.lrr'", "did you mean 'lr'", "grad_clip"]),
         ("algorthm.k=0.5", ["unknown key 'algorthm'", "did you mean 'algorithm'", "rollout"]),
-        ("run.engine='vlm'", ["'run.engine' cannot be 'vlm'", "did you mean 'vllm'", "allowed: hf, vllm"]),
-        ("run.servers=['http://localhost:8000']", ["set run.engine = 'vllm'"]),
-        (
-            "run={engine = 'vllm', servers = ['chat:http://h#m']}",
-            ["no token ids and no logprobs, which training needs"],
-        ),
-        ("run={engine = 'vllm', servers = ['localhost:8000']}", ["write http://HOST:PORT"]),
+        ("run.engine='vlm'", ["unknown engine 'vlm'", "did you mean 'vllm'", "allowed: hf, vllm"]),
+        ("engine.vlm.seed=1", ["[engine.vlm]", "did you mean 'vllm'"]),
+        ("engine.server.url='http://localhost:8000'", ["engine 'server' has no option 'url'", "did you mean 'urls'"]),
+        ("engine.server.urls='http://localhost:8000'", ["engine 'server': 'urls' cannot be", "valid array"]),
+        ("engine.hf.slots=3", ["engine 'hf' has no option 'slots'", "it has none"]),
         ("algorithm.advantage=sppo", ["did you mean 'spo'", "rloo"]),
         ("group_size=8", ["unknown key 'group_size'", "did you mean 'algorithm.group_size'"]),
         ("run.steps='40'", ["'run.steps' cannot be '40'", "integer"]),
