@@ -1,0 +1,134 @@
+r"""Numbers as they are written: exact values, and how many digits were given. No SymPy, nothing that can take long.
+
+A decimal with at least six places and six significant digits counts as the value it rounds (or is cut from): 0.785398
+is π/4, 1.41421 is not √2. That is what math-verify's six places mean, without its absolute scale, by which all numbers
+under a millionth are equal. What Python prints of a number that has an end (0.30000000000000004) is that number.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+PLACES = 6  # and significant digits, from which on a decimal may stand for what it rounds
+NOISE_DIGITS = 15  # significant digits of a double
+NOISE = Fraction(1, 10**14)  # relative; of a double after some sums
+_LARGEST = 5_000  # digits and exponents beyond are left to nobody: not a number
+
+_DIGITS = r"\d{1,2000}"
+_GROUPED = r"\d{1,3}(?:[, ]\d{3}){1,40}"
+_NUMBER = re.compile(
+    rf"(?P<sign>[+-]?)(?:(?P<whole>{_GROUPED}|{_DIGITS})(?:\.(?P<places>\d{{0,2000}}))?|\.(?P<only>{_DIGITS}))"
+    r"(?:[eE](?P<exponent>[+-]?\d{1,5}))?",
+    re.ASCII,
+)
+_UNDERSCORED = re.compile(r"[+-]?\d{1,3}(?:_\d{3})+", re.ASCII)
+_POWER_OF_TEN = re.compile(
+    r"(?P<factor>[+-]?[\d., ]{1,400}?) ?(?:\\times|\\cdot|\*|x(?= ?10)) ?10 ?(?:\^|\*\*) ?"
+    r"(?P<exponent>[+-]?\d{1,5}|\{ ?[+-]?\d{1,5} ?\}|\( ?[+-]?\d{1,5} ?\))",
+    re.ASCII,
+)
+_RATIO = re.compile(
+    rf"(?P<sign>[+-]?) ?(?:\\frac\{{ ?(?P<a>[+-]?{_DIGITS}) ?\}}\{{ ?(?P<b>[+-]?{_DIGITS}) ?\}}"
+    rf"|(?P<c>{_DIGITS}) ?/ ?(?P<d>[+-]?{_DIGITS}))",
+    re.ASCII,
+)
+_MIXED = re.compile(
+    rf"(?P<sign>[+-]?) ?(?P<whole>{_DIGITS})(?: ?\\frac\{{(?P<a>{_DIGITS})\}}\{{(?P<b>{_DIGITS})\}}"
+    rf"| (?:and )?(?P<c>{_DIGITS}) ?/ ?(?P<d>{_DIGITS}))",
+    re.ASCII,
+)
+_PERIODIC = re.compile(
+    r"(?P<sign>[+-]?)(?P<whole>\d{1,400})\.(?P<head>\d{0,400})"
+    r"(?:\\overline ?\{(?P<bar>\d{1,400})\}|\\dot ?\{?(?P<dot>\d)\}?|\((?P<round>\d{1,400})\))",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """An exact value and its writing: `places` after the point and `digits` that count; both 0 without a point."""
+
+    value: Fraction
+    places: int = 0
+    digits: int = 0
+
+
+def number(text: str) -> Number | None:
+    """`text`, cleaned, as one number: plain, grouped by thousands, scientific, a fraction, mixed, or periodic."""
+    text = text.strip()
+    if match := _NUMBER.fullmatch(text):
+        return _plain(match)
+    if _UNDERSCORED.fullmatch(text):
+        return Number(Fraction(text.replace("_", "")))
+    if match := _POWER_OF_TEN.fullmatch(text):
+        factor, exponent = number(match["factor"]), int(match["exponent"].strip("{}() "))
+        if factor is None or abs(exponent) > _LARGEST:
+            return None
+        return Number(factor.value * Fraction(10) ** exponent, max(0, factor.places - exponent), factor.digits)
+    if match := _RATIO.fullmatch(text):
+        top, bottom = int(match["a"] or match["c"]), int(match["b"] or match["d"])
+        return Number(Fraction(-top if match["sign"] == "-" else top, bottom)) if bottom else None
+    if match := _MIXED.fullmatch(text):
+        return _mixed(match)
+    if match := _PERIODIC.fullmatch(text):
+        return _periodic(match)
+    return None
+
+
+def _plain(match: re.Match[str]) -> Number | None:
+    whole = re.sub(r"[, ]", "", match["whole"] or "0")
+    places = match["places"] or match["only"] or ""
+    exponent = int(match["exponent"] or 0)
+    if abs(exponent) > _LARGEST:
+        return None
+    value = Fraction(int(whole + places) * (-1 if match["sign"] == "-" else 1)) * Fraction(10) ** (
+        exponent - len(places)
+    )
+    pointed = match["places"] is not None or match["only"] is not None or exponent < 0
+    digits = len((whole + places).lstrip("0")) if pointed else 0
+    return Number(value, max(0, len(places) - exponent) if pointed else 0, digits)
+
+
+def _mixed(match: re.Match[str]) -> Number | None:
+    r"""`2 1/2`, `2\frac12`: a whole number and a proper fraction. `2 5/2` is no number."""
+    top, bottom = int(match["a"] or match["c"]), int(match["b"] or match["d"])
+    if not 0 < top < bottom:
+        return None
+    value = int(match["whole"]) + Fraction(top, bottom)
+    return Number(-value if match["sign"] == "-" else value)
+
+
+def _periodic(match: re.Match[str]) -> Number:
+    head, period = match["head"], match["bar"] or match["dot"] or match["round"]
+    value = Fraction(int(match["whole"] + head), 10 ** len(head))
+    value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(head))
+    return Number(-value if match["sign"] == "-" else value)
+
+
+def same_number(one: Number, other: Number) -> str | None:
+    """The rule by which two written numbers are one; None: they are not."""
+    if one.value == other.value:
+        return "the same number"
+    if rounds_to(one, other.value) or rounds_to(other, one.value):
+        return "a decimal rounded at six places or more"
+    return None
+
+
+def rounds_to(written: Number, value: Fraction) -> bool:
+    """Whether `written` is `value` rounded or cut at its last place, or the double that stands for it."""
+    if written.digits >= NOISE_DIGITS and abs(written.value - value) <= abs(value) * NOISE and value.denominator != 1:
+        return True
+    if written.digits >= NOISE_DIGITS + 1 and written.places and abs(written.value - value) <= abs(value) * NOISE:
+        return True
+    if written.places < PLACES or written.digits < PLACES:
+        return False
+    error, unit = abs(written.value - value), Fraction(1, 10**written.places)
+    cut = error < unit and abs(written.value) <= abs(value) and written.value * value > 0
+    return cut or 2 * error <= unit
+
+
+def close(one: Fraction, other: Fraction, tolerance: float) -> bool:
+    """Whether they differ by at most `tolerance` of the first."""
+    return abs(one - other) <= Fraction(tolerance) * abs(one)
