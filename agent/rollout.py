@@ -18,7 +18,8 @@ from solostream.agent.engine import Engine, EngineError, Sampling
 from solostream.agent.engines.stops import end_of_turn
 from solostream.agent.tokenization import decode
 from solostream.agent.trajectory import Dispatch, Ending, Role, TokenRecord, Trajectory
-from solostream.envs.types import Step, ToolCall
+from solostream.envs.rewards.episode import RewardError
+from solostream.envs.types import Grading, Step, ToolCall
 from solostream.errors import SandboxError
 
 _episodes = itertools.count()
@@ -78,12 +79,15 @@ async def rollout(
     for attempt in range(retries + 1):
         ledger = TokenRecord()
         step: Step | None = None
+        failure: Grading | None = None
         try:
             _, info = await env.areset(seed=seed, options=options)
             task_id = info["task_id"]
             opening = info["messages"]
             ledger.add_observation("user", chat.open(opening, env.tools), "\n\n".join(m["content"] for m in opening))
             step, ending = await _play(env, engine, chat, ledger, sampling, max_tokens, seed)
+        except RewardError as error:  # the episode was played; only nobody can say what it is worth
+            ending, failure = "infra", Grading(failure=str(error))
         except SandboxError:
             if attempt < retries:
                 continue
@@ -99,6 +103,7 @@ async def rollout(
             source=getattr(env.task, "source", ""),
             answer=step.answer if step else None,
             unit=getattr(engine, "unit", "tokens"),
+            grading=failure or (step.grading if step else None),
         )
     raise AssertionError("the last attempt returns")
 

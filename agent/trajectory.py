@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from solostream.envs.types import ToolCall
+from solostream.envs.types import Grading, ToolCall
 from solostream.sandbox.types import Execution
 
 Ending = Literal["answered", "void", "turn_limit", "token_limit", "time_limit", "infra"]
@@ -94,6 +94,7 @@ class Trajectory:
     answer: str | None = None
     unit: Unit = "tokens"
     usage: Usage | None = None
+    grading: Grading | None = None  # how the reward came about; None: the environment did not say
 
     def __post_init__(self) -> None:
         lengths = {len(a) for a in (self.token_ids, self.action_mask, self.logprobs, self.versions)}
@@ -156,6 +157,7 @@ class Trajectory:
             "reward": self.reward,
             "ending": self.ending,
             "answer": self.answer,
+            "grading": self.grading and self.grading.to_dict(),
             "seed": self.seed,
             "dispatch": {n: getattr(self.dispatch, n) for n in ("event", "value", "version", "group")},
             "turns": [
@@ -214,6 +216,7 @@ class Trajectory:
             answer=record["answer"],
             unit=record["unit"],
             usage=record["usage"] and Usage(**record["usage"]),
+            grading=record["grading"] and Grading.from_dict(record["grading"]),
         )
 
     def to_json(self) -> str:

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("solostream.cli.eval:compare", "two evaluations side by side: curves, support flow, significance"),
     "chat": ("solostream.cli.chat:chat", "talk to an agent that has the interpreter"),
     "play": ("solostream.cli.play:play", "be the agent yourself in any registered environment"),
+    "grade": ("solostream.cli.grade:grade", "is an answer right, and by which rule"),
     "report": ("solostream.cli.view:report", "one self-contained HTML file of a run"),
     "view": ("solostream.cli.view:view", "browse trajectories in a local web app"),
     "sandbox check": ("solostream.cli.sandbox:check", "conformance and abuse suite against any backend"),

@@ -4,11 +4,13 @@ from typing import Any
 
 from gymnasium import register
 
+from solostream.envs.rewards.grading import equivalent
+from solostream.envs.text.answers import final_answer
 from solostream.envs.text.parse import parse
 from solostream.envs.tool_env import ToolEnv
 from solostream.envs.types import Step, Task, ToolCall
 
-__all__ = ["Step", "Task", "ToolCall", "ToolEnv", "parse", "register"]
+__all__ = ["Step", "Task", "ToolCall", "ToolEnv", "equivalent", "final_answer", "parse", "register"]
 
 
 def _register(name: str, **defaults: Any) -> None:

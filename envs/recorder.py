@@ -12,7 +12,7 @@ import gymnasium
 from gymnasium.utils import RecordConstructorArgs
 
 from solostream.envs.tool_env import ToolEnv
-from solostream.envs.types import Step, ToolCall
+from solostream.envs.types import Grading, Step, ToolCall
 from solostream.errors import UserError
 from solostream.sandbox.types import Execution
 
@@ -76,6 +76,7 @@ def _step_record(step: Step) -> dict[str, Any]:
         "reward": step.reward,
         "ending": step.ending,
         "answer": step.answer,
+        "grading": step.grading and step.grading.to_dict(),
     }
 
 
@@ -88,6 +89,7 @@ def _step(record: dict[str, Any]) -> Step:
         reward=record["reward"],
         ending=record["ending"],
         answer=record["answer"],
+        grading=record["grading"] and Grading.from_dict(record["grading"]),
     )
 
 

@@ -20,18 +20,20 @@ from typing import Any, get_args
 
 import gymnasium
 
+from solostream import registry
 from solostream.envs import data
-from solostream.envs.rewards.grading import equivalent, quick
-from solostream.envs.rewards.rubric import Episode, Rubric
+from solostream.envs.rewards.episode import Episode, Score
+from solostream.envs.rewards.grading import Rules
+from solostream.envs.rewards.rubric import RewardSource, Rubric
 from solostream.envs.space import SURROGATE, UnicodeText
-from solostream.envs.text.answers import AnswerStyle, final_answer
+from solostream.envs.text.answers import AnswerStyle, find_answer
 from solostream.envs.text.budgets import TokenCounter, clip, token_counter
 from solostream.envs.text.observation import observe
 from solostream.envs.text.parse import Parsed, Parser, Think, names_tools, parse, stops
 from solostream.envs.text.prompts import system_prompt as default_prompt
 from solostream.envs.text.syntax import syntaxes
 from solostream.envs.tools import ToolSource, json_schema, make_tool, wrong_arguments
-from solostream.envs.types import EnvEnding, Step, Task, ToolCall
+from solostream.envs.types import EnvEnding, Grading, Step, Task, ToolCall
 from solostream.envs.workspace import SandboxSource, Workspace
 from solostream.errors import UserError
 from solostream.sandbox.interpreter import wait
@@ -47,7 +49,8 @@ class ToolEnv(gymnasium.Env[str, str]):
     sandbox, sandbox_options: a spec string or a factory; opened once a process and shared (see `workspace`).
     tools: names, {"tool": name, **options} or factories; fence and tag syntaxes can call only `python`.
     syntax, think: see `text.parse`. parallel_calls: a turn may hold several calls (then only the policy ends its turn).
-    answer: `boxed`, `line` or `tag`. reward: see `rewards.rubric.Rubric`.
+    answer: a style of `text.answers`. reward: see `rewards.rubric.Rubric`. grading: tolerance, units and percent (see
+    `rewards.grading.Rules`).
     system_prompt: None: how to call and to answer; "": no system message.
     timeout_s: of one call; None: the sandbox's limit. time_limit_s: of one episode, checked between calls.
     turn_tokens, output_tokens, episode_tokens: budgets of one turn, one tool output, and all text after the prompt,
@@ -71,7 +74,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         think: Think = "run",
         parallel_calls: bool = False,
         answer: AnswerStyle = "boxed",
-        reward: str | Mapping[str, float] = "correct",
+        reward: RewardSource = "correct",
+        grading: Mapping[str, Any] | None = None,
         system_prompt: str | None = None,
         max_turns: int = 8,
         max_calls_per_turn: int = 8,
@@ -102,6 +106,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._parallel = parallel_calls
         self._answer_style: AnswerStyle = answer
         self._rubric = Rubric(reward)
+        self._rules = Rules(**registry.checked("grading", Rules, grading or {}, ()))
         self._tools = {tool.name: tool for tool in map(make_tool, tools)}
         if len(self._tools) < len(tools):
             raise UserError(f"two tools have one name, among: {', '.join(self._tools)}")
@@ -177,7 +182,10 @@ class ToolEnv(gymnasium.Env[str, str]):
         return self.task.prompt, {"messages": self.opening, "task_id": self.task.id}
 
     async def astep(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """One turn of the policy. Raises SandboxError; the episode is then over and `reset` starts another."""
+        """One turn of the policy. Raises SandboxError, of which RewardError is one: the episode has no reward then.
+
+        It is over, and `reset` starts another.
+        """
         if self.over or self.task is None:
             raise gymnasium.error.ResetNeeded("the episode is over: call reset() before step()")
         if not isinstance(text, str):
@@ -186,21 +194,19 @@ class ToolEnv(gymnasium.Env[str, str]):
         text = SURROGATE.sub("\ufffd", text)
         parsed = parse(text, self._syntax, think=self._thinking())
         self._inside = parsed.inside
-        final = final_answer(text, parsed, self._answer_style)
+        final = find_answer(text, parsed, self._answer_style)
         if final and parsed.near_miss:  # who answers need not have tried to call
             parsed = replace(parsed, calls=())
         tokens = self._count(text)
         self._tokens += tokens
         ending = self._ending(tokens, parsed, final is not None)
-        answer = final[0] if final and ending == "answered" else None
-        executions, messages = await self._execute(parsed.calls, final[1] if final else None, ending)
+        answer = final.answer if final and ending == "answered" else None
+        executions, messages = await self._execute(parsed.calls, final.position if final else None, ending)
         self._tokens += sum(self._count(message["content"]) for message in messages)
         ending = ending or self._spent()
         step = Step(text, parsed.calls, executions, () if ending else messages, 0.0, ending, answer)
-        scores: dict[str, float] = {}
         if ending:
-            scores = await self._score(step)
-            step = replace(step, reward=self._rubric.total(scores))
+            step = await self._score(step, final.style if final and answer is not None else None)
             await self._workspace.end_episode()
         self.trace.append(step)
         self.over = ending is not None
@@ -210,7 +216,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             "ending": ending,
             "answer": answer,
             "void": step.void,
-            "scores": scores,
+            "scores": dict(step.grading.scores) if step.grading else {},
         }
         observation = "\n".join(message["content"] for message in step.messages)
         done = ending in ("answered", "void")
@@ -338,9 +344,17 @@ class ToolEnv(gymnasium.Env[str, str]):
         left -= self._count(f"{last}{turns}, tokens left: {left}]")  # no smaller number is longer
         return f"{turns}, tokens left: {max(left, 0)}]"
 
-    async def _score(self, last: Step) -> dict[str, float]:
+    async def _score(self, last: Step, style: str | None) -> Step:
+        """The last step with its reward and how it came about. Raises RewardError."""
         assert self.task is not None
         assert last.ending is not None
-        if last.answer is not None and quick(self.task.answer, last.answer) is None:
-            await asyncio.to_thread(equivalent, self.task.answer, last.answer)  # slow once, off the loop; then cached
-        return self._rubric.scores(Episode(self.task, (*self.trace, last), last.answer, last.ending, self._max_turns))
+        steps = (*self.trace, last)
+        episode = Episode(self.task, steps, last.answer, last.ending, self._max_turns, self._rules)
+        scores: dict[str, Score] = await self._rubric.scores(episode, self._workspace)
+        grading = Grading(
+            self.task.accepted,
+            style,
+            {name: score.value for name, score in scores.items()},
+            {name: score.why for name, score in scores.items() if score.why},
+        )
+        return replace(last, reward=self._rubric.total(scores), grading=grading)

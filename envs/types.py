@@ -51,6 +51,34 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Grading:
+    """How an episode came to its reward, for those who read it later.
+
+    expected: the accepted answers. style: which answer style matched. scores and reasons: by reward; the reason of
+    `correct` is the rule that graded the answer. failure: why there is no reward.
+    """
+
+    expected: tuple[str, ...] = ()
+    style: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    failure: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "expected": list(self.expected),
+            "style": self.style,
+            "scores": dict(self.scores),
+            "reasons": dict(self.reasons),
+            "failure": self.failure,
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Grading:
+        return cls(**{**record, "expected": tuple(record["expected"])})
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What one `step(text)` did: the trace of an environment is its reset's first message and these, in order.
 
@@ -65,6 +93,7 @@ class Step:
     reward: float
     ending: EnvEnding | None  # None: the episode goes on
     answer: str | None = None
+    grading: Grading | None = None  # of the step that ended the episode
 
     @property
     def void(self) -> bool:

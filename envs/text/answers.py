@@ -1,4 +1,8 @@
-r"""The final answer of a turn: the last `\boxed{…}` (`boxed`), `Answer: …` (`line`) or `<answer>…</answer>` (`tag`).
+r"""The final answer of a turn, in one of five styles.
+
+`boxed`: the last `\boxed{…}`. `tag`: `<answer>…</answer>`. `line`: `Answer: …` on a line, or "the answer is …".
+`last_number`: the last number of a turn that calls nothing. `auto`: the first of these, in this order, that is there; a
+small model that has never heard of `\boxed` still gets a reward to learn from. Which one matched is recorded.
 
 Only prose counts: calls, fenced blocks in any language and thinking are passed over, and so are empty answers.
 """
@@ -6,26 +10,55 @@ Only prose counts: calls, fenced blocks in any language and thinking are passed 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from solostream.envs.text.parse import Parsed, Span
 
-AnswerStyle = Literal["boxed", "line", "tag"]
+AnswerStyle = Literal["boxed", "tag", "line", "last_number", "auto"]
 _BOXED = re.compile(r"\\boxed\s{0,8}\{")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _LINE = re.compile(r"^[ \t*#]{0,16}(?:final )?answer[*]{0,4} ?:(?P<answer>.+)$", re.IGNORECASE | re.MULTILINE)
+# to the end of the sentence: a full stop before a space; one between digits is a decimal point
+_PHRASE = re.compile(
+    r"\b(?:answer|result) (?:is|equals)(?: ?:)?(?P<answer>[^\n]+?)"
+    r"(?=[.!?]?[*]{0,2}(?:$|\n)|[.!?;][*]{0,2} |,? (?:because|since|as|so|which)\b)",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(
+    r"(?<![\w.])(?:[-−]\s?)?(?:\\?\$ ?)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+)?(?:\\?%)?",
+    re.ASCII,
+)
 _FENCE_LINE = re.compile(r"^ {0,3}(?P<ticks>`{3,})(?P<info>[^`\n]*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An answer, where it begins in the text, and the style that matched."""
+
+    answer: str
+    position: int
+    style: AnswerStyle
 
 
 def final_answer(text: str, parsed: Parsed, style: AnswerStyle = "boxed") -> tuple[str, int] | None:
     """(answer, position where it begins) or None. `parsed` is the parse of the same `text`. Linear in the text."""
+    found = find_answer(text, parsed, style)
+    return (found.answer, found.position) if found else None
+
+
+def find_answer(text: str, parsed: Parsed, style: AnswerStyle = "boxed") -> Found | None:
+    """`final_answer`, and the style by which it was found: with `auto`, one of the others."""
     hidden = bytearray(len(text))
     for start, end in {call.span for call in parsed.calls} | {*parsed.thinking, *_fenced(text)}:
         hidden[start:end] = b"x" * (end - start)
-    for answer, start in reversed(list(_CANDIDATES[style](text))):
-        if answer.strip() and not hidden[start]:
-            return answer.strip(), start
+    for name in _AUTO if style == "auto" else (style,):
+        if name == "last_number" and parsed.calls:
+            continue  # numbers beside a call are on the way to an answer
+        for answer, start in reversed(list(_CANDIDATES[name](text))):
+            if answer.strip() and not hidden[start]:
+                return Found(answer.strip(), start, name)
     return None
 
 
@@ -43,8 +76,10 @@ def _boxed(text: str) -> Iterator[tuple[str, int]]:
 
 
 def _lines(text: str) -> Iterator[tuple[str, int]]:
-    for match in _LINE.finditer(text):
-        yield match["answer"].strip(" \t\r*"), match.start()
+    found = [(match["answer"], match.start()) for match in _LINE.finditer(text)]
+    found += [(match["answer"], match.start()) for match in _PHRASE.finditer(text)]
+    for answer, start in sorted(found, key=lambda pair: pair[1]):
+        yield answer.strip(" \t\r*:"), start
 
 
 def _tags(text: str) -> Iterator[tuple[str, int]]:
@@ -54,7 +89,18 @@ def _tags(text: str) -> Iterator[tuple[str, int]]:
         start = text.find("<answer>", end)
 
 
-_CANDIDATES = {"boxed": _boxed, "line": _lines, "tag": _tags}
+def _numbers(text: str) -> Iterator[tuple[str, int]]:
+    for match in _NUMBER.finditer(text):
+        yield match.group(), match.start()
+
+
+_AUTO: tuple[AnswerStyle, ...] = ("boxed", "tag", "line", "last_number")
+_CANDIDATES: dict[AnswerStyle, Callable[[str], Iterator[tuple[str, int]]]] = {
+    "boxed": _boxed,
+    "tag": _tags,
+    "line": _lines,
+    "last_number": _numbers,
+}
 
 
 def _fenced(text: str) -> Iterator[Span]:

@@ -11,6 +11,8 @@ _ANSWERS = {
     "boxed": r"Put your final answer in \boxed{}.",
     "line": "End with a line that says Answer: and your final answer.",
     "tag": "Put your final answer between <answer> and </answer>.",
+    "last_number": "End with your final answer, a number.",
+    "auto": r"Put your final answer in \boxed{}.",
 }
 
 

@@ -30,7 +30,7 @@ async def test_finished_episodes_are_recorded_and_read_back(tmp_path):
     await env.astep("void")
     core = env.unwrapped
     first, second = read_episodes(path)
-    assert first["task"] == {**ROWS[0], "source": "tasks", "meta": {}}
+    assert first["task"] == {**ROWS[0], "source": "tasks", "meta": {"row": ROWS[0]}}
     assert first["opening"] == [{"role": "user", "content": "Сколько? 🙂"}]
     assert (first["reward"], first["ending"], first["answer"]) == (1.0, "answered", "42")
     call, answer = first["steps"]

@@ -60,7 +60,7 @@ class AsyncCollector:
 
     @property
     def counts(self) -> Counter[str]:
-        """Since the start: infra_failures, infra_dropped, engine_failures, stale."""
+        """Since the start: infra_failures, infra_dropped, reward_failures, engine_failures, stale."""
         return self._retry.counts
 
     @property

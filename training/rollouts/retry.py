@@ -31,6 +31,9 @@ class RetryPolicy:
                 if trajectory.ending != "infra":
                     self._dropped_in_a_row = 0
                     return trajectory
+                if trajectory.grading and trajectory.grading.failure:  # told in a line of its own; the run goes on
+                    self.counts["reward_failures"] += 1
+                    return None
                 failure = SandboxError(f"the episode of {request.task_id} ended in an infrastructure failure")
             self.counts["infra_failures"] += 1
         self.counts["infra_dropped"] += 1

@@ -19,7 +19,13 @@ from solostream.training.run.metrics import mean
 from solostream.training.run.summary import Scores, scores
 
 # How an answer opens, by the environment's answer style.
-OPENINGS = {"boxed": "\\boxed{", "tag": "<answer>", "line": "Answer: "}
+OPENINGS = {
+    "boxed": "\\boxed{",
+    "auto": "\\boxed{",
+    "tag": "<answer>",
+    "line": "Answer: ",
+    "last_number": "The answer is ",
+}
 
 
 class DirectAnswer:

@@ -30,7 +30,7 @@ from solostream.training.rollouts.sync_collector import SyncCollector
 from solostream.training.rollouts.task_sampler import TaskSampler
 from solostream.training.run import metrics
 
-COUNTED = ("infra_failures", "infra_dropped", "engine_failures", "stale")
+COUNTED = ("infra_failures", "infra_dropped", "reward_failures", "engine_failures", "stale")
 LARGE_MISMATCH = 0.01  # nats: largest |Δ log p| of sampler and learner on a token of one policy; float32 stays below
 InThread = Callable[..., Awaitable[Any]]  # runs a function in the learner's thread
 

@@ -67,8 +67,7 @@ def _same_words(gold: str, answer: str) -> str | None:
     one, other = (_SPELLINGS.get(text, text).casefold() for text in (gold, answer))
     if one in _NOTHING and other in _NOTHING and "emptyset" in (one, other):
         return "both say that there is none"
-    one, other = _choice(one), _choice(other)
-    if one == other:
+    if len(_choice(one)) == 1 and _choice(one) == _choice(other):
         return "the same choice"
     letters = [re.sub(r"[\s.,'’!-]+", " ", text).strip() for text in (one, other)]
     if letters[0] == letters[1] and re.fullmatch(r"[^\W\d_](?:[^\W\d_]| )*", letters[0]):

@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import solostream
 from solostream.envs.rewards.grading.rules import Rules, Verdict
 from solostream.errors import SandboxError, UserError
 
@@ -67,7 +66,7 @@ class Pool:
             print(f"[{self._next},{question}]", file=process.stdin, flush=True)
 
     def _start(self) -> subprocess.Popen[str]:
-        home = str(Path(solostream.__file__).parent.parent)
+        home = str(Path(__file__).parents[4])  # the folder that holds the package
         paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"} | {
             "PYTHONPATH": os.pathsep.join(paths)

@@ -1,10 +1,12 @@
 """Rewards by hand."""
 
+import asyncio
 import math
 
 import pytest
 
-from solostream.envs.rewards.rubric import Episode, Rubric, otc_tool_reward
+from solostream.envs.rewards import Episode, RewardError, Rubric
+from solostream.envs.rewards.builtin import otc_tool_reward
 from solostream.envs.types import Step, Task, ToolCall
 from solostream.errors import UserError
 from solostream.sandbox.types import Execution
@@ -29,7 +31,7 @@ def episode(answer="5", executions=(DONE,), status="ok", meta=None, ending="answ
 
 def total(weights, of):
     rubric = Rubric(weights)
-    return rubric.total(rubric.scores(of))
+    return rubric.total(asyncio.run(rubric.scores(of)))
 
 
 @pytest.mark.parametrize(
@@ -89,9 +91,9 @@ def test_weights_that_leave_the_range(weights):
 
 
 def test_unknown_rewards_and_scores_out_of_range():
-    with pytest.raises(UserError, match="one of: correct"):
+    with pytest.raises(UserError, match="did you mean 'correct'"):
         Rubric("corect")
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="there is no module 'nowhere'"):
         Rubric("nowhere:f")
-    with pytest.raises(UserError, match=r"must lie in \[0, 1\]"):
-        Rubric("test_rewards:too_much").scores(episode())
+    with pytest.raises(RewardError, match=r"must lie in \[0, 1\]"), pytest.warns(RuntimeWarning):
+        total("test_rewards:too_much", episode())
