@@ -9,7 +9,17 @@ The abuse is bounded: every bomb counts, every loop has a deadline, and signals 
 pid namespace, or another uid, contains them. A backend that holds nothing fails; it does not take the machine along.
 """
 
-from solostream.sandbox.conformance import bombs, escapes, floods, processes, protocol, stuck, tampering, trespass
+from solostream.sandbox.conformance import (
+    bombs,
+    escapes,
+    floods,
+    processes,
+    programs,
+    protocol,
+    stuck,
+    tampering,
+    trespass,
+)
 from solostream.sandbox.conformance.case import CASES, Arena, Case, Skip, case, expect
 from solostream.sandbox.conformance.suite import LIMITS, Report, Verdict, check
 
@@ -19,6 +29,7 @@ __all__ += [
     "escapes",
     "floods",
     "processes",
+    "programs",
     "protocol",
     "stuck",
     "tampering",

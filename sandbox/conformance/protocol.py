@@ -36,6 +36,7 @@ async def last_expression(arena: Arena) -> None:
         "None": None,
         "print('p')": None,
         "[1,\n 2]": "[1, 2]",
+        "list(range(1200))": repr(list(range(1200))),  # a notebook's own printer abbreviates
         "if True:\n    5": None,
         "3;": None,
     }.items():
@@ -234,6 +235,48 @@ async def many_calls(arena: Arena) -> None:
     for number in range(100):
         seen = await session.run(f"print({number})\n{number}")
         expect((seen.stdout, seen.result) == (f"{number}\n", str(number)), f"call {number} has its own reply", seen)
+
+
+@case("sessions draw different random numbers", "state")
+async def random_numbers(arena: Arena) -> None:
+    """Also those of libraries that keep a generator of their own."""
+    code = (
+        "import random, secrets, tempfile, uuid\nfound = [random.random(), random.Random().random(), "
+        "secrets.token_hex(8), uuid.uuid4(), tempfile.mktemp()]\n"
+        "try:\n    import numpy\n    found += [numpy.random.rand(), numpy.random.default_rng().random()]\n"
+        "    import sympy\n    found += [sympy.randprime(1, 10**15), sympy.core.random.random()]\n"
+        "except ImportError:\n    pass\nprint(*found, sep='|')"
+    )
+    first, second = [(await arena.run(code)).stdout.split("|") for _ in range(2)]
+    expect(len(first) == len(second) >= 5, f"both sessions draw, not {first} and {second}")
+    same = [one for one, other in zip(first, second, strict=True) if one == other]
+    expect(not same, f"no two are equal, as {same}")
+
+
+@case("a picture and a rich result are displayed", "state")
+async def rich_output(arena: Arena) -> None:
+    session = await arena.open()
+    await session.run(
+        "class Rich:\n    def __repr__(self): return 'r'\n    def _repr_html_(self): return '<b>r</b>'\n"
+        "    def _repr_png_(self): return b'\\x89PNG'"
+    )
+    seen = await session.run("display(Rich(), 5)\nRich()")
+    rich = {"text/html": "<b>r</b>", "image/png": "iVBORw=="}
+    shown = [{mime: data.strip() for mime, data in bundle.items()} for bundle in seen.display]
+    wanted = [{"text/plain": "r", **rich}, {"text/plain": "5"}, rich]
+    expect(shown == wanted and seen.result == "r" and not seen.stdout, f"{wanted} are displayed, not {shown}", seen)
+
+
+@case("a stream object has the room of each call it prints in", "state")
+async def kept_stream(arena: Arena) -> None:
+    session = await arena.open()
+    size = arena.limits.output_bytes * 2 // 3
+    await session.run("import sys\nkept = sys.stdout")
+    for number in range(4):
+        seen = await session.run(f"kept.write('{number}' * {size})\nNone")
+        expect(seen.stdout == str(number) * size and not seen.stdout_truncated, f"call {number} prints {size} bytes")
+    seen = await session.run(f"kept.write('a' * {size})\nprint('b' * {size})")
+    expect(seen.stdout_truncated and "b" in seen.stdout, "two streams share the room of one call", seen)
 
 
 @case("session N+1 sees nothing of session N", "sessions")

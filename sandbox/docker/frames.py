@@ -11,6 +11,7 @@ import math
 import struct
 from typing import Any, cast, get_args
 
+from solostream.sandbox.fork.child import wire
 from solostream.sandbox.types import CodeError, Execution, Limits, Status
 
 PROTOCOL = 1  # both sides must speak the same: an old image is refused
@@ -23,8 +24,8 @@ class BadFrame(ValueError):
 
 
 def reply_bytes(limits: Limits) -> int:
-    """The cap of one reply: six texts of `output_bytes`, each byte of which JSON may write as six."""
-    return 6 * 6 * limits.output_bytes + 4096
+    """The cap of one reply: six texts of `output_bytes` and rich outputs, each byte of which JSON may write as six."""
+    return 6 * (6 * limits.output_bytes + wire.MAX_BUNDLE_BYTES) + 32_768
 
 
 async def read(reader: asyncio.StreamReader, cap: int) -> dict[str, Any]:
@@ -80,7 +81,25 @@ def execution(record: Any, limits: Limits) -> Execution:
         result_truncated=texts["result"][1],
         duration_s=float(duration),
         state_kept=record.get("state_kept") is True,
+        display=_bundles(record.get("display")),
     )
+
+
+def _bundles(record: Any) -> tuple[dict[str, str], ...]:
+    """Rich output, within what the runner keeps of it. Raises BadFrame."""
+    if not isinstance(record, list | tuple | None) or not all(isinstance(bundle, dict) for bundle in record or ()):
+        raise BadFrame("rich output that is no list of objects")
+    bundles, room = [], wire.MAX_BUNDLE_BYTES
+    for bundle in (record or ())[: wire.MAX_BUNDLES]:
+        kept = {}
+        for mime, data in bundle.items():
+            if not isinstance(data, str):
+                raise BadFrame("rich output that is not text")
+            if len(data) <= room:
+                kept[mime[: wire.MAX_NAME]] = clip(data, room)[0]
+                room -= len(data)
+        bundles.append(kept)
+    return tuple(bundles)
 
 
 def _clipped(record: dict[str, Any], name: str, limits: Limits) -> tuple[str | None, bool]:

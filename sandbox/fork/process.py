@@ -237,20 +237,25 @@ class Process:
 
     async def _answer(self, nonce: bytes, seconds: float) -> bytes | None:
         """The reply to `nonce`, or DEAD, or b"" for an end without one and for a frame that no honest session sends."""
+        deadline = time.monotonic() + seconds
         packet = await _receive(self._channel, seconds)
+        if packet == wire.STREAMS + nonce:  # once a call
+            with contextlib.suppress(OSError):  # it died
+                self._streams.give(self._channel)
+            packet = await _receive(self._channel, deadline - time.monotonic())
         if packet is None or packet[:1] == wire.DEAD:
             return packet
         honest = packet.startswith(wire.REPLY + nonce) or packet[: -wire.STATUS.size] == wire.BACK + nonce
         return packet if honest else b""
 
     async def _stop(self, nonce: bytes, snapshot: bool) -> bytes:
-        """SIGINT, and b"" after 300 ms in vain. With a snapshot its keeper kills the runner instead: the state is then
-        always the one before the call, never the one that an interrupt left."""
+        """SIGINT, and b"" after 300 ms in vain. With `snapshot` the keeper does it where none could be made; else
+        it kills the runner: the state is then always the one before the call, never what an interrupt left."""
         number, seconds = (signal.SIGTERM, _ROLLBACK_S) if snapshot else (signal.SIGINT, _INTERRUPT_S)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
         answer = await self._answer(nonce, seconds) or b""
-        if snapshot and answer[:1] == wire.REPLY:
+        if answer[:1] == wire.REPLY and answer[1 + wire.NONCE : 2 + wire.NONCE] >= bytes([wire.PROTECTED]):
             return b""  # it ended as it was being killed: what is left is unknown
         return answer
 

@@ -44,26 +44,28 @@ class _Stream:
         self._timer, self._reader = None, False
 
     def _readable(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.read(_PIPE)
-        if len(self.data) > self.limit:
+        if not self.read(_PIPE):
+            self.unwatch(loop)
+        elif len(self.data) > self.limit:
             self.unwatch(loop)
             self._flood(loop)
 
     def _flood(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.read(_GULP)
-        self._timer = loop.call_later(_PACE_S, self._flood, loop)
+        self._timer = loop.call_later(_PACE_S, self._flood, loop) if self.read(_GULP) else None
 
-    def read(self, most: int) -> None:
-        """What is there, up to `most` bytes; only the limit and one byte more are kept."""
+    def read(self, most: int) -> bool:
+        """What is there, up to `most` bytes; only the limit and one byte more are kept. False when nobody has the
+        writing end any more: the code has closed it."""
         while most > 0:
             try:
                 piece = os.read(self.fd, _PIPE)
             except BlockingIOError:
-                return
+                return True
             if not piece:
-                return
+                return False
             most -= len(piece)
             self.data += piece[: max(0, self.limit + 1 - len(self.data))]
+        return True
 
 
 class Streams:
@@ -71,24 +73,28 @@ class Streams:
 
     def __init__(self, limit: int) -> None:
         self._streams: list[_Stream] = []
-        self._writing: list[int] = []
         self._watching: asyncio.TimerHandle | None = None
         try:
             for _ in range(2):
                 reading, writing = os.pipe2(os.O_CLOEXEC)
+                os.close(writing)
                 os.set_blocking(reading, False)
-                os.fchmod(writing, 0o622)  # /dev/stdout is opened by the session's user, who is not this one
+                os.fchmod(reading, 0o622)  # /dev/stdout is opened by the session's user, who is not this one
                 self._streams.append(_Stream(reading, limit))
-                self._writing.append(writing)
         except OSError as error:
             self.close()
             raise SandboxError(f"no pipes for a session: {error}; raise `ulimit -n`") from error
 
     def give(self, channel: socket.socket) -> None:
-        """Hand the writing ends to the session. Raises OSError."""
-        socket.send_fds(channel, [wire.STREAMS], self._writing)
-        while self._writing:
-            os.close(self._writing.pop())
+        """Hand writing ends to the session: at first, and when its code has lost them. Raises OSError."""
+        ends: list[int] = []
+        try:
+            for stream in self._streams:
+                ends.append(os.open(f"/proc/self/fd/{stream.fd}", os.O_WRONLY | os.O_CLOEXEC))
+            socket.send_fds(channel, [wire.STREAMS], ends)
+        finally:
+            for end in ends:
+                os.close(end)
 
     def start(self) -> None:
         """A call begins: what was printed since the last one is nobody's."""
@@ -117,9 +123,9 @@ class Streams:
 
     def close(self) -> None:
         """Idempotent."""
-        for fd in [*self._writing, *(stream.fd for stream in self._streams)]:
-            os.close(fd)
-        self._writing, self._streams = [], []
+        for stream in self._streams:
+            os.close(stream.fd)
+        self._streams = []
 
 
 def sealed(code: bytes) -> int:

@@ -82,7 +82,7 @@ class Interpreter:
     def _execute(self, source: bytes, filename: str) -> object:
         """Run the code; the value of its last line where that is an expression."""
         text = source.decode("utf-8", "surrogatepass")
-        linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
+        linecache.cache[filename] = (len(text), None, (text + "\n").splitlines(True), filename)
         try:
             # Not `ast.parse`: a frame of the library, and its path, would head every syntax error.
             tree: Any = compile(text, filename, "exec", ast.PyCF_ONLY_AST | _FLAGS, dont_inherit=True)

@@ -4,7 +4,8 @@ A session has one SOCK_SEQPACKET pair, so the kernel keeps frames apart and a fr
 the code prints travels in two pipes, whose reading ends only the host has: what was printed survives the session.
 
     session -> host   READY
-    host -> session   STREAMS  + 2 descriptors, the writing ends of stdout and stderr; once
+    host -> session   STREAMS  + 2 descriptors, the writing ends of stdout and stderr: once, and again when the session,
+                      whose code has lost them, asks with STREAMS and the nonce, once a call
     host -> session   REQUEST  nonce, length of the code in bytes, the code; a code longer than INLINE is not in the
                       frame but in a sealed memory file, whose descriptor comes with it
     session -> host   REPLY, nonce, HEAD, texts; what does not fit follows in further frames | BACK, nonce, as DEAD
@@ -30,6 +31,7 @@ INLINE = 32_768  # bytes of code that travel in the request itself
 READY, STREAMS, REPLY, BACK, DEAD, FAILED = b"R", b"S", b"A", b"B", b"D", b"F"
 
 HAS_RESULT, HAS_ERROR, OUT_OF_MEMORY = 1, 2, 4
+PROTECTED = 8  # a snapshot waits behind the call, so that whoever ends it kills the runner
 
 MAX_CODE = 16 << 20  # bytes of one call's source
 MAX_NAME = 256  # characters of an exception's name, and of a MIME type

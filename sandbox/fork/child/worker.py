@@ -118,10 +118,7 @@ def serve(fd: int, output_bytes: int, snapshot: bool) -> None:
     rollback = Rollback(send) if snapshot else None
     send(wire.READY)
     space, cells = socket.CMSG_SPACE(2 * 4), itertools.count(1)
-    _, ancillary, _, _ = receive(1, space, socket.MSG_CMSG_CLOEXEC)
-    if not ancillary:
-        os._exit(0)
-    streams = array.array("i", ancillary[0][2])
+    pipes = _take_streams(receive, space)
     while True:
         packet, ancillary, _, _ = receive(wire.PACKET, space, socket.MSG_CMSG_CLOEXEC)
         if not packet:
@@ -130,15 +127,42 @@ def serve(fd: int, output_bytes: int, snapshot: bool) -> None:
         source = _long(ancillary, length) if ancillary else packet[wire.REQUEST.size :]
         if rollback and not rollback.protect(nonce):
             continue
-        for pipe, standard in zip(streams, (1, 2), strict=True):
-            os.dup2(pipe, standard)
+        if not _hold(pipes):
+            send(wire.STREAMS + nonce)
+            _take_streams(receive, space)
         home = getpid()
         reply = _run(source, f"<cell {next(cells)}>", session)
         if getpid() != home:
             _leave(reply)
+        if rollback and rollback.protected:
+            reply = reply._replace(flags=reply.flags | wire.PROTECTED)
         _send(send, wire.REPLY + nonce, reply)
         if rollback:
             rollback.release()
+
+
+def _take_streams(receive: Callable[..., Any], space: int) -> list[tuple[int, int]]:
+    """Make what the host sends our stdout and stderr; which pipes they are."""
+    _, ancillary, _, _ = receive(1, space, socket.MSG_CMSG_CLOEXEC)
+    if not ancillary:
+        os._exit(0)
+    for end, standard in zip(array.array("i", ancillary[0][2]), (1, 2), strict=True):
+        os.dup2(end, standard)
+        os.close(end)
+    return [_identity(standard) for standard in (1, 2)]
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _hold(pipes: list[tuple[int, int]]) -> bool:
+    """Whether stdout and stderr are still what they were: the code may have closed or replaced them."""
+    try:
+        return [_identity(standard) for standard in (1, 2)] == pipes
+    except OSError:
+        return False
 
 
 def _long(ancillary: list, length: int) -> bytes:
