@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import httpx
@@ -16,7 +16,7 @@ import torch
 
 
 @asynccontextmanager
-async def served(folder: str, slots: int, max_len: int) -> AsyncIterator[tuple[str, int]]:
+async def served(folder: str, slots: int, max_len: int, flags: Sequence[str] = ()) -> AsyncIterator[tuple[str, int]]:
     """(address, process id) of a server that answers; it and all that it started end with the block."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -27,7 +27,7 @@ async def served(folder: str, slots: int, max_len: int) -> AsyncIterator[tuple[s
     )
     if not torch.cuda.is_available():
         options += f" --enforce-eager --block-size 32 --no-enable-chunked-prefill --kv-cache-memory-bytes {256 << 20}"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, *options.split()]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, *options.split(), *flags]
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     process = subprocess.Popen(  # noqa: ASYNC220 it lives for the whole block
         command, env={**os.environ, **settings}, stdout=subprocess.DEVNULL
