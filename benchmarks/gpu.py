@@ -120,6 +120,9 @@ def learner_part(size: str, device: str, quick: bool) -> dict[str, Any]:
     row = {"part": "learner", "size": size, "tokens": tokens, "longest": max(map(len, batch)), "varlen kernel": VARLEN}
     packed, more = packed_seconds(size, device, batch, rounds)
     row |= {"packed tokens/s": round(tokens / packed), **more}
+    fused, more = packed_seconds(size, device, batch, rounds, compiled=True)
+    row |= {"compiled tokens/s": round(tokens / fused), "compiled mfu": more["mfu"]}
+    row |= {"compiled peak GiB": more.get("peak GiB"), "packed / compiled": round(packed / fused, 2)}
     plain, by_length = list(range(len(batch))), sorted(range(len(batch)), key=lambda i: len(batch[i]))
     for name, order in (("padded", plain), ("padded, sorted", by_length)):
         spent = clock(padded_update(model(size, device), batch, order, MICRO), rounds, device)
@@ -127,8 +130,11 @@ def learner_part(size: str, device: str, quick: bool) -> dict[str, Any]:
     return row
 
 
-def packed_seconds(size: str, device: str, batch: list[Trajectory], rounds: int) -> tuple[float, dict[str, Any]]:
-    settings = LearnerConfig(lr=1e-9, dtype="bfloat16", drift_tokens=0, max_tokens_per_batch=16_384)
+def packed_seconds(
+    size: str, device: str, batch: list[Trajectory], rounds: int, compiled: bool = False
+) -> tuple[float, dict[str, Any]]:
+    more_settings = {"drift_tokens": 0, "max_tokens_per_batch": 16_384, "compile": compiled}
+    settings = LearnerConfig(lr=1e-9, dtype="bfloat16", **more_settings)
     learner, rows, seen = Learner(model(size, device), settings), Batch(batch), {}
     weighed = advantages(rows)
     if device == "cuda":
@@ -201,12 +207,13 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--profile", action="store_true", help="only where the time of a packed update goes")
+    parser.add_argument("--compile", action="store_true", help="of the compiled one, with --profile")
     options = parser.parse_args()
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     print(json.dumps({"device": name, "torch": torch.__version__}), flush=True)
     if options.profile:
         with torch.profiler.profile() as profile:
-            packed_seconds(options.sizes[0], options.device, skewed(64, 4096), 1)
+            packed_seconds(options.sizes[0], options.device, skewed(64, 4096), 1, options.compile)
         print(profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=60))
         return
     for size in options.sizes:

@@ -27,6 +27,7 @@ from solostream.training.advantages.base import Advantages
 from solostream.training.batch import Batch
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import lora
+from solostream.training.learner.compile import compile_layers
 from solostream.training.learner.correction import importance_weights, kept
 from solostream.training.learner.device import compute_dtype
 from solostream.training.learner.guards import NotFinite, check_advantages, memory_advice, refuse
@@ -96,6 +97,8 @@ class Learner:
         self.model.train()
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.compile:
+            compile_layers(self.model)
         self.scorer = self._scorer(self.model)
         self.optimizer = Optimizer(self.model, config)
         self.shape, self.peak = shape_of(self.scorer.model, adapters=bool(config.lora)), peak_of(self.scorer.device)
