@@ -28,7 +28,7 @@ ONLY_IN = {
     "torch": {"training", "agent/engines/hf", "agent/engines/weight_file.py", "agent/engines/vllm_worker.py"},
     "vllm": {"agent/engines/vllm.py"},
     "docker": {"sandbox/docker"},
-    "openai": {"agent/engines/chat_endpoint.py"},
+    "openai": {"agent/engines/chat_endpoint.py", "envs/rewards/judge.py"},
     "fastapi": {"sandbox/server", "viewer/server.py"},
 }
 FLOORS = sorted(path.name for path in HOUSE.iterdir() if path.is_symlink() and (path / "__init__.py").is_file())
