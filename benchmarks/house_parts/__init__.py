@@ -1,0 +1,1 @@
+"""The bars of the house, one module each; `benchmarks/house.py` prints them all."""
