@@ -66,7 +66,7 @@ class HttpSandbox:
         self.limits: Limits = Limits(**about["limits"]) if about else limits or Limits()
         if limits is not None:
             self.limits = replace(self.limits, timeout_s=limits.timeout_s)
-        self.claims: frozenset[Claim] = frozenset(about["claims"]) if about else frozenset()
+        self.claims: frozenset[Claim] = frozenset(about["claims"]) - {"fork"} if about else frozenset()
         self.isolation: str = f"http: {about['isolation']}" if about else "http: SandboxFusion"
         self._patience_s = patience_s
         self._connections = connections + 1  # and the lease's

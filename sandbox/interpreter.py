@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
+from solostream.errors import UserError
 from solostream.sandbox.spec import open_sandbox
-from solostream.sandbox.types import Execution, Sandbox, Session
+from solostream.sandbox.types import Execution, Forkable, Sandbox, Session
 
 T = TypeVar("T")
 
@@ -94,6 +95,22 @@ class Interpreter:
             self._owner = os.getpid()
             self._session = await self._sandbox.open()
         return await self._session.run(code, timeout=timeout)
+
+    def fork(self) -> Interpreter:
+        """A live copy: every variable as it is now, then both go on by themselves. It ends with its original's sandbox.
+
+        Raises: UserError when the backend cannot; the claim "fork" says which can.
+        """
+        copy = Interpreter.__new__(Interpreter)
+        copy._sandbox, copy._session, copy._owner = self._sandbox, wait(self._fork()), os.getpid()
+        return copy
+
+    async def _fork(self) -> Session:
+        if self._session is None or self._owner != os.getpid():
+            return await self._sandbox.open()
+        if "fork" not in self._sandbox.claims or not isinstance(self._session, Forkable):
+            raise UserError("this sandbox cannot copy a live session; those that claim 'fork' can: 'fork' and 'docker'")
+        return await self._session.fork()
 
     def close(self) -> None:
         """End the session and its sandbox. Idempotent; a later `run` starts anew."""

@@ -15,7 +15,17 @@ _MOST = 1 << 31
 # What a backend promises, most of it against hostile code: docs/sandbox.md says what each word means. `solostream
 # sandbox check` tests every promise that is claimed.
 Claim = Literal[
-    "state", "filesystem", "network", "sessions", "host", "memory", "processes", "disk", "environment", "orphans"
+    "state",
+    "filesystem",
+    "network",
+    "sessions",
+    "host",
+    "memory",
+    "processes",
+    "disk",
+    "environment",
+    "orphans",
+    "fork",
 ]
 
 
@@ -108,6 +118,15 @@ class Session(Protocol):
 
     async def close(self) -> None:
         """Kill everything the session started. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Forkable(Protocol):
+    """A session of a backend that claims "fork"."""
+
+    async def fork(self) -> Session:
+        """A live copy of the session, variables and all; both go on by themselves. Raises `SandboxError`."""
         ...
 
 

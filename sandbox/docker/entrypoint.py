@@ -14,8 +14,8 @@ from typing import Any
 
 from solostream.errors import SandboxError, UserError
 from solostream.sandbox.docker import frames
-from solostream.sandbox.fork import ForkSandbox
-from solostream.sandbox.types import Limits, Session
+from solostream.sandbox.fork import ForkSandbox, ForkSession
+from solostream.sandbox.types import Limits
 
 
 class Server:
@@ -24,7 +24,7 @@ class Server:
     def __init__(self, sandbox: ForkSandbox, writer: asyncio.StreamWriter) -> None:
         self.sandbox = sandbox
         self.writer = writer
-        self.sessions: dict[int, Session] = {}
+        self.sessions: dict[int, ForkSession] = {}
         self.numbers = itertools.count(1)
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -54,6 +54,12 @@ class Server:
         number = next(self.numbers)
         self.sessions[number] = session
         return {"session": number, "isolation": session.isolation}
+
+    async def do_fork(self, request: dict[str, Any]) -> dict[str, Any]:
+        session = await self.sessions[request["session"]].fork()
+        number = next(self.numbers)
+        self.sessions[number] = session
+        return {"session": number}
 
     async def do_run(self, request: dict[str, Any]) -> dict[str, Any]:
         seen = await self.sessions[request["session"]].run(request["code"], timeout=request["timeout"])

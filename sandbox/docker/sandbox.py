@@ -259,6 +259,18 @@ class DockerSession:
             await self._server.end(f"the server in the container broke the protocol: {error}")
             raise SandboxError(self._server.broken) from None
 
+    async def fork(self) -> DockerSession:
+        """A live copy, as with the `fork` backend. Raises SandboxError."""
+        async with self._turn:
+            if self._closed:
+                raise SandboxError("the session is closed")
+            answer = await self._server.call(START_S, op="fork", session=self._number)
+        number = answer.get("session")
+        if not isinstance(number, int):
+            raise SandboxError("the server in the container copied a session without a number")
+        self._server.live += 1
+        return DockerSession(self._sandbox, self._server, number)
+
     async def close(self) -> None:
         if self._closed:
             return

@@ -101,6 +101,8 @@ class ForkSandbox:
     @property
     def claims(self) -> frozenset[Claim]:
         held = frozenset(get_args(Claim)) - _LOST[self.tier]
+        if self._options.snapshot:
+            held -= {"fork"}
         if self.tier != "namespaces" and not _confines_signals(self.isolation):
             held -= {"host"}
         return held | {"memory"} if "cgroup" in self.isolation else held
@@ -184,6 +186,24 @@ class ForkSession:
             if self._closed:
                 raise SandboxError("the session was closed while it ran")
             return execution
+
+    async def fork(self) -> ForkSession:
+        """A live copy of this session: every variable as it is now, both go on by themselves, for the price of a fork.
+
+        Threads are not copied. Copies share their original's files and limits, and count as one session against those.
+        Raises SandboxError, UserError.
+        """
+        if self._sandbox._options.snapshot:
+            raise UserError("a session with snapshot=True cannot be copied; open the sandbox without it")
+        async with self._turn:
+            if self._closed:
+                raise SandboxError("the session is closed")
+            if self._process is None:
+                return await self._sandbox.open()  # there is nothing to copy
+            copy = await self._process.fork(self._sandbox.limits.output_bytes)
+        session = ForkSession(self._sandbox, copy)
+        self._sandbox._sessions.add(session)
+        return session
 
     async def close(self) -> None:
         """Kill everything the session started; returns when it is gone. Idempotent."""

@@ -16,7 +16,9 @@ import time
 from dataclasses import replace
 
 from solostream.errors import SandboxError
+from solostream.sandbox.fork.channel import readable, receive
 from solostream.sandbox.fork.child import wire
+from solostream.sandbox.fork.family import Family, branch, end_group
 from solostream.sandbox.fork.server import Server
 from solostream.sandbox.fork.streams import Streams, sealed, text
 from solostream.sandbox.types import CodeError, Execution, Status
@@ -28,47 +30,6 @@ _DEATH_S = 30.0
 _PIECE_S = 10.0  # for each further frame of a reply
 
 
-async def _readable(fd: int, seconds: float) -> bool:
-    """Wait until `fd` can be read; False when the time is over."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[bool] = loop.create_future()
-
-    def settle(value: bool) -> None:
-        if not future.done():
-            future.set_result(value)
-
-    loop.add_reader(fd, settle, True)
-    timer = loop.call_later(max(seconds, 0), settle, False)
-    try:
-        return await future
-    finally:
-        loop.remove_reader(fd)
-        timer.cancel()
-
-
-async def _receive(channel: socket.socket, seconds: float) -> bytes | None:
-    """The next packet; b"" at the end of the stream; None when the time is over."""
-    with contextlib.suppress(BlockingIOError):
-        return _packet(channel)
-    with contextlib.suppress(BlockingIOError):
-        return _packet(channel) if await _readable(channel.fileno(), seconds) else None
-    return b""
-
-
-def _packet(channel: socket.socket) -> bytes:
-    """Raises BlockingIOError."""
-    for _ in range(2):
-        try:
-            return channel.recv(wire.PACKET)
-        except BlockingIOError:
-            raise
-        except ConnectionResetError:
-            continue  # it ended with a request unread; its last words come behind this error
-        except OSError:
-            break
-    return b""
-
-
 class Process:
     """Born confined and ready; dies once."""
 
@@ -76,13 +37,16 @@ class Process:
         self.isolation = server.isolation
         self.dead = False
         self._server, self._channel, self._pidfd, self._streams = server, channel, pidfd, streams
+        self._number = 0  # by which the fork server knows it
+        self._family: Family | None = None  # once it has been copied, or is a copy
+        self._copied = False
         self._running = self._released = False
 
     @classmethod
     async def take(cls, server: Server, room: int) -> Process:
         """The next session of the pool; its texts are cut at `room` bytes. Raises SandboxError."""
         with server.ask() as answer:
-            if not await _readable(answer.fileno(), _OPEN_S):
+            if not await readable(answer.fileno(), _OPEN_S):
                 raise SandboxError(f"the fork server gave no session within {_OPEN_S:.0f} s")
             word, fds, _, _ = socket.recv_fds(answer, wire.PACKET, 2)
         if len(fds) != 2:
@@ -95,6 +59,7 @@ class Process:
         channel.setblocking(False)
         try:
             process = cls(server, channel, fds[1], Streams(room))
+            (process._number,) = wire.NUMBER.unpack(word[1:])
         except BaseException:
             channel.close()  # the session's end
             os.close(fds[1])
@@ -102,13 +67,38 @@ class Process:
         try:
             with contextlib.suppress(OSError):  # it died: the next lines say so
                 process._streams.give(channel)
-            first = await _receive(channel, _OPEN_S)
+            first = await receive(channel, _OPEN_S)
             if first != wire.READY:
                 why = first[1:].decode(errors="replace") if first and first[:1] == wire.FAILED else "it died"
                 raise SandboxError(f"a session could not be confined: {why}")
         except BaseException:
             await asyncio.shield(process.kill())
             raise
+        return process
+
+    async def fork(self, room: int) -> Process:
+        """A live copy, variables and all. Raises SandboxError."""
+        if self._family is None:
+            self._family = Family(self._server, self._number, self._channel)
+        self._family.living += 1
+        try:
+            channel, pidfd = await branch(self._channel, self._pidfd)
+        except BaseException:
+            await self._family.leave()
+            raise
+        try:
+            process = type(self)(self._server, channel, pidfd, Streams(room))
+        except BaseException:
+            channel.close()
+            os.close(pidfd)
+            await self._family.leave()
+            raise
+        process._family, process._copied, process._number = self._family, True, self._number
+        try:
+            process._streams.give(channel)
+        except OSError as error:
+            await asyncio.shield(process.kill())
+            raise SandboxError(f"the copy of a session died at once: {error}") from error
         return process
 
     async def run(self, code: str, timeout: float, room: int, snapshot: bool) -> Execution:
@@ -186,7 +176,7 @@ class Process:
             return None
         body = bytearray(first[1 + wire.NONCE + wire.HEAD.size :])
         while len(body) < sum(lengths):
-            piece = await _receive(self._channel, _PIECE_S)
+            piece = await receive(self._channel, _PIECE_S)
             if not piece:
                 return None
             body += piece
@@ -218,6 +208,9 @@ class Process:
             return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._family is not None:
+            await self._leave_family()
+            return
         deadline = time.monotonic() + _DEATH_S
         # A descriptor of its own: an event loop knows one reader a descriptor, and a call may be waiting on the first.
         try:
@@ -225,7 +218,7 @@ class Process:
         except OSError:
             channel = self._channel  # out of descriptors: the rare double wait is the lesser evil
         try:
-            while await _receive(channel, deadline - time.monotonic()):
+            while await receive(channel, deadline - time.monotonic()):
                 pass  # last words, true or forged; the end of the stream cannot be forged
             if time.monotonic() > deadline:
                 raise SandboxError(f"a killed session is still there after {_DEATH_S:.0f} s")
@@ -235,14 +228,31 @@ class Process:
         if not self._running:
             self._release()
 
+    async def _leave_family(self) -> None:
+        """What it started besides ends with the last of its family, or now where it has a process group of its own."""
+        family, self._family = self._family, None
+        assert family is not None
+        pidfd = os.dup(self._pidfd)  # a call may be waiting on the other
+        try:
+            if self._copied:
+                end_group(pidfd)
+            if not await readable(pidfd, _DEATH_S):
+                raise SandboxError(f"a killed session is still there after {_DEATH_S:.0f} s")
+        finally:
+            os.close(pidfd)
+        await family.leave()
+        if not self._running:
+            self._release()
+
     async def _answer(self, nonce: bytes, seconds: float) -> bytes | None:
         """The reply to `nonce`, or DEAD, or b"" for an end without one and for a frame that no honest session sends."""
         deadline = time.monotonic() + seconds
-        packet = await _receive(self._channel, seconds)
+        ended = self._pidfd if self._copied else None
+        packet = await receive(self._channel, seconds, ended)
         if packet == wire.STREAMS + nonce:  # once a call
             with contextlib.suppress(OSError):  # it died
                 self._streams.give(self._channel)
-            packet = await _receive(self._channel, deadline - time.monotonic())
+            packet = await receive(self._channel, deadline - time.monotonic(), ended)
         if packet is None or packet[:1] == wire.DEAD:
             return packet
         honest = packet.startswith(wire.REPLY + nonce) or packet[: -wire.STATUS.size] == wire.BACK + nonce
@@ -272,7 +282,8 @@ class Process:
             status, overflowed = wire.STATUS.unpack(last[-wire.STATUS.size :])
             code = os.waitstatus_to_exitcode(status)
         except (struct.error, ValueError):
-            return "killed", CodeError("ProcessKilled", "the session broke its protocol", "")
+            why = "the interpreter ended" if self._copied else "the session broke its protocol"
+            return "killed", CodeError("ProcessKilled", why, "")
         if overflowed:
             return "memory", CodeError("MemoryError", "the session was killed at its memory limit", "")
         if code >= 0:

@@ -19,6 +19,7 @@ from typing import Any
 
 from solostream.errors import SandboxError, UserError
 from solostream.sandbox.fork import cgroup
+from solostream.sandbox.fork.child import wire
 from solostream.sandbox.fork.child.isolation import landlock, rootfs
 from solostream.sandbox.types import Limits
 
@@ -78,6 +79,11 @@ class Server:
             ours.close()
             raise SandboxError(f"the fork server is gone ({error})") from error
         return ours
+
+    def tell(self, word: bytes, number: int) -> None:
+        """HOLD: keep what session `number` shares with its copies when it dies; LET_GO: end it."""
+        with contextlib.suppress(OSError), self._lock:  # a server that is gone has taken all with it
+            self._control.send(word + wire.NUMBER.pack(number))
 
     def stop(self) -> None:
         """End the server and every session. Blocks for a few milliseconds. Idempotent."""

@@ -9,6 +9,7 @@ the code prints travels in two pipes, whose reading ends only the host has: what
     host -> session   REQUEST  nonce, length of the code in bytes, the code; a code longer than INLINE is not in the
                       frame but in a sealed memory file, whose descriptor comes with it
     session -> host   REPLY, nonce, HEAD, texts; what does not fit follows in further frames | BACK, nonce, as DEAD
+    host -> session   FORK  + 1 descriptor, the end of a copy's own pair, on which the copy answers READY
     fork server -> host (same socket)   DEAD, wait status, whether it was killed for its memory
 
 HEAD: flags and five lengths; then result, error name, message and traceback in UTF-8, and the rich outputs (`bundles`).
@@ -24,11 +25,14 @@ from collections.abc import Mapping, Sequence
 REQUEST = struct.Struct("<16sI")
 HEAD = struct.Struct("<BIIIII")
 STATUS = struct.Struct("<i?")
+NUMBER = struct.Struct("<Q")  # of a session, for its fork server
 NONCE = 16
 PACKET = 65_536  # no frame is longer
 INLINE = 32_768  # bytes of code that travel in the request itself
 
 READY, STREAMS, REPLY, BACK, DEAD, FAILED = b"R", b"S", b"A", b"B", b"D", b"F"
+FORK = b"f"
+HOLD, LET_GO = b"h", b"l"
 
 HAS_RESULT, HAS_ERROR, OUT_OF_MEMORY = 1, 2, 4
 PROTECTED = 8  # a snapshot waits behind the call, so that whoever ends it kills the runner

@@ -29,6 +29,7 @@ from .snapshot import Rollback
 # Functions defined below look names up here, whatever happens to `builtins` later.
 __builtins__ = dict(vars(builtins))  # type: ignore[assignment]
 
+_fork = os.fork
 _SIGINT, _set_handler = _signal.SIGINT, _signal.signal
 _RECURSION, _LEAST_RECURSION = sys.getrecursionlimit(), 100
 _generators: list[Callable[[], object]] = []  # the `seed` of every generator that the fork server has made
@@ -123,6 +124,10 @@ def serve(fd: int, output_bytes: int, snapshot: bool) -> None:
         packet, ancillary, _, _ = receive(wire.PACKET, space, socket.MSG_CMSG_CLOEXEC)
         if not packet:
             os._exit(0)
+        if packet == wire.FORK:
+            if _branch(channel, ancillary):
+                pipes = _take_streams(receive, space)
+            continue
         nonce, length = wire.REQUEST.unpack_from(packet)
         source = _long(ancillary, length) if ancillary else packet[wire.REQUEST.size :]
         if rollback and not rollback.protect(nonce):
@@ -163,6 +168,29 @@ def _hold(pipes: list[tuple[int, int]]) -> bool:
         return [_identity(standard) for standard in (1, 2)] == pipes
     except OSError:
         return False
+
+
+def _branch(channel: socket.socket, ancillary: list) -> bool:
+    """The host asks for a copy of this session. True in the copy, which answers on a channel of its own."""
+    if not ancillary:
+        return False
+    (end,) = array.array("i", ancillary[0][2])
+    # A fork gives `random` new numbers; a copy goes on with those that the original would draw.
+    generator = getattr(sys.modules.get("random"), "_inst", None)
+    try:
+        state = generator.getstate() if generator else None
+        if _fork():
+            return False
+        if generator:
+            generator.setstate(state)
+        os.dup2(end, channel.fileno(), inheritable=False)
+    except Exception:  # as many processes as there may be: the host sees the end close
+        return False
+    finally:
+        os.close(end)
+    os.setsid()  # where that is refused it seems to succeed
+    channel.send(wire.READY)
+    return True
 
 
 def _long(ancillary: list, length: int) -> bytes:

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import gc
 import importlib
+import itertools
 import json
 import os
 import resource
@@ -27,7 +28,7 @@ import time
 from collections import deque
 from typing import NamedTuple, NoReturn
 
-from . import linux, memory, watch, wire, worker
+from . import guard, linux, memory, watch, wire, worker
 from .isolation import rootfs, seccomp, tiers
 from .isolation.confinement import Confinement, Restriction, die_first, enter_namespaces
 
@@ -35,8 +36,6 @@ _CHANNEL = 3  # a session's only descriptor besides the standard ones
 _CLOSE_RANGE = 436
 _HUGE = 1 << 21
 _REST_S = 1.0  # after a refused fork
-_FAREWELL_S = 5.0
-_ORPHANS_S = 0.5  # between looks at what died below the guard
 _DELETE_S = 2.0  # that a session's end waits for its files
 _TRIES = 500  # at the folder of a session whose last processes are still dying
 
@@ -61,7 +60,7 @@ def main() -> NoReturn:
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)  # what outlives the server comes to the guard
     first = os.fork()
     if first:
-        _guard(host, first, options["folder"])
+        guard.keep(host, first, options["folder"])
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     if confinement.tier == "namespaces":
         rootfs.mount_proc()
@@ -75,45 +74,6 @@ def main() -> NoReturn:
     )
     watched = watch.start(options["memory_mb"], room) if groups < 0 else None
     _Server(control, host, groups, watched, confinement, options).serve()
-
-
-def _guard(host: int, server: int, folder: str | None) -> NoReturn:
-    """Wait for the end of the host or of the server; leave with neither running, nor a session, nor its files."""
-    pidfd = os.pidfd_open(server)
-    watched = [pidfd] if host < 0 else [pidfd, host]
-    while not select.select(watched, [], [], _ORPHANS_S)[0]:
-        _bury_orphans(server)
-    # The server watches the host as well: without namespaces it has groups to kill.
-    select.select([pidfd], [], [], _FAREWELL_S)
-    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    _, status = os.waitpid(server, 0)
-    _end_orphans()
-    if folder:
-        rootfs.remove(folder)
-    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
-
-
-def _bury_orphans(server: int) -> None:
-    """Without namespaces, what a dead session leaves is reparented to the guard."""
-    with contextlib.suppress(ChildProcessError):
-        while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and dead.si_pid != server:
-            os.waitpid(dead.si_pid, 0)
-
-
-def _end_orphans() -> None:
-    """Kill all that is below the guard, whatever killed the server before it could, until nothing is."""
-    while True:
-        try:
-            if os.waitpid(-1, os.WNOHANG)[0]:
-                continue
-        except ChildProcessError:
-            return
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            for pid in map(int, file.read().split()):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    group = os.getpgid(pid)  # the whole of it at once: it may be forking
-                    os.kill(pid, signal.SIGKILL) if group == os.getpgrp() else os.killpg(group, signal.SIGKILL)
-        time.sleep(0.005)
 
 
 def _warm(modules: list[str]) -> list[str]:
@@ -152,6 +112,7 @@ def _gather_pages() -> None:
 
 
 class _Session(NamedTuple):
+    number: int
     pid: int
     end: socket.socket  # the session's end of its pair
     folder: str
@@ -178,6 +139,9 @@ class _Server:
         self.rest_until = 0.0  # no forks for the pool before that
         self.pool_size, self.snapshot = options["pool"], options["snapshot"]
         self.ready: deque[tuple[int, socket.socket]] = deque()  # the session's pidfd, the host's end
+        self.numbers = itertools.count(1)
+        self.held: set[int] = set()  # sessions that have copies, by number
+        self.outlived: dict[int, tuple[_Session, int | None]] = {}  # of those, the dead, and how they ended
         self.living: dict[int, _Session] = {}  # by pidfd
         # by the pidfd of the process whose end is the end of all: it, and how the leader ended if that is known
         self.dying: dict[int, tuple[_Session, int, int | None]] = {}
@@ -198,15 +162,17 @@ class _Server:
         while True:
             lacking = len(self.ready) < self.pool_size or bool(self.waiting)
             rest = max(0.0, self.rest_until - time.monotonic()) if lacking else None
-            for fd, _ in self.events.poll(rest):
+            events = [fd for fd, _ in self.events.poll(rest)]
+            # First what the host said: that a session has copies it said before the session ended.
+            if self.host in events or not self._listen():
+                self.stop()
+            for fd in events:
                 if fd in self.living:
                     self._end(fd)
                 elif fd in self.dying:
                     self._bury(fd)
                 elif self.watched is not None and fd == self.watched.fileno():
                     self._hear_of_memory()
-                elif fd == self.host or not self._asked():
-                    self.stop()
             while self.waiting and self.ready:
                 self._hand_out(self.waiting.popleft())
             if self.waiting or (len(self.ready) < self.pool_size and time.monotonic() >= self.rest_until):
@@ -215,23 +181,31 @@ class _Server:
     def stop(self) -> NoReturn:
         """Where the end of this process is not the end of its sessions, kill their groups first."""
         if self.own_pids is None:
-            for session in [*self.living.values(), *(dying[0] for dying in self.dying.values())]:
+            gone = [*self.dying.values(), *self.outlived.values()]
+            for session in [*self.living.values(), *(dead[0] for dead in gone)]:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(session.pid, signal.SIGKILL)
         os._exit(0)
 
-    def _asked(self) -> bool:
-        data, ancillary, _, _ = self.control.recvmsg(16, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
-        if not data:
-            return False
-        if ancillary:  # else we are out of descriptors: the asker sees its socket close
-            self.waiting.append(socket.socket(fileno=array.array("i", ancillary[0][2])[0]))
+    def _listen(self) -> bool:
+        """All that the host has said; False once it has hung up."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+                data, ancillary, _, _ = self.control.recvmsg(16, socket.CMSG_SPACE(4), flags)
+                if not data:
+                    return False
+                if data[:1] in (wire.HOLD, wire.LET_GO):
+                    self._hold(data[:1] == wire.HOLD, *wire.NUMBER.unpack(data[1:]))
+                elif ancillary:  # else we are out of descriptors: the asker sees its socket close
+                    self.waiting.append(socket.socket(fileno=array.array("i", ancillary[0][2])[0]))
         return True
 
     def _hand_out(self, asker: socket.socket) -> None:
         pidfd, end = self.ready.popleft()
         with contextlib.suppress(OSError):  # the asker has gone: the session dies with the last copy of its socket
-            socket.send_fds(asker, [wire.READY], [end.fileno(), pidfd])
+            number = wire.NUMBER.pack(self.living[pidfd].number)
+            socket.send_fds(asker, [wire.READY + number], [end.fileno(), pidfd])
         asker.close()
         end.close()
 
@@ -255,7 +229,7 @@ class _Server:
                 self._become_session(end, folder, group)
             pidfd = os.pidfd_open(pid)
             self._tell_watch(pid, init, pidfd)
-            self.living[pidfd] = _Session(pid, end, folder, init, group)
+            self.living[pidfd] = _Session(next(self.numbers), pid, end, folder, init, group)
             self.events.register(pidfd, select.EPOLLIN)
             self.ready.append((pidfd, host_end))
         except OSError as error:
@@ -328,26 +302,51 @@ class _Server:
                 self.over.update(watch.OVER.unpack(packet))
             self.stop()
 
+    def _hold(self, on: bool, number: int) -> None:
+        if on:
+            self.held.add(number)
+            return
+        self.held.discard(number)
+        if number in self.outlived:
+            self._take_down(*self.outlived.pop(number))
+
     def _end(self, pidfd: int) -> None:
-        """Begin to take down what a dead session left. The kernel, or a child of ours, does the work: it may take
-        seconds, and other sessions must not wait for it."""
+        """A session has died. Where it has copies, what they share stays."""
         session = self.living.pop(pidfd)
         self.events.unregister(pidfd)  # closing it is not enough: the host has a copy
         os.close(pidfd)
         for entry in [e for e in self.ready if e[0] == pidfd]:
             self.ready.remove(entry)
             entry[1].close()
-        status, last = None, session.init
+        # Process 1 ends only when the leader is buried; without one the leader goes last: its number is the group's.
+        status = os.waitpid(session.pid, 0)[1] if session.init is not None else None
+        if session.number not in self.held:
+            self._take_down(session, status)
+            return
+        self.outlived[session.number] = session, status
+        with contextlib.suppress(OSError):
+            known = wire.STATUS.pack(status if status is not None else _wait_status(session.pid), self._over(session))
+            session.end.send(wire.DEAD + known, socket.MSG_DONTWAIT)
+
+    def _take_down(self, session: _Session, status: int | None) -> None:
+        """Begin to end what a dead session left. The kernel, or a child of ours, does the work: it may take seconds,
+        and other sessions must not wait for it."""
+        last = session.init
         if last is not None:
-            os.kill(last, signal.SIGKILL)  # it has ended when its namespace is empty, of the leader as well
-            _, status = os.waitpid(session.pid, 0)
-        else:  # its leader is buried last: its number is the group's
+            os.kill(last, signal.SIGKILL)  # it has ended when its namespace is empty
+        else:
             last = linux.fork()
             if last == 0:
                 _undertake(session)
         ended = os.pidfd_open(last)
         self.dying[ended] = session, last, status
         self.events.register(ended, select.EPOLLIN)
+
+    def _over(self, session: _Session) -> bool:
+        """Whether it was ended for its memory."""
+        if self.watched is not None:
+            self._hear_of_memory()
+        return session.pid in self.over or (session.group is not None and session.group.overflowed())
 
     def _bury(self, ended: int) -> None:
         """Tell the host: it hears of a death when all of it is over."""
@@ -357,14 +356,19 @@ class _Server:
         os.waitpid(last, 0)
         if status is None:
             _, status = os.waitpid(session.pid, 0)
-        if self.watched is not None:
-            self._hear_of_memory()
-        overflowed = session.pid in self.over or (session.group is not None and session.group.overflowed())
+        overflowed = self._over(session)
         self.over.discard(session.pid)
         self._give_back(session.group)
         with contextlib.suppress(OSError):
             session.end.send(wire.DEAD + wire.STATUS.pack(status, overflowed), socket.MSG_DONTWAIT)
         session.end.close()
+
+
+def _wait_status(pid: int) -> int:
+    """How a dead child ended, which stays unburied."""
+    seen = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert seen is not None
+    return seen.si_status << 8 if seen.si_code == os.CLD_EXITED else seen.si_status
 
 
 def _undertake(session: _Session) -> NoReturn:
