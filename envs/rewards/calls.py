@@ -27,6 +27,7 @@ from solostream.envs.rewards.processes import Processes
 from solostream.errors import SandboxError, UserError
 
 Where = Literal["thread", "process"]
+TIMEOUT_S = 60.0  # of one call
 THREADS = 64  # of one reward at a time; more wait
 SHOWN = 10  # failures of one reward that are printed; more are only counted
 
@@ -37,8 +38,8 @@ failures: dict[str, Counter[str]] = {}
 class RewardCall:
     """One reward with its options. `await call(episode, workspace)` gives a `Score` or raises RewardError.
 
-    timeout_s: of one call. batch: so many episodes at most go into one call (the function takes a list and returns a
-    list); a smaller batch goes after `batch_wait_s`.
+    timeout_s: of one call; None: what the reward itself says (`timeout_s`), else a minute. batch: so many episodes at
+    most go into one call (the function takes a list and returns a list); a smaller batch goes after `batch_wait_s`.
     """
 
     def __init__(
@@ -47,16 +48,18 @@ class RewardCall:
         options: Mapping[str, Any],
         *,
         run: Where = "thread",
-        timeout_s: float = 60.0,
+        timeout_s: float | None = None,
         batch: int = 0,
         batch_wait_s: float = 0.05,
     ) -> None:
         if run not in get_args(Where):
             raise UserError(f"reward {name!r}: run is thread or process, not {run!r}")
+        self._function = component(name, options)
+        if timeout_s is None:
+            timeout_s = float(getattr(self._function, "timeout_s", TIMEOUT_S))
         if timeout_s <= 0 or batch < 0 or batch_wait_s < 0:
             raise UserError(f"reward {name!r}: timeout_s must be above 0; batch and batch_wait_s at least 0")
         self.name, self._timeout_s, self._batch, self._batch_wait_s = name, timeout_s, batch, batch_wait_s
-        self._function = component(name, options)
         self._wants_workspace = "workspace" in _parameters(self._function)
         if run == "process" and (_is_async(self._function) or self._wants_workspace):
             raise UserError(f"reward {name!r} is asynchronous or runs code in the sandbox: leave out run = 'process'")

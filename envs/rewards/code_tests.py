@@ -2,16 +2,16 @@
 
 The program is the final answer, or its last fenced block. The tests are in the task's meta, in the field's two forms:
 `inputs` and `outputs` (the program reads stdin, its stdout is compared line by line, spaces at the ends of lines left
-out), or `asserts`, a list of statements that run after the program (`assert add(1, 2) == 3`). The program's own words
-never decide: what it prints is compared here, and an assert passes when the sandbox ran it to its end and printed a
-token that the program has not seen.
+out), or `asserts`, a list of statements that run after the program (`assert add(1, 2) == 3`). What a program prints is
+compared here, outside its sandbox. Asserts run in the program's own interpreter and pass when they run to their end:
+leaving early fails them, but a program that sets out to deceive them can (an object that equals everything). Where
+that matters, give inputs and outputs.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,15 +19,29 @@ from solostream.envs.rewards.episode import Episode, Score
 from solostream.sandbox.types import Execution
 
 _FENCE = re.compile(r"^ {0,3}```[^\n`]*\n(?P<code>.*?)^ {0,3}```[ \t]*$", re.MULTILINE | re.DOTALL)
-_STDIN = """import io as _io, sys as _sys
-_sys.stdin = _io.TextIOWrapper(_io.BytesIO({data!r}.encode()), encoding="utf-8")
-__name__ = "__main__"
-exec(compile({program!r}, "solution.py", "exec"), {{"__name__": "__main__"}})
+# Both keep what the program must not replace (exec, compile) under names of their own before it runs.
+_STDIN = """import builtins as _b, os as _os, sys as _sys, tempfile as _t
+_exec, _compile = exec, compile
+_file = _t.TemporaryFile()
+_file.write({data!r}.encode())
+_file.seek(0)
+_os.dup2(_file.fileno(), 0)
+_sys.stdin = open(0, encoding="utf-8", closefd=False)
+def _input(prompt=""):
+    print(prompt, end="")
+    line = _sys.stdin.readline()
+    if not line:
+        raise EOFError("EOF when reading a line")
+    return line.rstrip("\\n")
+_b.input = _input
+_exec(_compile({program!r}, "solution.py", "exec"), {{"__name__": "__main__"}})
 """
-_ASSERT = """_space = {{"__name__": "solution"}}
-exec(compile({program!r}, "solution.py", "exec"), _space)
-exec(compile({statement!r}, "test.py", "exec"), _space)
-print({token!r})
+_ASSERT = """_exec, _compile, _space = exec, compile, {{"__name__": "solution"}}
+try:
+    _exec(_compile({program!r}, "solution.py", "exec"), _space)
+    _exec(_compile({statement!r}, "test.py", "exec"), _space)
+except SystemExit:
+    raise AssertionError("the program left before the test was over") from None
 """
 
 
@@ -36,6 +50,7 @@ class CodeTests:
 
     def __init__(self, *, all_or_nothing: bool = True, most: int = 50) -> None:
         self._all, self._most = all_or_nothing, most
+        self.timeout_s = 600.0  # of all tests; each has the environment's limit of a call
 
     async def __call__(self, episode: Episode, workspace: Any) -> Score:
         """Raises SandboxError when the sandbox failed, ValueError for a task without tests."""
@@ -93,11 +108,8 @@ async def _run(workspace: Any, program: str, kind: str, given: str, wanted: str)
         if done.status == "ok" or _left(done):
             return None if _lines(done.stdout) == _lines(wanted) else "another output"
         return _why(done)
-    token = secrets.token_hex(16)
-    done = await workspace.run_fresh(_ASSERT.format(program=program, statement=given, token=token))
-    if done.status == "ok" and done.stdout.rstrip().endswith(token):
-        return None
-    return _why(done)
+    done = await workspace.run_fresh(_ASSERT.format(program=program, statement=given))
+    return None if done.status == "ok" else _why(done)
 
 
 def _left(done: Execution) -> bool:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class Worker:
         home = str(Path(__file__).parents[3])  # the folder that holds the package
         paths = os.pathsep.join([home, *filter(None, sys.path)])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "solostream.envs.rewards.processes"],
+            [sys.executable, "-c", f"from {__name__} import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": paths},
@@ -52,6 +53,10 @@ class Worker:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError, ValueError):  # what was not yet written; another thread reads
+                    pipe.close()
 
     def _write(self, value: Any) -> None:
         assert self._process.stdin is not None
@@ -117,7 +122,3 @@ def main() -> None:
             _write(replies, (False, value if not isinstance(argument, list) else list(value)))
         except Exception as error:
             _write(replies, (True, f"{type(error).__name__}: {error}"))
-
-
-if __name__ == "__main__":
-    main()
