@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from solostream.agent.chat_template import Chat
 from solostream.agent.engine import Engine, EngineError, Sampling
@@ -19,28 +19,12 @@ from solostream.agent.engines.stops import end_of_turn
 from solostream.agent.tokenization import decode
 from solostream.agent.trajectory import Dispatch, Ending, Role, TokenRecord, Trajectory
 from solostream.envs.rewards.episode import RewardError
+from solostream.envs.text_env import TextEnv
 from solostream.envs.types import Grading, Step, ToolCall
 from solostream.errors import SandboxError
 
 _episodes = itertools.count()
 ABORTS = 4  # requests that an engine may give up in a row before the episode is infrastructure's failure
-
-
-class TextEnv(Protocol):
-    """What a rollout needs of an environment; `envs.ToolEnv` is one."""
-
-    trace: list[Step]
-    task: Any
-
-    @property
-    def stops(self) -> tuple[str, ...]: ...
-    @property
-    def tools(self) -> Sequence[Mapping[str, Any]]: ...
-    def complete(self, text: str) -> int | None: ...
-    async def areset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]: ...
-    async def astep(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]: ...
 
 
 @dataclass(slots=True)

@@ -64,4 +64,5 @@ def run_settings(model: str) -> RunSettings | None:
 
 def registered(env: str) -> Mapping[str, Any]:
     """The settings that an environment ("ns/Name-v0", "package:ns/Name-v0") is registered with. Raises UserError."""
-    return specification(env).kwargs
+    spec = specification(env)
+    return spec.kwargs if spec else {}

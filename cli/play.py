@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium
 
-from solostream.envs.making import specification
+from solostream.envs.making import factory_of, specification
 from solostream.envs.recorder import RecordEpisodes
 from solostream.envs.tool_env import Message, ToolEnv
 from solostream.errors import UserError
@@ -37,9 +37,8 @@ def play(
         record: append the episode to this JSON-lines file.
     """
     chosen: dict[str, Any] = {"sandbox": sandbox, "tasks": tasks}
-    made: gymnasium.Env[str, str] = gymnasium.make(
-        specification(env), **{name: value for name, value in chosen.items() if value is not None}
-    )
+    spec, settings = specification(env), {name: value for name, value in chosen.items() if value is not None}
+    made: gymnasium.Env[str, str] = gymnasium.make(spec, **settings) if spec else factory_of(env)(**settings)
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal sends whatever bytes it likes
     core = made.unwrapped
     if not isinstance(core, ToolEnv):

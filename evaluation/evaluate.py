@@ -19,10 +19,11 @@ from typing import Any
 
 from solostream.agent.engine import EngineError
 from solostream.agent.run_settings import registered
+from solostream.envs.making import factory_of
 from solostream.envs.making import make as make_env
-from solostream.envs.making import specification
 from solostream.envs.rewards.grading import equivalent
 from solostream.envs.text.prompts import system_prompt
+from solostream.envs.tool_env import ToolEnv
 from solostream.envs.types import Task
 from solostream.evaluation.folder import SAMPLES, Found, line_of, locked, open_folder
 from solostream.evaluation.metrics import Sample, summarize
@@ -167,7 +168,7 @@ def _environment(options: Options) -> tuple[Sequence[Task], Callable[[Any], Any]
 
 def _native(env: str, defaults: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Tools go to an endpoint as tools, several calls a turn, unless the settings name a syntax to write them in."""
-    ours = specification(env).entry_point == "solostream.envs.tool_env:ToolEnv"
+    ours = factory_of(env) is ToolEnv
     if not ours or "syntax" in settings:
         return settings
     native: dict[str, Any] = {"syntax": "hermes", "parallel_calls": True}

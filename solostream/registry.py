@@ -134,7 +134,7 @@ def load(kind: str, spec: str) -> Any:
     A module of the current folder is found, too, whatever started this process; installed ones come first.
     """
     module, _, name = find(kind, spec).partition(":")
-    _see_current_folder(module)
+    see_current_folder(module)
     try:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
@@ -238,7 +238,7 @@ def _plugins(kind: str) -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=f"solostream.{kind}")}
 
 
-def _see_current_folder(module: str) -> None:
+def see_current_folder(module: str) -> None:
     """Put the current folder at the end of the path when only there `module` is found: it can shadow nothing."""
     here, top = str(Path.cwd()), module.partition(".")[0]
     try:

@@ -1,18 +1,16 @@
 """Tools that a policy may call. A tool is a name, a JSON schema and `async def __call__`.
 
-Found by name through the entry-point group `solostream.tools` (name -> factory; its keyword arguments are the tool's
-options), or given as a factory. A tool keeps nothing between episodes: what must last within one lives in the
-workspace.
+A component of the registry's kind "tool": a built-in name, an entry point `solostream.tool` or "module:object", whose
+keyword arguments are the tool's options; or a factory. A tool keeps nothing between episodes: what must last within one
+lives in the workspace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, runtime_checkable
 
+from solostream import registry
 from solostream.envs.workspace import Workspace
 from solostream.errors import UserError
 from solostream.sandbox.types import Execution
@@ -42,32 +40,18 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
-@cache
-def _registered() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group="solostream.tools")}
-
-
 def make_tool(source: ToolSource) -> Tool:
     """Raises UserError when there is no such tool, when it refuses its options, and when what comes out is no tool."""
-    tool = source() if callable(source) else _named(source)
+    if isinstance(source, str):
+        tool = registry.make("tool", source)
+    elif isinstance(source, Mapping):
+        options = dict(source)
+        tool = registry.make("tool", str(options.pop("tool", "")), options)
+    else:
+        tool = source()
     if not isinstance(tool, Tool):
         raise UserError(f"{tool!r} is no tool: it needs name, description, parameters and `async def __call__`")
     return tool
-
-
-def _named(source: str | Mapping[str, Any]) -> Tool:
-    options = {} if isinstance(source, str) else dict(source)
-    name = source if isinstance(source, str) else options.pop("tool", "")
-    if name not in _registered():
-        near = get_close_matches(name, _registered(), 1, 0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"installed: {', '.join(sorted(_registered()))}"
-        raise UserError(f"no tool {name!r}; {hint}")
-    try:
-        return _registered()[name].load()(**options)
-    except TypeError as error:
-        raise UserError(f"tool {name!r} does not take these options: {error}") from None
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"tool {name!r} cannot be loaded: {error}; install its package again") from None
 
 
 def json_schema(tool: Tool) -> dict[str, Any]:

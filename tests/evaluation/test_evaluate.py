@@ -223,7 +223,7 @@ def test_the_command_writes_the_folder(tmp_path: Path, data: str) -> None:
     [
         ("http://127.0.0.1:9", "127.0.0.1:9"),
         ("/no/such/model", "no such folder"),
-        ("scripted:nowhere:f", "no policy at"),
+        ("scripted:nowhere:f", "there is no module 'nowhere'"),
     ],
 )
 def test_an_unreachable_model_is_one_line(tmp_path: Path, data: str, model: str, message: str) -> None:

@@ -74,7 +74,7 @@ class Validation:
 
     async def no_tool_accuracy(self, advance: Callable[[], None]) -> float | None:
         """Sampled accuracy of the policy when it must answer at once: what it can guess. Episodes with code count 0."""
-        opening = OPENINGS[self._config.env.options.get("answer", "boxed")]
+        opening = OPENINGS.get(self._config.env.options.get("answer", "boxed"), "")
         engine = DirectAnswer(self._engine, self._tokenizer.encode(opening, add_special_tokens=False))
         played = await self._play(self._episodes.sampling(self._config.eval.temperature), 1, advance, engine)
         return mean([t.reward if t.n_calls == 0 else 0.0 for t in played])

@@ -14,9 +14,10 @@ from solostream.agent.engine import Engine, Weights
 from solostream.agent.engines.pretrained import vocabulary_hash
 from solostream.agent.engines.spec import opened
 from solostream.agent.run_settings import RunSettings
-from solostream.envs import data
+from solostream.envs import data, making
 from solostream.envs.data import Tasks
-from solostream.envs.making import make
+from solostream.envs.making import takes_tasks
+from solostream.envs.text_env import HELD_OUT, seeds
 from solostream.envs.types import Task
 from solostream.errors import UserError
 from solostream.sandbox.types import Sandbox
@@ -64,6 +65,8 @@ def build(
 
 def problems(config: Config, say: Callable[[str], None] = print) -> tuple[Tasks, Tasks]:
     """(pool, held-out problems), without a common prompt or id. Raises UserError."""
+    if not takes_tasks(config.env.id):
+        return _seeds(config)
     train, test = (data.tasks(source) for source in sources(config))
     if config.data.path is None:
         return train, test
@@ -76,6 +79,17 @@ def problems(config: Config, say: Callable[[str], None] = print) -> tuple[Tasks,
     if {task.id for task in kept} & test.by_id.keys():  # two files that both count from 1
         test = Tasks(replace(task, id=f"test/{task.id}") for task in test)
     return Tasks(kept[: config.data.train]), test
+
+
+def _seeds(config: Config) -> tuple[Tasks, Tasks]:
+    """The episodes of an environment that draws its own: one a seed. Raises UserError."""
+    if config.data.path is not None:
+        raise UserError(f"{config.env.id} takes no tasks, so nothing would read data.path: leave it out")
+    env = making.make(config.env.id, _env_options(config))
+    try:
+        return seeds(env, 0, config.data.train or GENERATED), seeds(env, HELD_OUT, config.data.test)
+    finally:
+        env.close()
 
 
 def sources(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -118,7 +132,7 @@ def environment(config: Config, tasks: Tasks, tokenizer: Any, sandbox: Callable[
     options = {"tasks": tasks, "tokenizer": lambda: tokenizer, **_env_options(config)}  # gymnasium copies: a factory
     if sandbox is not None:
         options["sandbox"] = sandbox
-    return make(config.env.id, options)
+    return making.make(config.env.id, options)
 
 
 def _env_options(config: Config) -> dict[str, Any]:

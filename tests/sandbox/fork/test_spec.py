@@ -25,7 +25,7 @@ def test_limits_are_gathered() -> None:
     ("spec", "options", "message"),
     [
         ("frok", {}, "did you mean 'fork'"),
-        ("zzz", {}, "one of fork, docker"),
+        ("zzz", {}, "allowed: fork, docker"),
         ("fork", {"memory_bm": 1}, "no option 'memory_bm'; did you mean 'memory_mb'"),
         ("fork", {"limits": Limits(), "memory_mb": 1}, "not both"),
         ("no_such_package:Box", {}, "no module 'no_such_package'"),
