@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("trian", "did you mean 'train'"),
         ("train", "see solostream train --help"),
         ("train a.toml --nmae x", "--name"),
-        ("train a.toml --engine vlm", "invalid choice 'vlm'"),
+        ("train quickstart --engine vlm --dry-run", "did you mean 'vllm'"),
         ("train a.toml --set", "Missing value for argument '--set'"),
         ("train nothing", "Is a directory"),
         ("train binary.jsonl", "cannot read binary.jsonl"),
