@@ -64,7 +64,9 @@ def main(door: str, groups: str | None = None) -> NoReturn:
         tiers.drop_root()
         os.setsid()
         with open("/proc/self/statm") as mapped:  # which Landlock hides
-            Restriction(confinement).apply(folder or "/tmp")
+            # A container's own: without it processes can share no semaphore, and so form no pool.
+            shared = ["/dev/shm"] if settings["confinement"].get("contained") else []
+            Restriction(confinement).apply(folder or "/tmp", *shared)
             _serve(host, fds, settings, confinement, mapped)
     except BaseException as error:
         _tell(host, failed=f"{type(error).__name__}: {error}"[:400])

@@ -78,8 +78,8 @@ class Restriction:
             readable = ["/"] if self._own_pids else rootfs.readable()
             self._rules = landlock.Rules(confinement.landlock_abi, readable, list(rootfs.DEVICES))
 
-    def apply(self, folder: str) -> None:
-        """Irrevocable, and inherited by all that this process starts, which may write below `folder` only."""
+    def apply(self, folder: str, *more: str) -> None:
+        """Irrevocable, and inherited by all that this process starts, which may write below `folder` and `more`."""
         os.chdir(folder)
         if os.environ.get("PWD") != folder:
             os.environ["HOME"] = os.environ["TMPDIR"] = os.environ["PWD"] = folder
@@ -92,7 +92,7 @@ class Restriction:
                 running = int(file.read().split()[3].split("/")[1])
             resource.setrlimit(*_capped(resource.RLIMIT_NPROC, self._processes + running))
         if self._rules:
-            self._rules.restrict(folder)
+            self._rules.restrict(folder, *more)
         for limit, values in self._limits:  # now: among the descriptors of many sessions no low number may be free
             resource.setrlimit(limit, values)
         if self._filter:

@@ -51,14 +51,14 @@ class Rules:
                     rights_here = rights if os.path.isdir(path) else rights & _FILE_RIGHTS
                     self._rules.append(_rule(self._fds[-1], rights_here & self._everything))
 
-    def restrict(self, writable: str) -> None:
+    def restrict(self, *writable: str) -> None:
         """Confine this process for good, with every right below `writable`. Needs no_new_privs. Raises OSError."""
         ruleset = linux.syscall(_CREATE, self._attributes, self._size, 0)
-        folder = os.open(writable, os.O_PATH | os.O_CLOEXEC)
-        for rule in (*self._rules, _rule(folder, self._everything)):
+        folders = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in writable]
+        for rule in (*self._rules, *(_rule(folder, self._everything) for folder in folders)):
             linux.syscall(_ADD_RULE, ruleset, 1, rule, 0)
         linux.syscall(_RESTRICT_SELF, ruleset, 0)
-        for fd in (ruleset, folder, *self._fds):
+        for fd in (ruleset, *folders, *self._fds):
             os.close(fd)
 
 
