@@ -146,7 +146,7 @@ class Endpoint:
         return self._clients[loop]
 
 
-def _endpoint(model: str, base_url: str, api_key_env: str | None, **options: Any) -> Endpoint:
+def _endpoint(model: str, base_url: str, api_key_env: str, **options: Any) -> Endpoint:
     key = os.environ.get(api_key_env, "") if api_key_env else "none"
     if not key:
         raise UserError(f"the judge's key: set the variable {api_key_env}, or name another in api_key_env")
@@ -161,7 +161,7 @@ class Judge:
         model: str,
         base_url: str = "https://api.openai.com/v1",
         *,
-        api_key_env: str | None = "OPENAI_API_KEY",
+        api_key_env: str = "OPENAI_API_KEY",
         prompt: str = JUDGE_PROMPT,
         whole: bool = False,
         retries: int = 5,
@@ -197,7 +197,7 @@ class Checklist:
         criteria: list[str] = [],  # noqa: B006 (never changed)
         base_url: str = "https://api.openai.com/v1",
         *,
-        api_key_env: str | None = "OPENAI_API_KEY",
+        api_key_env: str = "OPENAI_API_KEY",
         retries: int = 5,
         request_timeout_s: float = 60.0,
         max_tokens: int = 1024,

@@ -116,16 +116,18 @@ def _same_collections(gold: Node, answer: Node, rules: Rules) -> str | None:
             return None
         return "the same, in this order" if _in_order(one, other, rules) else None
     if "bracket" in kinds:  # against a bare list; never against a set
-        if kinds != {"bracket", "list"} or (gold.kind == "bracket" and gold.brackets not in ("()", "[]")):
+        alone = "atom" in kinds and len(one) == len(other) == 1  # [2] is what Python prints of a list with the answer
+        if not (kinds == {"bracket", "list"} or alone) or (
+            gold.kind == "bracket" and gold.brackets not in ("()", "[]")
+        ):
             return None
         return "the same, in this order" if _in_order(one, other, rules) else None
     if "set" in kinds:
         covered = _covers(one, other, rules) and _covers(other, one, rules, swapped=True)
         return "the same set" if covered else None
     names = [part.name for part in (*one, *other)]
-    if (
-        any(names) and len({*names} - {""}) > 1 and "" in names
-    ):  # x = 1, y = 2 against 1, 2: the order says which is which
+    if len({*names} - {""}) > 1 and "" in names:
+        # x = 1, y = 2 against 1, 2: the order says which is which
         return "the same, in this order" if _in_order(one, other, rules) else None
     return "the same list, in any order" if _matched(one, other, rules) else None
 

@@ -42,7 +42,7 @@ def read(text: str) -> list[Any]:
     Relations, sets and tuples are not read here; `structure` takes them apart first. Raises Unreadable, TooLarge.
     """
     source = text.replace(r"\ ", " ").strip()
-    if not source or _REFUSED.search(source) or any(map(_is_word, _words(source))):
+    if not source or re.match(r"[+-]\s*[+-]", source) or _REFUSED.search(source) or any(map(_is_word, _words(source))):
         raise Unreadable(text)
     source = _NAME.sub(r"\\\1", source)
     source = re.sub(r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", source)

@@ -118,9 +118,9 @@ def same_number(one: Number, other: Number) -> str | None:
 
 def rounds_to(written: Number, value: Fraction) -> bool:
     """Whether `written` is `value` rounded or cut at its last place, or the double that stands for it."""
-    if written.digits >= NOISE_DIGITS and abs(written.value - value) <= abs(value) * NOISE and value.denominator != 1:
-        return True
-    if written.digits >= NOISE_DIGITS + 1 and written.places and abs(written.value - value) <= abs(value) * NOISE:
+    # a whole number needs one digit more (999999999999999 is one of its own), unless only a double is written like this
+    needed = NOISE_DIGITS + (value.denominator == 1 and written.places > 0)
+    if written.digits >= needed and abs(written.value - value) <= abs(value) * NOISE:
         return True
     if written.places < PLACES or written.digits < PLACES:
         return False

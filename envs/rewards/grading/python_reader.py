@@ -129,7 +129,12 @@ _COMPARISONS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 def read(text: str) -> Any:
     """SymPy for `text`: an expression, set, matrix, Tuple, or a list for `[…]`. Raises Unreadable or TooLarge."""
     source = text.replace("\\\\", "").strip()
-    if "\\" in source or ("{" in source and "^{" in source.replace(" ", "")):
+    if (
+        "#" in source
+        or re.match(r"[+-]\s*[+-]", source)
+        or "\\" in source
+        or ("{" in source and "^{" in source.replace(" ", ""))
+    ):
         raise Unreadable(text)
     source = re.sub(r"(?<![\d.A-Za-z_])0+(?=\d)", "", source.replace("^", "**"))
     try:

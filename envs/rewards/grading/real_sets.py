@@ -9,7 +9,6 @@ from typing import Any
 import sympy
 
 from solostream.envs.rewards.grading import latex_reader, python_reader
-from solostream.envs.rewards.grading.limits import TooLarge
 from solostream.envs.rewards.grading.literals import number
 from solostream.envs.rewards.grading.python_reader import Unreadable
 from solostream.envs.rewards.grading.rules import Rules
@@ -88,7 +87,7 @@ def _from_text(node: Node) -> RealSet | None:
 def _from_relation(node: Node) -> RealSet | None:
     """A chain of inequalities in one variable."""
     if not set(node.signs) <= _RELATIONS.keys() or node.signs == ("=",):
-        return _membership(node)
+        return None
     sides = [_rational_or_read(part.text) for part in node.parts]
     symbols = {symbol for side in sides for symbol in side.free_symbols}
     if len(symbols) != 1:
@@ -107,10 +106,6 @@ def _from_relation(node: Node) -> RealSet | None:
         )
         values = sympy.Intersection(values, part)
     return RealSet(values, str(symbol))
-
-
-def _membership(node: Node) -> RealSet | None:
-    return None
 
 
 def _value(node: Node) -> Any:
@@ -158,6 +153,3 @@ def _pieces(values: Any) -> list[tuple[Any, bool, bool, Any]] | None:
         elif part != sympy.S.EmptySet:
             return None
     return sorted(found, key=lambda piece: (float(piece[0]), float(piece[3])))
-
-
-__all__ = ["RealSet", "TooLarge", "real_set", "same_set"]

@@ -68,7 +68,10 @@ _NAMED_TEXT = (
     "pi tau inf infinity Infinity zoo infty EmptySet Reals alpha beta gamma delta epsilon zeta eta theta iota"
     " kappa lambda mu nu xi rho sigma upsilon phi chi psi omega"
 )
-NAMED = set(_NAMED_TEXT.split())
+# … and what begins like a function of something or like a name of a module
+_VALUE = re.compile(
+    rf"(?:{'|'.join(_NAMED_TEXT.split())})$|(?:(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|ln|log|exp|sqrt) |[a-z]+\.[a-z]"
+)
 
 
 def read(text: str, *, items: int = 0, depth: int = 0) -> Node:
@@ -266,6 +269,6 @@ def _named_ratio(text: str, items: int, depth: int) -> Node | None:
 
 def _atom(text: str) -> Node:
     found = measure(text)
-    if found is None and _WORDS.fullmatch(text) and _LETTERS.search(text) and len(text) > 2 and text not in NAMED:
+    if found is None and len(text) > 2 and _WORDS.fullmatch(text) and _LETTERS.search(text) and not _VALUE.match(text):
         return Node("words", text)
     return Node("atom", text if found is None else found.text, measure=found)

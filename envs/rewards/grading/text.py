@@ -87,6 +87,7 @@ def clean(text: str) -> str:
     text = _unwrap(text)
     for pattern, spelling in _BRACKET_RULES:
         text = pattern.sub(spelling, text)
+    text = re.sub(r"\b([aApP])\.\s?[mM]\.?(?![A-Za-z])", r"\1m", text)
     text = _money(text)
     text = _SHORT_FRACTION.sub(lambda m: rf"\frac{{{m[1].strip('{}')}}}{{{m[2].strip('{}')}}}", text)
     text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)

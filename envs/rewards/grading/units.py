@@ -68,7 +68,7 @@ _NOT_UNITS_TEXT = (
     " x y z n k t first last except unless with without"
 )
 _NOT_UNITS = set(_NOT_UNITS_TEXT.split())
-_JOINING = {"per", "of", "sq", "cu"}
+_SHORT = {"per", "of", "sq", "cu", "am", "pm"}
 _MONEY = re.compile(r"(?P<sign>[+-]?) ?(?:\\\$|[$€£¥₹]|USD|US\\\$) ?(?P<rest>.+)", re.DOTALL)
 _MONEY_AFTER = re.compile(r"(?P<rest>.+?) ?(?P<unit>\\\$|[$€£¥₹¢])", re.DOTALL)
 _PERCENT = re.compile(r"(?P<rest>.+?) ?(?:\\?%|percentage points?|percent|per cent|pct)", re.DOTALL | re.IGNORECASE)
@@ -136,7 +136,7 @@ def _named(text: str) -> Measure | None:
         return None
     apart = match["rest"] != text[: -len(unit)]
     if not all(
-        _singular(word) in UNITS or len(word) > 3 or (len(word) == 3 and apart) or word in _JOINING for word in words
+        _singular(word) in UNITS or len(word) > 3 or (len(word) == 3 and apart) or word in _SHORT for word in words
     ):
         return None  # `5ab` is a product
     return _scaled(rest, value, unit, words)

@@ -60,7 +60,7 @@ def server():
 
 
 def rubric(server, kind="judge", **options):
-    return Rubric({kind: {"model": "m", "base_url": server.url, "api_key_env": None, "retries": 2, **options}})
+    return Rubric({kind: {"model": "m", "base_url": server.url, "api_key_env": "", "retries": 2, **options}})
 
 
 def play(made, *episodes):
@@ -161,7 +161,7 @@ def test_a_failure_is_not_remembered(server):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_server_that_is_not_there():
-    made = Rubric({"judge": {"model": "m", "base_url": "http://127.0.0.1:9/v1", "api_key_env": None, "retries": 0}})
+    made = Rubric({"judge": {"model": "m", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "", "retries": 0}})
     (found,) = play(made, episode())
     assert "the judge at http://127.0.0.1:9/v1 failed" in str(found)
 
