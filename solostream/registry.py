@@ -103,7 +103,8 @@ GIVEN: dict[str, tuple[str, ...]] = {
 }
 # module that is missing -> the extra that brings it
 EXTRAS = {
-    **dict.fromkeys(("torch", "transformers", "datasets", "math_verify", "tensorboard", "matplotlib", "peft"), "train"),
+    **dict.fromkeys(("torch", "transformers", "tokenizers", "accelerate", "safetensors", "peft"), "train"),
+    **dict.fromkeys(("datasets", "pyarrow", "math_verify", "tensorboard", "matplotlib", "tomli_w"), "train"),
     **dict.fromkeys(("aiohttp", "fastapi", "uvicorn", "prometheus_client"), "server"),
     **dict.fromkeys(("jupyter_client", "ipykernel", "zmq"), "jupyter"),
     "docker": "docker",
