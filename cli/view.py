@@ -33,10 +33,10 @@ def view(
     tokenizer: Path | None = None,
     open_browser: bool = False,
 ) -> int:
-    """Browse the trajectories of one or more runs or evaluations in a local web app.
+    """Browse the trajectories of one or more runs or evaluations in a local web app, from their first second on.
 
     Args:
-        runs: Run or evaluation folders, or .jsonl files of trajectories; two or more can be compared.
+        runs: Run or evaluation folders, .jsonl files of trajectories, or a folder of runs (`runs/`: also those to come).
         host: Address to listen on. There is no password: another one than localhost shows the runs to that network.
         port: Port to listen on; 0 takes a free one.
         tokenizer: A tokenizer.json, when none is found with the run.

@@ -79,6 +79,8 @@ class Index:
             if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:  # new, of another version, or deleted
                 self._start_anew(db)
             offset, number, *last = db.execute("SELECT * FROM progress").fetchone()
+            if not number and not self.path.exists():  # of a run that has just begun
+                return 0
             if not self._still_there(*last):
                 self._start_anew(db)
                 offset, number, *last = 0, 0, 0, 0, 0

@@ -6,12 +6,8 @@ allows no script but the app's own files. Requests for another host name are ref
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,11 +18,10 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from solostream.agent.trajectory import Trajectory
-from solostream.agent.trajectory_file import find_file
 from solostream.errors import UserError
 from solostream.evaluation.tool_use import observe
-from solostream.viewer.index import FILTERS, Index
-from solostream.viewer.tokens import Pieces, find_tokenizer
+from solostream.viewer.index import FILTERS
+from solostream.viewer.runs import Runs, Source
 
 STATIC = Path(__file__).parent / "static"
 CSP = (
@@ -35,59 +30,13 @@ CSP = (
 )
 
 
-class Source:
-    """One run that can be looked at: its index and its tokenizer. `trouble`: why its file cannot be followed now."""
-
-    def __init__(self, place: Path, tokenizer: Path | None = None) -> None:
-        self.path = find_file(place)
-        self.name = place.resolve().name if place.is_dir() else place.name
-        self.index = Index(self.path)
-        found = tokenizer or find_tokenizer(place)
-        self.pieces = Pieces(found) if found else None
-        self.trouble: str | None = None
-
-
-@contextmanager
-def following(sources: Sequence[Source]) -> Iterator[None]:
-    """Keep the indexes of `sources` up to date, in a process of their own; what troubles it becomes their `trouble`."""
-    for source in sources:
-        source.index.refresh(100)  # the first page is there when the first request comes
-    pairs = [str(path) for source in sources for path in (source.index.place.resolve(), source.path.resolve())]
-    command = [sys.executable, "-m", "solostream.viewer.follow", *pairs]
-    follower = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )  # Ctrl+C is for the server
-    assert follower.stdin is not None
-    assert follower.stdout is not None
-    ending = threading.Event()
-
-    def listen(lines: Iterable[str]) -> None:
-        for line in lines:
-            i, trouble = json.loads(line)
-            sources[i].trouble = trouble
-        if not ending.is_set():
-            for source in sources:
-                source.trouble = "indexing has stopped: start solostream view again"
-
-    listener = threading.Thread(target=listen, args=(follower.stdout,), daemon=True)
-    listener.start()
-    try:
-        yield
-    finally:
-        ending.set()
-        follower.stdin.close()  # it ends when it sees that
-        follower.wait()
-        listener.join()
-        follower.stdout.close()
-
-
 def make_app(places: Sequence[Path], *, tokenizer: Path | None = None, hosts: Sequence[str] = ()) -> FastAPI:
-    """The app over one or more runs. hosts: names besides localhost under which it may be reached. Raises UserError."""
-    sources = [Source(place, tokenizer) for place in places]
+    """The app over runs and folders of them. hosts: names besides localhost that reach it. Raises UserError."""
+    shown = Runs(places, tokenizer)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> Any:
-        with following(sources):
+        with shown.followed():
             yield
 
     app = FastAPI(title="solostream view", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
@@ -107,12 +56,13 @@ def make_app(places: Sequence[Path], *, tokenizer: Path | None = None, hosts: Se
         return JSONResponse({"detail": str(error)}, 400)
 
     def source(run: int) -> Source:
-        if not 0 <= run < len(sources):
+        if not 0 <= run < len(shown.sources):
             raise HTTPException(404, f"there is no run {run}")
-        return sources[run]
+        return shown.sources[run]
 
     @app.get("/api/runs")
     def runs() -> list[dict[str, Any]]:
+        shown.discover()
         return [
             {
                 "name": s.name,
@@ -121,7 +71,7 @@ def make_app(places: Sequence[Path], *, tokenizer: Path | None = None, hosts: Se
                 "trouble": s.trouble,
                 **s.index.status(),
             }
-            for s in sources
+            for s in shown.sources
         ]
 
     @app.get("/api/runs/{run}/rows")
@@ -154,7 +104,7 @@ def make_app(places: Sequence[Path], *, tokenizer: Path | None = None, hosts: Se
     @app.get("/api/tasks")
     def task(task_id: str) -> list[list[dict[str, Any]]]:
         """The rows of one task in every run."""
-        return [s.index.task(task_id) for s in sources]
+        return [s.index.task(task_id) for s in shown.sources]
 
     @app.get("/api/filters")
     def filters() -> list[str]:

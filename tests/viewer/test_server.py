@@ -111,7 +111,8 @@ def test_port_in_use_names_the_flag() -> None:
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run at"):
         view((tmp_path / "absent",), port=0)
+    (tmp_path / "notes.txt").touch()
     done = subprocess.run([sys.executable, "-m", "solostream", "view", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "trajectories.jsonl" in done.stderr
+    assert "neither a run, an evaluation nor a folder of such" in done.stderr

@@ -229,7 +229,7 @@ function remember() {
 
 function recall() {
   const given = new URLSearchParams(location.hash.slice(1));
-  state.run = Math.min(Number(given.get("run") ?? 0) || 0, state.runs.length - 1);
+  state.run = Math.max(0, Math.min(Number(given.get("run") ?? 0) || 0, state.runs.length - 1));
   state.filters = new Set((given.get("filters") ?? "").split(",").filter((name) => name in LABELS));
   state.query = given.get("query") ?? "";
   if (given.get("sort") in SORTS) state.sort = given.get("sort");
@@ -292,8 +292,11 @@ document.addEventListener("keydown", guarded(async (event) => {
 
 async function status() {
   const before = state.runs[state.run];
+  const known = state.runs.length;
   state.runs = await api("runs");
+  if (state.runs.length !== known) listRuns();
   const run = state.runs[state.run];
+  if (!run) return void ($("state").textContent = "no run yet");
   const share = run.size ? Math.floor((100 * run.indexed) / run.size) : 100;
   const parts = [`${number(run.rows)} ${run.rows === 1 ? "trajectory" : "trajectories"}`];
   if (share < 100 && run.size - run.indexed > 1e6) parts.push(`reading, ${share} %`);
@@ -301,8 +304,11 @@ async function status() {
   if (run.trouble) parts.push(run.trouble);
   $("state").textContent = parts.join(" · ");
   $("state").title = run.damage.map(([line, why]) => `line ${line}: ${why}`).join("\n");
-  return before && before.rows !== run.rows;
+  return !before || before.rows !== run.rows;
 }
+
+const listRuns = () => $("run").replaceChildren(
+  ...state.runs.map((run, i) => el("option", { value: i, selected: i === state.run }, `${run.name} (${number(run.rows)})`)));
 
 async function watch() {
   for (;;) {
@@ -312,6 +318,7 @@ async function watch() {
       if (!(await status())) return;
       if (state.follow) await newest();
       else if (state.sort === "id" || list.box.scrollTop === 0) await narrow(true);
+      if (state.row === null && list.total) await pick(0);
     })();
   }
 }
@@ -321,7 +328,7 @@ async function start() {
   $("keys").append(el("h2", {}, "Keyboard"), el("table", {}, KEYS.map(([key, what]) => el("tr", {}, el("td", {}, el("kbd", {}, key)), el("td", {}, what)))));
   await status();
   const row = recall();
-  $("run").append(...state.runs.map((run, i) => el("option", { value: i, selected: i === state.run }, run.name)));
+  listRuns();
   $("sort").append(...Object.entries(SORTS).map(([name, text]) => el("option", { value: name, selected: name === state.sort }, text)));
   $("filters").append(...(await api("filters")).map((name) => el("button", { "data-name": name, "aria-pressed": false, onclick: () => toggle(name) }, LABELS[name], el("b"))));
   $("search").value = state.query;
@@ -333,6 +340,7 @@ async function start() {
   $("theme").addEventListener("click", () => ACTIONS.t());
   $("help").addEventListener("click", () => ACTIONS["?"]());
   $("keys").addEventListener("click", () => $("keys").close());
+  if (!state.runs.length) return blank(...NOTHING);
   await narrow();
   if (row !== null) {
     if (state.sort === "id" && !state.filters.size && !state.query) list.reveal(row);

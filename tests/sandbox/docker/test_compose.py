@@ -5,6 +5,8 @@ import os
 import shutil
 import socket
 import subprocess
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,38 @@ def test_its_seccomp_profile_is_the_backends():
     profile = json.loads((ROOT / "sandbox" / "image" / "seccomp.json").read_text())
     ours = json.loads(seccomp_profile())
     assert {**profile, "architectures": None} == {**ours, "architectures": None}
+
+
+def test_the_viewer_profile_lists_the_runs_that_are_there_and_those_that_come(image, tmp_path):
+    command, extra = compose_command()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    runs = tmp_path / "runs"
+    for name in ("first", "later"):
+        (runs / name).mkdir(parents=True)
+    (runs / "first" / "config.toml").touch()
+    runs.chmod(0o755)
+    extra |= {"SOLOSTREAM_VIEWER_PORT": str(port), "SOLOSTREAM_RUNS": str(runs)}
+    project = f"{PROJECT}-viewer"
+
+    def names():
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/runs", timeout=5) as answer:
+                return [run["name"] for run in json.load(answer)]
+        except OSError:
+            return None
+
+    try:
+        output(*command, "-p", project, "--profile", "viewer", "up", "-d", "--no-build", "viewer", **extra)
+        end = time.monotonic() + 60
+        while names() != ["first"]:
+            assert time.monotonic() < end, output(*command, "-p", project, "--profile", "viewer", "logs", **extra)
+            time.sleep(0.2)
+        (runs / "later" / "config.toml").touch()
+        assert names() == ["first", "later"]
+    finally:
+        output(*command, "-p", project, "--profile", "viewer", "down", "-t", "1", **extra)
 
 
 def test_the_server_answers_on_loopback_and_runs_code(image):
