@@ -36,7 +36,7 @@ def view(
     """Browse the trajectories of one or more runs or evaluations in a local web app, from their first second on.
 
     Args:
-        runs: Run or evaluation folders, .jsonl files of trajectories, or a folder of runs (`runs/`: also those to come).
+        runs: Run or evaluation folders, .jsonl files of trajectories, or a folder of runs (those to come, too).
         host: Address to listen on. There is no password: another one than localhost shows the runs to that network.
         port: Port to listen on; 0 takes a free one.
         tokenizer: A tokenizer.json, when none is found with the run.

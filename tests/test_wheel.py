@@ -11,14 +11,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = ("agent.py", "training.py", "viewer.py", "errors.py", "envs/__init__.py", "sandbox/__init__.py")
-    "agent.py",
-    "training.py",
-    "viewer.py",
-    "registry.py",
-    "errors.py",
-    "envs/__init__.py",
-    "sandbox/__init__.py",
-)
 
 
 def pip(*arguments: str) -> None:
