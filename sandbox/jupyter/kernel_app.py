@@ -24,6 +24,7 @@ from ipykernel.zmqshell import ZMQInteractiveShell
 from IPython.core.formatters import PlainTextFormatter
 from IPython.utils.text import SList
 from traitlets.config import Config
+from zmq.utils import garbage
 
 from solostream.sandbox.fork.child import cell
 
@@ -175,6 +176,12 @@ class Text(PlainTextFormatter):
             return _clip(repr(value))
         except Exception as error:
             return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+
+
+def finish_contexts() -> None:
+    """Have every ZeroMQ context that the kernel will need make its epolls now: later there are none to be had. The
+    kernel's own has sockets by then; pyzmq's has one only once a large message is sent."""
+    garbage.gc.context.socket(zmq.PAIR).close()
 
 
 class App(IPKernelApp):

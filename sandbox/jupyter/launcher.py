@@ -16,6 +16,7 @@ import json
 import os
 import resource
 import select
+import selectors
 import signal
 import socket
 import sys
@@ -23,7 +24,7 @@ import tempfile
 from typing import Any, NoReturn, TextIO
 
 from solostream.sandbox.fork.child import memory
-from solostream.sandbox.fork.child.isolation import rootfs, tiers
+from solostream.sandbox.fork.child.isolation import rootfs, seccomp, tiers
 from solostream.sandbox.fork.child.isolation.confinement import Confinement, Restriction, die_first, enter_namespaces
 from solostream.sandbox.jupyter import kernel_app
 
@@ -110,8 +111,12 @@ def _serve(
         os.close(fd)
     sys.stdout = sys.stderr = None  # type: ignore[assignment]
     kernel_app.mend_streams()
+    selectors.DefaultSelector = selectors.PollSelector  # type: ignore[misc]  # code will find no epoll; see below
     app = kernel_app.build(fds, settings["path"], settings["key"], settings["output_bytes"])
     app.initialize([])
+    kernel_app.finish_contexts()
+    if seccomp.supported():  # ZeroMQ has the epolls that it needs; their watches are a pool that all sessions share
+        seccomp.Filter(seccomp.build_absent(os.uname().machine)).install_everywhere()
     # Its threads and libraries have reserved much that they never touch: the limit is on what comes on top.
     limit = int(mapped.read().split()[5]) * resource.getpagesize() + (settings["memory_mb"] << 20)
     mapped.close()

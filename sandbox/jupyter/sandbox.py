@@ -98,7 +98,8 @@ class JupyterSandbox:
 
     @property
     def claims(self) -> frozenset[Claim]:
-        return ForkSandbox(limits=self.limits, isolation=self._asked).claims
+        held = ForkSandbox(limits=self.limits, isolation=self._asked).claims - {"fork"}
+        return held if "cgroup" in self.isolation else held - {"memory"}  # nobody adds up a kernel's processes
 
     async def open(self) -> KernelSession:
         return KernelSession(self._kernels, await self._kernels.take(), self.limits)

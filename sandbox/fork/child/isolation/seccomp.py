@@ -97,6 +97,7 @@ _EPERM, _ENOSYS = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
 _SUCCESS = _ERRNO  # without doing anything
 _NUMBER, _MACHINE = 0, 4
 _SET_SECCOMP, _MODE_FILTER = 22, 2
+_SECCOMP, _SET_FILTER, _ALL_THREADS = (317, 277), 1, 1
 
 
 class _Test(NamedTuple):
@@ -154,6 +155,17 @@ def build(machine: str, *, shared: bool, epoll: bool = False, landlock_abi: int 
     return b"".join(struct.pack("<HBBI", *line) for line in [*program, (_RETURN, 0, 0, _ALLOW)])
 
 
+def build_absent(machine: str) -> bytes:
+    """The filter for what was left open until a program had started: no new epoll."""
+    column, arch = _ARCH[machine]
+    numbers = [pair[column] for pair in _ABSENT.values()]
+    program = [(_LOAD, 0, 0, _MACHINE), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
+    for number in numbers:
+        if number is not None:
+            program += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ENOSYS)]
+    return b"".join(struct.pack("<HBBI", *line) for line in [*program, (_RETURN, 0, 0, _ALLOW)])
+
+
 _Checks = list[tuple[list[_Test], int]]
 
 
@@ -205,3 +217,7 @@ class Filter:
     def install(self) -> None:
         """Put this thread and all it starts under the filter for good. Needs no_new_privs. Raises OSError."""
         linux.prctl(_SET_SECCOMP, _MODE_FILTER, self._address)
+
+    def install_everywhere(self) -> None:
+        """Put all threads of this process under the filter. Raises OSError."""
+        linux.syscall(_SECCOMP[_ARCH[os.uname().machine][0]], _SET_FILTER, _ALL_THREADS, self._header)
