@@ -1,8 +1,8 @@
 """Small innocent programs and what a notebook's user sees of each: the same with every backend.
 
-They stand in programs.txt: a name, the calls of one session, what is seen of the last (of which all the rest must be
-empty); the calls before it must be `ok`. Each is a case of its own. What backends may answer differently is in none of
-them; docs/sandbox.md lists it.
+They stand in programs.txt: a name, the calls of one session, what is seen of the last (the rest of it must be empty),
+and, where it is more than `state`, the claim that a backend needs for it; the calls before the last must be `ok`. Each
+is a case of its own. What backends may answer differently is in none of them; docs/sandbox.md lists it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from solostream.sandbox.conformance.case import Arena, case, expect
-from solostream.sandbox.types import Execution, Session
+from solostream.sandbox.types import Claim, Execution, Session
 
 
 class Program(NamedTuple):
@@ -24,6 +24,7 @@ class Program(NamedTuple):
     stdout: str = ""
     result: str | None = None
     error: str | None = None
+    needs: frozenset[Claim] = frozenset({"state"})
 
 
 def _read() -> Iterator[Program]:
@@ -33,7 +34,8 @@ def _read() -> Iterator[Program]:
         code, _, seen = rest.partition("\n==")
         wanted = dict(line.split(": ", 1) for line in seen.splitlines() if ": " in line and not line.startswith("# "))
         stdout = ast.literal_eval(wanted.get("stdout", "''"))
-        yield Program(name, tuple(code.split("\n--\n")), stdout, wanted.get("result"), wanted.get("error"))
+        needs = frozenset[Claim]({"state", *wanted.get("needs", "state").split(", ")})  # type: ignore[arg-type]
+        yield Program(name, tuple(code.split("\n--\n")), stdout, wanted.get("result"), wanted.get("error"), needs)
 
 
 PROGRAMS = tuple(_read())
@@ -58,7 +60,7 @@ def _register(wanted: Program) -> None:
         await judge(await arena.open(), wanted)
 
     check.__module__ = __name__
-    case(f"program: {wanted.name}", "state")(check)
+    case(f"program: {wanted.name}", *wanted.needs)(check)
 
 
 for _program in PROGRAMS:

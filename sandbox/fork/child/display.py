@@ -97,27 +97,39 @@ def _show(forms: dict[str, str]) -> None:
         _bundles.append(bundle)
 
 
+def _patch_pyplot(pyplot: Any) -> None:
+    show = pyplot.show
+    pyplot.show = lambda *a, **k: flush_figures() if pyplot.get_backend() == _BACKEND else show(*a, **k)
+
+
+def _patch_ipython(module: Any) -> None:
+    module.display = display  # without IPython's shell its own prints a repr
+
+
+_PATCHES = {"matplotlib.pyplot": _patch_pyplot, "IPython.display": _patch_ipython}
+
+
 class _Finder:
-    """Finds matplotlib.pyplot like anybody else, once, and makes its `show` ours."""
+    """Finds these modules like anybody else, each once, and makes what shows ours."""
+
+    def __init__(self) -> None:
+        self._left = dict(_PATCHES)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "matplotlib.pyplot":
-            return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
+        patch = self._left.pop(name, None)
+        spec = importlib.util.find_spec(name) if patch is not None else None
+        if spec is not None and spec.loader is not None and patch is not None:
             load = spec.loader.exec_module
 
-            def load_ours(pyplot: Any) -> None:
-                load(pyplot)
-                show = pyplot.show
-                pyplot.show = lambda *a, **k: flush_figures() if pyplot.get_backend() == _BACKEND else show(*a, **k)
+            def load_ours(module: Any) -> None:
+                load(module)
+                patch(module)
 
             spec.loader.exec_module = load_ours  # type: ignore[method-assign, assignment]
         return spec
 
 
 def install() -> None:
-    """In the fork server: `display` for all code, and a watch for matplotlib."""
+    """In the fork server: `display` for all code, and a watch for those who show."""
     builtins.display = display  # type: ignore[attr-defined]
     sys.meta_path.insert(0, _Finder())  # type: ignore[arg-type]

@@ -194,6 +194,21 @@ def test_bundles_travel_and_their_reader_is_bounded() -> None:
             wire.unpack_bundles(packed[:cut])
 
 
+async def test_ipythons_display_is_ours() -> None:
+    need("namespaces")
+    box = ForkSandbox(limits=LIMITS, preimport=(), pool=1)
+    try:
+        session = await box.open()
+        seen = await session.run("from IPython.display import HTML, display\ndisplay(HTML('<b>x</b>'))", timeout=60)
+    finally:
+        await box.close()
+    if seen.error is not None:
+        assert seen.error.name == "ModuleNotFoundError"
+        pytest.skip("IPython is not where the sessions' Python finds its modules")
+    assert [bundle["text/html"] for bundle in seen.display] == ["<b>x</b>"]
+    assert seen.stdout == ""
+
+
 async def test_matplotlib_shows_pictures() -> None:
     need("namespaces")
     box = ForkSandbox(limits=Limits(timeout_s=120), pool=1)
