@@ -133,13 +133,13 @@ def learner_part(size: str, device: str, quick: bool) -> dict[str, Any]:
 def packed_seconds(
     size: str, device: str, batch: list[Trajectory], rounds: int, compiled: bool = False
 ) -> tuple[float, dict[str, Any]]:
-    more_settings = {"drift_tokens": 0, "max_tokens_per_batch": 16_384, "compile": compiled}
+    more_settings = {"max_tokens_per_batch": 16_384, "compile": compiled}
     settings = LearnerConfig(lr=1e-9, dtype="bfloat16", **more_settings)
     learner, rows, seen = Learner(model(size, device), settings), Batch(batch), {}
     weighed = advantages(rows)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    seconds = clock(lambda: seen.update(learner.update(rows, weighed)), rounds, device)
+    seconds = clock(lambda: seen.update(learner.update(rows, weighed, drift=False)), rounds, device)
     more = {"parameters": learner.model.num_parameters(), "mfu": round(seen.get("mfu", 0), 4)}
     if device == "cuda":
         more["peak GiB"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)

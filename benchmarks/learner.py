@@ -193,14 +193,14 @@ def main() -> None:
     lengths = sorted(map(len, batch))
     print(f"{n} sequences, {sum(lengths)} tokens; length median {lengths[n // 2]}, longest {lengths[-1]}")
 
-    learner = Learner(model(), LearnerConfig(lr=1e-9, betas=(0.9, 0.999), drift_tokens=0, max_tokens_per_batch=2048))
+    learner = Learner(model(), LearnerConfig(lr=1e-9, betas=(0.9, 0.999), max_tokens_per_batch=2048))
     caught: list[torch.Tensor] = []
     apply = learner.optimizer.apply
     learner.optimizer.apply = lambda: (caught.append(gradient(learner.model)), apply())[1]  # type: ignore[method-assign]
     updates: dict[str, Callable[[], Any]] = {
-        "solostream, packed": lambda: learner.update(batch, given),
+        "solostream, packed": lambda: learner.update(batch, given, drift=False),
     }
-    learner.update(batch, given)
+    learner.update(batch, given, drift=False)
     learner.optimizer.apply = apply  # type: ignore[method-assign]
     peers = {
         "padded to the longest": lambda: padded_update(batch, advantages, False),

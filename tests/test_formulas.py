@@ -184,13 +184,13 @@ def test_rescored_evidence_counts_in_the_order_of_dispatch(seed: int) -> None:
     ]
 
     def now(trajectories: list) -> list[np.ndarray]:
-        return [t.logprobs[t.action_mask] - 0.11 * (1 + t.dispatch.event) for t in trajectories]
+        return [t.logprobs[t.action_mask] - 0.011 * (1 + t.dispatch.event) for t in trajectories]
 
     expected = ValueTracker(0.1, 0.99)
     for before, t in zip([None, *events], events, strict=False):
         same = before is None or before.dispatch.version == t.dispatch.version
-        d = 0.0 if same else -0.11 * (1 + before.dispatch.event)
-        expected.observe("x", t.reward, math.expm1(d) - d, event=t.dispatch.event)
+        d = 0.0 if same else 0.011 * (1 + before.dispatch.event)
+        expected.observe("x", t.reward, d, event=t.dispatch.event)
     shuffled = rng.sample(events, len(events))
     tracker = ValueTracker(0.1, 0.99)
     SPO(tracker, divergence="rescore", logprobs=now)(Batch(shuffled))

@@ -45,8 +45,8 @@ MUTANTS = (
     Mutant(
         "TIS switches itself on",
         "training/learner/learner.py",
-        "            drift = self._drift(job)\n",
-        "            drift = self._drift(job)\n"
+        '            moved = {"drift": self._drift(job)} if drift else {}\n',
+        '            moved = {"drift": self._drift(job)} if drift else {}\n'
         '        if job.measures.result(version).get("mismatch/max", 0.0) > 0.01:\n'
         '            self.config = config.model_copy(update={"tis_cap": 2.0})\n',
     ),

@@ -6,7 +6,8 @@ the standardization is SPO++'s action tokens, or the paper's trajectories.
 
 Divergence D of the forgetting: by default the drift between policy versions that `tracker.record_drift` was told. With
 "rescore" the learner's `logprobs` measure it on each task's last trajectory: the mean over its action tokens of
-k3 = e^d − 1 − d, d = log π_now − log π_then, an estimate of KL(π_then ‖ π_now).
+|log π_now − log π_then|. That is D of the authors' code (`_get_spo_rho`), for which D_half = 0.06 was set; a KL in nats
+is about half its square.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class SPO:
             self._last[trajectory.task_id] = trajectory
         for (i, last), now in zip(before, self.rescore([t for _, t in before]) if before else [], strict=True):
             d = np.asarray(now, np.float64) - last.logprobs[last.action_mask]
-            found[i] = float(np.mean(np.expm1(d) - d))
+            found[i] = float(np.mean(np.abs(d)))
         return found
 
     def state_dict(self) -> dict[str, Any]:

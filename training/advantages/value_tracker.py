@@ -1,6 +1,7 @@
 """The value tracker of SPO (arXiv 2509.13232, Sec. 4.1): what the acting policy is expected to earn on each task.
 
-Per task a Beta(α, β) with value v = α/(α+β). One observation r ∈ [0, 1] after the acting policy moved by D (a KL):
+Per task a Beta(α, β) with value v = α/(α+β). One observation r ∈ [0, 1] after the acting policy moved by D, the mean
+|Δ log π| of an action token (the authors' code; D_half = 0.06 belongs to it and not to a KL):
 
     ρ = clip(2^(−D/D_half), ρ_min, ρ_max)        α ← ρ·α + r        β ← ρ·β + (1 − r)                          (Eq. 5)
 
@@ -46,7 +47,7 @@ class ValueTracker:
     """Keyed by task id, never by prompt text.
 
     rho_min, rho_max: bounds of the forgetting factor (windows of 8 and 25 observations); equal bounds make it constant.
-    d_half: the divergence, in nats a token, that halves the weight of old evidence.
+    d_half: the D, in nats a token, that halves the weight of old evidence.
     Raises UserError on impossible settings and on rewards outside [0, 1].
     """
 
@@ -61,19 +62,20 @@ class ValueTracker:
         self.rho_min, self.rho_max, self.d_half, self.window = rho_min, rho_max, d_half, window
         self._beliefs: dict[str, _Belief] = {}
         self._drift_versions: list[int] = []
-        self._drift_sums: list[float] = []  # KL travelled up to and including that version
+        self._drift_sums: list[float] = []  # D travelled up to and including that version
 
     def initialize(self, task_id: str, outcomes: Sequence[float], *, version: int | None = None) -> None:
         """Start `task_id` from rewards of the initial policy (App. A), smoothed by half a success and half a failure.
 
-        v0 = (Σr + 0.5)/(n + 1) with the strength N0 = 1/(1 − ρ_min). No outcomes: Beta(0.5, 0.5). version: of the
-        policy that earned them, from which the travel to the first observation counts; None: it counts as 0.
+        v0 = (Σr + 0.5)/(n + 1) with the strength min(n, N0), N0 = 1/(1 − ρ_min): n outcomes are believed as n (the paper
+        has n = N0 = 8). No outcomes: Beta(0.5, 0.5). version: of the policy that earned them, from which the travel to
+        the first observation counts; None: it counts as 0.
         """
         belief = _Belief()
         if outcomes:
             v0 = (math.fsum(_unit(r, task_id) for r in outcomes) + 0.5) / (len(outcomes) + 1)
-            n0 = 1 / (1 - self.rho_min)
-            belief.start = (n0 * v0, n0 * (1 - v0), version)
+            strength = min(len(outcomes), 1 / (1 - self.rho_min))
+            belief.start = (strength * v0, strength * (1 - v0), version)
             belief.now = belief.start[:2]
         self._beliefs[task_id] = belief
 
@@ -98,13 +100,13 @@ class ValueTracker:
     ) -> None:
         """Add one outcome.
 
-        divergence: KL, in nats a token, between the policy that acted now and the one that last acted on the task. None
+        divergence: D, in nats a token, between the policy that acted now and the one that last acted on the task. None
             takes the travel between the two `version`s that `record_drift` measured, 0 where none was.
         event: the place in the order of dispatches; None: after everything seen for the task.
         """
         reward = _unit(reward, task_id)
         if divergence is not None and not 0 <= divergence < math.inf:
-            raise UserError(f"the divergence of task {task_id} is {divergence}; give a finite KL >= 0, in nats a token")
+            raise UserError(f"the divergence of task {task_id} is {divergence}; give a finite D >= 0, in nats a token")
         belief = self._beliefs.setdefault(task_id, _Belief())
         if event is None:
             event = belief.events[-1].event + 1 if belief.events else 0
@@ -122,15 +124,16 @@ class ValueTracker:
             alpha, beta, last = belief.start
             belief.start = (*self._apply(alpha, beta, last, oldest), oldest.version)
 
-    def record_drift(self, version: int, kl: float) -> None:
-        """Policy `version` is `kl` (nats a token) away from the one before it. Call once a version, in order.
+    def record_drift(self, version: int, distance: float) -> None:
+        """Policy `version` is D = `distance` away from the one before it. Call once a version, in order.
 
-        Travel between two versions is the sum of the steps between them: exact for steps in independent directions.
+        Travel between two versions is the sum of the steps between them: exact while all steps point the same way, and
+        too large where they turn back, which forgets sooner.
         """
         if self._drift_versions and version <= self._drift_versions[-1]:
             raise ValueError(f"drift of version {version} after that of version {self._drift_versions[-1]}")
         self._drift_versions.append(version)
-        self._drift_sums.append((self._drift_sums[-1] if self._drift_sums else 0.0) + max(kl, 0.0))
+        self._drift_sums.append((self._drift_sums[-1] if self._drift_sums else 0.0) + max(distance, 0.0))
 
     def weights(self, task_ids: Iterable[str], epsilon: float = 0.05) -> list[float]:
         """Unnormalised sampling weights √(v(1 − v)) + ε (Eq. 11): most where the outcome is least certain."""

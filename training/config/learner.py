@@ -65,7 +65,6 @@ class LearnerConfig(Section):
     reject_outside: Bounds | None = None  # geometric-mean π_learner/π_sampler of a whole trajectory
     drop_void: bool = False
     drop_overlong: bool = False
-    drift_tokens: Annotated[int, Field(ge=0)] = 1024  # rescored after a batch to measure how far the policy moved
 
     @model_validator(mode="after")
     def _consistent(self) -> LearnerConfig:

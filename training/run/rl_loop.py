@@ -105,7 +105,8 @@ class Reinforcement:
         learnt_s = time.monotonic() - started
         self.step += 1
         await self._log.update(self.step, batch, advantages.values)
-        self.tracker.record_drift(self.step, learnt["drift"])
+        if "drift" in learnt:
+            self.tracker.record_drift(self.step, learnt["drift"])
         await self._engine.load_weights(self._learner.weights(), self.step)
         self.pipeline.advance(self.step)
         self.mismatch_max = max(self.mismatch_max, learnt.get("mismatch/on_policy_max", 0.0))
@@ -124,7 +125,9 @@ class Reinforcement:
 
     def _update(self, batch: Batch) -> tuple[Advantages, dict[str, float]]:
         advantages = self._advantage(batch)
-        return advantages, self._learner.update(batch, advantages, version=self.step)
+        return advantages, self._learner.update(
+            batch, advantages, version=self.step, drift=self.config.algorithm.uses_tracker
+        )
 
     def _batch(self, trajectories: Sequence[Trajectory]) -> Batch:
         try:

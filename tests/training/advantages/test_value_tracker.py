@@ -96,6 +96,16 @@ def test_weights() -> None:
     assert tracker.weights(["x", "new"]) == pytest.approx([(0.25 * 0.75) ** 0.5 + 0.05, 0.55])
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "alpha", "beta"),
+    [([1.0], 0.75, 0.25), ([1, 0, 1], 1.875, 1.125), ([1] * 5 + [0] * 15, 8 * 5.5 / 21, 8 * 15.5 / 21)],
+)
+def test_a_start_is_believed_as_the_outcomes_that_it_has(outcomes: list[float], alpha: float, beta: float) -> None:
+    tracker = ValueTracker()  # N0 = 8
+    tracker.initialize("x", outcomes)
+    assert tracker.evidence("x") == pytest.approx((alpha, beta))
+
+
 def test_drift_between_versions_is_summed() -> None:
     tracker = ValueTracker(rho_min=0.5, rho_max=0.99)
     for version, kl in enumerate([0.01, 0.02, 0.03], start=1):

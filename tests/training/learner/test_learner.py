@@ -81,6 +81,19 @@ def test_metrics_on_policy_are_exactly_quiet() -> None:
     assert got["drift"] > 0
 
 
+def test_drift_is_the_mean_change_of_all_action_tokens() -> None:
+    """Also of trajectories that are longer than any budget of tokens; and no forward pass where nobody asks."""
+    one = learner(lr=3e-3)
+    rng = np.random.default_rng(4)
+    batch = [trajectory(f"t{n}", n % 2, response=rng.integers(2, 60, n).tolist()) for n in (1300, 5, 211)]
+    before = np.concatenate(one.logprobs(batch)).astype(float)
+    got = one.update(batch, signs(batch))
+    change = np.abs(np.concatenate(one.logprobs(batch)) - before)
+    assert got["drift"] == pytest.approx(float(change.mean()), rel=1e-5)
+    assert float(change.mean()) > 1e-3
+    assert "drift" not in one.update(batch, signs(batch), drift=False)
+
+
 def test_metrics_of_a_shifted_sampler_by_hand() -> None:
     """Every token 0.3 nats likelier under the learner: ratio 1.35 > 1.28, clipped where A > 0."""
     one = learner()
