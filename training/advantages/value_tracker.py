@@ -67,9 +67,9 @@ class ValueTracker:
     def initialize(self, task_id: str, outcomes: Sequence[float], *, version: int | None = None) -> None:
         """Start `task_id` from rewards of the initial policy (App. A), smoothed by half a success and half a failure.
 
-        v0 = (Σr + 0.5)/(n + 1) with the strength min(n, N0), N0 = 1/(1 − ρ_min): n outcomes are believed as n (the paper
-        has n = N0 = 8). No outcomes: Beta(0.5, 0.5). version: of the policy that earned them, from which the travel to
-        the first observation counts; None: it counts as 0.
+        v0 = (Σr + 0.5)/(n + 1) with the strength min(n, N0), N0 = 1/(1 − ρ_min): n outcomes are believed as n (the
+        paper has n = N0 = 8). No outcomes: Beta(0.5, 0.5). version: of the policy that earned them, from which the
+        travel to the first observation counts; None: it counts as 0.
         """
         belief = _Belief()
         if outcomes:
