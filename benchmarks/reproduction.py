@@ -60,7 +60,7 @@ VARIANTS = {
     "grpo": Variant("GRPO, G = 8", ("algorithm.advantage=grpo", "algorithm.group_size=8")),
     "no-baseline": Variant("no baseline (A = r)", ("algorithm.advantage=none",)),
     "no-start": Variant("SPO, no offline start", ("algorithm.tracker.start_samples=0",)),
-    "uniform": Variant("SPO, uniform sampling", ("algorithm.sampling=uniform",)),
+    "uniform": Variant("SPO, uniform sampling", ("algorithm.sampler=uniform",)),
     "constant-rho": Variant(
         "SPO, constant ρ = 0.9", ("algorithm.tracker.rho_min=0.9", "algorithm.tracker.rho_max=0.9")
     ),
@@ -99,7 +99,6 @@ PINNED = (
     'rollout.mode="sync"',
     "algorithm.advantage=spo",
     "algorithm.group_size=1",
-    "algorithm.sampling=prioritized",
     "algorithm.spo.divergence=drift",
     "algorithm.stages=[]",
     "algorithm.aspo.signal=first_call",

@@ -16,7 +16,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import gymnasium
 
@@ -26,7 +26,7 @@ from solostream.envs.rewards.episode import Episode, Score
 from solostream.envs.rewards.grading import Rules
 from solostream.envs.rewards.rubric import RewardSource, Rubric
 from solostream.envs.space import SURROGATE, UnicodeText
-from solostream.envs.text.answers import AnswerStyle, find_answer
+from solostream.envs.text.answers import AnswerStyle, check_style, find_answer
 from solostream.envs.text.budgets import TokenCounter, clip, token_counter
 from solostream.envs.text.observation import observe
 from solostream.envs.text.parse import Parsed, Parser, Think, names_tools, parse, stops
@@ -90,8 +90,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         retries: int = 2,
         render_mode: str | None = None,
     ) -> None:
-        if answer not in get_args(AnswerStyle):
-            raise UserError(f"unknown answer style {answer!r}; one of: {', '.join(get_args(AnswerStyle))}")
+        check_style(answer)
         if max_turns < 1 or output_tokens < 1 or max_calls_per_turn < 1:
             raise UserError("max_turns, max_calls_per_turn and output_tokens must be at least 1")
         if render_mode not in (None, *self.metadata["render_modes"]):

@@ -10,6 +10,7 @@ Inside, a new component is a file, and a line in `BUILT_IN`. From outside it is 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import json
@@ -78,6 +79,21 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "chat": "solostream.agent.engines.chat_endpoint:open_chat",
         "scripted": "solostream.agent.engines.scripted:open_script",
     },
+    "answer": {
+        "boxed": "solostream.envs.text.answers:boxed",
+        "tag": "solostream.envs.text.answers:tag",
+        "line": "solostream.envs.text.answers:line",
+        "last_number": "solostream.envs.text.answers:last_number",
+    },
+    "sampler": {
+        "prioritized": "solostream.training.rollouts.task_sampler:Prioritized",
+        "uniform": "solostream.training.rollouts.task_sampler:Uniform",
+    },
+    "rollout": {"episode": "solostream.agent.rollout:rollout"},
+    "tracker": {"wandb": "solostream.training.observers.wandb:open_wandb"},
+    "metric": {},
+    "callback": {},
+    "environment": {},
     "advantage": {
         "spo": "solostream.training.advantages.spo:SPO",
         "grpo": "solostream.training.advantages.grpo:GRPO",
@@ -99,6 +115,11 @@ BUILT_IN: dict[str, dict[str, str]] = {
 # kind -> the keywords that the run hands over to a factory that asks for them
 GIVEN: dict[str, tuple[str, ...]] = {
     "advantage": ("inner", "tracker", "logprobs"),
+    "sampler": ("task_ids", "tracker", "seed"),
+    "rollout": ("env", "engine", "chat", "sampling", "max_tokens", "task_id", "dispatch", "seed", "retries"),
+    "metric": ("trajectories",),
+    "tracker": ("name", "folder", "config"),
+    "callback": ("folder", "config"),
     "engine": ("model", "module", "tokenizer", "slots", "max_len", "seed", "dtype", "reproducible"),
 }
 # module that is missing -> the extra that brings it
@@ -168,6 +189,15 @@ def make(kind: str, spec: str, options: Mapping[str, Any] | None = None, **given
     factory = _factory(kind, spec)
     offered = {name: value for name, value in given.items() if name in _parameters(factory)}
     return factory(**offered, **check(kind, spec, options or {}))
+
+
+def bind(kind: str, spec: str, options: Mapping[str, Any] | None = None, **given: Any) -> Any:
+    """As `make` for a class; a function is the component itself, with its options filled in. Raises UserError."""
+    found = _factory(kind, spec)
+    if inspect.isclass(found):
+        return make(kind, spec, options, **given)
+    chosen = check(kind, spec, options or {})
+    return functools.partial(found, **chosen) if chosen else found
 
 
 def asks(kind: str, spec: str, name: str) -> bool:

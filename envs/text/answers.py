@@ -10,13 +10,17 @@ Only prose counts: calls, fenced blocks in any language and thinking are passed 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Protocol
 
+from solostream import registry
 from solostream.envs.text.parse import Parsed, Span
+from solostream.errors import UserError
 
-AnswerStyle = Literal["boxed", "tag", "line", "last_number", "auto"]
+AnswerStyle = str  # a name of the registry's kind "answer", or "auto"
+AUTO = ("boxed", "tag", "line", "last_number")  # what "auto" tries, in this order
 _BOXED = re.compile(r"\\boxed\s{0,8}\{")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _LINE = re.compile(r"^[ \t*#]{0,16}(?:final )?answer[*]{0,4} ?:(?P<answer>.+)$", re.IGNORECASE | re.MULTILINE)
@@ -42,6 +46,29 @@ class Found:
     style: AnswerStyle
 
 
+class Extractor(Protocol):
+    """An answer style: `answer = "module:function"`. An attribute `how` is its sentence of the default prompt."""
+
+    def __call__(self, text: str, /) -> Iterable[tuple[str, int]]:
+        """(answer, where it begins) for every candidate in the text, in order; the last one that counts is taken."""
+        ...
+
+
+@lru_cache
+def extractor(style: str) -> Extractor:
+    """Raises UserError for a style that nothing has."""
+    found: Extractor = registry.load("answer", style)
+    if not callable(found):
+        raise UserError(f"answer '{style}' is a {type(found).__name__}: it is a function from text to candidates")
+    return found
+
+
+def check_style(style: str) -> None:
+    """Raises UserError for a style that nothing has."""
+    if style != "auto":
+        extractor(style)
+
+
 def final_answer(text: str, parsed: Parsed, style: AnswerStyle = "boxed") -> tuple[str, int] | None:
     """(answer, position where it begins) or None. `parsed` is the parse of the same `text`. Linear in the text."""
     found = find_answer(text, parsed, style)
@@ -53,16 +80,16 @@ def find_answer(text: str, parsed: Parsed, style: AnswerStyle = "boxed") -> Foun
     hidden = bytearray(len(text))
     for start, end in {call.span for call in parsed.calls} | {*parsed.thinking, *_fenced(text)}:
         hidden[start:end] = b"x" * (end - start)
-    for name in _AUTO if style == "auto" else (style,):
+    for name in AUTO if style == "auto" else (style,):
         if name == "last_number" and parsed.calls:
             continue  # numbers beside a call are on the way to an answer
-        for answer, start in reversed(list(_CANDIDATES[name](text))):
+        for answer, start in reversed(list(extractor(name)(text))):
             if answer.strip() and not hidden[start]:
                 return Found(answer.strip(), start, name)
     return None
 
 
-def _boxed(text: str) -> Iterator[tuple[str, int]]:
+def boxed(text: str) -> Iterator[tuple[str, int]]:
     closers: dict[int, int] = {}  # one past "{" -> its "}", all pairs in one pass
     unclosed: list[int] = []
     for match in _BRACES.finditer(text):
@@ -75,32 +102,23 @@ def _boxed(text: str) -> Iterator[tuple[str, int]]:
             yield text[match.end() : closers[match.end()]], match.start()
 
 
-def _lines(text: str) -> Iterator[tuple[str, int]]:
+def line(text: str) -> Iterator[tuple[str, int]]:
     found = [(match["answer"], match.start()) for match in _LINE.finditer(text)]
     found += [(match["answer"], match.start()) for match in _PHRASE.finditer(text)]
     for answer, start in sorted(found, key=lambda pair: pair[1]):
         yield answer.strip(" \t\r*:"), start
 
 
-def _tags(text: str) -> Iterator[tuple[str, int]]:
+def tag(text: str) -> Iterator[tuple[str, int]]:
     start = text.find("<answer>")
     while start >= 0 and (end := text.find("</answer>", start)) >= 0:
         yield text[start + len("<answer>") : end], start
         start = text.find("<answer>", end)
 
 
-def _numbers(text: str) -> Iterator[tuple[str, int]]:
+def last_number(text: str) -> Iterator[tuple[str, int]]:
     for match in _NUMBER.finditer(text):
         yield match.group(), match.start()
-
-
-_AUTO: tuple[AnswerStyle, ...] = ("boxed", "tag", "line", "last_number")
-_CANDIDATES: dict[AnswerStyle, Callable[[str], Iterator[tuple[str, int]]]] = {
-    "boxed": _boxed,
-    "tag": _tags,
-    "line": _lines,
-    "last_number": _numbers,
-}
 
 
 def _fenced(text: str) -> Iterator[Span]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from solostream.envs.text.answers import extractor
 from solostream.envs.text.syntax import syntax
 
 _NATIVE = "You can call the tools that you were given."  # over an API that has calls of its own
@@ -19,6 +20,11 @@ _ANSWERS = {
 def system_prompt(syntaxes: Sequence[str], answer: str) -> str:
     """One paragraph for these call syntaxes and this answer style; no syntax: text only."""
     if not syntaxes:
-        return f"Solve the problem step by step. {_ANSWERS[answer]}"
+        return f"Solve the problem step by step. {_how(answer)}"
     calls = " ".join(_NATIVE if name == "native" else syntax(name).how for name in syntaxes)
-    return f"Solve the problem step by step. {calls} You then see what it returned and go on. {_ANSWERS[answer]}"
+    return f"Solve the problem step by step. {calls} You then see what it returned and go on. {_how(answer)}"
+
+
+def _how(answer: str) -> str:
+    """The sentence of an answer style; one from outside brings its own, or none."""
+    return _ANSWERS.get(answer) or getattr(extractor(answer), "how", "")

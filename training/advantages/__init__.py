@@ -28,9 +28,11 @@ __all__ = [
     "Advantages",
     "ValueTracker",
     "estimator",
+    "grouped",
     "grouping",
     "shape_early_calls",
     "standardize",
+    "tracker_of",
 ]
 
 Options = Mapping[str, Mapping[str, Any]]  # component -> its options
@@ -56,6 +58,29 @@ def estimator(
         given = {"inner": chain[-1] if chain else None, "tracker": tracker, "logprobs": logprobs}
         chain.append(registry.make("advantage", name, options.get(name), **given))
     return chain
+
+
+def tracker_of(advantage: Advantage) -> ValueTracker | None:
+    """The tracker that it, or an estimator inside it, keeps."""
+    one: Any = advantage
+    while one is not None:
+        if isinstance(getattr(one, "tracker", None), ValueTracker):
+            return one.tracker  # type: ignore[no-any-return]
+        one = getattr(one, "inner", None)
+    return None
+
+
+def grouped(advantage: Advantage, group_size: int) -> bool:
+    """Whether it, or an estimator inside it, compares the answers to one prompt. Raises UserError for groups of one."""
+    one: Any = advantage
+    while one is not None:
+        wanted = grouping(one)
+        if wanted == "required" and group_size < 2:
+            raise UserError(f"{type(one).__name__} compares within groups: set algorithm.group_size to 2 or more")
+        if wanted == "required" or (wanted == "optional" and group_size > 1):
+            return True
+        one = getattr(one, "inner", None)
+    return False
 
 
 def grouping(component: Advantage) -> Grouping:

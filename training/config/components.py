@@ -17,7 +17,16 @@ from solostream.errors import UserError
 
 Options = dict[str, dict[str, Any]]  # component -> its options
 # kind -> the section of the configuration that holds its components'
-SECTIONS = {"advantage": "algorithm", "loss": "loss", "engine": "engine"}
+SECTIONS = {
+    "advantage": "algorithm",
+    "loss": "loss",
+    "engine": "engine",
+    "sampler": "sampler",
+    "rollout": "rollout",
+    "tracker": "tracker",
+    "metric": "metric",
+    "callback": "callback",
+}
 
 
 def check(kind: str, sections: Options) -> Options:

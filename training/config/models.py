@@ -133,6 +133,9 @@ class ColdStartConfig(Section):
 class RolloutConfig(Section):
     """`sync` waits for each batch and is bit-reproducible on CPU; `async` learns while episodes go on."""
 
+    model_config = ConfigDict(extra="allow")
+
+    strategy: str = "episode"  # how an episode is played; its options: [rollout.NAME]
     mode: Literal["sync", "async"] = "async"
     batch: Positive = 128  # trajectories a step ...
     batch_tokens: Count = 0  # ... or, when set, as many as bring this many action tokens
@@ -143,6 +146,12 @@ class RolloutConfig(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
+
+    @model_validator(mode="after")
+    def _strategy(self) -> RolloutConfig:
+        registry.find("rollout", self.strategy)
+        beside_keys("rollout", self)
+        return self
 
 
 class TrackerConfig(Section):
@@ -175,8 +184,7 @@ class AlgorithmConfig(Section):
     advantage: str = "spo"
     stages: Names = ("aspo",)  # around the advantage, innermost first
     group_size: Positive = 1  # trajectories a prompt
-    sampling: Literal["prioritized", "uniform"] = "prioritized"
-    epsilon: Rate = 0.05
+    sampler: str | None = None  # of prompts; default: prioritized where an advantage keeps the tracker, else uniform
     reward_range: Annotated[tuple[float, float], Field(strict=False)] = (0.0, 1.0)  # the environment's; onto [0, 1]
     tracker: TrackerConfig = TrackerConfig()
 
@@ -185,6 +193,11 @@ class AlgorithmConfig(Section):
         beside_keys("advantage", self)
         if self.reward_range[0] >= self.reward_range[1]:
             raise ValueError(f"reward_range must be [low, high] with low < high, not {list(self.reward_range)}")
+        if self.sampler is not None and registry.asks("sampler", self.sampler, "tracker") and not self.uses_tracker:
+            raise UserError(
+                f"sampler '{self.sampler}' draws by the tracker's values, and no advantage here keeps a tracker: "
+                "set algorithm.sampler = 'uniform', or algorithm.advantage = 'spo'"
+            )
         groups = self._groups()
         if self.group_size < 2 and "required" in groups.values():
             name = next(name for name, wanted in groups.items() if wanted == "required")
@@ -208,6 +221,10 @@ class AlgorithmConfig(Section):
     def uses_tracker(self) -> bool:
         """Whether a component asks for the tracker: then it is initialized, and its values are frozen at dispatch."""
         return any(registry.asks("advantage", name, "tracker") for name in self.components)
+
+    @property
+    def task_sampler(self) -> str:
+        return self.sampler or ("prioritized" if self.uses_tracker else "uniform")
 
     @property
     def grouped(self) -> bool:
@@ -239,12 +256,16 @@ class RunConfig(Section):
     steps: Positive = 40  # of reinforcement learning: batches
     checkpoint_every: Positive = 20
     keep: Positive = 2  # checkpoints
-    trackers: Annotated[tuple[Literal["wandb"], ...], Field(strict=False)] = ()
-    project: str = "solostream"
+    trackers: Names = ()  # of experiments, beside TensorBoard: "wandb", or one of your own
+    metrics: Names = ()  # of each batch, beside the built-in ones
+    callbacks: Names = ()
 
     @model_validator(mode="after")
     def _known(self) -> RunConfig:
         registry.find("engine", self.engine)
+        for kind, names in (("tracker", self.trackers), ("metric", self.metrics), ("callback", self.callbacks)):
+            for name in names:
+                registry.find(kind, name)
         return self
 
 
@@ -257,6 +278,10 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     engine: options_of("engine") = Field(default_factory=dict)  # type: ignore[valid-type]  # [engine.NAME]
+    sampler: options_of("sampler") = Field(default_factory=dict)  # type: ignore[valid-type]
+    tracker: options_of("tracker") = Field(default_factory=dict)  # type: ignore[valid-type]
+    metric: options_of("metric") = Field(default_factory=dict)  # type: ignore[valid-type]
+    callback: options_of("callback") = Field(default_factory=dict)  # type: ignore[valid-type]
     loss: options_of("loss") = Field(default_factory=dict)  # type: ignore[valid-type]  # [loss.NAME]
     learner: LearnerConfig = LearnerConfig(lr=5e-4)
     eval: EvalConfig = EvalConfig()
@@ -306,17 +331,25 @@ class Config(Section):
         """The configuration without where the run lives and how long it goes on: those may change on resume."""
         tree = self.model_dump(mode="json")
         tree["run"] = {"seed": self.run.seed}
-        del tree["eval"], tree["engine"]
+        for watching in ("eval", "engine", "tracker", "metric", "callback"):
+            del tree[watching]
         return tree
 
     def completed(self) -> Config:
         """The same run, with the defaults of its components written out: what a folder keeps."""
         a, used = self.algorithm, self.algorithm.components
         sections = {
+            "sampler": complete("sampler", self.sampler, [a.task_sampler]),
+            "tracker": complete("tracker", self.tracker, self.run.trackers),
+            "metric": complete("metric", self.metric, self.run.metrics),
+            "callback": complete("callback", self.callback, self.run.callbacks),
             "engine": complete("engine", self.engine, [self.run.engine]),
             "loss": complete("loss", self.loss, [self.learner.loss]),
         }
         algorithm = a.model_copy(update=complete("advantage", a.options, used))
+        sections["rollout"] = self.rollout.model_copy(
+            update=complete("rollout", self.rollout.model_extra or {}, [self.rollout.strategy])
+        )
         return self.model_copy(update={**sections, "algorithm": algorithm})
 
     def to_toml(self) -> str:

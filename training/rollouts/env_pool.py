@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from solostream import registry
 from solostream.agent.engine import Engine, Sampling
-from solostream.agent.rollout import rollout
 from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.envs.data import Tasks
 from solostream.sandbox.types import Sandbox
@@ -24,10 +24,17 @@ class Episodes:
     """Plays any number of episodes at a time; an environment is made when none is idle, and used again after."""
 
     def __init__(
-        self, config: Config, parts: Components, tasks: Tasks, sandbox: Callable[..., Sandbox] | None = None
+        self,
+        config: Config,
+        parts: Components,
+        tasks: Tasks,
+        sandbox: Callable[..., Sandbox] | None = None,
+        play: Callable[..., Any] | None = None,
     ) -> None:
         self._config, self._parts, self._tasks, self._sandbox = config, parts, tasks, sandbox
         self._idle: list[Any] = []
+        strategy = config.rollout.strategy
+        self._rollout = play or registry.bind("rollout", strategy, (config.rollout.model_extra or {}).get(strategy))
 
     async def play(self, engine: Engine, task_id: str, sampling: Sampling, dispatch: Dispatch, seed: int) -> Trajectory:
         """A failed sandbox ends it as `infra`, without another try. Raises EngineError."""
@@ -38,7 +45,7 @@ class Episodes:
             else setup.environment(self._config, self._tasks, parts.tokenizer, self._sandbox)
         )
         try:
-            played = await rollout(
+            played = await self._rollout(
                 environment,
                 engine,
                 parts.chat,

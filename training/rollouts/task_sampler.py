@@ -1,4 +1,6 @@
-"""Which task next. Prioritised: weight √(v(1 − v)) + ε (SPO, arXiv 2509.13232, Eq. 11). Uniform: shuffled passes.
+"""Which task next, a component of the kind "sampler" (`algorithm.sampler`).
+
+Prioritised: weight √(v(1 − v)) + ε (SPO, arXiv 2509.13232, Eq. 11). Uniform: shuffled passes.
 
 Prioritised drawing is by rejection: take a task at random, keep it with probability weight / (0.5 + ε). It follows the
 exact weights of this moment and costs a few look-ups, however many tasks there are.
@@ -9,49 +11,46 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Protocol, runtime_checkable
+
+from pydantic import Field
 
 from solostream.errors import UserError
 from solostream.training.advantages.value_tracker import ValueTracker
 
 
-class TaskSampler:
-    """Draws (task id, group): `streams` draws in a row share a task and a group number.
+@runtime_checkable
+class Sampler(Protocol):
+    """Chooses tasks. A factory may ask for `task_ids`, `tracker` (where an advantage keeps one) and `seed`."""
 
-    tracker: None draws uniformly, each task once a pass. Raises UserError when there is nothing to draw from.
-    """
+    def next(self) -> str:
+        """The id of the task to play next."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON types, without the tracker's."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Prioritized:
+    """Raises UserError for an epsilon that would leave tasks out for ever."""
 
     def __init__(
         self,
         task_ids: Sequence[str],
-        tracker: ValueTracker | None = None,
-        *,
-        streams: int = 1,
-        epsilon: float = 0.05,
+        tracker: ValueTracker,
         seed: int = 0,
+        *,
+        epsilon: Annotated[float, Field(gt=0)] = 0.05,
     ) -> None:
-        if not task_ids or len(set(task_ids)) != len(task_ids):
-            raise UserError("the sampler needs at least one task, and no task id twice")
-        if streams < 1 or epsilon <= 0:
-            raise UserError(f"the sampler needs streams >= 1 and epsilon > 0; got {streams} and {epsilon}")
-        self.task_ids, self.tracker, self.streams, self.epsilon = list(task_ids), tracker, streams, epsilon
+        if epsilon <= 0:
+            raise UserError(f"the sampler needs epsilon > 0; got {epsilon}")
+        self.task_ids, self.tracker, self.epsilon = list(task_ids), tracker, epsilon
         self._random = random.Random(seed)
-        self._pass: list[int] = []  # places still to come in this pass, the next one last
-        self._task, self._left, self._group = "", 0, -1
 
-    def draw(self) -> tuple[str, int]:
-        """The next task and its group."""
-        if self._left == 0:
-            self._task, self._left, self._group = self._next(), self.streams, self._group + 1
-        self._left -= 1
-        return self._task, self._group
-
-    def _next(self) -> str:
-        if self.tracker is None:
-            if not self._pass:
-                self._pass = list(range(len(self.task_ids)))
-                self._random.shuffle(self._pass)
-            return self.task_ids[self._pass.pop()]
+    def next(self) -> str:
         while True:
             task_id = self._random.choice(self.task_ids)
             v = self.tracker.value(task_id)
@@ -60,19 +59,75 @@ class TaskSampler:
                 return task_id
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON types. The tracker keeps its own state."""
-        version, internal, gauss = self._random.getstate()
-        return {
-            "random": [version, list(internal), gauss],
-            "pass": list(self._pass),
-            "current": [self._task, self._left, self._group],
-        }
+        return {"random": _state(self._random)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        _restore(self._random, state["random"])
+
+
+class Uniform:
+    """Each task once a pass, every pass in an order of its own."""
+
+    def __init__(self, task_ids: Sequence[str], seed: int = 0) -> None:
+        self.task_ids = list(task_ids)
+        self._random = random.Random(seed)
+        self._pass: list[int] = []  # places still to come in this pass, the next one last
+
+    def next(self) -> str:
+        if not self._pass:
+            self._pass = list(range(len(self.task_ids)))
+            self._random.shuffle(self._pass)
+        return self.task_ids[self._pass.pop()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"random": _state(self._random), "pass": list(self._pass)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises UserError when the state belongs to another set of tasks."""
         if any(not 0 <= i < len(self.task_ids) for i in state["pass"]):
             raise UserError("the sampler's checkpoint belongs to another set of tasks; resume with the same data")
-        version, internal, gauss = state["random"]
-        self._random.setstate((version, tuple(internal), gauss))
+        _restore(self._random, state["random"])
         self._pass = list(state["pass"])
+
+
+class TaskSampler:
+    """Draws (task id, group): `streams` draws in a row share a task, which `sampler` chose, and a group number.
+
+    Raises UserError when there is nothing to draw from.
+    """
+
+    def __init__(self, task_ids: Sequence[str], sampler: Sampler, *, streams: int = 1) -> None:
+        if not task_ids or len(set(task_ids)) != len(task_ids):
+            raise UserError("the sampler needs at least one task, and no task id twice")
+        if streams < 1:
+            raise UserError(f"the sampler needs streams >= 1; got {streams}")
+        self._known, self.sampler, self.streams = set(task_ids), sampler, streams
+        self._task, self._left, self._group = "", 0, -1
+
+    def draw(self) -> tuple[str, int]:
+        """The next task and its group. Raises UserError for a task that a sampler made up."""
+        if self._left == 0:
+            self._task, self._left, self._group = self.sampler.next(), self.streams, self._group + 1
+            if self._task not in self._known:
+                raise UserError(f"the sampler chose {self._task!r}, which is none of the {len(self._known)} tasks")
+        self._left -= 1
+        return self._task, self._group
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON types. The tracker keeps its own state."""
+        return {"sampler": self.sampler.state_dict(), "current": [self._task, self._left, self._group]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises UserError when the state belongs to another set of tasks."""
+        self.sampler.load_state_dict(state["sampler"])
         self._task, self._left, self._group = state["current"]
+
+
+def _state(source: random.Random) -> list[Any]:
+    version, internal, gauss = source.getstate()
+    return [version, list(internal), gauss]
+
+
+def _restore(source: random.Random, state: Sequence[Any]) -> None:
+    version, internal, gauss = state
+    source.setstate((version, tuple(internal), gauss))

@@ -1,8 +1,7 @@
-"""Metrics go to `metrics.jsonl` and TensorBoard always, to Weights & Biases when asked for."""
+"""Metrics go to `metrics.jsonl` and TensorBoard always, and to the trackers that a run asks for."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from solostream.errors import UserError
+from solostream.training.observers import RunTracker
 
 Value = float | int | None
 
@@ -19,7 +19,7 @@ Value = float | int | None
 class MetricLogger:
     """One row a call. `rows` holds everything logged so far, an interrupted run's rows included."""
 
-    def __init__(self, folder: Path, *, trackers: Sequence[str] = (), project: str = "", config: Any = None) -> None:
+    def __init__(self, folder: Path, *, trackers: Sequence[RunTracker] = ()) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -31,7 +31,7 @@ class MetricLogger:
         self._events = folder / "tensorboard"
         self._board = self._open_board()
         self._event, self._summary = Event, Summary
-        self._others = [_open_tracker(name, project, folder, config) for name in trackers]
+        self._others = list(trackers)
 
     def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
         """Drop the rows that are not `wanted`: a resumed run will write them again. TensorBoard starts anew."""
@@ -90,16 +90,3 @@ def read(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise UserError(f"{path}:{number} is not JSON: repair or remove that line") from None
     return rows
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Raises UserError when a tracker's package is missing or does not load, before anything is computed."""
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(f'run.trackers has "{name}", which does not load ({error}): pip install {name}') from None
-
-
-def _open_tracker(name: str, project: str, folder: Path, config: Any) -> Any:
-    return importlib.import_module(name).init(project=project, name=folder.name, config=config)

@@ -10,24 +10,28 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from solostream import registry
 from solostream.agent.engine import Engine
 from solostream.agent.rollout import seed_of
 from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog
-from solostream.training.advantages.base import Advantages
+from solostream.training.advantages import grouped, tracker_of
+from solostream.training.advantages.base import Advantage, Advantages
 from solostream.training.batch import Batch, UnfitBatch, dump
 from solostream.training.config import Config
 from solostream.training.learner.learner import Learner
+from solostream.training.observers import Metric, measured
 from solostream.training.rollouts.collector import AsyncCollector, unused
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.rollouts.request import PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
 from solostream.training.rollouts.sync_collector import SyncCollector
-from solostream.training.rollouts.task_sampler import TaskSampler
+from solostream.training.rollouts.task_sampler import Sampler, TaskSampler
 from solostream.training.run import metrics
 
 COUNTED = ("infra_failures", "infra_dropped", "reward_failures", "engine_failures", "stale")
@@ -47,19 +51,25 @@ class Reinforcement:
         episodes: Episodes,
         log: TrajectoryLog,
         in_thread: InThread,
+        *,
+        advantage: Advantage | None = None,
+        sampler: Sampler | None = None,
+        own_metrics: Mapping[str, Metric] = MappingProxyType({}),
     ) -> None:
+        """advantage, sampler: in place of those that the configuration names."""
         self.config, self.task_ids = config, list(task_ids)
         self._learner, self._engine, self._episodes, self._in_thread = learner, engine, episodes, in_thread
         a = config.algorithm
-        self.tracker = a.tracker.make()
-        self._advantage = a.estimator(self.tracker, learner.logprobs)[-1]
-        self._sampler = TaskSampler(
-            self.task_ids,
-            self.tracker if a.uses_tracker and a.sampling == "prioritized" else None,
-            streams=a.group_size,
-            epsilon=a.epsilon,
-            seed=seed_of(config.run.seed, "sampler"),
-        )
+        self.tracker = (tracker_of(advantage) if advantage else None) or a.tracker.make()
+        self._advantage = advantage or a.estimator(self.tracker, learner.logprobs)[-1]
+        self._uses_tracker = a.uses_tracker if advantage is None else tracker_of(advantage) is not None
+        self._grouped = grouped(self._advantage, a.group_size)
+        self._own_metrics = own_metrics
+        if sampler is None:
+            name = a.sampler or ("prioritized" if self._uses_tracker else "uniform")
+            given = {"task_ids": self.task_ids, "tracker": self.tracker, "seed": seed_of(config.run.seed, "sampler")}
+            sampler = registry.make("sampler", name, config.sampler.get(name), **given)
+        self._sampler = TaskSampler(self.task_ids, sampler, streams=a.group_size)
         self.step, self.mismatch_max = 0, 0.0
         self._warned = False
         self._event = 0
@@ -72,7 +82,7 @@ class Reinforcement:
     def n_starts(self) -> int:
         """Episodes of `start`."""
         a = self.config.algorithm
-        return len(self.task_ids) * a.tracker.start_samples if a.uses_tracker else 0
+        return len(self.task_ids) * a.tracker.start_samples if self._uses_tracker else 0
 
     async def start(self, advance: Callable[[], None]) -> None:
         """Initialise the tracker from the initial policy, under the training sampling parameters (SPO, App. A)."""
@@ -116,6 +126,7 @@ class Reinforcement:
             **metrics.calibration(batch),
             **{name if "/" in name else f"learner/{name}": value for name, value in learnt.items()},
             **advantages.metrics,
+            **measured(self._own_metrics, batch),
             **metrics.changes(now, self._counted, COUNTED),
             "time/learn_s": learnt_s,
             "time/sync_s": time.monotonic() - started - learnt_s,
@@ -153,7 +164,7 @@ class Reinforcement:
         drawn = [self._sampler.draw() for _ in range(a.group_size)]
         task_id, group = drawn[0]
         value = self.tracker.value(task_id)  # once: the learner's thread may move it meanwhile
-        return [self._ticket(task_id, group if a.grouped else None, value) for _ in drawn]
+        return [self._ticket(task_id, group if self._grouped else None, value) for _ in drawn]
 
     def _again(self, old: RolloutRequest) -> RolloutRequest:
         return self._ticket(old.task_id, old.dispatch.group, self.tracker.value(old.task_id))

@@ -7,34 +7,41 @@ go on while it learns. A first Ctrl-C (or SIGTERM) ends the run at the next step
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 
 from solostream import registry
-from solostream.agent.engine import Weights
+from solostream.agent.engine import Engine, Weights
 from solostream.agent.engines.allocator import keep_freed_memory
 from solostream.agent.trajectory_file import TrajectoryLog, read_lines
 from solostream.envs.data import Tasks
 from solostream.errors import UserError
 from solostream.provenance import provenance
+from solostream.training import observers
+from solostream.training.advantages.base import Advantage
 from solostream.training.config import Config
 from solostream.training.learner.device import describe
 from solostream.training.learner.learner import Learner
+from solostream.training.losses import Loss
+from solostream.training.observers import Metric, RunTracker
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.rollouts.restarting_engine import RestartingEngine
+from solostream.training.rollouts.task_sampler import Sampler
 from solostream.training.rollouts.validation import Validation
 from solostream.training.run import checkpoint, plots, setup
 from solostream.training.run.checkpoint import State
 from solostream.training.run.clock import Clock
 from solostream.training.run.interrupt import Interrupt, Interrupted
-from solostream.training.run.metric_logger import MetricLogger, check_trackers
+from solostream.training.run.metric_logger import MetricLogger
 from solostream.training.run.progress import ProgressBar, ProgressDisplay
 from solostream.training.run.rl_loop import Reinforcement
 from solostream.training.run.summary import Scores, Summary, table
@@ -46,24 +53,56 @@ T = TypeVar("T")
 class Trainer:
     """One run, prepared; `run` does it.
 
-    source: the checkpoint to go on from. started: `time.monotonic()` when the work began (default: now).
+    folder: default `run.root`/`run.name`. view: where progress is shown. source: the checkpoint to go on from.
+    started: `time.monotonic()` when the work began (default: now).
+
+    Objects that take the place of what the configuration names: advantage (with its stages around it), loss, sampler
+    (of tasks), rollout (a function like `agent.rollout.rollout`), engine (a function from the number of concurrent
+    episodes to an `Engine`, plain or async, called again after a crash). trackers, metrics (by name) and callbacks come
+    on top. Nothing of them is stored: who resumes gives them again.
+
     Raises UserError for whatever is wrong with the input, before anything is computed or written.
     """
 
     def __init__(
         self,
         config: Config,
-        folder: Path,
-        view: ProgressDisplay,
+        folder: Path | None = None,
+        view: ProgressDisplay | None = None,
         source: Path | None = None,
         *,
+        advantage: Advantage | None = None,
+        loss: Loss | None = None,
+        sampler: Sampler | None = None,
+        rollout: Callable[..., Any] | None = None,
+        engine: Callable[[int], Any] | None = None,
+        trackers: Sequence[RunTracker] = (),
+        metrics: Mapping[str, Metric] = MappingProxyType({}),
+        callbacks: Sequence[Any] = (),
         started: float | None = None,
     ) -> None:
         started = time.monotonic() if started is None else started
-        check_trackers(config.run.trackers)
         config = config.completed()
-        self.config, self.folder, self.view = config, folder, view
-        self.loss = registry.make("loss", config.learner.loss, config.loss.get(config.learner.loss))
+        self.config, self.view = config, view or ProgressDisplay()
+        self.folder = folder = folder or Path(config.run.root) / (config.run.name or "run")
+        view = self.view
+        self._advantage, self._sampler, self._rollout, self._engine = advantage, sampler, rollout, engine
+        self.loss = loss or registry.make("loss", config.learner.loss, config.loss.get(config.learner.loss))
+        self._metrics = {
+            **{name: registry.bind("metric", name, config.metric.get(name)) for name in config.run.metrics},
+            **metrics,
+        }
+        written = config.model_dump(mode="json")
+        self._callbacks = [
+            *(
+                observers.callback(c, config.callback.get(c), folder=folder, config=written)
+                for c in config.run.callbacks
+            ),
+            *callbacks,
+        ]
+        for name in config.run.trackers:
+            registry.load("tracker", name)
+        self._trackers = list(trackers)
         self.sft_batches = cold_start.sft_batches(config)
         self.saved = checkpoint.load(source) if source else None
         if self.saved is not None:
@@ -77,6 +116,7 @@ class Trainer:
                 _refuse_other_problems(config, train, test, self.saved)
             self.parts = setup.build(config, train, test, of_cold_start, source)
         view.say(describe(self.parts.model.device))
+        self._enough = False  # a callback said so
         self.cold_step: int = plain.get("cold_step", 0)
         self.before = Scores(**plain["before"]) if plain.get("before") else None
 
@@ -96,13 +136,19 @@ class Trainer:
     async def _run(self, cold_start_only: bool) -> Summary | None:
         config = self.config
         in_flight = config.rollout.batch * (config.rollout.over_provision if config.rollout.mode == "async" else 1)
-        opening = partial(setup.open_engine, config, self.parts, slots=round(in_flight))
+        opening = partial(self._open_engine, round(in_flight))
         self.policy = RestartingEngine(opening, snapshot=self._snapshot)
         try:
             await self.policy.load_weights(self.parts.model.state_dict(), 0)  # an engine may refuse the model
             return await self._phases(cold_start_only)
         finally:
             await self.policy.close()
+
+    async def _open_engine(self, slots: int) -> Engine:
+        if self._engine is None:
+            return await setup.open_engine(self.config, self.parts, slots)
+        made = self._engine(slots)
+        return await made if inspect.isawaitable(made) else made
 
     async def _phases(self, cold_start_only: bool) -> Summary | None:
         self._open()
@@ -127,11 +173,11 @@ class Trainer:
         (self.folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         self.interrupt = Interrupt()
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
-        self.logger = MetricLogger(
-            self.folder, trackers=config.run.trackers, project=config.run.project, config=config.model_dump(mode="json")
-        )
+        given = {"name": self.folder.name, "folder": self.folder, "config": config.model_dump(mode="json")}
+        opened = [registry.make("tracker", name, config.tracker.get(name), **given) for name in config.run.trackers]
+        self.logger = MetricLogger(self.folder, trackers=[*opened, *self._trackers])
         self.logger.keep(self._is_behind)
-        self.episodes = Episodes(config, parts, Tasks((*parts.train, *parts.test)))
+        self.episodes = Episodes(config, parts, Tasks((*parts.train, *parts.test)), play=self._rollout)
         self.held_out = Validation(config, parts.test, parts.tokenizer, self.policy, self.episodes)
 
     async def _close(self) -> None:
@@ -191,7 +237,18 @@ class Trainer:
             else None,
         )
         pool = [task.id for task in self.parts.train]
-        rl = Reinforcement(config, pool, learner, self.policy, self.episodes, log, self._in_thread)
+        rl = Reinforcement(
+            config,
+            pool,
+            learner,
+            self.policy,
+            self.episodes,
+            log,
+            self._in_thread,
+            advantage=self._advantage,
+            sampler=self._sampler,
+            own_metrics=self._metrics,
+        )
         try:
             if resumed is not None:
                 learner.load_state_dict(resumed.tensors["learner"])
@@ -204,8 +261,9 @@ class Trainer:
                     with self.clock.phase("tracker start"), self.view.stage("start", rl.n_starts) as stage:
                         await self._interruptible(rl.start(stage.advance), learner)
                 await self._save(learner, rl, log)
+            observers.tell(self._callbacks, "on_start", rl.step)
             with self.clock.phase("reinforcement"), self.view.stage("learning", config.run.steps, rl.step) as stage:
-                while rl.step < config.run.steps:
+                while rl.step < config.run.steps and not self._enough:
                     await self._step(rl, learner, log, stage)
             return await self._report(rl)
         finally:
@@ -235,11 +293,12 @@ class Trainer:
         }
         self.logger.log("rl", rl.step, metrics)
         stage.advance(metrics)
-        if last or self.interrupt.asked or rl.step % run.checkpoint_every == 0:
+        self._enough = observers.tell(self._callbacks, "on_step", rl.step, metrics, batch)
+        if last or self._enough or self.interrupt.asked or rl.step % run.checkpoint_every == 0:
             await self._save(learner, rl, log)
         if self.interrupt.asked and not last:
             raise Interrupted
-        if self.config.eval.every and not last and rl.step % self.config.eval.every == 0:
+        if self.config.eval.every and not last and not self._enough and rl.step % self.config.eval.every == 0:
             await self._evaluate(f"step {rl.step}", rl.step)
 
     async def _report(self, rl: Reinforcement) -> Summary:
@@ -264,6 +323,7 @@ class Trainer:
             provenance=provenance(),
         )
         summary.write(self.folder)
+        observers.tell(self._callbacks, "on_end", asdict(summary))
         self.view.say(f"\n{table(summary)}\n{self.folder}/")
         return summary
 

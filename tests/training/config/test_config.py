@@ -57,7 +57,7 @@ def refusal(*settings: str) -> str:
         ("loss.ppo_clip.dual_clip=0.5", ["dual_clip = 0.5 would cut on-policy tokens"]),
         ("loss.'no_such_module:Mine'.x=1", ["there is no module 'no_such_module'", "PYTHONPATH"]),
         ("model=3", ["'model' is a section", "[model]", "path"]),
-        ("run.trackers=['wanb']", ["'run.trackers.0'", "did you mean 'wandb'"]),
+        ("run.trackers=['wanb']", ["unknown tracker 'wanb'", "did you mean 'wandb'"]),
         ("cold_start.phases=[{step = 3, mix = {early = 1.0}}]", ["phases.0.step'", "did you mean 'steps'"]),
         ("cold_start.phases=[{steps = 3, mix = {early = 0.5}}]", ["add up to 1, not 0.5"]),
         ("algorithm.advantage=grpo", ["'grpo' compares within groups", "group_size to 2 or more"]),

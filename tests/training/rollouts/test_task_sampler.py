@@ -7,7 +7,14 @@ import pytest
 
 from solostream.errors import UserError
 from solostream.training.advantages.value_tracker import ValueTracker
-from solostream.training.rollouts.task_sampler import TaskSampler
+from solostream.training.rollouts.task_sampler import Prioritized, TaskSampler, Uniform
+
+
+def sampler_of(
+    ids: list[str], tracker: ValueTracker | None = None, *, streams: int = 1, seed: int = 0, **options: float
+) -> TaskSampler:
+    chosen = Uniform(ids, seed) if tracker is None else Prioritized(ids, tracker, seed, **options)
+    return TaskSampler(ids, chosen, streams=streams)
 
 
 def uneven() -> ValueTracker:
@@ -22,7 +29,7 @@ def uneven() -> ValueTracker:
 def test_frequencies_follow_the_weights() -> None:
     tracker = uneven()
     ids = ["mixed", "solved", "hopeless"]
-    sampler = TaskSampler(ids, tracker, seed=1)
+    sampler = sampler_of(ids, tracker, seed=1)
     n = 20_000
     seen = Counter(sampler.draw()[0] for _ in range(n))
     weights = tracker.weights(ids)
@@ -34,7 +41,7 @@ def test_frequencies_follow_the_weights() -> None:
 def test_weights_of_the_moment() -> None:
     """Evidence between draws changes what is drawn next: nothing is cached."""
     tracker = ValueTracker()
-    sampler = TaskSampler(["a", "b"], tracker, seed=0)
+    sampler = sampler_of(["a", "b"], tracker, seed=0)
     for _ in range(300):
         tracker.observe("a", 1)
     n = 4000
@@ -45,7 +52,7 @@ def test_weights_of_the_moment() -> None:
 
 
 def test_streams_share_a_prompt_and_a_group() -> None:
-    sampler = TaskSampler([f"t{i}" for i in range(50)], streams=4, seed=3)
+    sampler = sampler_of([f"t{i}" for i in range(50)], streams=4, seed=3)
     drawn = [sampler.draw() for _ in range(40)]
     for g in range(10):
         assert len(set(drawn[4 * g : 4 * g + 4])) == 1
@@ -54,7 +61,7 @@ def test_streams_share_a_prompt_and_a_group() -> None:
 
 def test_uniform_is_every_task_once_a_pass() -> None:
     ids = [f"t{i}" for i in range(30)]
-    sampler = TaskSampler(ids, seed=2)
+    sampler = sampler_of(ids, seed=2)
     passes = [[sampler.draw()[0] for _ in ids] for _ in range(3)]
     assert all(sorted(p) == sorted(ids) for p in passes)
     assert passes[0] != passes[1] != ids
@@ -63,7 +70,7 @@ def test_uniform_is_every_task_once_a_pass() -> None:
 @pytest.mark.parametrize("prioritized", [True, False])
 def test_resumes_where_it_was(prioritized: bool) -> None:
     ids = ["mixed", "solved", "hopeless"]
-    one, two = (TaskSampler(ids, uneven() if prioritized else None, streams=2, seed=s) for s in (5, 99))
+    one, two = (sampler_of(ids, uneven() if prioritized else None, streams=2, seed=s) for s in (5, 99))
     for _ in range(7):
         one.draw()
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
@@ -75,11 +82,11 @@ def test_resumes_where_it_was(prioritized: bool) -> None:
 )
 def test_impossible_settings(ids: list, settings: dict) -> None:
     with pytest.raises(UserError, match="sampler needs"):
-        TaskSampler(ids, **settings)
+        sampler_of(ids, uneven(), **settings)
 
 
 def test_a_checkpoint_of_other_data_is_refused() -> None:
-    sampler = TaskSampler([f"t{i}" for i in range(10)])
+    sampler = sampler_of([f"t{i}" for i in range(10)])
     sampler.draw()
     with pytest.raises(UserError, match="same data"):
-        TaskSampler(["a"]).load_state_dict(sampler.state_dict())
+        sampler_of(["a"]).load_state_dict(sampler.state_dict())

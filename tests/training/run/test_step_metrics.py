@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from solostream import registry
 from solostream.agent.trajectory import Dispatch, TokenRecord, Trajectory
 from solostream.envs.types import ToolCall
 from solostream.sandbox.types import Execution
 from solostream.training.run import metrics
-from solostream.training.run.metric_logger import MetricLogger, check_trackers, read
+from solostream.training.run.metric_logger import MetricLogger, read
 from solostream.training.run.progress import ProgressDisplay, note_of
 from solostream.training.run.summary import Scores, Summary, scores, table
 
@@ -136,8 +137,8 @@ def test_wandb_offline_holds_what_was_logged(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.chdir(tmp_path)
-    check_trackers(["wandb"])
-    logger = MetricLogger(tmp_path, trackers=["wandb"], project="tests", config={"run": {"steps": 2}})
+    given = {"name": tmp_path.name, "config": {"run": {"steps": 2}}}
+    logger = MetricLogger(tmp_path, trackers=[registry.make("tracker", "wandb", {"project": "tests"}, **given)])
     for step in (1, 2):
         logger.log("rl", step, {"reward/mean": step / 8, "none": None})
     logger.close()
