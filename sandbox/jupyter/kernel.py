@@ -2,7 +2,8 @@
 
 The host makes the four ZeroMQ channels as Unix sockets in a private folder, hands the listening ends to the kernel's
 launcher, connects, and removes the folder. From then on no path leads to either side, and a connection that ends is not
-made again. What arrives is capped message by message (ZMQ_MAXMSGSIZE) and again by what an `Execution` keeps.
+made again. What arrives is capped frame by frame (ZMQ_MAXMSGSIZE), message by message (`relay`), and again by what an
+`Execution` keeps.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, Protocol
 
 from solostream.errors import SandboxError, UserError
 from solostream.sandbox.jupyter.output import Collector, is_plain
+from solostream.sandbox.jupyter.relay import relay
 from solostream.sandbox.types import CodeError, Execution, Limits
 
 START_S = 60.0
@@ -208,6 +210,7 @@ async def start_kernel(home: Home, confinement: dict[str, Any], limits: Limits) 
     theirs: list[int] = []
     connection: socket.socket | _Door | None = None
     kernel: Kernel | None = None
+    relays: list[asyncio.Server] = []
     try:
         theirs += [_listen(f"{path}-{number}") for number in range(1, len(CHANNELS) + 1)]
         for name in ("stdout", "stderr"):
@@ -220,6 +223,8 @@ async def start_kernel(home: Home, confinement: dict[str, Any], limits: Limits) 
         connection.setblocking(False)
         connection = door = _Door(*await asyncio.open_unix_connection(sock=connection))
         isolation = await door.ready()
+        for number in range(1, len(CHANNELS) + 1):
+            relays.append(await relay(f"{path}h-{number}", f"{path}-{number}", _message_bytes(limits)))
         client.shell_channel.start()
         client.iopub_channel.start()
         kernel = Kernel(client, home, door, outputs, isolation, limits)
@@ -239,6 +244,8 @@ async def start_kernel(home: Home, confinement: dict[str, Any], limits: Limits) 
             raise SandboxError(f"the kernel does not start: {error}") from None
         raise
     finally:
+        for server in relays:
+            server.close()
         for fd in theirs:
             os.close(fd)
         shutil.rmtree(folder, ignore_errors=True)
@@ -251,6 +258,11 @@ def _listen(path: str) -> int:
         return listener.detach()
 
 
+def _message_bytes(limits: Limits) -> int:
+    """The largest message that an honest kernel sends."""
+    return 12 * limits.output_bytes + (4 << 20)
+
+
 def _client(path: str, key: str, limits: Limits) -> Any:
     """A jupyter_client whose sockets are capped and never connect a second time; its channels are not started."""
     try:
@@ -259,13 +271,15 @@ def _client(path: str, key: str, limits: Limits) -> Any:
     except ImportError:
         raise UserError("notebook backends need jupyter_client: pip install 'solostream[jupyter]'") from None
     context = zmq.asyncio.Context.instance()
-    context.setsockopt(zmq.MAXMSGSIZE, 12 * limits.output_bytes + (4 << 20))
+    context.setsockopt(zmq.MAXMSGSIZE, _message_bytes(limits))
     context.setsockopt(zmq.RCVHWM, _QUEUE)
     context.setsockopt(zmq.RECONNECT_IVL, -1)
     context.setsockopt(zmq.LINGER, 0)
     client = AsyncKernelClient(context=context)
     info: Any = {f"{name}_port": number for number, name in enumerate(CHANNELS, 1)}
-    client.load_connection_info(info | {"transport": "ipc", "ip": path, "key": key, "signature_scheme": "hmac-sha256"})
+    client.load_connection_info(
+        info | {"transport": "ipc", "ip": f"{path}h", "key": key, "signature_scheme": "hmac-sha256"}
+    )
     return client
 
 
