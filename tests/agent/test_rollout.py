@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -276,3 +277,22 @@ async def test_specs_open_what_they_name(
     sys.modules.pop("my_policy")
     with pytest.raises(UserError, match="not trained"):
         await script.load_weights({}, 1)
+
+
+def fails(episode: Any) -> float:
+    raise LookupError("no such key")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+async def test_an_episode_whose_reward_failed_is_played_once_and_is_no_data() -> None:
+    env = ToolEnv([TASK], system_prompt="", reward="test_rollout:fails")
+    engine = says(r"\boxed{42}")
+    try:
+        played = await play(env, engine, retries=3)
+    finally:
+        await env.aclose()
+    assert (played.ending, played.reward) == ("infra", 0.0)
+    assert played.grading is not None
+    assert played.grading.failure == "reward 'test_rollout:fails' failed on task 'six-seven': LookupError: no such key"
+    assert len(engine.prompts) == 1
+    assert Trajectory.from_dict(json.loads(played.to_json())) == played

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scripted import OPEN, Scripted
 
 from solostream.envs import Task, ToolEnv, workspace
+from solostream.envs.rewards import RewardError
 from solostream.errors import SandboxError, UserError
 
 TASKS = [Task("one", "What is 6 times 7?", "42"), Task("two", "Simplify.", r"8\sqrt{2}")]
@@ -456,3 +457,49 @@ def test_no_text_breaks_an_episode(texts):
 def test_settings_that_make_no_sense_name_the_remedy(kwargs, remedy):
     with pytest.raises(UserError, match=remedy):
         ToolEnv(**{"tasks": TASKS, **kwargs})
+
+
+def fails(episode):
+    raise LookupError("no such key")
+
+
+async def test_how_an_episode_was_graded_is_kept(make):
+    env = make(
+        answer="auto",
+        reward={"correct": 0.75, "answered": 0.25},
+        tasks=[Task("many", "?", "4", meta={"answers": ["four"]})],
+    )
+    await start(env, "many")
+    _, reward, _, _, info = await env.astep("I would say that the answer is **Four**.")
+    grading = env.trace[-1].grading
+    assert reward == 1.0
+    assert info["scores"] == {"correct": 1.0, "answered": 1.0}
+    assert grading.expected == ("4", "four")
+    assert grading.style == "line"
+    assert grading.reasons == {"correct": "the same words"}
+    assert type(grading).from_dict(grading.to_dict()) == grading
+
+
+async def test_the_options_of_grading(make):
+    strict, loose = make(answer="auto"), make(answer="auto", grading={"tolerance": 0.1})
+    for env, value in ((strict, 0.0), (loose, 1.0)):
+        await start(env)
+        assert (await env.astep("It is 41.5"))[1] == value
+
+
+async def test_numbers_beside_a_call_are_no_answer(make):
+    env = make(answer="auto")
+    await start(env)
+    _, _, terminated, _, _ = await env.astep("First 6 * 7:\n" + call("reply:42"))
+    assert not terminated
+    assert (await env.astep("So there are 42 of them."))[1:3] == (1.0, True)
+
+
+async def test_a_reward_that_raises_is_no_reward_and_the_next_episode_works(make):
+    env = make(reward="test_tool_env:fails")
+    await start(env)
+    with pytest.warns(RuntimeWarning, match="failed on task 'one'"), pytest.raises(RewardError, match="LookupError"):
+        await env.astep(r"\boxed{42}")
+    assert env.over
+    await start(env, "two")
+    assert (await env.astep("Hm.\n" + call("reply:1")))[0] == "1"

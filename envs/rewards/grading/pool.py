@@ -14,7 +14,7 @@ import sys
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from solostream.envs.rewards.grading.rules import Rules, Verdict
@@ -25,6 +25,16 @@ _COMMAND = (sys.executable, "-P", "-m", "solostream.envs.rewards.grading.child")
 _TRIES = 2  # of a comparison during which the server died
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A comparison that a server owes; `tries` are left should it die over it."""
+
+    question: str
+    tries: int
+    future: Future[Verdict]
+    process: subprocess.Popen[str]
+
+
 class Pool:
     """Starts the server with the first comparison. Raises UserError without math-verify, SandboxError when it fails."""
 
@@ -33,7 +43,7 @@ class Pool:
         self._command = command
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
-        self._pending: dict[int, tuple[str, int, Future[Verdict]]] = {}  # id -> line, tries left, future
+        self._pending: dict[int, _Asked] = {}
         self._flying: dict[str, Future[Verdict]] = {}  # the same pair twice at once is one comparison
         self._next = 0
 
@@ -60,7 +70,7 @@ class Pool:
     def _ask(self, question: str, tries: int, future: Future[Verdict]) -> None:
         process = self._process = self._process or self._start()
         self._next += 1
-        self._pending[self._next] = (question, tries - 1, future)
+        self._pending[self._next] = _Asked(question, tries - 1, future, process)
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # it died since the last pair: the reader sees to it
             print(f"[{self._next},{question}]", file=process.stdin, flush=True)
@@ -97,23 +107,23 @@ class Pool:
         for line in process.stdout:
             number, equal, rule = json.loads(line)
             with self._lock:
-                question, _, future = self._pending.pop(number)
-                self._flying.pop(question, None)
-            future.set_result(Verdict(equal, rule))
+                asked = self._pending.pop(number)
+                self._flying.pop(asked.question, None)
+            asked.future.set_result(Verdict(equal, rule))
         process.wait()
         failed: list[tuple[Future[Verdict], Exception]] = []
         with self._lock:
             if self._process is process:
                 self._process = None
-            owed, self._pending = list(self._pending.values()), {}
-            for question, tries, future in owed:
+            owed = [number for number, asked in self._pending.items() if asked.process is process]
+            for asked in map(self._pending.pop, owed):
                 try:
-                    if not tries:
+                    if not asked.tries:
                         raise SandboxError("the process that compares answers died twice over one answer")
-                    self._ask(question, tries, future)
+                    self._ask(asked.question, asked.tries, asked.future)
                 except (SandboxError, UserError, OSError) as error:
-                    self._flying.pop(question, None)
-                    failed.append((future, error))
+                    self._flying.pop(asked.question, None)
+                    failed.append((asked.future, error))
         for future, failure in failed:
             future.set_exception(failure)
 
