@@ -438,11 +438,11 @@ def test_no_text_breaks_an_episode(texts):
     [
         ({"syntax": "fenced"}, "did you mean 'fence'"),
         ({"think": "no"}, "one of: run"),
-        ({"answer": "box"}, "one of: boxed"),
+        ({"answer": "box"}, "did you mean 'boxed'"),
         ({"sandbox": "frok"}, "did you mean 'fork'"),
         ({"tools": ["pyton"]}, "did you mean 'python'"),
         ({"tools": ["python", "search"]}, "set syntax='hermes'"),
-        ({"tools": [{"tool": "search", "pages": 3}]}, "does not take these options"),
+        ({"tools": [{"tool": "search", "pages": 3}]}, "has no option 'pages'"),
         ({"tools": ["python", {"tool": "python", "stateful": False}]}, "two tools have one name"),
         ({"tools": [dict]}, "is no tool: it needs name"),
         ({"max_turns": 0}, "at least 1"),
