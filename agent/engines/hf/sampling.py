@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+NUCLEUS = 1024  # logits a row that are sorted first; a nucleus is seldom wider
 
 
 def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
@@ -52,13 +53,48 @@ def sample(
 
 
 def _kept(logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """(rows, vocabulary) bool: top-k first, then the smallest set of the rest whose probability reaches top-p."""
+    """(rows, vocabulary) bool: top-k first, then the smallest set of the rest whose probability reaches top-p.
+
+    Of equal logits the one with the lower id comes first. The few largest are sorted, not the vocabulary: that is
+    enough unless a row's nucleus is wider than them, or equal logits lie across their border.
+    """
     size = logits.shape[1]
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     k = torch.where(top_k > 0, top_k, size).clamp(max=size)
-    keep = torch.arange(size, device=logits.device) < k[:, None]
-    probabilities = torch.where(keep, ordered, -torch.inf).softmax(-1)
+    filtered = k[(top_k > 0) | (top_p < 1)]
+    few = min(int(filtered.max()), NUCLEUS)
+    keep = _kept_of_few(logits, k, top_p, few) if few < size else None
+    if keep is not None:
+        return keep
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, _reach(ordered, ordered, k, top_p)[0])
+
+
+def _kept_of_few(logits: torch.Tensor, k: torch.Tensor, top_p: torch.Tensor, few: int) -> torch.Tensor | None:
+    """`_kept` from the `few` largest logits of each row; None where they do not decide it."""
+    whole = (k >= logits.shape[1]) & (top_p >= 1)  # rows without a filter
+    ordered, order = logits.topk(few + 1, dim=-1)
+    if bool(((ordered[:, few - 1] == ordered[:, few]) & ~whole).any()):
+        return None
+    order, places = order[:, :few].sort(dim=-1)  # by id, then stably by size: equal ones in the order of their ids
+    ordered, places = ordered[:, :few].gather(1, places).sort(dim=-1, descending=True, stable=True)
+    keep, enough = _reach(ordered, logits, k, top_p)
+    if not bool((enough | whole).all()):
+        return None
+    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order.gather(1, places), keep)
+    return kept | whole[:, None]
+
+
+def _reach(
+    ordered: torch.Tensor, logits: torch.Tensor, k: torch.Tensor, top_p: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which of the `ordered` logits (rows, few) stay, and whether no logit beyond them could: (rows, few), (rows,)."""
+    few = ordered.shape[1]
+    keep = torch.arange(few, device=ordered.device) < k[:, None]
+    # Probabilities among the k largest: of all logits where k is beyond the few.
+    among = torch.where(k <= few, torch.where(keep, ordered, -torch.inf).logsumexp(-1), logits.logsumexp(-1))
+    probabilities = torch.where(keep, (ordered - among[:, None]).exp(), 0.0)
+    before = probabilities.cumsum(-1) - probabilities
     # A token stays while the mass before it is under top-p: the first always does.
-    keep &= (probabilities.cumsum(-1) - probabilities < top_p[:, None]) | (top_p >= 1)[:, None]
+    keep &= (before < top_p[:, None]) | (top_p >= 1)[:, None]
     keep[:, 0] = True
-    return torch.zeros_like(keep).scatter(1, order, keep)
+    return keep, (k <= few) | (before[:, -1] + probabilities[:, -1] >= top_p)

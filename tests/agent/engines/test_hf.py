@@ -13,7 +13,7 @@ import torch
 from solostream.agent.engine import Engine, EngineError, Sampling
 from solostream.agent.engines.hf import HFEngine
 from solostream.agent.engines.hf.forward import LeanForward, ModelForward
-from solostream.agent.engines.hf.sampling import sample, uniforms
+from solostream.agent.engines.hf.sampling import _kept, sample, uniforms
 from solostream.errors import UserError
 
 
@@ -242,3 +242,28 @@ def test_tokens_of_probability_zero_are_never_drawn() -> None:
     tokens, logprobs = sample(logits, uniform, ones, torch.zeros(4, dtype=torch.int64), ones)
     assert tokens.tolist() == [4] * 4
     assert logprobs.tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("vocabulary", [50, 3000])  # below and above what is sorted at first
+@pytest.mark.parametrize("step", [0.0, 0.5])  # > 0: many logits are equal
+def test_what_top_k_and_top_p_keep_is_what_they_are_defined_to_keep(vocabulary: int, step: float) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    for spread in (0.3, 1.0, 4.0):
+        logits = torch.randn(9, vocabulary, generator=generator) * spread
+        if step:
+            logits = (logits / step).round() * step
+        top_k = torch.tensor([0, 0, 1, 7, 60, 7, 2000, 60, 0])
+        top_p = torch.tensor([1.0, 0.37, 1.0, 1.0, 0.81, 0.22, 0.93, 1.0, 0.97])
+        keep = _kept(logits, top_k, top_p)
+        for row in range(len(logits)):
+            order = sorted(range(vocabulary), key=lambda i: (-logits[row, i].item(), i))
+            kept = int(keep[row].sum())
+            assert set(keep[row].nonzero().flatten().tolist()) == set(order[:kept])  # the largest, in a fixed order
+            among = order[: int(top_k[row]) or vocabulary]
+            mass = logits[row, among].double().softmax(-1).cumsum(-1)
+            p = float(top_p[row])
+            if p == 1:
+                assert kept == len(among)
+            else:
+                assert mass[kept - 1] >= p - 1e-5
+                assert kept == 1 or mass[kept - 2] < p + 1e-5
