@@ -26,7 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "solostream.cli.train:train",
         "cold start, reinforcement learning and evaluation from one TOML file",
     ),
-    "sft": ("solostream.cli.train:sft", "supervised cold start only"),
+    "sft": ("solostream.cli.train:sft", "supervised cold start only, on generated problems or on your traces"),
+    "distill": ("solostream.cli.distill:distill", "sample, keep what is right, write traces for sft"),
     "eval": (
         "solostream.cli.eval:evaluate",
         "avg@k, pass@k, maj@k and tool behaviour of a model, a server or a script",

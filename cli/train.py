@@ -69,8 +69,8 @@ def sft(
         set: section.key=value, as often as wanted, on top of the file.
     """
     runs = _runs(config, name, None, seed, set, resume)
-    if not all(settings.cold_start.phases for settings, _ in runs):
-        raise UserError("there is no cold start: give [cold_start] phases, or use solostream train")
+    if not all(settings.cold_start.phases or settings.cold_start.data for settings, _ in runs):
+        raise UserError("there is no cold start: give [cold_start] phases or data, or use solostream train")
     _refuse_existing(runs, resume)
     for settings, folder in runs:
         _train_one(settings, folder, resume, cold_start_only=True)

@@ -125,6 +125,21 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._inside = False  # the last turn ended in a thought that a call interrupted
 
     @property
+    def syntax(self) -> tuple[str, ...]:
+        """How calls are written here."""
+        return self._syntax
+
+    @property
+    def parallel_calls(self) -> bool:
+        """Whether a turn may hold several calls."""
+        return self._parallel
+
+    @property
+    def instructions(self) -> str:
+        """The system message; empty: none is sent."""
+        return self._system
+
+    @property
     def tools(self) -> tuple[dict[str, Any], ...]:
         """JSON schemas for the chat template; none where the syntax is not the template's business."""
         if not names_tools(self._syntax):

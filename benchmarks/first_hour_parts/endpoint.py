@@ -30,7 +30,9 @@ def rate_limited(requests: int = 1000, refused: float = 1 / 3) -> dict[str, Any]
     return asyncio.run(_rate_limited(requests, refused))
 
 
-def equals_vllm(model: Path | None = None, data: Path | None = None, k: int = 8) -> dict[str, Any]:
+def equals_vllm(
+    model: Path | None = None, data: Path | None = None, k: int = 8, turn_tokens: int | None = None
+) -> dict[str, Any]:
     """avg@k of the same model in process and behind vLLM's OpenAI server, and the paired interval of the difference."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -39,7 +41,7 @@ def equals_vllm(model: Path | None = None, data: Path | None = None, k: int = 8)
 
             model, data = tool_model.build(folder / "model"), tool_model.problems(folder / "problems.jsonl")
         assert data is not None
-        return asyncio.run(_equals_vllm(folder, model, data, k))
+        return asyncio.run(_equals_vllm(folder, model, data, k, turn_tokens))
 
 
 async def _rate_limited(requests: int, refused: float) -> dict[str, Any]:
@@ -101,7 +103,7 @@ async def _limiting_server(refused: float, asked: dict[str, int]) -> AsyncIterat
         await runner.cleanup()
 
 
-async def _equals_vllm(folder: Path, model: Path, data: Path, k: int) -> dict[str, Any]:
+async def _equals_vllm(folder: Path, model: Path, data: Path, k: int, turn_tokens: int | None) -> dict[str, Any]:
     from engine_parts.server import served
 
     from solostream.envs.rewards.grading import equivalent
@@ -111,6 +113,7 @@ async def _equals_vllm(folder: Path, model: Path, data: Path, k: int) -> dict[st
 
     # The same words in both: nothing in the prompt says how to call, the chat template does, or the server.
     common: dict[str, Any] = {"data": str(data), "k": k, "concurrency": 16, "max_tokens": 1024, **SAME}
+    common["turn_tokens"] = turn_tokens
     hermes = json.dumps({"syntax": "hermes", "parallel_calls": True, "system_prompt": ""})
     inside = Options(f"vllm:{model}", out=folder / "vllm", env_options=hermes, top_k=0, seed=1, **common)
     one = await evaluate(inside)
@@ -138,14 +141,14 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a model folder with a chat template that shows tools")
     parser.add_argument("--data", type=Path, help="its problems")
     parser.add_argument("-k", type=int, default=8)
+    parser.add_argument("--turn-tokens", type=int, help="of one turn, for a model that does not stop by itself")
     parser.add_argument("--only", choices=("rate", "vllm"))
     options = parser.parse_args()
     if options.only != "vllm":
         print("429 one time in three:", json.dumps(rate_limited()))
     if options.only != "rate":
-        print(
-            "eval of vLLM's server against eval vllm:", json.dumps(equals_vllm(options.model, options.data, options.k))
-        )
+        found = equals_vllm(options.model, options.data, options.k, options.turn_tokens)
+        print("eval of vLLM's server against eval vllm:", json.dumps(found))
 
 
 if __name__ == "__main__":

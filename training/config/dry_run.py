@@ -114,7 +114,7 @@ def describe(config: Config) -> str:
         ("model", f"{config.model.path}, {_count(p.shape.parameters)} parameters, {config.model.dtype}"),
         ("data", f"{len(train)} problems to train on, {len(test)} held out; {setup.described(config)}"),
         ("environment", f"{config.env.id} in {config.env.sandbox}, {config.env.max_turns} turns at most"),
-        ("cold start", f"{config.cold_start.steps} steps of {config.cold_start.batch} demonstrations"),
+        ("cold start", config.cold_start.planned),
         ("tracker start", f"{p.start} episodes ({a.tracker.start_samples} a prompt)" if p.start else "none"),
         ("rollouts", f"{r.mode}, {p.in_flight} in flight, batches of {batch}, staleness at most {r.max_staleness}"),
         ("learning", f"{config.run.steps} steps, {' + '.join(a.components)}, {config.learner.loss}"),

@@ -119,15 +119,34 @@ class Phase(Section):
 
 
 class ColdStartConfig(Section):
-    """Supervised steps on demonstrations before reinforcement learning; no phases: none."""
+    """Supervised steps before reinforcement learning: on generated demonstrations (`phases`) or on traces (`data`)."""
 
     phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
+    data: str | None = None  # a .jsonl file of chat messages; see docs/training.md for the layouts
+    steps: Positive | None = None  # on traces; default: as many as show each once
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the traces whose loss is only measured
+    eval_every: Count = 0  # steps between two evaluations (loss of what is held out, accuracy); 0: none before the end
+    verify: bool = False  # leave out traces whose outputs the sandbox does not give
+    skip_bad: bool = False  # leave out lines that are no trace, and say which
     batch: Positive = 32
     learner: LearnerConfig = LearnerConfig(optimizer="muon", lr=2e-3, muon_lr=0.02)
 
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> ColdStartConfig:
+        if self.data is not None and self.phases:
+            raise ValueError("phases are of generated demonstrations, data of traces: leave one of them away")
+        given = [name for name in ("steps", "held_out", "verify", "skip_bad") if getattr(self, name)]
+        if self.data is None and given:
+            raise ValueError(f"{given[0]} needs cold_start.data")
+        return self
+
     @property
-    def steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
+    def planned(self) -> str:
+        """How long it takes, for a person."""
+        if self.data is None:
+            return f"{sum(phase.steps for phase in self.phases)} steps of {self.batch} demonstrations"
+        steps = f"{self.steps} steps" if self.steps else "once through"
+        return f"{steps} of {self.data}, {self.batch} traces a step"
 
 
 class RolloutConfig(Section):
@@ -297,9 +316,10 @@ class Config(Section):
         cold = _section(tree, "cold_start")
         phases = cold.get("phases", [])
         steps = [p.get("steps") for p in phases if isinstance(p, dict)] if isinstance(phases, list) else []
+        steps = steps or [n for n in (cold.get("steps"),) if n is not None]
         if steps and all(isinstance(n, int) for n in steps):
             _end_schedule(cold.get("learner"), sum(steps))
-        elif phases == [] and isinstance(cold.get("learner"), dict):
+        elif phases == [] and "data" not in cold and isinstance(cold.get("learner"), dict):
             for key in ("schedule", "warmup_steps", "total_steps"):  # of no steps: nothing that could end
                 cold["learner"].pop(key, None)
         return tree

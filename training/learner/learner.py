@@ -178,6 +178,13 @@ class Learner:
         return {"loss": float(loss), "grad_norm": float(norm), "lr": lr, "tokens_per_s": tokens / seconds}
 
     @torch.no_grad()
+    def sft_loss(self, sequences: Sequence[Demonstration]) -> float:
+        """Cross-entropy in nats, the mean over all masked tokens, of what is not trained on."""
+        total = max(sum(int(mask.sum()) for _, mask in sequences), 1)
+        with self.scorer.active():
+            return -sum(float(self.scorer(packed)[0].sum()) for packed in self._packs(sequences)) / total
+
+    @torch.no_grad()
     def logprobs(self, batch: Sequence[Trajectory]) -> list[np.ndarray]:
         """Log-probabilities of each trajectory's action tokens under the weights of now, float32."""
         found: list[np.ndarray] = [np.empty(0, np.float32)] * len(batch)

@@ -50,7 +50,7 @@ def build(
     source: a checkpoint that has the weights and the tokenizer.
     """
     where = config.model.model_copy(update={"path": str(source)}) if source else config.model
-    adapters = config.learner.lora is not None and not config.cold_start.phases
+    adapters = config.learner.lora is not None and not (config.cold_start.phases or config.cold_start.data)
     model, tokenizer = load_model(where, _corpus([*sft_batches, *train]), config.run.seed, adapters=adapters)
     chat = Chat(tokenizer)
     prompt = _longest_prompt(config, Tasks((*train, *test)), tokenizer, chat)

@@ -46,6 +46,7 @@ from solostream.training.run.progress import ProgressBar, ProgressDisplay
 from solostream.training.run.rl_loop import Reinforcement
 from solostream.training.run.summary import Scores, Summary, table
 from solostream.training.sft import cold_start
+from solostream.training.sft.trace_set import TraceSet
 
 T = TypeVar("T")
 
@@ -115,6 +116,11 @@ class Trainer:
             if self.saved is not None:
                 _refuse_other_problems(config, train, test, self.saved)
             self.parts = setup.build(config, train, test, of_cold_start, source)
+            self.traces = TraceSet(config, self.parts, view.say) if config.cold_start.data else None
+            if self.traces and plain.get("traces", self.traces.fingerprint) != self.traces.fingerprint:
+                raise UserError(
+                    f"{config.cold_start.data} has changed since the checkpoint: start a run of another --name"
+                )
         view.say(describe(self.parts.model.device))
         self._enough = False  # a callback said so
         self.cold_step: int = plain.get("cold_step", 0)
@@ -188,16 +194,24 @@ class Trainer:
     async def _cold_start(self) -> Learner:
         """Supervised steps, while the demonstrations of the next ones are played."""
         learner = Learner(self.parts.model, self.config.cold_start.learner, dump_dir=self.folder)
-        total = len(self.sft_batches)
         if self.saved is not None and self.saved.plain["phase"] == "cold_start":
             learner.load_state_dict(self.saved.tensors["learner"])
             await self.policy.load_weights(learner.weights(), 0)
+        if self.traces and self.config.cold_start.verify:
+            await self.traces.verify(self.folder)
+        total = self.traces.steps if self.traces else len(self.sft_batches)
         if self.cold_step < total:
-            played = cold_start.demonstrate(self.config, self.parts, self.sft_batches[self.cold_step :])
+            rest = self.sft_batches[self.cold_step :]
+            played = (
+                self.traces.batches(self.cold_step)
+                if self.traces
+                else cold_start.demonstrate(self.config, self.parts, rest)
+            )
             with self.clock.phase("cold start"), self.view.stage("cold start", total, self.cold_step) as stage:
                 async for sequences in played:
                     metrics = await self._in_thread(learner.sft_step, sequences)
                     self.cold_step += 1
+                    metrics |= await self._measure_cold_start(learner, total)
                     self.logger.log("cold_start", self.cold_step, metrics)
                     stage.advance(metrics)
                     due = self.cold_step % self.config.run.checkpoint_every == 0 and self.cold_step < total
@@ -207,6 +221,20 @@ class Trainer:
                         raise Interrupted
             await self.policy.load_weights(learner.weights(), 0)
         return learner
+
+    async def _measure_cold_start(self, learner: Learner, total: int) -> dict[str, float]:
+        """Loss of the held-out traces and accuracy on held-out problems, at the steps that ask for them."""
+        every, last = self.config.cold_start.eval_every, self.cold_step == total
+        if not last and (not every or self.cold_step % every):
+            return {}
+        measured = {}
+        if self.traces and self.traces.held_out:
+            measured["held_out_loss"] = await self._in_thread(learner.sft_loss, self.traces.held_out)
+        if not last:  # after the last step it is evaluated anyway
+            await self.policy.load_weights(learner.weights(), 0)
+            found = await self._interruptible(self.held_out.scores(lambda: None), learner)
+            measured["held_out_accuracy"] = found.accuracy
+        return measured
 
     async def _evaluate_before(self, learner: Learner) -> None:
         if self.before is None:
@@ -337,6 +365,7 @@ class Trainer:
             "resume_fingerprint": self.config.resume_fingerprint(),
             "config_hash": self.config.hash(),
             "data": {"train": self.parts.train.fingerprint, "test": self.parts.test.fingerprint},
+            "traces": self.traces.fingerprint if self.traces else None,
             "reinforcement": rl.state_dict() if rl else None,
             "log_bytes": log.sync() if log else 0,
         }

@@ -1,0 +1,79 @@
+"""`solostream distill`: sample, keep what is right, write traces that `solostream sft` learns from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from solostream.agent.trajectory import Trajectory
+from solostream.agent.trajectory_file import read_lines
+from solostream.cli.eval import evaluate
+from solostream.errors import UserError
+from solostream.evaluation.folder import SAMPLES
+from solostream.evaluation.metrics import SOLVED
+from solostream.evaluation.options import Options
+
+
+def distill(
+    options: Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
+    traces: Path | None = None,
+    per_problem: int = 4,
+    tool_only: bool = False,
+) -> int:
+    """Rejection sampling: evaluate MODEL, and keep the samples that are right as traces for a cold start.
+
+    Everything that `solostream eval` takes; the samples stay in its folder, and the same command goes on there. Samples
+    with several calls in one turn are left out.
+
+    Args:
+        traces: The .jsonl file to write; default: traces.jsonl in the evaluation's folder.
+        per_problem: At most so many traces of a problem, the shortest ones; equal ones count once.
+        tool_only: Only samples that ran code.
+    """
+    if per_problem < 1:
+        raise UserError("--per-problem must be at least 1")
+    code = evaluate(options)
+    folder = options.folder()
+    if not (folder / SAMPLES).is_file():
+        return code
+    place = traces or folder / "traces.jsonl"
+    kept = list(_kept(folder / SAMPLES, per_problem, tool_only))
+    if not kept:
+        raise UserError(f"no sample in {folder} is right: raise -k, take easier --data or a better model")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+    problems = len({row["task_id"] for row in kept})
+    print(f"{len(kept)} traces of {problems} problems: {place}")
+    return code
+
+
+def _kept(path: Path, per_problem: int, tool_only: bool) -> Iterator[dict[str, object]]:
+    """A row of messages for each of the shortest right samples of every problem."""
+    found: dict[str, dict[str, Trajectory]] = {}
+    prompts: dict[str, str] = {}
+    for line in read_lines(path):
+        one = line.trajectory
+        if one is None or line.record is None or one.reward <= SOLVED or one.void or (tool_only and not one.n_calls):
+            continue
+        if any(len(turn.calls) > 1 for turn in one.turns):  # their outputs are one text: nobody could tell them apart
+            continue
+        said = "\n".join(turn.text for turn in one.turns if turn.role == "assistant")
+        found.setdefault(one.task_id, {}).setdefault(said, one)
+        prompts[one.task_id] = line.record["prompt"]
+    for task in sorted(found):  # samples come in the order in which they were finished
+        for one in sorted(found[task].values(), key=lambda t: t.response_length)[:per_problem]:
+            yield {"task_id": task, "reward": one.reward, "messages": _messages(one, prompts[task])}
+
+
+def _messages(one: Trajectory, prompt: str) -> list[dict[str, str]]:
+    """The conversation as it was: the instructions apart from the problem, calls as the policy wrote them."""
+    system = one.turns[0].text.removesuffix(prompt).strip()
+    opening = [{"role": "system", "content": system}] if system else []
+    rest = [{"role": turn.role, "content": turn.text} for turn in one.turns[1:]]
+    while rest and rest[-1]["role"] != "assistant":  # an observation that nobody answered
+        rest.pop()
+    return [*opening, {"role": "user", "content": prompt}, *rest]

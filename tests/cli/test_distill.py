@@ -1,0 +1,44 @@
+"""Rejection sampling, and the way back: what `distill` writes `sft` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from solostream.training.sft.traces import read_traces
+
+PROBLEMS = [("What is 6 * 7?", 42), ("What is 2 * 3?", 6), ("What is 12 * 12?", 144), ("What is 5 * 5?", 99)]
+ROOT = Path(__file__).parents[2]
+
+
+def run(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, "-m", "solostream", "distill", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
+
+
+def test_right_samples_become_traces_that_can_be_learnt(tmp_path: Path) -> None:
+    data = tmp_path / "problems.jsonl"
+    rows = [{"id": f"p{i}", "prompt": prompt, "answer": str(answer)} for i, (prompt, answer) in enumerate(PROBLEMS)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "mine.jsonl"
+    policy = "scripted:evaluation_policies:calculator"
+    done = run(tmp_path, policy, "--data", str(data), "-k", "3", "--traces", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "3 traces of 3 problems" in done.stdout  # equal samples count once, the wrong answer not at all
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [[m["role"] for m in row["messages"]] for row in rows] == [
+        ["system", "user", "assistant", "tool", "assistant"]
+    ] * 3
+    assert [row["messages"][1]["content"] for row in rows] == [p for p, _ in PROBLEMS[:3]]
+    assert rows[0]["messages"][3]["content"] == "42"
+    traces, bad = read_traces(str(out), ("fence",), False)
+    assert not bad
+    assert [trace.outputs for trace in traces] == [("42",), ("6",), ("144",)]
+
+    none = run(tmp_path, "scripted:evaluation_policies:guesser", "--data", str(data), "--tool-only")
+    assert none.returncode == 2
+    assert "no sample in" in none.stderr

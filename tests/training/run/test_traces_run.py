@@ -1,0 +1,97 @@
+"""`solostream sft` and the cold start of `train` on traces: learnt, held out, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from solostream.cli.main import main
+from solostream.envs.data.arithmetic import generate
+from solostream.training.run.metric_logger import read
+
+TINY = Path(__file__).parent / "tiny.toml"
+
+
+@pytest.fixture
+def traces(tmp_path: Path) -> Path:
+    """Thirty solved problems; the last one claims another output than its code has."""
+    path = tmp_path / "traces.jsonl"
+    rows = []
+    for task in generate(30, seed=5, split="train", kinds=["gcd"], levels=[1]):
+        call = f"```python\n{task.meta['code']}\n```\n"
+        shown = task.answer if len(rows) < 29 else "17 apples"
+        messages = [{"role": "user", "content": task.prompt}, {"role": "assistant", "content": call}]
+        messages += [{"role": "tool", "content": shown}]
+        rows.append({"messages": [*messages, {"role": "assistant", "content": f"\\boxed{{{task.answer}}}"}]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def sft(tmp_path: Path, traces: Path, name: str, *more: str, command: str = "sft") -> int:
+    settings = [f"run.root={tmp_path}", f"cold_start.data={traces}", "cold_start.phases=[]", *more]
+    return main([command, str(TINY), "--name", name, *(part for s in settings for part in ("--set", s))])
+
+
+def losses(folder: Path, name: str = "loss") -> list[float]:
+    return [row[name] for row in read(folder / "metrics.jsonl") if row["phase"] == "cold_start" and name in row]
+
+
+def test_it_learns_holds_out_and_leaves_out(tmp_path: Path, traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ("cold_start.steps=24", "cold_start.held_out=0.2", "cold_start.eval_every=12", "cold_start.verify=true")
+    assert sft(tmp_path, traces, "a", *more) == 0
+    said = capsys.readouterr().out
+    assert "1 traces whose output the sandbox does not give are left out: lines [30]" in said
+    assert len(losses(tmp_path / "a")) == 24
+    assert losses(tmp_path / "a")[-1] < 0.7 * losses(tmp_path / "a")[0]
+    held_out = losses(tmp_path / "a", "held_out_loss")
+    assert len(held_out) == 2
+    assert held_out[1] < held_out[0]
+    assert len(losses(tmp_path / "a", "held_out_accuracy")) == 1
+    assert json.loads((tmp_path / "a" / "verified-traces.json").read_text()) == list(range(1, 30))
+    assert list((tmp_path / "a" / "checkpoints").glob("step-*"))
+
+
+def test_once_through_is_the_default_and_a_resumed_run_sees_the_same(tmp_path: Path, traces: Path) -> None:
+    assert sft(tmp_path, traces, "whole") == 0
+    whole = losses(tmp_path / "whole")
+    assert len(whole) == 8  # thirty traces, four a step
+    code = (
+        "import sys; from solostream.training.run import trainer\n"
+        "step = trainer.Trainer._measure_cold_start\n"
+        "async def stop(self, learner, total):\n"
+        "    if self.cold_step == 3: self.interrupt.ask()\n"
+        "    return await step(self, learner, total)\n"
+        "trainer.Trainer._measure_cold_start = stop\n"
+        "from solostream.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    root = str(Path(__file__).parents[3])
+    settings = [f"run.root={tmp_path}", f"cold_start.data={traces}", "cold_start.phases=[]"]
+    command = ["sft", str(TINY), "--name", "cut", *(part for s in settings for part in ("--set", s))]
+    done = subprocess.run([sys.executable, "-c", code, *command], cwd=root, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 130, done.stderr
+    assert 3 <= len(losses(tmp_path / "cut")) < 8
+    assert main([*command, "--resume"]) == 0
+    assert losses(tmp_path / "cut") == pytest.approx(whole, rel=1e-4)
+
+
+def test_what_is_wrong_is_one_line(tmp_path: Path, traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sft(tmp_path, tmp_path / "nowhere.jsonl", "b") == 2
+    assert "cannot read the traces" in capsys.readouterr().err
+    with traces.open("a") as file:
+        file.write('{"text": "x"}\nnonsense\n')
+    assert sft(tmp_path, traces, "c") == 2
+    said = capsys.readouterr().err
+    assert "line 31: no messages" in said
+    assert "line 32: not JSON" in said
+    assert "cold_start.skip_bad" in said
+    assert said.count("\n") == 1
+    assert sft(tmp_path, traces, "d", "cold_start.skip_bad=true") == 0
+    assert "left out line 31" in capsys.readouterr().out
+    assert main(["sft", str(TINY), "--set", "cold_start.data=x"]) == 2
+    assert "leave one of them away" in capsys.readouterr().err
+    assert main(["sft", str(TINY), "--set", "cold_start.verify=true"]) == 2
+    assert "verify needs cold_start.data" in capsys.readouterr().err

@@ -1,0 +1,186 @@
+"""The cold start on traces: rendered through the ledger of rollouts, verified in the sandbox, drawn in epochs.
+
+Prompts and tool outputs are never trained on; a turn that ends in a call ends there, as an engine's does, and any other
+with the token that ends a turn. Step i draws what (run.seed, i) says: a resumed run sees the same batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from solostream.agent.chat_template import Chat
+from solostream.agent.tokenization import encode
+from solostream.agent.trajectory import TokenRecord
+from solostream.envs.text.observation import observe
+from solostream.envs.tool_env import ToolEnv
+from solostream.errors import UserError
+from solostream.sandbox.spec import open_sandbox
+from solostream.sandbox.types import Sandbox
+from solostream.training.config import Config
+from solostream.training.run import setup
+from solostream.training.run.setup import Components
+from solostream.training.sft.cold_start import Demonstration
+from solostream.training.sft.traces import Trace, read_traces
+
+SHOWN = 5  # kinds of bad rows that a message lists
+AT_A_TIME = 8  # traces that are replayed together
+VERIFIED = "verified-traces.json"
+
+
+class TraceSet:
+    """All traces of a configuration; `train` and `held_out` are rendered. Raises UserError for rows that are none."""
+
+    def __init__(self, config: Config, parts: Components, say: Callable[[str], None]) -> None:
+        c = config.cold_start
+        assert c.data is not None
+        self._config, self._say = config, say
+        env = setup.environment(config, parts.test, parts.tokenizer)
+        if not isinstance(env, ToolEnv):
+            raise UserError(f"cold_start.data needs an environment whose policy calls tools; {config.env.id} is none")
+        try:
+            self._traces, bad = read_traces(c.data, env.syntax, env.parallel_calls)
+            rendered: dict[int, Demonstration] = {}
+            limit = getattr(parts.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+            for trace in self._traces:
+                ids, mask = render(trace, parts.chat, env.tools, env.complete, env.instructions)
+                if len(ids) > limit:
+                    bad.setdefault(f"longer than the model's context of {limit} tokens", []).append(trace.line)
+                else:
+                    rendered[trace.line] = (ids, mask)
+        finally:
+            env.close()
+        if bad and not c.skip_bad:
+            raise UserError(f"{c.data}: {_told(bad)}. Fix these lines, or set cold_start.skip_bad = true")
+        if bad:
+            say(f"{c.data}: left out {_told(bad)}")
+        self.fingerprint = hashlib.blake2b(Path(c.data).read_bytes(), digest_size=8).hexdigest()
+        self._rendered = rendered
+        self._keep(rendered)
+
+    def _keep(self, lines: Collection[int]) -> None:
+        """Which traces there are, and on which side: a trace's side follows from its text alone."""
+        c = self._config.cold_start
+        traces = {trace.line: trace for trace in self._traces}
+        kept = [line for line in self._rendered if line in lines]
+        side = lambda line: _fraction(traces[line]) < c.held_out
+        self.held_out = [self._rendered[line] for line in kept if side(line)]
+        self._train = [line for line in kept if not side(line)]
+        if not self._train:
+            raise UserError(f"{c.data} holds no trace to train on: check cold_start.held_out, skip_bad and verify")
+
+    @property
+    def steps(self) -> int:
+        c = self._config.cold_start
+        return c.steps or -(-len(self._train) // c.batch)
+
+    async def verify(self, folder: Path) -> None:
+        """Leave out traces whose outputs the sandbox does not give; once a run, for its batches must not change."""
+        place = folder / VERIFIED
+        if not place.exists():
+            e = self._config.env
+            sandbox = open_sandbox(e.sandbox, **e.options.get("sandbox_options", {}))
+            try:
+                limit = asyncio.Semaphore(AT_A_TIME)
+                checks = [_agrees(trace, sandbox, e.timeout_s, limit) for trace in self._traces]
+                agreed = await asyncio.gather(*checks)
+            finally:
+                await sandbox.close()
+            place.write_text(json.dumps([t.line for t, ok in zip(self._traces, agreed, strict=True) if ok]) + "\n")
+        lines = set(json.loads(place.read_text()))
+        if dropped := [line for line in self._rendered if line not in lines]:
+            self._say(
+                f"{len(dropped)} traces whose output the sandbox does not give are left out: lines {dropped[:20]}"
+            )
+        self._keep(lines)
+
+    async def batches(self, start: int) -> AsyncIterator[list[Demonstration]]:
+        """From step `start` on."""
+        for step in range(start, self.steps):
+            yield self.batch(step)
+
+    def batch(self, step: int) -> list[Demonstration]:
+        """Every trace once before any comes again, each time in another order."""
+        size, count = self._config.cold_start.batch, len(self._train)
+        last = self.steps * size if self._config.cold_start.steps else count
+        places = range(step * size, min((step + 1) * size, last))
+        orders = {epoch: self._order(epoch) for epoch in {place // count for place in places}}
+        return [self._rendered[orders[place // count][place % count]] for place in places]
+
+    def _order(self, epoch: int) -> list[int]:
+        order = list(self._train)
+        random.Random(f"{self._config.run.seed}/traces/{epoch}").shuffle(order)
+        return order
+
+
+def render(
+    trace: Trace, chat: Chat, tools: Sequence[Any], complete: Callable[[str], int | None], system: str
+) -> Demonstration:
+    """(token ids, mask of what the policy says), as a rollout of the same words would have them.
+
+    system: the environment's instructions, for a trace that has none of its own.
+    """
+    messages = list(trace.messages)
+    if system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    ledger = TokenRecord()
+    ledger.add_observation("user", chat.open(messages[:first], tools), "")
+    seen: list[dict[str, str]] = []
+    spoken: list[int] = []
+    for message in messages[first:]:
+        if message["role"] != "assistant":
+            seen.append(message)
+            continue
+        if spoken:
+            ledger.add_observation("tool", chat.append(seen, spoken), "")
+        spoken = encode(chat.tokenizer, message["content"])
+        if complete(message["content"]) is None:
+            spoken.append(chat.stop_token_ids[0])
+        ledger.add_action(spoken, [0.0] * len(spoken), [0] * len(spoken), message["content"])
+        seen = []
+    closed = ledger.close("", 0.0, "answered")
+    return closed.token_ids, closed.action_mask
+
+
+async def _agrees(trace: Trace, sandbox: Sandbox, timeout_s: float, limit: asyncio.Semaphore) -> bool:
+    """Whether its calls, run one after the other, print what the trace says they did."""
+    if not trace.calls:
+        return True
+    async with limit:
+        session = await sandbox.open()
+        try:
+            for call, output in zip(trace.calls, trace.outputs, strict=True):
+                if call.name != "python" or call.status != "ok":
+                    return False
+                seen = await session.run(call.code, timeout=timeout_s)
+                if _words(output) not in (_words(observe(seen)), _words(observe(seen, tracebacks=False))):
+                    failed = seen.error is not None and _last(output) == _last(observe(seen))
+                    if not failed:  # of an exception the last line decides: tracebacks name files
+                        return False
+        finally:
+            await session.close()
+    return True
+
+
+def _words(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+
+
+def _last(text: str) -> str:
+    return _words(text).rpartition("\n")[2]
+
+
+def _fraction(trace: Trace) -> float:
+    text = json.dumps(trace.messages, sort_keys=True, ensure_ascii=False).encode(errors="replace")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) / 2**64
+
+
+def _told(bad: Mapping[str, Sequence[int]]) -> str:
+    rows = [f"line {', '.join(map(str, lines[:10]))}: {why}" for why, lines in list(bad.items())[:SHOWN]]
+    return "; ".join(rows) + (f"; and {len(bad) - SHOWN} other kinds" if len(bad) > SHOWN else "")

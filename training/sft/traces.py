@@ -1,0 +1,230 @@
+"""Traces that somebody else wrote, as conversations in which the policy writes its calls in the environment's syntax.
+
+Layouts, one JSON object a line: OpenAI `messages` (content as text or parts, `tool_calls`, `tool` messages), ShareGPT
+`conversations` (`from`/`value`), `prompt` and `completion` (text or messages). An assistant's text may hold calls with
+their outputs, as ReTool writes them (`<code>…</code><interpreter>…</interpreter>`) or as fences (```python, then
+```output): it is split where the interpreter spoke. What cannot be a trace is told by its line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from solostream.envs.text.parse import parse
+from solostream.envs.types import ToolCall
+from solostream.errors import UserError
+
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+_ROLES |= dict.fromkeys(("observation", "function", "ipython", "tool_response"), "tool")
+# A call and what came of it, within one text.
+_INLINE = re.compile(
+    r"<code>(?P<tag>.*?)</code>\s*<interpreter>(?P<seen>.*?)</interpreter>"
+    r"|^```(?:python3?|py)[ \t]*\n(?P<fence>.*?)^```[ \t]*\n\s*```(?:output|text|console|stdout)[ \t]*\n"
+    r"(?P<out>.*?)^```[ \t]*$",
+    re.DOTALL | re.MULTILINE,
+)
+_INNER_FENCE = re.compile(r"\A\s*```(?:python3?|py)?[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
+_TEXTUAL = ("fence", "code", "python", "hermes")  # syntaxes that are recognised in a text
+# How calls are written; a syntax that is not here must be the one of the traces.
+_WRITERS: Mapping[str, Callable[[str, Mapping[str, Any]], str]] = {
+    "fence": lambda name, arguments: f"```python\n{arguments['code']}\n```\n",
+    "code": lambda name, arguments: f"<code>\n{arguments['code']}\n</code>",
+    "python": lambda name, arguments: f"<python>\n{arguments['code']}\n</python>",
+    "hermes": lambda name, arguments: f"<tool_call>\n{_json(name, arguments)}\n</tool_call>",
+    "openai": lambda name, arguments: _json(name, arguments),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """messages: role and content, the assistant's as it would write them. outputs: of its calls, in order."""
+
+    line: int
+    messages: tuple[dict[str, str], ...]
+    calls: tuple[ToolCall, ...]
+    outputs: tuple[str, ...]
+
+
+class BadTrace(ValueError):
+    """Why a line is no trace."""
+
+
+def read_traces(path: str, syntax: Sequence[str], parallel: bool) -> tuple[list[Trace], dict[str, list[int]]]:
+    """(traces, why -> lines that are none). syntax, parallel: of the environment. Raises UserError without a file."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the traces {path} ({error}): give a .jsonl file in cold_start.data") from None
+    traces, bad = [], dict[str, list[int]]()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            traces.append(_trace(number, _row(line), syntax, parallel))
+        except BadTrace as error:
+            bad.setdefault(str(error), []).append(number)
+    return traces, bad
+
+
+def _row(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise BadTrace(f"not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise BadTrace("not an object")
+    return row
+
+
+def _trace(number: int, row: Mapping[str, Any], syntax: Sequence[str], parallel: bool) -> Trace:
+    messages: list[dict[str, str]] = []
+    for message in _messages(row):
+        messages += _spread(message, syntax)
+    while messages and messages[-1]["role"] != "assistant":
+        raise BadTrace(f"it ends with a {messages[-1]['role']} message, not with the assistant's")
+    if not messages or messages[0]["role"] == "assistant":
+        raise BadTrace("no prompt before the assistant speaks" if messages else "no message")
+    calls: list[ToolCall] = []
+    outputs: list[str] = []
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            after = [m["content"] for m in _until_assistant(messages[index + 1 :]) if m["role"] == "tool"]
+            message["content"], found = _turn(message["content"], syntax, len(after), parallel)
+            calls += found
+            outputs += after
+    if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
+        raise BadTrace("the assistant says nothing")
+    return Trace(number, tuple(messages), tuple(calls), tuple(outputs))
+
+
+def _messages(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    for name in ("messages", "conversations", "conversation"):
+        if isinstance(row.get(name), list):
+            return [_message(one) for one in row[name]]
+    if "prompt" in row and "completion" in row:
+        sides = []
+        for name, role in (("prompt", "user"), ("completion", "assistant")):
+            side = row[name]
+            sides += [{"role": role, "content": side}] if isinstance(side, str) else list(side or ())
+        return [_message(one) for one in sides]
+    have = ", ".join(map(str, row)) or "nothing"
+    raise BadTrace(f"no messages, no conversations, no prompt and completion (it has: {have})")
+
+
+def _message(one: Any) -> Mapping[str, Any]:
+    """Role, content and calls of a message in either spelling."""
+    if not isinstance(one, Mapping):
+        raise BadTrace("a message that is no object")
+    role = one.get("role", one.get("from"))
+    content = one.get("content", one.get("value"))
+    calls = one.get("tool_calls") or ()
+    if role == "function_call":  # ShareGPT's own: the call is the message
+        return {"role": "assistant", "content": "", "tool_calls": [_decoded(content, "the function_call")]}
+    role = _ROLES.get(str(role), role)
+    if role not in ("system", "user", "assistant", "tool"):
+        raise BadTrace(f"a message of the role {role!r}")
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) if isinstance(part, Mapping) else str(part) for part in content)
+    if content is None and (calls or role == "tool"):
+        content = ""
+    if not isinstance(content, str):
+        raise BadTrace(f"a {role} message without text")
+    return {"role": role, "content": content, "tool_calls": calls}
+
+
+def _decoded(text: Any, what: str) -> Any:
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        raise BadTrace(f"{what} is not JSON") from None
+
+
+def _spread(message: Mapping[str, Any], syntax: Sequence[str]) -> list[dict[str, str]]:
+    """The message, split where outputs stand in its text, its calls written into it."""
+    text = message["content"]
+    if message["role"] != "assistant":
+        return [{"role": message["role"], "content": text}]
+    parts: list[dict[str, str]] = []
+    end = 0
+    for match in _INLINE.finditer(text):
+        code = match["tag"] if match["tag"] is not None else match["fence"]
+        inner = _INNER_FENCE.match(code)
+        code = (inner[1] if inner else code).strip("\n")
+        said = text[end : match.start()].lstrip("\n") + _written("python", {"code": code}, syntax)
+        seen = match["seen"] if match["seen"] is not None else match["out"]
+        parts += [{"role": "assistant", "content": said}, {"role": "tool", "content": seen.strip("\n")}]
+        end = match.end()
+    rest = text[end:].lstrip("\n") if parts else text
+    written = [_written(*_named(call), syntax) for call in message["tool_calls"]]
+    if written and rest.strip():
+        written.insert(0, rest)
+    if written or rest.strip() or not parts:
+        parts.append({"role": "assistant", "content": "\n".join(written) if written else rest})
+    return parts
+
+
+def _named(call: Any) -> tuple[str, Mapping[str, Any]]:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise BadTrace("a tool call without a name")
+    arguments = _decoded(function.get("arguments", {}) or {}, "the arguments of a tool call")
+    if not isinstance(arguments, Mapping):
+        raise BadTrace("a tool call whose arguments are no object")
+    return function["name"], arguments
+
+
+def _written(name: str, arguments: Mapping[str, Any], syntax: Sequence[str]) -> str:
+    writer = next((one for one in syntax if one in _WRITERS), None)
+    if writer is None:
+        raise BadTrace(f"a call that would have to be written in {syntax[0]}: write the traces so, or set env's syntax")
+    if writer in ("fence", "code", "python"):
+        names = [key for key in ("code", "source", "input", "script") if isinstance(arguments.get(key), str)]
+        if not names or len(arguments) != 1:
+            raise BadTrace(f"a call of {name} that is no code: set syntax = 'hermes' in env.options")
+        arguments = {"code": arguments[names[0]].strip("\n")}
+    return _WRITERS[writer](name, arguments)
+
+
+def _json(name: str, arguments: Mapping[str, Any]) -> str:
+    record = json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
+    return record.replace("</tool_call>", "<\\/tool_call>")
+
+
+def _until_assistant(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    end = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
+    return list(messages[:end])
+
+
+def _turn(text: str, syntax: Sequence[str], outputs: int, parallel: bool) -> tuple[str, list[ToolCall]]:
+    """The turn in the environment's syntax, and its calls, of which there are as many as outputs follow."""
+    calls = _closed(text, syntax)
+    if outputs and not any(call.status == "ok" for call in calls):
+        for other in _TEXTUAL:
+            if (found := _closed(text, (other,))) and all(call.status == "ok" for call in found):
+                calls_text = [_written(call.name, call.arguments, syntax) for call in found]
+                text = "\n".join([*([prose] if (prose := text[: found[0].span[0]]).strip() else []), *calls_text])
+                calls = _closed(text, syntax)
+                break
+    if not outputs:  # a failed try that nobody answered is prose
+        calls = [call for call in calls if call.status == "ok"]
+    if len(calls) != outputs:
+        raise BadTrace(f"{len(calls)} calls and {outputs} outputs in one turn")
+    if len(calls) > 1 and not parallel:
+        raise BadTrace("several calls in one turn: set parallel_calls = true in env.options")
+    if calls:
+        end = calls[-1].span[1]
+        if text[end:].strip():
+            raise BadTrace("text between a call and its output")
+        text = text[:end]
+        if not text.endswith("\n") and syntax[0] == "fence":
+            text += "\n"
+    return text, calls
+
+
+def _closed(text: str, syntax: Sequence[str]) -> list[ToolCall]:
+    return [call for call in parse(text, tuple(syntax)).calls if call.status != "unclosed"]
