@@ -5,17 +5,22 @@ then, for each observation, only for what it puts between the end of an assistan
 ledger opening + sampled + appended + sampled + … is what the engine saw, token for token. Templates that rewrite
 history (Qwen3 drops the thoughts of earlier turns; some open a <think> that they later leave out) would have shown the
 model something else in later turns: `Chat.rewrites_history` says so. Training needs history as it was, so that is what
-is kept.
+is kept. What a template lacks (a system role, a tool's, a place for tools) is said in a role that it has:
+`agent.template_traits` finds out.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
-from solostream.agent.tokenization import encode
+from solostream.agent.template_traits import CALL_ID, SPOKEN, USER, Traits, assistant, called, pinned
+from solostream.agent.tokenization import decode, encode
+from solostream.envs.text.prompts import tools_prompt
+from solostream.envs.text.syntax import detect
 from solostream.errors import UserError
 
 Message = Mapping[str, Any]
@@ -27,53 +32,109 @@ CHATML = (
 
 _log = logging.getLogger(__name__)
 KEPT = 256  # kinds of conversations whose rendering is remembered
-_SPOKEN = "\u2042spoken\u2042"  # stands for the assistant's turn
-_USER = {"role": "user", "content": "question"}
 # If these come out of the template as they went in, it only puts text around contents, and that text can be kept.
 _PROBE = " \n{n}\"<&>\\ '{n}\n "
+# Tokens that end a turn in some family: behind one of them a template's own is left out, a turn ends once.
+_ENDS = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<|call|>", "<|endoftext|>", "</s>", "<eos>",
+    "<end_of_turn>", "<turn|>", "<|eot|>", "<|eom|>", "<｜end▁of▁sentence｜>", "<|end_of_text|>",
+    "<|END_OF_TURN_TOKEN|>",
+)  # fmt: skip
+
+
+def read_template(given: str | None) -> str | None:
+    """Jinja source from a setting: a file, the source itself, "chatml", or None. Raises UserError."""
+    if given is None or "{{" in given or "{%" in given:
+        return given
+    if given == "chatml":
+        return CHATML
+    try:
+        return Path(given).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f'chat_template = "{given}": {error.strerror}; give a Jinja file, its source, or chatml'
+        ) from None
 
 
 class Chat:
     """Renders for one tokenizer. Stateless: one object serves every episode."""
 
-    def __init__(self, tokenizer: Any, template: str | None = None) -> None:
-        """template: Jinja source; None: the tokenizer's own. Raises UserError if there is none or it is unusable."""
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str | None = None,
+        *,
+        variables: Mapping[str, Any] | None = None,
+        date: str | None = None,
+    ) -> None:
+        """template: Jinja source; None: the tokenizer's own. variables: what else it knows (`enable_thinking`,
+        `reasoning_effort`). date: "2026-11-26", for one that prints today's; None: `template_traits.DATE`.
+
+        Raises UserError if there is no template or it is unusable.
+        """
         self.tokenizer = tokenizer
         self._template = template or tokenizer.chat_template
         if not self._template:
-            raise UserError("the tokenizer has no chat template: give one (`Chat(tokenizer, CHATML)`)")
-        self._tool_role = "tool"
-        self._tool_role = "tool" if self._shows_tools() else "user"
+            raise UserError(
+                "the tokenizer has no chat template: give one (model.chat_template, `--chat-template chatml`)"
+            )
+        self._variables = {**pinned(date), **(variables or {})}
         self._kept: dict[Any, list[str] | None] = {}
+        added = tokenizer.added_tokens_decoder
         self._specials = sorted(
-            {str(t) for t in tokenizer.all_special_tokens}
-            | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special},
+            {str(t) for t in tokenizer.all_special_tokens} | {t.content for t in added.values() if t.special},
             key=len,
             reverse=True,
         )
-        after = self._after(self._render([_USER, _assistant()], (), False))
-        ids = self._encode(after)
-        ends_turn = bool(ids) and ids[0] in tokenizer.all_special_ids
-        found = ([ids[0]] if ends_turn else []) + [tokenizer.eos_token_id]
+        marks = sorted({t.content for t in added.values() if t.content.strip()} | set(self._specials), key=len)
+        self._traits = Traits(partial(self._render, self._variables), marks)
+        # The token that ends a turn, be it "special" or not (Gemma's and Phi's are not): the first after what was said.
+        ids = self._encode(self._traits.behind(self._render(self._variables, [USER, assistant()], (), False)))
+        first = next((i for i in ids if decode(tokenizer, [i]).strip()), None)
+        self._ends = {i for i in map(self._id, _ENDS) if i is not None}
+        ends_turn = first is not None and (first in tokenizer.all_special_ids or first in added)
+        found = [*([first] if ends_turn else []), tokenizer.eos_token_id]
         self.stop_token_ids = tuple(dict.fromkeys(i for i in found if i is not None))
+        self._ends |= set(self.stop_token_ids)
         if self.rewrites_history:
             _log.info("the chat template rewrites earlier turns; here they stay as they were sampled")
 
+    @cached_property
+    def syntax(self) -> str:
+        """The call syntax that the template teaches."""
+        return detect(self._template)
+
+    @property
+    def template(self) -> str:
+        """Its Jinja source."""
+        return self._template
+
+    @cached_property
+    def opens_thought(self) -> bool:
+        """Whether the template writes the tag that opens a thought: the policy's turns begin inside."""
+        return self._render(self._variables, [USER], (), True).rstrip().endswith(("<think>", "[THINK]"))
+
     def open(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Ids of the conversation so far, up to where the assistant speaks. tools: JSON schemas."""
-        return self._encode(self._text(messages, tools, answering=False))
+        if tools and not self._traits.shows_tools:
+            messages, tools = _told_of_tools(messages, tools), ()
+        return self._encode(self._text(self._traits.arranged(messages), tools, answering=False))
 
     def append(self, messages: Sequence[Message], sampled: Sequence[int] = ()) -> list[int]:
-        """Ids between two turns of the assistant: the end of its turn, unless `sampled` ends in it, and `messages`."""
-        ids = self._encode(self._text(messages, (), answering=True))
-        return ids[1:] if sampled and ids and sampled[-1] == ids[0] in self.stop_token_ids else ids
+        """Ids between two turns of the assistant: the end of its turn, unless `sampled` ends in one, and `messages`."""
+        ids = self._encode(self._text(self._traits.arranged(messages), (), answering=True))
+        if sampled and sampled[-1] in self._ends:
+            at = next((n for n, i in enumerate(ids) if decode(self.tokenizer, [i]).strip()), None)
+            if at is not None and ids[at] in self._ends:
+                return ids[at + 1 :]
+        return ids
 
     @cached_property
     def rewrites_history(self) -> bool:
         """Whether the template would later show an assistant's turn otherwise than the model wrote it."""
-        said = f"<think>\nthought\n</think>\n\n{_SPOKEN}"
-        opening = self._render([_USER], (), True)
-        later = self._render([_USER, _assistant(said), _USER], (), True)
+        said = f"<think>\nthought\n</think>\n\n{SPOKEN}"
+        opening = self._render(self._variables, [USER], (), True)
+        later = self._render(self._variables, [USER, assistant(said), USER], (), True)
         return not (later.startswith(opening) and later[len(opening) :].lstrip().startswith(said))
 
     def _text(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, answering: bool) -> str:
@@ -104,34 +165,30 @@ class Chat:
         return [*pieces, rest]
 
     def _whole(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], answering: bool) -> str:
-        before = [_USER, _assistant()] if answering else []
-        text = self._render([*before, *messages], tools, True)
-        return self._after(text) if answering else text
+        if not answering:
+            return self._render(self._variables, messages, tools, True)
+        tool = next((m.get("name", "python") for m in messages if m.get("tool_call_id") == CALL_ID), None)
+        before = called(tool) if tool and self._traits.needs_call else assistant()
+        return self._traits.behind(self._render(self._variables, [USER, before, *messages], tools, True))
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], speak: bool) -> str:
+    def _render(
+        self, variables: Mapping[str, Any], messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], speak: bool
+    ) -> str:
         try:
             return self.tokenizer.apply_chat_template(
-                [{**m, "role": self._tool_role} if m["role"] == "tool" else dict(m) for m in messages],
+                [dict(m) for m in messages],
                 tools=list(tools) or None,
                 chat_template=self._template,
                 add_generation_prompt=speak,
                 tokenize=False,
+                **variables,
             )
         except Exception as error:  # templates raise their own errors through Jinja
-            raise UserError(f"the chat template fails: {error}; pass another template") from None
+            raise UserError(f"the chat template fails: {error}; pass another template (model.chat_template)") from None
 
-    def _shows_tools(self) -> bool:
-        """Whether the template has a tool role outside its own call protocol."""
-        try:
-            return "observed" in self._render([_USER, _assistant(), {"role": "tool", "content": "observed"}], (), True)
-        except UserError:
-            return False
-
-    def _after(self, text: str) -> str:
-        _, found, after = text.partition(_SPOKEN)
-        if not found:
-            raise UserError("the chat template does not show what the assistant said: pass another template")
-        return after
+    def _id(self, token: str) -> int | None:
+        found = self.tokenizer.convert_tokens_to_ids(token)
+        return found if found is not None and found != self.tokenizer.unk_token_id else None
 
     def _harmless(self, content: str) -> str:
         """No content can end a turn or open another: special tokens in it are broken by a zero-width space."""
@@ -144,9 +201,13 @@ class Chat:
         return encode(self.tokenizer, text)
 
 
-def _assistant(content: str = _SPOKEN) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
-
-
 def _messages(frames: Sequence[Message], contents: Sequence[str]) -> list[Message]:
     return [{**frame, "content": content} for frame, content in zip(frames, contents, strict=True)]
+
+
+def _told_of_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """The tools in the system message, where the template has no place for them: never silently untold."""
+    told = tools_prompt(tools)
+    if messages and messages[0]["role"] == "system":
+        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{told}"}, *messages[1:]]
+    return [{"role": "system", "content": told}, *messages]

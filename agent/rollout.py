@@ -58,6 +58,7 @@ async def rollout(
     or a prompt that does not fit the engine's context.
     """
     key = f"{next(_episodes)}"
+    fit_to(chat, env)
     sampling = replace(sampling, stop=env.stops, stop_token_ids=chat.stop_token_ids, key=key)
     options = None if task_id is None else {"task_id": task_id}
     for attempt in range(retries + 1):
@@ -90,6 +91,13 @@ async def rollout(
             grading=failure or (step.grading if step else None),
         )
     raise AssertionError("the last attempt returns")
+
+
+def fit_to(chat: Chat, env: Any) -> None:
+    """Tell an environment that wants to know (`fit`) how the chat template has its policy speak."""
+    fit = getattr(env, "fit", None)
+    if fit is not None:
+        fit(chat.syntax, chat.opens_thought)
 
 
 async def _play(

@@ -48,7 +48,8 @@ class ToolEnv(gymnasium.Env[str, str]):
     tasks: what `solostream.envs.data.tasks` takes (a preset, a path, a mapping, a list of `Task`).
     sandbox, sandbox_options: a spec string or a factory; opened once a process and shared (see `workspace`).
     tools: names, {"tool": name, **options} or factories; fence and tag syntaxes can call only `python`.
-    syntax, think: see `text.parse`. parallel_calls: a turn may hold several calls (then only the policy ends its turn).
+    syntax, think: see `text.parse`; "auto": the syntax that the model's chat template teaches (`fit`).
+    parallel_calls: a turn may hold several calls (then only the policy ends its turn).
     answer: a style of `text.answers`. reward: see `rewards.rubric.Rubric`. grading: tolerance, units and percent (see
     `rewards.grading.Rules`).
     system_prompt: None: how to call and to answer; "": no system message.
@@ -99,9 +100,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         self.action_space = UnicodeText()
         self.render_mode = render_mode
         self.tasks = data.tasks(tasks)
-        self._syntax = syntaxes(syntax)
         self._think: Think = think
-        Parser(self._syntax, think=think)  # refuses an unknown policy now, not in the first step
+        Parser(think=think)  # refuses an unknown policy now, not in the first step
         self._parallel = parallel_calls
         self._answer_style: AnswerStyle = answer
         self._rubric = Rubric(reward)
@@ -109,9 +109,11 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._tools = {tool.name: tool for tool in map(make_tool, tools)}
         if len(self._tools) < len(tools):
             raise UserError(f"two tools have one name, among: {', '.join(self._tools)}")
-        if not names_tools(self._syntax) and (others := set(self._tools) - {"python"}):
-            raise UserError(f"tools {sorted(others)} need a call syntax that names its tool: set syntax='hermes'")
-        self._system = default_prompt(self._syntax, answer) if system_prompt is None else system_prompt
+        self._system_prompt, self._system = system_prompt, ""
+        self._syntax: tuple[str, ...] = ()  # of "auto", until `fit`
+        self._auto = syntax == "auto"
+        if not self._auto:
+            self._speak(syntaxes(syntax))
         self._max_turns, self._max_calls = max_turns, max_calls_per_turn
         self._turn_tokens, self._output_tokens, self._episode_tokens = turn_tokens, output_tokens, episode_tokens
         self._time_limit_s, self._show_budget, self._tracebacks = time_limit_s, show_budget, tracebacks
@@ -122,7 +124,23 @@ class ToolEnv(gymnasium.Env[str, str]):
         self.over = True  # or not yet begun: only a reset goes on
         self._tokens = 0
         self._started = 0.0
+        self._opened = False  # the chat template opens a thought
         self._inside = False  # the last turn ended in a thought that a call interrupted
+
+    def fit(self, syntax: str, opens_thought: bool) -> None:
+        """To a model's chat template, before `reset`: the call syntax that it teaches, which `syntax="auto"` takes on,
+        and whether it writes the tag that opens a thought, so that a turn begins inside.
+        """
+        if self._auto and self._syntax != (syntax,):
+            self._speak(syntaxes(syntax))
+        self._opened = opens_thought
+
+    def _speak(self, syntax: tuple[str, ...]) -> None:
+        """Take these syntaxes. Raises UserError where a tool could not be called."""
+        if not names_tools(syntax) and (others := set(self._tools) - {"python"}):
+            raise UserError(f"tools {sorted(others)} need a call syntax that names its tool: set syntax='hermes'")
+        default = default_prompt(syntax if self._tools else (), self._answer_style)
+        self._syntax, self._system = syntax, default if self._system_prompt is None else self._system_prompt
 
     @property
     def syntax(self) -> tuple[str, ...]:
@@ -174,8 +192,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         return Parser(self._syntax, think=self._thinking())
 
     def _thinking(self) -> Think:
-        """Of the next turn: one that goes on with the thought of the last begins inside."""
-        if not self._inside:
+        """Of the next turn: it begins inside a thought where the template opens one, or a call interrupted the last."""
+        if not (self._inside or self._opened):
             return self._think
         return "prefilled" if self._think in ("skip", "prefilled") else "prefilled-run"
 
@@ -187,6 +205,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         Raises UserError for an unknown task id.
         """
         super().reset(seed=seed)
+        if not self._syntax:
+            syntaxes("auto")  # raises: no template said which
         if self._workspace.loop not in (None, asyncio.get_running_loop()):
             self._workspace = self._workspace.successor()
         await self._workspace.end_episode()

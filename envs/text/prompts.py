@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from solostream.envs.text.answers import extractor
 from solostream.envs.text.syntax import syntax
@@ -15,6 +17,12 @@ _ANSWERS = {
     "last_number": "End with your final answer, a number.",
     "auto": r"Put your final answer in \boxed{}.",
 }
+
+
+def tools_prompt(tools: Sequence[Mapping[str, Any]]) -> str:
+    """The tools' schemas, one a line, for a chat template that has no place for them."""
+    schemas = "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
+    return f"You can call these tools:\n{schemas}"
 
 
 def system_prompt(syntaxes: Sequence[str], answer: str) -> str:
