@@ -79,6 +79,7 @@ class Chat:
                 "the tokenizer has no chat template: give one (model.chat_template, `--chat-template chatml`)"
             )
         self._variables = {**pinned(date), **(variables or {})}
+        self.variables, self.date = dict(variables or {}), date
         self._kept: dict[Any, list[str] | None] = {}
         added = tokenizer.added_tokens_decoder
         self._specials = sorted(

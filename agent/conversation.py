@@ -63,7 +63,8 @@ class Talk:
 
         Raises UserError for an unknown syntax.
         """
-        self._syntax, self._think = syntaxes(syntax), think
+        self._syntax, self._think = syntaxes(chat.syntax if syntax == "auto" else syntax), think
+        self._inside = False  # the last turn ended in a thought that a call interrupted
         self._engine, self._chat, self._session = engine, chat, session
         self._sampling = replace(sampling, stop=stops(self._syntax), stop_token_ids=chat.stop_token_ids)
         self._tools = (json_schema(make_tool("python")),) if names_tools(self._syntax) else ()
@@ -74,6 +75,7 @@ class Talk:
     async def say(self, text: str) -> AsyncIterator[Said | Ran]:
         """What the agent says and does in answer to `text`. Raises EngineError, SandboxError."""
         message = {"role": "user", "content": text}
+        self._inside = False
         if self._ids:
             self._ids += self._chat.append([message], self._ids[-1:])
         else:
@@ -85,7 +87,8 @@ class Talk:
                 yield Said(piece)
             said = decode(self._chat.tokenizer, turn)
             self._ids += turn
-            found = parse(said, self._syntax, think=self._think).calls
+            parsed = parse(said, self._syntax, think=self._thinking())
+            self._inside, found = parsed.inside, parsed.calls
             calls = [call for call in found if call.status == "ok" and call.name == "python"]
             if not calls:
                 return
@@ -95,11 +98,20 @@ class Talk:
             output = {"role": "tool", "name": "python", "content": shown}
             self._ids += self._chat.append([output], turn[-1:])
 
+    def _thinking(self) -> Think:
+        """Of the next turn, as `envs.ToolEnv` has it."""
+        if not (self._inside or self._chat.opens_thought):
+            return self._think
+        return "prefilled" if self._think in ("skip", "prefilled") else "prefilled-run"
+
     async def _turn(self, turn: list[int]) -> AsyncIterator[str]:
         """Sample one turn into `turn`, yielding its text as it grows. Raises EngineError when there is no room."""
         self._turns += 1
         key = f"converse-{id(self)}-{self._turns}"
-        parser, shown = Parser(self._syntax, think=self._think), 0  # shown: characters yielded, and fed to the parser
+        parser, shown = (
+            Parser(self._syntax, think=self._thinking()),
+            0,
+        )  # shown: characters yielded, and fed to the parser
         # A script or a plain endpoint says a turn at once: asked for a piece, it would start over with the next.
         piece = self._sampling.max_tokens if isinstance(self._engine, ScriptedEngine) else PIECE
         try:

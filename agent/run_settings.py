@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ FILE = "solostream.json"
 class RunSettings:
     """As the held-out evaluation of the run `run` plays: its problems are `env_options["tasks"]`.
 
-    turn_tokens: of one turn. max_tokens: of an episode, prompt included.
+    turn_tokens: of one turn. max_tokens: of an episode, prompt included. chat_template_kwargs, date: of the template.
     """
 
     run: str
@@ -34,6 +34,8 @@ class RunSettings:
     top_k: int
     turn_tokens: int
     max_tokens: int
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    date: str | None = None
 
     def under(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """`env_options` with those `given` on top. What was said of the run's sandbox is not said of another."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from solostream.agent.chat_template import Chat
+from solostream.agent.chat_template import Chat, read_template
 from solostream.agent.conversation import Ran, Said, Talk
 from solostream.agent.engine import EngineError, checked
 from solostream.agent.engines.spec import open_engine
@@ -21,7 +21,7 @@ from solostream.envs.text.observation import observe
 from solostream.envs.text.prompts import system_prompt
 from solostream.envs.text.syntax import syntaxes
 from solostream.errors import SandboxError
-from solostream.evaluation.options import PRESETS, Preset
+from solostream.evaluation.options import PRESETS, Preset, json_object
 
 # Escape sequences and other controls stay off the terminal: a model could recolour, retitle or rewrite it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -41,6 +41,9 @@ def chat(
     max_tokens: int = 32_768,
     turn_tokens: int | None = None,
     tokenizer: str | None = None,
+    chat_template: str | None = None,
+    chat_template_kwargs: str | None = None,
+    date: str | None = None,
     seed: int | None = None,
     api_key_env: str | None = None,
 ) -> int:
@@ -52,13 +55,17 @@ def chat(
         model: A model folder or Hugging Face id, vllm:PATH, http://HOST:PORT, chat:URL#MODEL, scripted:MODULE:FUNCTION.
         sandbox: Where its code runs; default: as in the run, else fork.
         system: Instructions instead of the run's or the usual ones; "" for none.
-        syntax: How it writes calls: fence, code, python, hermes or openai; default: as in the run, else fence.
+        syntax: How it writes calls: auto (as its chat template teaches), fence, code, hermes, harmony, llama, mistral,
+            qwen_xml, …; default: as in the run, else fence.
         temperature: 0 is greedy; default: as the run evaluated, else 0.6 (chat: the server's own).
         top_p: Of sampling; default: as the run evaluated, else 0.95 (chat: the server's own).
         top_k: 0 is off; default: as the run evaluated, else 20 (chat: the server's own).
         max_tokens: Of the whole conversation.
         turn_tokens: Of one turn; default: as in the run, else as many as the conversation has.
         tokenizer: Where it differs from the model's.
+        chat_template: Instead of the model's: a Jinja file, or chatml.
+        chat_template_kwargs: What else it knows, as JSON: '{"enable_thinking": false}'; default: as in the run.
+        date: That a template which prints today's is told; default: the run's, else 2025-01-01.
         seed: Of sampling; default: 0 (chat: none is sent).
         api_key_env: Environment variable that holds a server's key; default: OPENAI_API_KEY.
     """
@@ -87,8 +94,14 @@ def chat(
             return _failed(error)
         room = min(max_tokens, getattr(engine, "max_len", max_tokens))
         sampling = replace(chosen.turn(room), seed=seed if endpoint else seed or 0)
-        manner = _manner(settings, words)
-        new = lambda: Talk(engine, Chat(words), runner.run(box.open()), sampling=sampling, room=room, **manner)
+        variables = dict(run.chat_template_kwargs) if run else {}
+        if chat_template_kwargs is not None:
+            variables = json_object("--chat-template-kwargs", chat_template_kwargs, '{"enable_thinking": false}')
+        rendering = Chat(
+            words, read_template(chat_template), variables=variables, date=date or (run.date if run else None)
+        )
+        manner = _manner(settings, rendering)
+        new = lambda: Talk(engine, rendering, runner.run(box.open()), sampling=sampling, room=room, **manner)
         try:
             converse = new()
             if run:
@@ -107,10 +120,11 @@ def chat(
     return 0
 
 
-def _manner(settings: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+def _manner(settings: Mapping[str, Any], rendering: Chat) -> dict[str, Any]:
     """What `settings` of an environment mean for a conversation; where they say nothing, as `envs.ToolEnv` has it."""
-    syntax, system = syntaxes(settings.get("syntax", "fence")), settings.get("system_prompt")
-    counter, cap = token_counter(tokenizer), settings.get("output_tokens", 1024)
+    named, system = settings.get("syntax", "fence"), settings.get("system_prompt")
+    syntax = syntaxes(rendering.syntax if named == "auto" else named)
+    counter, cap = token_counter(rendering.tokenizer), settings.get("output_tokens", 1024)
     tracebacks = settings.get("tracebacks", True)
     return {
         "system": system_prompt(syntax, settings.get("answer", "boxed")) if system is None else system,

@@ -139,7 +139,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         """Take these syntaxes. Raises UserError where a tool could not be called."""
         if not names_tools(syntax) and (others := set(self._tools) - {"python"}):
             raise UserError(f"tools {sorted(others)} need a call syntax that names its tool: set syntax='hermes'")
-        default = default_prompt(syntax if self._tools else (), self._answer_style)
+        default = default_prompt(syntax, self._answer_style)
         self._syntax, self._system = syntax, default if self._system_prompt is None else self._system_prompt
 
     @property

@@ -169,13 +169,13 @@ def _environment(options: Options) -> tuple[Sequence[Task], Callable[[Any], Any]
 def _native(env: str, defaults: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Tools go to an endpoint as tools, several calls a turn, unless the settings name a syntax to write them in."""
     ours = factory_of(env) is ToolEnv
-    if not ours or "syntax" in settings:
+    if not ours or settings.get("syntax", "auto") != "auto":
         return settings
     native: dict[str, Any] = {"syntax": "hermes", "parallel_calls": True}
     known = {**defaults, **settings}
     if known.get("system_prompt") is None:
         native["system_prompt"] = system_prompt(("native",), known.get("answer", "boxed"))
-    return {**native, **settings}
+    return {**native, **settings, "syntax": "hermes"}
 
 
 def _write_summary(folder: Path, options: Options, progress: Progress) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from solostream.agent.chat_reply import Parameters
+from solostream.agent.chat_template import Chat, read_template
 from solostream.agent.engine import Sampling, checked
 from solostream.agent.run_settings import run_settings
 from solostream.errors import UserError
@@ -86,6 +87,12 @@ class Options:
     """Episodes at a time."""
     tokenizer: str | None = None
     """Where it differs from the model's."""
+    chat_template: str | None = None
+    """Instead of the model's: a Jinja file, or chatml."""
+    chat_template_kwargs: str | None = None
+    """What else the template knows, as JSON: '{"enable_thinking": false}'; default: as in the run."""
+    date: str | None = None
+    """That a template which prints today's is told; default: the run's, else 2025-01-01."""
     seed: int | None = None
     """Of all samples; default: 0 (chat: none is sent)."""
     api_key_env: str | None = None
@@ -106,7 +113,10 @@ class Options:
         if self.data is not None or self.env not in (None, run.env):
             merged = {name: value for name, value in merged.items() if name != "tasks" or name in given}
         names = ["env", "max_tokens", "turn_tokens", *(() if self.preset else ("temperature", "top_p", "top_k"))]
+        names.append("date")
         open_ones = {name: getattr(run, name) for name in names if getattr(self, name) is None}
+        if self.chat_template_kwargs is None and run.chat_template_kwargs:
+            open_ones["chat_template_kwargs"] = json.dumps(dict(run.chat_template_kwargs))
         return replace(self, **open_ones, env_options=json.dumps(merged))
 
     @property
@@ -116,16 +126,23 @@ class Options:
 
     def settings(self) -> dict[str, Any]:
         """`env_options` as a mapping. Raises UserError."""
-        return _json_object("--env-options", self.env_options, '{"max_turns": 4}')
+        return json_object("--env-options", self.env_options, '{"max_turns": 4}')
 
     def tasks(self) -> dict[str, Any] | None:
         """The problems as an environment takes them; None: the environment's own. Raises UserError."""
-        columns = _json_object("--columns", self.columns, '{"prompt": "question"}')
+        columns = json_object("--columns", self.columns, '{"prompt": "question"}')
         given = {"split": self.split, "columns": columns, "layout": self.layout}
         of_rows = {name: value for name, value in given.items() if value}
         if self.data is None and of_rows:
             raise UserError(f"--{next(iter(of_rows))} is about --data: name a file, a folder or a Hugging Face id")
         return None if self.data is None else {"load": self.data, **of_rows}
+
+    def chat(self, tokenizer: Any) -> Chat:
+        """What renders the messages for an engine. Raises UserError."""
+        variables = json_object(
+            "--chat-template-kwargs", self.chat_template_kwargs or "{}", '{"enable_thinking": false}'
+        )
+        return Chat(tokenizer, read_template(self.chat_template), variables=variables, date=self.date)
 
     def sampling(self) -> Preset:
         """The preset with the options' own values. Raises UserError."""
@@ -149,7 +166,7 @@ class Options:
         if len(self.prices) not in (0, 2, 3) or any(price < 0 for price in self.prices):
             raise UserError("--prices takes two numbers or three: of a million prompt, completion and cached tokens")
         self._check(own["temperature"])
-        extra = _json_object("--extra-body", self.extra_body, '{"reasoning_effort": "low"}')
+        extra = json_object("--extra-body", self.extra_body, '{"reasoning_effort": "low"}')
         return Parameters(**own, max_tokens=self.turn_tokens, seed=self.seed, extra=extra)
 
     def _check(self, temperature: float | None) -> None:
@@ -179,10 +196,12 @@ class Options:
         if self.endpoint:
             sent = {**asdict(self.parameters()), "max_tokens": self.max_tokens, "turn_tokens": self.turn_tokens}
             return {"env": self.env or ENV, **own, **sent}
-        return {"env": self.env or ENV, **own, "seed": self.seed or 0, **asdict(self.sampling())}
+        of_chat = {name: getattr(self, name) for name in ("chat_template", "chat_template_kwargs", "date")}
+        return {"env": self.env or ENV, **own, "seed": self.seed or 0, **asdict(self.sampling()), **of_chat}
 
 
-def _json_object(option: str, text: str, example: str) -> dict[str, Any]:
+def json_object(option: str, text: str, example: str) -> dict[str, Any]:
+    """What an option that takes JSON holds. Raises UserError."""
     try:
         found = json.loads(text)
     except ValueError as error:

@@ -56,7 +56,11 @@ async def open_player(options: Options, on_wait: Callable[[], None]) -> Player:
         seed=options.seed or 0,
         api_key_env=options.api_key_env,
     )
-    return EnginePlayer(engine, tokenizer, options.sampling(), options.seed or 0)
+    try:
+        return EnginePlayer(engine, options.chat(tokenizer), options.sampling(), options.seed or 0)
+    except BaseException:
+        await engine.close()
+        raise
 
 
 class EnginePlayer:
@@ -64,9 +68,9 @@ class EnginePlayer:
 
     waiting, trouble = 0, ""
 
-    def __init__(self, engine: Engine, tokenizer: Any, preset: Preset, seed: int) -> None:
-        self.tokenizer = tokenizer
-        self._engine, self._chat, self._seed = engine, Chat(tokenizer), seed
+    def __init__(self, engine: Engine, chat: Chat, preset: Preset, seed: int) -> None:
+        self.tokenizer = chat.tokenizer
+        self._engine, self._chat, self._seed = engine, chat, seed
         self._max_tokens = min(preset.max_tokens, getattr(engine, "max_len", preset.max_tokens))
         self._sampling = preset.turn(self._max_tokens)
 

@@ -49,6 +49,9 @@ class ModelConfig(Section):
     """
 
     path: str = "build"
+    chat_template: str | None = None  # instead of the tokenizer's: a Jinja file, its source, or "chatml"
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)  # enable_thinking, reasoning_effort, ...
+    date: str | None = None  # that a template which prints today's is told; default: the day on which the run began
     build: BuildConfig = BuildConfig()
     device: str = "auto"  # "cuda" where there is one, else "cpu"; or "cpu", "cuda", "cuda:1"
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from solostream import registry
-from solostream.agent.chat_template import Chat
+from solostream.agent.chat_template import Chat, read_template
 from solostream.agent.engine import Engine, Weights
 from solostream.agent.engines.pretrained import vocabulary_hash
 from solostream.agent.engines.spec import opened
-from solostream.agent.run_settings import RunSettings
+from solostream.agent.rollout import fit_to
+from solostream.agent.run_settings import RunSettings, run_settings
 from solostream.envs import data, making
 from solostream.envs.data import Tasks
 from solostream.envs.making import takes_tasks
@@ -52,7 +54,8 @@ def build(
     where = config.model.model_copy(update={"path": str(source)}) if source else config.model
     adapters = config.learner.lora is not None and not (config.cold_start.phases or config.cold_start.data)
     model, tokenizer = load_model(where, _corpus([*sft_batches, *train]), config.run.seed, adapters=adapters)
-    chat = Chat(tokenizer)
+    chat = _chat(config, tokenizer, source)
+    tokenizer.chat_template = chat.template  # saved with the model
     prompt = _longest_prompt(config, Tasks((*train, *test)), tokenizer, chat)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
     if prompt + config.env.episode_tokens > context:
@@ -61,6 +64,14 @@ def build(
             f"context of {context}: lower episode_tokens to {max(context - prompt, 0)} or less"
         )
     return Components(train, test, model, tokenizer, chat, prompt + config.env.episode_tokens)
+
+
+def _chat(config: Config, tokenizer: Any, source: Path | None) -> Chat:
+    """With the date on which the run began, also where it goes on from the checkpoint `source`. Raises UserError."""
+    m = config.model
+    earlier = run_settings(str(source)) if source else None
+    date = m.date or (earlier.date if earlier else None) or datetime.date.today().isoformat()
+    return Chat(tokenizer, read_template(m.chat_template), variables=m.chat_template_kwargs, date=date)
 
 
 def problems(config: Config, say: Callable[[str], None] = print) -> tuple[Tasks, Tasks]:
@@ -199,7 +210,8 @@ def write_model(config: Config, run: str, parts: Components, weights: Weights, f
     parts.tokenizer.save_pretrained(folder)
     env_options = {"tasks": sources(config)[1], **_env_options(config)}
     temperature, tokens = config.eval.temperature, config.env.turn_tokens
-    RunSettings(run, config.env.id, env_options, temperature, 1.0, 0, tokens, parts.max_tokens).write(folder)
+    chat = parts.chat.variables, parts.chat.date
+    RunSettings(run, config.env.id, env_options, temperature, 1.0, 0, tokens, parts.max_tokens, *chat).write(folder)
 
 
 def _longest_prompt(config: Config, tasks: Tasks, tokenizer: Any, chat: Chat) -> int:
@@ -207,6 +219,7 @@ def _longest_prompt(config: Config, tasks: Tasks, tokenizer: Any, chat: Chat) ->
     env = environment(config, tasks, tokenizer)
     try:
         longest = sorted(tasks, key=lambda task: len(task.prompt))[-LONGEST:]
+        fit_to(chat, env)
         openings = [env.reset(options={"task_id": task.id})[1]["messages"] for task in longest]
         return max(len(chat.open(messages, env.tools)) for messages in openings)
     finally:
