@@ -82,12 +82,8 @@ class Chat:
         self.variables, self.date = dict(variables or {}), date
         self._kept: dict[Any, list[str] | None] = {}
         added = tokenizer.added_tokens_decoder
-        self._specials = sorted(
-            {str(t) for t in tokenizer.all_special_tokens} | {t.content for t in added.values() if t.special},
-            key=len,
-            reverse=True,
-        )
-        marks = sorted({t.content for t in added.values() if t.content.strip()} | set(self._specials), key=len)
+        specials = {str(t) for t in tokenizer.all_special_tokens} | {t.content for t in added.values() if t.special}
+        marks = sorted({t.content for t in added.values() if t.content.strip()} | specials, key=len)
         self._traits = Traits(partial(self._render, self._variables), marks)
         # The token that ends a turn, be it "special" or not (Gemma's and Phi's are not): the first after what was said.
         ids = self._encode(self._traits.behind(self._render(self._variables, [USER, assistant()], (), False)))
@@ -97,6 +93,8 @@ class Chat:
         found = [*([first] if ends_turn else []), tokenizer.eos_token_id]
         self.stop_token_ids = tuple(dict.fromkeys(i for i in found if i is not None))
         self._ends |= set(self.stop_token_ids)
+        specials |= {decode(tokenizer, [i]) for i in self.stop_token_ids}
+        self._specials = sorted(specials, key=len, reverse=True)
         if self.rewrites_history:
             _log.info("the chat template rewrites earlier turns; here they stay as they were sampled")
 
@@ -117,7 +115,7 @@ class Chat:
 
     def open(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Ids of the conversation so far, up to where the assistant speaks. tools: JSON schemas."""
-        if tools and not self._traits.shows_tools:
+        if tools and not self._traits.shows_tools(any(m["role"] == "system" for m in messages)):
             messages, tools = _told_of_tools(messages, tools), ()
         return self._encode(self._text(self._traits.arranged(messages), tools, answering=False))
 

@@ -22,11 +22,7 @@ _TOOL = {
     "function": {
         "name": "probe_of_tools",
         "description": "probe",
-        "parameters": {
-            "type": "object",
-            "properties": {"x": {"type": "string", "description": "x"}},
-            "required": ["x"],
-        },
+        "parameters": {"type": "object", "properties": {"probed_argument": {"type": "string", "description": "x"}}},
     },
 }
 # How a tool's output may be said, the most particular first: the fields of its message, and whether a call precedes it.
@@ -66,6 +62,7 @@ class Traits:
     def __init__(self, render: Render, marks: Sequence[str]) -> None:
         self._try, self._marks = render, marks
         self._tool: dict[str, str] | None = None  # fields of a tool's message; None: it is the user's
+        self._tools: dict[bool, bool] = {}
         self.needs_call = False
         for fields, needs_call in _WAYS:
             before = called("python") if needs_call else assistant()
@@ -78,16 +75,13 @@ class Traits:
     def has_system(self) -> bool:
         return self._shown([{"role": "system", "content": _PROBE}, USER], (), _PROBE) is not None
 
-    @cached_property
-    def shows_tools(self) -> bool:
-        return (
-            self._shown(
-                [{"role": "system", "content": "be brief"}, USER] if self.has_system else [USER],
-                (_TOOL,),
-                "probe_of_tools",
-            )
-            is not None
-        )
+    def shows_tools(self, system: bool) -> bool:
+        """Whether it tells of a tool's name and arguments, in a conversation with a system message or without."""
+        if system not in self._tools:
+            begin = [{"role": "system", "content": "be brief"}] if system and self.has_system else []
+            text = self._shown([*begin, USER], (_TOOL,), "probe_of_tools")
+            self._tools[system] = text is not None and "probed_argument" in text
+        return self._tools[system]
 
     def arranged(self, messages: Sequence[Message]) -> list[Message]:
         """The messages in roles that the template has: system text before the user's, a tool's output as the user's,

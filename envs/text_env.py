@@ -96,6 +96,11 @@ class TextEnvAdapter:
     def complete(self, text: str) -> int | None:
         return self._core.complete(text) if self._native else None
 
+    def fit(self, syntax: str, opens_thought: bool) -> None:
+        """As `ToolEnv.fit`, where the environment inside has it."""
+        if hasattr(self._core, "fit"):
+            self._core.fit(syntax, opens_thought)
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         wanted = (options or {}).get("task_id")
         if not self._native and wanted is not None:
