@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,8 +33,8 @@ PREIMPORT = (
 _TIERS = ("auto", "namespaces", "landlock", "rlimits")
 _LOST: dict[str, frozenset[Claim]] = {  # what a tier does not hold
     "namespaces": frozenset(),
-    "landlock": frozenset({"disk", "processes", "memory", "sessions"}),
-    "rlimits": frozenset({"disk", "processes", "memory", "sessions", "filesystem"}),
+    "landlock": frozenset({"disk", "processes", "sessions"}),
+    "rlimits": frozenset({"disk", "processes", "sessions", "filesystem"}),
 }
 
 
@@ -103,8 +104,11 @@ class ForkSandbox:
         held = frozenset(get_args(Claim)) - _LOST[self.tier]
         if self._options.snapshot:
             held -= {"fork"}
+        if self.tier != "namespaces" and "seccomp" not in self.isolation:
+            held -= {"memory"}  # a process may leave the group in which it is counted
         if self.tier != "namespaces" and not _confines_signals(self.isolation):
-            held -= {"host"}
+            # Who shares the sessions' user can be killed by them, whoever is to clean up included.
+            held -= {"host"} if os.geteuid() == 0 else {"host", "orphans"}
         return held | {"memory"} if "cgroup" in self.isolation else held
 
     async def open(self) -> ForkSession:

@@ -140,7 +140,8 @@ def _children(table: dict[int, Process]) -> dict[int, list[int]]:
 
 def _members(session: Session, table: dict[int, Process], below: dict[int, list[int]]) -> list[int]:
     if not session.init:
-        return [pid for pid, process in table.items() if process.group == session.leader]
+        # The leader may not have made its group yet.
+        return [pid for pid, process in table.items() if session.leader in (pid, process.group)]
     found = [pid for pid in (session.init, session.leader) if pid in table]
     for pid in found:  # grows while it is walked
         found += below.get(pid, ())
