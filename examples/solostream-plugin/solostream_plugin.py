@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from solostream.sandbox import Execution, Sandbox, Session
 from solostream.sandbox.spec import open_sandbox
+from solostream.sandbox.types import Forkable
 
 
 class DiarySandbox:
@@ -52,6 +53,10 @@ class DiarySession:
             with self._path.open("a") as diary:
                 diary.write(json.dumps({"code": code, **seen.to_dict()}) + "\n")
         return seen
+
+    async def fork(self) -> DiarySession:
+        """Only what claims "fork" is asked for it."""
+        return DiarySession(await cast(Forkable, self._inner).fork(), self._path)
 
     async def close(self) -> None:
         await self._inner.close()
