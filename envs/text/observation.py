@@ -8,12 +8,13 @@ LOST = "(the interpreter was restarted: variables are lost)"
 
 
 def observe(execution: Execution, *, tracebacks: bool = True) -> str:
-    """stdout, the last expression's value, stderr, then the error; "(no output)" when there is nothing to see.
+    """stdout, the text of what `display` showed, the last value, stderr, the error; "(no output)" where there is none.
 
     tracebacks=False: an exception is its name and message, one line.
     """
     parts = [
         _cut(execution.stdout, execution.stdout_truncated),
+        *(bundle["text/plain"] for bundle in execution.display if "text/plain" in bundle),
         _cut(execution.result or "", execution.result_truncated),
         _cut(execution.stderr, execution.stderr_truncated),
     ]

@@ -10,7 +10,9 @@ from scripted import OPEN, Scripted
 
 from solostream.envs import Task, ToolEnv, workspace
 from solostream.envs.rewards import RewardError
+from solostream.envs.text.observation import observe
 from solostream.errors import SandboxError, UserError
+from solostream.sandbox.types import Execution
 
 TASKS = [Task("one", "What is 6 times 7?", "42"), Task("two", "Simplify.", r"8\sqrt{2}")]
 
@@ -137,6 +139,12 @@ async def test_what_the_policy_sees(make, code, observation):
     env = make()
     await start(env)
     assert (await env.astep(call(code)))[0] == observation
+
+
+def test_what_was_displayed_is_seen_as_text():
+    shown = ({"text/plain": "   a\n0  1", "text/html": "<table>"}, {"image/png": "iVBOR"})
+    assert observe(Execution(stdout="p\n", result="7", display=shown)) == "p\n   a\n0  1\n7"
+    assert observe(Execution(display=shown[1:])) == "(no output)"
 
 
 async def test_an_exception_can_be_one_line(make):
