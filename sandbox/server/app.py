@@ -70,6 +70,7 @@ def create_app(settings: Settings, open_sandbox: Callable[[], Sandbox], peers: P
     )
     app.include_router(fusion.router)
     _routes(app)
+    _lease_routes(app)
     answer_errors(app)
     return app
 
@@ -94,34 +95,16 @@ def _routes(app: FastAPI) -> None:
         about = {"backend": app.state.settings.sandbox, "isolation": sandbox.isolation}
         return AsciiJSON({**about, "limits": asdict(sandbox.limits), "claims": sorted(sandbox.claims)})
 
-    @app.post("/leases")
-    async def lease() -> Response:
-        return Lease(app)
-
-    @app.get("/leases/{number}")
-    async def find_lease(number: str) -> Response:
-        return Response(status_code=204 if number in live().leases else 404)
-
-    @app.delete("/leases/{number}")
-    async def end_lease(number: str) -> Response:
-        await live().close_lease(number)
-        return Response(status_code=204)
-
-    async def check_lease(number: str | None) -> None:
-        held = peers.has_lease(number) if number and peers.elsewhere(number) else None
-        if number is not None and not (number in live().leases if held is None else await held):
-            raise Gone(f"no lease {number[:100]}: it has ended, or was never given; POST /leases opens one")
-
     @app.post("/sessions")
     async def open_session(request: Request) -> Response:
         body = await _object(request)
         lease = body.get("lease")
         if not isinstance(lease, str | None):
             raise UserError('the body is {"lease": id of an open lease} or nothing')
-        await check_lease(lease)
+        await _check_lease(app, lease)
         number = await unless_gone(request, live().open(lease), undo=live().close)
         try:
-            await check_lease(lease)  # it may have ended while the session opened, which then nothing would close
+            await _check_lease(app, lease)  # it may have ended while the session opened, which then nothing would close
         except Gone:
             await live().close(number)
             raise
@@ -144,6 +127,34 @@ def _routes(app: FastAPI) -> None:
             return await peers.forward(request)
         await live().close(number)
         return Response(status_code=204)
+
+
+def _lease_routes(app: FastAPI) -> None:
+    def live() -> Sessions:
+        return app.state.sessions
+
+    @app.post("/leases")
+    async def lease() -> Response:
+        return Lease(app)
+
+    @app.get("/leases/{number}")
+    async def find_lease(number: str) -> Response:
+        return Response(status_code=204 if number in live().leases else 404)
+
+    @app.delete("/leases/{number}")
+    async def end_lease(number: str) -> Response:
+        await live().close_lease(number)
+        return Response(status_code=204)
+
+
+async def _check_lease(app: FastAPI, number: str | None) -> None:
+    """Raises Gone for a lease that no worker holds."""
+    if number is None:
+        return
+    peers: Peers = app.state.peers
+    held = await peers.has_lease(number) if peers.elsewhere(number) else number in app.state.sessions.leases
+    if not held:
+        raise Gone(f"no lease {number[:100]}: it has ended, or was never given; POST /leases opens one")
 
 
 async def _object(request: Request) -> dict[str, Any]:
