@@ -3,7 +3,8 @@
 Its replies are [id, equal, rule].
 
 Every comparison first gets a short slice of processor time in one of the fast workers, the simplest first. What needs
-more goes on in a few slow workers of low priority, until its own limit or, when many such wait, until it is too old.
+more is tried again in a few slow workers of low priority, up to a limit that is processor time too, so that a busy
+machine changes no verdict; only where many such wait are the oldest of them refused.
 So 128 answers that hang cost 128 slices and one waiting time, and a comparison beside them waits for one slice. The
 kernel counts and kills (SIGPROF), so that nothing in C code escapes; a fresh worker is a fork, a few milliseconds.
 """
@@ -30,8 +31,8 @@ from solostream.envs.rewards.grading.pool import DEADLINE
 from solostream.envs.rewards.grading.rules import Rules, Verdict
 
 SLICE = 0.05  # seconds of processor time, the first try: enough for 98 of 100 comparisons of the test cases
-SECONDS = 4.0  # of processor time, the second
-WAIT = 6.0  # seconds since it was asked, after which a comparison that had its slice gets no more
+SECONDS = 3.0  # of processor time, the second
+WAIT = 6.0  # seconds since it was asked, after which a comparison that had its slice gets no second try
 SLOW = 2  # workers for the second try
 MEMORY = 2 << 30  # bytes of address space of a worker
 # What makes a comparison take long, as a rule: the more of it, the later its turn.
@@ -142,9 +143,8 @@ class Server:
                 if free is None and len(workers) >= most:
                     break
                 if free is None:
-                    free = Worker(
-                        SECONDS if slow else SLICE, 19 if slow else 0, [w for ws in self._workers.values() for w in ws]
-                    )
+                    others = [*self._workers[True], *self._workers[False]]
+                    free = Worker(SECONDS, 10, others) if slow else Worker(SLICE, 0, others)
                     workers.append(free)
                     self._selector.register(free.socket, selectors.EVENT_READ, (free, slow))
                 free.ask(self._slow.popleft() if slow else heapq.heappop(self._waiting))
@@ -178,15 +178,10 @@ class Server:
         oldest = time.monotonic() - WAIT
         while self._slow and self._slow[0].asked < oldest:
             self._answer(self._slow.popleft(), False, DEADLINE)
-        for worker in list(self._workers[True]):
-            if worker.job is not None and worker.job.asked < oldest:
-                self._answer(worker.job, False, DEADLINE)
-                self._drop(worker, True)
 
     def _patience(self) -> float | None:
-        """Seconds until the next comparison is too old; None: nothing slow is under way."""
-        under_way = [*self._slow, *(worker.job for worker in self._workers[True] if worker.job)]
-        return max(0.0, min(job.asked for job in under_way) + WAIT - time.monotonic() + 0.01) if under_way else None
+        """Seconds until the next comparison is too old; None: none waits for a second try."""
+        return max(0.0, self._slow[0].asked + WAIT - time.monotonic() + 0.01) if self._slow else None
 
     def _answer(self, job: Job, equal: bool, rule: str) -> None:
         print(json.dumps([job.number, equal, rule]), flush=True)
