@@ -173,7 +173,7 @@ THINKS: tuple[Think, ...] = ("run", "skip", "prefilled", "prefilled-run")
 
 def turn(rng: random.Random, syntax: str) -> str:
     """A text of up to 24 fragments, most of them of the syntax."""
-    own = FRAGMENTS.get(syntax, [])
+    own = FRAGMENTS.get("code" if syntax == "retool" else syntax, [])
     return "".join(rng.choice(own if own and rng.random() < 0.7 else COMMON) for _ in range(rng.randrange(25)))
 
 

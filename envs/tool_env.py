@@ -31,8 +31,9 @@ from solostream.envs.text.budgets import TokenCounter, clip, token_counter
 from solostream.envs.text.observation import observe
 from solostream.envs.text.parse import Parsed, Parser, Think, names_tools, parse, stops
 from solostream.envs.text.prompts import system_prompt as default_prompt
+from solostream.envs.text.syntax import syntax as syntax_of
 from solostream.envs.text.syntax import syntaxes
-from solostream.envs.tools import ToolSource, json_schema, make_tool, wrong_arguments
+from solostream.envs.tools import ToolSource, json_schema, make_tool, typed, wrong_arguments
 from solostream.envs.types import EnvEnding, Grading, Step, Task, ToolCall
 from solostream.envs.workspace import SandboxSource, Workspace
 from solostream.errors import UserError
@@ -140,6 +141,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         if not names_tools(syntax) and (others := set(self._tools) - {"python"}):
             raise UserError(f"tools {sorted(others)} need a call syntax that names its tool: set syntax='hermes'")
         default = default_prompt(syntax, self._answer_style)
+        self._frame = next((one.output for one in map(syntax_of, syntax) if hasattr(one, "output")), "{}")
         self._syntax, self._system = syntax, default if self._system_prompt is None else self._system_prompt
 
     @property
@@ -339,6 +341,7 @@ class ToolEnv(gymnasium.Env[str, str]):
                 executions.append(None)
                 continue
             execution, content = await self._call(call)
+            content = self._frame.format(content)
             executions.append(execution)
             name = call.name if call.name in self._tools else "unknown"  # whatever the policy wrote
             messages.append({"role": "tool", "name": name, "content": content})
@@ -356,10 +359,11 @@ class ToolEnv(gymnasium.Env[str, str]):
         tool = self._tools.get(call.name)
         if tool is None:
             return None, f"Error: no such tool; there is: {', '.join(self._tools)}"
-        if wrong := wrong_arguments(tool, call.arguments):
+        arguments = typed(tool, call.arguments)
+        if wrong := wrong_arguments(tool, arguments):
             return None, clip(f"Error: {wrong}", self._output_tokens, self._counter)
         try:
-            result = await tool(call.arguments, self._workspace)
+            result = await tool(arguments, self._workspace)
         except UserError:
             raise  # no Docker daemon, a misspelt sandbox: its user's mistake, not the policy's
         except ValueError as error:

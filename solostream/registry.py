@@ -42,6 +42,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "fence": "solostream.envs.text.syntax.fence:Fence",
         "code": "solostream.envs.text.syntax.tags:code",
         "python": "solostream.envs.text.syntax.tags:python",
+        "retool": "solostream.envs.text.syntax.tags:ReTool",
         "harmony": "solostream.envs.text.syntax.harmony:Harmony",
         "deepseek": "solostream.envs.text.syntax.deepseek:DeepSeek",
         "glm": "solostream.envs.text.syntax.xml:GLM",

@@ -7,6 +7,7 @@ lives in the workspace.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -58,6 +59,19 @@ def json_schema(tool: Tool) -> dict[str, Any]:
     """The function schema that chat templates and OpenAI's API take."""
     function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
     return {"type": "function", "function": function}
+
+
+def typed(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """`arguments` with text read as JSON where the schema wants no text: some syntaxes write every value as text."""
+    properties: Mapping[str, Any] = tool.parameters.get("properties", {})
+    read = dict(arguments)
+    for name, value in arguments.items():
+        if isinstance(value, str) and properties.get(name, {}).get("type", "string") in _TYPES.keys() - {"string"}:
+            try:
+                read[name] = json.loads(value)
+            except ValueError:
+                continue  # `wrong_arguments` says what is wrong with it
+    return read
 
 
 def wrong_arguments(tool: Tool, arguments: Mapping[str, Any]) -> str | None:

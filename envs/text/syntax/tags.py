@@ -43,6 +43,16 @@ def code() -> _Tag:
     return _Tag("code", "code")
 
 
+class ReTool(_Tag):
+    """<code> … </code>, answered by <interpreter> … </interpreter>"""
+
+    output = "<interpreter>\n{}\n</interpreter>"  # around what the policy sees of a call
+
+    def __init__(self) -> None:
+        super().__init__("retool", "code")
+        self.how += " Its output comes between <interpreter> and </interpreter>."
+
+
 def python() -> _Tag:
     """<python> … </python>"""
     return _Tag("python", "python")

@@ -12,7 +12,11 @@ from solostream.envs.text.parse import Parser, parse
 from solostream.errors import UserError
 
 ALL = tuple(registry.BUILT_IN["syntax"])
-ALIKE = ({"hermes", "qwen_xml", "glm"}, {"llama", "openai"})  # one opener: only one of each at a time
+ALIKE = (
+    {"hermes", "qwen_xml", "glm"},
+    {"llama", "openai"},
+    {"code", "retool"},
+)  # one opener: only one of each at a time
 
 
 def calls(text, syntax="fence", **options):
@@ -266,7 +270,7 @@ def test_any_text_in_any_pieces_parses_alike(text, syntax, think, sizes):
 
 
 TOGETHER = [
-    tuple(name for name in ALL if name not in (ALIKE[0] | ALIKE[1]) - {one, other})
+    tuple(name for name in ALL if name not in ({"retool"} | ALIKE[0] | ALIKE[1]) - {one, other})
     for one, other in (("hermes", "llama"), ("qwen_xml", "openai"), ("glm", "openai"))
 ]
 

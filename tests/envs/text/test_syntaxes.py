@@ -218,6 +218,33 @@ def test_thoughts_on_harmonys_channels_hold_no_answer():
     assert final_answer(still, parse(still, "harmony")) is None
 
 
+def test_retools_output_stands_between_its_tags():
+    ((observation, *_),) = play("retool", "I check.\n<code>\n```python\nprint({15})\n```\n</code>")
+    assert observation == "<interpreter>\n{15}\n</interpreter>"
+
+
+class Twice:
+    """A tool that wants an integer."""
+
+    name, description = "twice", "twice n"
+    parameters = dict(type="object", properties={"n": {"type": "integer"}, "s": {"type": "string"}}, required=["n"])  # noqa: RUF012
+
+    async def __call__(self, arguments, workspace):
+        return f"{arguments['n'] * 2} {arguments.get('s')!r}"
+
+
+def test_values_that_are_text_in_their_syntax_get_the_types_of_the_schema():
+    """GLM and Qwen write every value as text: an integer is one all the same, a string of digits stays a string."""
+    env = ToolEnv([Task("t", "q", "1")], tools=["python", Twice], syntax="glm", system_prompt="")
+    env.reset()
+    argument = "<arg_key>{}</arg_key><arg_value>{}</arg_value>"
+    call = f"<tool_call>twice{argument.format('n', '{}')}{argument.format('s', 12)}</tool_call>"
+    assert env.step(call.format("21"))[0] == "42 '12'"
+    assert env.step(call.format("many"))[0] == "Error: argument 'n' must be of type integer"
+    assert env.step("<tool_call>python<arg_key>code</arg_key><arg_value>7</arg_value></tool_call>")[0] == "7"
+    env.close()
+
+
 NEAR = {
     "another syntax, unclosed": ("fence", "<tool_call>{"),
     "harmony": ("hermes", "<|channel|>commentary to=functions.python<|message|>{}<|call|>"),
