@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from solostream.agent.chat_reply import ContextOverflow, NativeCall, Parameters, Reply
-from solostream.agent.rollout import TextEnv
+from solostream.agent.rollout import TextEnv, ending_of
 from solostream.agent.trajectory import Dispatch, Ending, Role, TokenRecord, Trajectory, Unit, Usage
 from solostream.envs.types import Step
 from solostream.errors import SandboxError
+from solostream.retry import retry
 
 if TYPE_CHECKING:
     from solostream.agent.engines.chat_endpoint import ChatEndpoint
@@ -60,34 +62,34 @@ async def chat_rollout(
     context ends as `token_limit`. Raises EngineError, UserError as `ChatEndpoint.reply` does.
     """
     options = None if task_id is None else {"task_id": task_id}
-    for attempt in range(retries + 1):
+    episode, name = _Episode(), task_id or ""
+
+    async def attempt() -> tuple[Step | None, Ending]:
+        nonlocal episode, name
         episode = _Episode()
-        ending: Ending = "infra"
-        step: Step | None = None
-        try:
-            _, info = await env.areset(seed=seed, options=options)
-            task_id = info["task_id"]
-            opening = info["messages"]
-            episode.prompt = "\n\n".join(message["content"] for message in opening)
-            ending = await _play(env, endpoint, episode, list(opening), parameters, max_tokens)
-            step = env.trace[-1] if env.trace else None
-        except SandboxError:
-            if attempt < retries:
-                continue
-        ledger, unit = _ledger(episode)
-        usages = [turn.reply.usage for turn in episode.turns if turn.reply.usage]
-        return ledger.close(
-            task_id or "",
-            0.0 if ending == "infra" else ledger.earned,
-            ending,
-            dispatch=Dispatch(),
-            seed=seed,
-            source=getattr(env.task, "source", ""),
-            answer=step.answer if step else None,
-            unit=unit,
-            usage=sum(usages, Usage()) if usages else None,
-        )
-    raise AssertionError("the last attempt returns")
+        _, info = await env.areset(seed=seed, options=options)
+        name, opening = info["task_id"], info["messages"]
+        episode.prompt = "\n\n".join(message["content"] for message in opening)
+        ending = await _play(env, endpoint, episode, list(opening), parameters, max_tokens)
+        return (env.trace[-1] if env.trace else None), ending
+
+    step: Step | None = None
+    ending: Ending = "infra"
+    with suppress(SandboxError):
+        step, ending = await retry(attempt, SandboxError, retries)
+    ledger, unit = _ledger(episode)
+    usages = [turn.reply.usage for turn in episode.turns if turn.reply.usage]
+    return ledger.close(
+        name,
+        0.0 if ending == "infra" else ledger.earned,
+        ending,
+        dispatch=Dispatch(),
+        seed=seed,
+        source=getattr(env.task, "source", ""),
+        answer=step.answer if step else None,
+        unit=unit,
+        usage=sum(usages, Usage()) if usages else None,
+    )
 
 
 async def _play(
@@ -113,14 +115,13 @@ async def _play(
         except ContextOverflow:
             return "token_limit"
         text = _turn_text(env, reply)
-        _, _, terminated, truncated, info = await env.astep(text)
+        *_, info = await env.astep(text)
         step = env.trace[-1]
         observed = info["messages"]
         episode.turns.append(_Said(reply, text, step, "\n".join(m["content"] for m in observed)))
-        if reply.finish == "length" and step.answer is None and not any(call.status == "ok" for call in step.calls):
-            return "token_limit"
-        if terminated or truncated:
-            return step.ending or "answered"
+        ending = ending_of(step, cut=reply.finish == "length", room=True)  # the endpoint counts: see above
+        if ending is not None:
+            return ending
         said = reply if reply.calls else replace(reply, text=text)
         messages += [said.message(), *_answers(reply.calls, len(step.calls), observed)]
         used = reply.usage.prompt_tokens + reply.usage.completion_tokens if reply.usage else 0

@@ -22,6 +22,7 @@ from solostream.envs.rewards.episode import RewardError
 from solostream.envs.text_env import TextEnv
 from solostream.envs.types import Grading, Step, ToolCall
 from solostream.errors import SandboxError
+from solostream.retry import retry
 
 _episodes = itertools.count()
 ABORTS = 4  # requests that an engine may give up in a row before the episode is infrastructure's failure
@@ -61,36 +62,50 @@ async def rollout(
     fit_to(chat, env)
     sampling = replace(sampling, stop=env.stops, stop_token_ids=chat.stop_token_ids, key=key)
     options = None if task_id is None else {"task_id": task_id}
-    for attempt in range(retries + 1):
+    ledger, name = TokenRecord(), task_id or ""
+
+    async def attempt() -> tuple[Step | None, Ending, Grading | None]:
+        nonlocal ledger, name
         ledger = TokenRecord()
-        step: Step | None = None
-        failure: Grading | None = None
         try:
             _, info = await env.areset(seed=seed, options=options)
-            task_id = info["task_id"]
-            opening = info["messages"]
+            name, opening = info["task_id"], info["messages"]
             ledger.add_observation("user", chat.open(opening, env.tools), "\n\n".join(m["content"] for m in opening))
             step, ending = await _play(env, engine, chat, ledger, sampling, max_tokens, seed)
+            return step, ending, step.grading if step else None
         except RewardError as error:  # the episode was played; only nobody can say what it is worth
-            ending, failure = "infra", Grading(failure=str(error))
-        except SandboxError:
-            if attempt < retries:
-                continue
-            ending = "infra"
+            return None, "infra", Grading(failure=str(error))
         finally:
             await engine.release(key)
-        return ledger.close(
-            task_id or "",
-            0.0 if ending == "infra" else ledger.earned,
-            ending,
-            dispatch=dispatch or Dispatch(),
-            seed=seed,
-            source=getattr(env.task, "source", ""),
-            answer=step.answer if step else None,
-            unit=getattr(engine, "unit", "tokens"),
-            grading=failure or (step.grading if step else None),
-        )
-    raise AssertionError("the last attempt returns")
+
+    try:
+        step, ending, grading = await retry(attempt, SandboxError, retries)
+    except SandboxError:
+        step, ending, grading = None, "infra", None
+    return ledger.close(
+        name,
+        0.0 if ending == "infra" else ledger.earned,
+        ending,
+        dispatch=dispatch or Dispatch(),
+        seed=seed,
+        source=getattr(env.task, "source", ""),
+        answer=step.answer if step else None,
+        unit=getattr(engine, "unit", "tokens"),
+        grading=grading,
+    )
+
+
+def ending_of(step: Step, *, cut: bool, room: bool) -> Ending | None:
+    """The one place that says how a turn ends an episode; None while it goes on.
+
+    cut: a token budget ended the turn. room: the policy has tokens left to speak again.
+    """
+    # Half a turn that holds neither an answer nor a complete call is no choice of the policy, whatever it looks like.
+    if cut and step.answer is None and not any(call.status == "ok" for call in step.calls):
+        return "token_limit"
+    if step.ending is not None:  # an answer, a void turn, a limit of turns, tokens or time: the environment's word
+        return step.ending
+    return None if room else "token_limit"
 
 
 def fit_to(chat: Chat, env: Any) -> None:
@@ -104,12 +119,12 @@ async def _play(
     env: TextEnv, engine: Engine, chat: Chat, ledger: TokenRecord, sampling: Sampling, max_tokens: int, seed: int
 ) -> tuple[Step | None, Ending]:
     """Turns until the environment or a budget ends the episode."""
+    if len(ledger.token_ids) >= max_tokens:
+        return None, "token_limit"  # the prompt alone fills the ledger
     while True:
         room = max_tokens - len(ledger.token_ids)
-        if room < 1:
-            return (env.trace[-1] if env.trace else None), "token_limit"
         turn = await _turn(env, engine, chat, ledger.token_ids, sampling, min(room, sampling.max_tokens), seed)
-        _, _, terminated, truncated, info = await env.astep(turn.text)
+        *_, info = await env.astep(turn.text)
         step = env.trace[-1]
         starts = call_tokens(chat.tokenizer, turn.ids, step.calls)
         ledger.add_action(
@@ -123,13 +138,11 @@ async def _play(
             step.void,
             step.reward,
         )
-        if turn.cut and step.answer is None and not any(call.status == "ok" for call in step.calls):
-            return step, "token_limit"
-        if terminated or truncated:
-            return step, step.ending or "answered"
-        ids = chat.append(info["messages"], turn.ids)
-        if len(ledger.token_ids) + len(ids) >= max_tokens:
-            return step, "token_limit"
+        goes_on = step.ending is None and bool(info["messages"])
+        ids = chat.append(info["messages"], turn.ids) if goes_on else []
+        ending = ending_of(step, cut=turn.cut, room=len(ledger.token_ids) + len(ids) < max_tokens)
+        if ending is not None:
+            return step, ending
         role: Role = "tool" if info["messages"][0]["role"] == "tool" else "user"
         ledger.add_observation(role, ids, "\n".join(m["content"] for m in info["messages"]))
 

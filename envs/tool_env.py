@@ -29,7 +29,7 @@ from solostream.envs.space import SURROGATE, UnicodeText
 from solostream.envs.text.answers import AnswerStyle, check_style, find_answer
 from solostream.envs.text.budgets import TokenCounter, clip, token_counter
 from solostream.envs.text.observation import observe
-from solostream.envs.text.parse import Parsed, Parser, Think, names_tools, parse, stops
+from solostream.envs.text.parse import Parsed, Parser, Think, names_tools, stops
 from solostream.envs.text.prompts import system_prompt as default_prompt
 from solostream.envs.text.syntax import syntax as syntax_of
 from solostream.envs.text.syntax import syntaxes
@@ -126,6 +126,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._tokens = 0
         self._started = 0.0
         self._opened = False  # the chat template opens a thought
+        self._reader: Parser | None = None  # of the turn that is being written
         self._inside = False  # the last turn ended in a thought that a call interrupted
 
     def fit(self, syntax: str, opens_thought: bool) -> None:
@@ -181,7 +182,17 @@ class ToolEnv(gymnasium.Env[str, str]):
 
     def complete(self, text: str) -> int | None:
         """Where a turn must stop: one past the first closed call in `text`; None while it may go on."""
-        return None if self._parallel else self.parser().feed(text)
+        return None if self._parallel else self._read(text).stop
+
+    def _read(self, text: str) -> Parser:
+        """The parser of the turn that is being written, fed with `text`: what it has seen it does not read again.
+
+        A turn is parsed once: piece by piece while `complete` is asked, to its end by the step.
+        """
+        if self._reader is None or not text.startswith(self._reader.text):
+            self._reader = self.parser()
+        self._reader.feed(text[len(self._reader.text) :])
+        return self._reader
 
     def inside_call(self, text: str) -> bool:
         """Whether `text` ends in a call that is still open."""
@@ -214,7 +225,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         await self._workspace.end_episode()
         self.task = self._choose(options or {})
         self.trace, self.over, self._tokens, self._started = [], False, 0, time.monotonic()
-        self._inside = False
+        self._inside, self._reader = False, None
         return self.task.prompt, {"messages": self.opening, "task_id": self.task.id}
 
     async def astep(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -228,7 +239,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             raise UserError(f"an action is text (str), not {type(text).__name__}")
         self.over = True  # until this step has succeeded
         text = SURROGATE.sub("\ufffd", text)
-        parsed = parse(text, self._syntax, think=self._thinking())
+        parsed, self._reader = self._read(text).finish(), None
         self._inside = parsed.inside
         final = find_answer(text, parsed, self._answer_style)
         if final and parsed.near_miss:  # who answers need not have tried to call

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from solostream.errors import SandboxError
+from solostream.retry import retry
 from solostream.sandbox.spec import find, open_sandbox
 from solostream.sandbox.types import Execution, Sandbox, Session
 
@@ -85,14 +86,11 @@ class Workspace:
         return await self._try(lambda: self._run_apart(code))
 
     async def _try(self, attempt: Callable[[], Awaitable[Execution]]) -> Execution:
-        for left in range(self._retries, -1, -1):
-            try:
-                return await attempt()
-            except SandboxError as error:
-                if left == 0:
-                    raise
+        def warn(error: Exception, left: int) -> None:
+            if left:
                 _log.warning("sandbox failed (%s); %d tries left", error, left)
-        raise AssertionError("unreachable")
+
+        return await retry(attempt, SandboxError, self._retries, failed=warn)
 
     async def _run_here(self, code: str) -> Execution:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from solostream.agent.chat_reply import Parameters, Refused
@@ -17,6 +18,7 @@ from solostream.agent.trajectory import Trajectory
 from solostream.envs.types import Task
 from solostream.errors import UserError
 from solostream.evaluation.options import Options, Preset
+from solostream.retry import retry
 
 ENGINE_TRIES = 3  # of one sample, with a pause between them, before the evaluation stops
 PAUSE_S = 1.0  # before the first other try, doubled from one to the next
@@ -76,22 +78,17 @@ class EnginePlayer:
 
     async def play(self, env: Any, task: Task, sample: int) -> Trajectory:
         seed = seed_of(self._seed, task.id, sample)
-        for attempt in range(ENGINE_TRIES):
-            try:
-                return await rollout(
-                    env,
-                    self._engine,
-                    self._chat,
-                    sampling=self._sampling,
-                    max_tokens=self._max_tokens,
-                    task_id=task.id,
-                    seed=seed,
-                )
-            except EngineError:
-                if attempt == ENGINE_TRIES - 1:
-                    raise
-                await asyncio.sleep(PAUSE_S * 2**attempt)
-        raise AssertionError("the last attempt returns or raises")
+        attempt = partial(
+            rollout,
+            env,
+            self._engine,
+            self._chat,
+            sampling=self._sampling,
+            max_tokens=self._max_tokens,
+            task_id=task.id,
+            seed=seed,
+        )
+        return await retry(attempt, EngineError, ENGINE_TRIES - 1, pause_s=PAUSE_S)
 
     async def close(self) -> None:
         await self._engine.close()

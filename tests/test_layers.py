@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "solostream"
-# floor -> the floors that it may use; `errors` and `registry` are everybody's
+# floor -> the floors that it may use; what lies beside the floors is everybody's
 BELOW: dict[str, set[str]] = {
     "sandbox": set(),
     "envs": {"sandbox"},
@@ -22,7 +22,7 @@ BELOW: dict[str, set[str]] = {
     "viewer": {"sandbox", "envs", "agent", "evaluation"},
     "cli": {"sandbox", "envs", "agent", "evaluation", "training", "viewer"},
 }
-SHARED = {"errors", "provenance", "registry"}
+SHARED = {"errors", "provenance", "registry", "retry"}
 # library -> the files or folders that may import it
 ONLY_IN = {
     "torch": {"training", "agent/engines/hf", "agent/engines/weight_file.py", "agent/engines/vllm_worker.py"},

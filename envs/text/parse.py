@@ -115,6 +115,11 @@ class Parser:
         self._think_start: int | None = 0 if think == "prefilled-run" else None
 
     @property
+    def text(self) -> str:
+        """All that was fed."""
+        return self._text
+
+    @property
     def inside_call(self) -> bool:
         """Whether what was fed ends in a call that is still open."""
         return self._block is not None and self._block.kind == "call"

@@ -7,6 +7,7 @@ from collections import Counter
 from solostream.agent.engine import EngineError
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import SandboxError
+from solostream.retry import retry
 from solostream.training.rollouts.request import Play, RolloutRequest
 
 
@@ -21,23 +22,30 @@ class RetryPolicy:
 
     async def run(self, request: RolloutRequest) -> Trajectory | None:
         """The finished episode; None when it was given up. Raises when nothing works any more."""
-        for _ in range(self._retries + 1):
-            try:
-                trajectory = await self._play(request)
-            except (SandboxError, EngineError) as error:
-                failure: SandboxError | EngineError = error
-                self.counts["engine_failures"] += isinstance(error, EngineError)
-            else:
-                if trajectory.ending != "infra":
-                    self._dropped_in_a_row = 0
-                    return trajectory
-                if trajectory.grading and trajectory.grading.failure:  # told in a line of its own; the run goes on
-                    self.counts["reward_failures"] += 1
-                    return None
-                failure = SandboxError(f"the episode of {request.task_id} ended in an infrastructure failure")
-            self.counts["infra_failures"] += 1
-        self.counts["infra_dropped"] += 1
-        self._dropped_in_a_row += 1
-        if self._dropped_in_a_row >= self._patience:
-            raise type(failure)(f"{self._dropped_in_a_row} episodes in a row were given up; the last: {failure}")
-        return None
+
+        async def attempt() -> Trajectory:
+            played = await self._play(request)
+            unscored = played.grading is not None and played.grading.failure  # another try would be scored no better
+            if played.ending == "infra" and not unscored:
+                raise SandboxError(f"the episode of {request.task_id} ended in an infrastructure failure")
+            return played
+
+        try:
+            trajectory = await retry(attempt, (SandboxError, EngineError), self._retries, failed=self._count)
+        except (SandboxError, EngineError) as failure:
+            self.counts["infra_dropped"] += 1
+            self._dropped_in_a_row += 1
+            if self._dropped_in_a_row < self._patience:
+                return None
+            # An episode is lost now and then; when nothing comes through any more, the run is told.
+            said = f"{self._dropped_in_a_row} episodes in a row were given up; the last: {failure}"
+            raise type(failure)(said) from None
+        if trajectory.ending == "infra":  # told in a line of its own; the run goes on
+            self.counts["reward_failures"] += 1
+            return None
+        self._dropped_in_a_row = 0
+        return trajectory
+
+    def _count(self, error: Exception, left: int) -> None:
+        self.counts["infra_failures"] += 1
+        self.counts["engine_failures"] += isinstance(error, EngineError)
