@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import OPEN, Scripted
 
-from solostream.envs import Task, ToolEnv, workspace
+from solostream.envs import Task, ToolEnv, parse, workspace
 from solostream.envs.rewards import RewardError
 from solostream.envs.text.observation import observe
+from solostream.envs.text.parse import Parser
 from solostream.errors import SandboxError, UserError
 from solostream.sandbox.types import Execution
 
@@ -511,3 +512,22 @@ async def test_a_reward_that_raises_is_no_reward_and_the_next_episode_works(make
     assert env.over
     await start(env, "two")
     assert (await env.astep("Hm.\n" + call("reply:1")))[0] == "1"
+
+
+async def test_a_turn_is_read_once_and_no_other_text_is_taken_for_it(make, monkeypatch):
+    """The step finishes the parser that `complete` has fed; a text that went another way is read from its start."""
+    fed: list[str] = []
+    feed = Parser.feed
+    monkeypatch.setattr(Parser, "feed", lambda parser, piece: (fed.append(piece), feed(parser, piece))[1])
+    text = "Let me see.\n```python\n6 * 7\n```\n"
+    env = make()
+    await env.areset(seed=1)
+    assert [env.complete(text[:end]) for end in (5, 19, len(text))] == [None, None, len(text)]
+    await env.astep(text)
+    assert "".join(fed) == text
+    env.complete("Another \\boxed{1}")
+    fed.clear()
+    await env.astep("It is \\boxed{42}.")
+    assert fed == ["It is \\boxed{42}."]
+    assert env.trace[0].calls == parse(text).calls
+    assert env.trace[1].answer == "42"
