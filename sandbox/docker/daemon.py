@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import socket
 import struct
+import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from solostream.errors import SandboxError, UserError
@@ -38,6 +40,7 @@ class Daemon:
             )
         except DockerException as error:
             raise UserError(f"no Docker daemon answers; start one: scripts/start-dockerd.sh ({error})") from None
+        self._podman = any("Podman" in part["Name"] for part in self.client.version().get("Components", ()))
         try:
             self.client.inspect_image(container.image)
         except ImageNotFound:
@@ -51,16 +54,33 @@ class Daemon:
         """A container that has not started yet: its id. `host` is added to the hardened host configuration."""
         extra = {name: host.pop(name) for name in list(host) if name[0].isupper()}
         config = self.client.create_host_config(**hardening.host_config(self.container) | host, binds=binds)
-        made = self.client.create_container(
-            self.container.image,
-            command,
-            labels=hardening.owner_labels(),
-            host_config=config | extra,
-            stdin_open=stdin,
-            user="65534:65534",
-            working_dir="/tmp",
-        )
+        with self._spelt(config):
+            made = self.client.create_container(
+                self.container.image,
+                command,
+                labels=hardening.owner_labels(),
+                host_config=config | extra,
+                stdin_open=stdin,
+                user="65534:65534",
+                working_dir="/tmp",
+            )
         return made["Id"]
+
+    @contextlib.contextmanager
+    def _spelt(self, config: dict[str, Any]) -> Iterator[None]:
+        """Podman's service reads a seccomp profile from a file, and knows no limit on inodes."""
+        if not self._podman:
+            yield
+            return
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            for number, option in enumerate(config["SecurityOpt"]):
+                if option.startswith("seccomp="):
+                    file.write(option.removeprefix("seccomp="))
+                    file.flush()
+                    config["SecurityOpt"][number] = f"seccomp={file.name}"
+            tmpfs = config["Tmpfs"]
+            config["Tmpfs"] = {path: options.partition(",nr_inodes")[0] for path, options in tmpfs.items()}
+            yield
 
     def start(self, name: str, *, stdin: bool = False) -> socket.socket:
         """Start a created container. The socket carries its output and ends when it does; with `stdin` it feeds it, and

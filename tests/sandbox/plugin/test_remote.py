@@ -98,7 +98,7 @@ async def test_the_suite_holds_for_what_it_claims() -> None:
         only += ("a time-out ends the call", "output over the limit", "close is idempotent", "session N+1")
         report = await check(lambda: box(url=url, key=KEY, limits=LIMITS), name="remote", only=only)
     assert [(case.name, case.detail) for case in report.failed if case.group != "after"] == []
-    assert sum(case.status == "pass" for case in report.cases) >= 8
+    assert sum(case.status == "pass" for case in report.cases) >= 7
 
 
 async def test_what_the_provider_does_is_a_sandbox_error_and_never_an_execution() -> None:
