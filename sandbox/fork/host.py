@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 from solostream.errors import SandboxError, UserError
@@ -42,6 +44,16 @@ def _confines_signals(isolation: str) -> bool:
     """Without a pid namespace, only Landlock since ABI 6 (Linux 6.12) and seccomp together do."""
     version = next((word[8:] for word in isolation.split("+") if word.startswith("landlock")), "0")
     return int(version) >= 6 and "seccomp" in isolation
+
+
+def _crashes_start_helpers() -> bool:
+    """Where core dumps go to a pipe, only a limit of 1 keeps crashes from starting a program on the host (core(5)), and
+    a user whose hard limit is 0 cannot set it."""
+    try:
+        piped = Path("/proc/sys/kernel/core_pattern").read_text().startswith("|")
+    except OSError:
+        return False
+    return piped and resource.getrlimit(resource.RLIMIT_CORE)[1] == 0 and os.geteuid() != 0
 
 
 class ForkSandbox:
@@ -109,6 +121,8 @@ class ForkSandbox:
         if self.tier != "namespaces" and not _confines_signals(self.isolation):
             # Who shares the sessions' user can be killed by them, whoever is to clean up included.
             held -= {"host"} if os.geteuid() == 0 else {"host", "orphans"}
+        if _crashes_start_helpers():
+            held -= {"host"}
         return held | {"memory"} if "cgroup" in self.isolation else held
 
     async def open(self) -> ForkSession:

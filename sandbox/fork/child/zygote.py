@@ -57,7 +57,8 @@ def main() -> NoReturn:
         remedy = "" if isinstance(error, tiers.ClosedPython) else "; use isolation='auto'"
         control.send(json.dumps({"failed": f"isolation {options['isolation']}: {error}{remedy}"}).encode())
         os._exit(1)
-    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)  # what outlives the server comes to the guard
+    with contextlib.suppress(OSError):  # gVisor knows no subreapers
+        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)  # what outlives the server comes to the guard
     first = os.fork()
     if first:
         guard.keep(host, first, options["folder"])

@@ -83,7 +83,8 @@ class Restriction:
         os.chdir(folder)
         if os.environ.get("PWD") != folder:
             os.environ["HOME"] = os.environ["TMPDIR"] = os.environ["PWD"] = folder
-        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)  # the host counts the memory of all that is below us
+        with contextlib.suppress(OSError):  # gVisor knows no subreapers
+            linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)  # a daemon stays below its session
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
         linux.drop_capabilities()
         if not self._own_pids:
