@@ -3,7 +3,7 @@
 Outer boundary, in force for every container: no network, read-only root, sized tmpfs, no capabilities,
 no-new-privileges, non-root user, limits on memory, processes and CPU, an init that reaps, no logs on the host's disk, a
 seccomp profile.
-Not protected from: faults of the kernel that containers share (a runtime such as gVisor's `runsc` is for that), and
+Not protected from: faults of the kernel that containers share (another machine is for that), and
 sessions of one container starving each other of CPU.
 """
 

@@ -148,7 +148,7 @@ class DockerSandbox:
     Args:
         limits: of each session.
         image: the image of the container.
-        runtime: Docker's runtime, for example "runsc"; None is the daemon's default.
+        runtime: Docker's runtime; None is the daemon's default. docs/docker.md says which were tried.
         cpus: of the container; None is all of the machine's.
         container_memory_mb: of all sessions together, their files included.
         snapshot: as with `fork`: a time-out or crash rolls a session back to the state before the call.
