@@ -35,4 +35,4 @@ def system_prompt(syntaxes: Sequence[str], answer: str) -> str:
 
 def _how(answer: str) -> str:
     """The sentence of an answer style; one from outside brings its own, or none."""
-    return _ANSWERS.get(answer) or getattr(extractor(answer), "how", "")
+    return _ANSWERS.get(answer) or str(getattr(extractor(answer), "how", ""))

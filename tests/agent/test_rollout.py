@@ -228,6 +228,25 @@ async def test_an_engine_that_has_nothing_to_say_ends_the_turn(env: ToolEnv) -> 
     assert (trajectory.ending, trajectory.n_action_tokens, trajectory.reward) == ("void", 0, 0.0)
 
 
+async def test_a_template_decides_syntax_and_where_thoughts_begin() -> None:
+    """ "auto" takes the template's syntax on; it opens <think>, so that an answer before </think> is none."""
+    template = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif") + "{# <tool_call> #}"
+    call = '\\boxed{1}? <tool_call>{"name": "python", "arguments": {"code": "6 * 7"}}</tool_call>'
+    env = ToolEnv([TASK], syntax="auto")
+    rendering = Chat(byte_tokenizer(), template)
+    trajectory = await rollout(
+        env, says(call, "so</think>\\boxed{42}"), rendering, sampling=Sampling(400), max_tokens=2000
+    )
+    await env.aclose()
+    assert (rendering.syntax, rendering.opens_thought) == ("hermes", True)
+    assert "python" in trajectory.turns[0].text + byte_tokenizer().decode(
+        trajectory.token_ids[: trajectory.prompt_length]
+    )
+    assert (trajectory.n_calls, trajectory.answer, trajectory.reward) == (1, "42", 1.0)
+    with pytest.raises(UserError, match="chosen from a model's chat template"):
+        ToolEnv([TASK], syntax="auto").reset()
+
+
 def test_call_tokens_count_tokens_not_characters() -> None:
     text = "數é\n```python\n1\n```\nand\n```python\n2\n```\n"
     ids = byte_tokenizer().encode(text, add_special_tokens=False)
