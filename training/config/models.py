@@ -285,6 +285,10 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _known(self) -> RunConfig:
         registry.find("engine", self.engine)
+        if self.engine in ("chat", "scripted"):
+            raise ValueError(
+                f"engine '{self.engine}' tells no tokens and takes no weights: it can be evaluated, not trained"
+            )
         for kind, names in (("tracker", self.trackers), ("metric", self.metrics), ("callback", self.callbacks)):
             for name in names:
                 registry.find(kind, name)

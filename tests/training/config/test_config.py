@@ -228,3 +228,9 @@ def test_another_option_of_a_component_is_another_run() -> None:
     ]
     assert all(validate(assign({}, [s])).completed().hash() != base for s in settings)
     assert validate(assign({}, ["algorithm.aspo.k=0.7"])).completed().hash() == base  # the default, written out
+
+
+@pytest.mark.parametrize("engine", ["chat", "scripted"])
+def test_what_has_no_weights_is_not_trained(engine: str) -> None:
+    with pytest.raises(UserError, match="it can be evaluated, not trained"):
+        configuration.load(ROOT / "configs" / "recipes" / "quickstart.toml", [f"run.engine='{engine}'"])
