@@ -111,6 +111,10 @@ def _same_collections(gold: Node, answer: Node, rules: Rules) -> str | None:
     if one is None or other is None:
         return None
     kinds = {gold.kind, answer.kind}
+    if kinds == {"bracket", "set"}:  # the set of one pair
+        lone, pair = (gold, answer) if gold.kind == "set" else (answer, gold)
+        if len(lone.parts) == 1 and lone.parts[0].kind == "bracket":
+            return _same(lone.parts[0], pair, rules)
     if kinds == {"bracket"}:
         if gold.brackets != answer.brackets:
             return None
@@ -288,7 +292,8 @@ def _is_name(text: str) -> bool:
 def _same_atoms(gold: Node, answer: Node, rules: Rules) -> str | None:
     if gold.kind == "base" or answer.kind == "base":
         return _same_bases(gold, answer)
-    if "words" in (gold.kind, answer.kind):
+    words = [node for node in (gold, answer) if node.kind == "words"]
+    if words and (len(words) == 2 or len(words[0].text) > 3):  # `xyz` against `x*y*z` may be a product
         return _same_words(gold.text, answer.text)
     one = gold.measure or Measure(gold.text, None)
     other = answer.measure or Measure(answer.text, None)

@@ -49,7 +49,7 @@ _SIGNS = re.compile(r"\\(?:le|ge|ne|in|approx|equiv|notin|subset|subseteq)(?![A-
 _RATIO = re.compile(r"(?<!:):(?!:)")
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\*?\}(?:\{[lcr| ]*\})?(.*)\\end\{\1\*?\}", re.DOTALL)
 _NAME = re.compile(
-    r"(?:\\?[A-Za-z]{1,9}'{0,2}(?: ?_ ?(?:\{[^{}]{1,20}\}|[A-Za-z0-9]))?(?: ?\^ ?\{? ?-1 ?\}?)?)"
+    r"(?:m ?)?(?:\\angle ?)?(?:\\?[A-Za-z]{1,9}'{0,2}(?: ?_ ?(?:\{[^{}]{1,20}\}|[A-Za-z0-9]))?(?: ?\^ ?\{? ?-1 ?\}?)?)"
     r"(?: ?\( ?\\?[a-zA-Z]{1,7}(?: ?, ?\\?[a-zA-Z]{1,7}){0,4} ?\))?"
     r"|\( ?[a-zA-Z](?: ?, ?[a-zA-Z]){1,5} ?\)"
 )
@@ -259,7 +259,9 @@ def _named_ratio(text: str, items: int, depth: int) -> Node | None:
     if match := _BASE.fullmatch(text):
         base = match["braced"] or match["bare"]
         digits = match["digits"]
-        if not digits.isalpha() and all(int(digit, 36) < int(base) for digit in digits if int(base) > 1):
+        if (not digits.isalpha() or (base == "16" and len(digits) > 1)) and all(
+            int(digit, 36) < int(base) for digit in digits if int(base) > 1
+        ):
             return Node("base", text, name=f"{digits.lstrip('0') or '0'}_{base}")
     pieces = split(text, _RATIO)
     if 1 < len(pieces) <= 6 and all(pieces) and not _LETTERS.search(re.sub(r"\\[A-Za-z]+", "", text)):
