@@ -62,7 +62,8 @@ async def branch(channel: socket.socket, pidfd: int) -> tuple[socket.socket, int
             socket.send_fds(channel, [wire.FORK], [theirs.fileno()])
         if not await readable(ours.fileno(), _FORK_S, pidfd):
             raise SandboxError(f"the session did not copy itself within {_FORK_S:.0f} s: a thread of it is busy")
-        word, credentials = b"", []
+        word: bytes = b""
+        credentials: list[tuple[int, int, bytes]] = []
         with contextlib.suppress(OSError):
             word, credentials, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
         if word != wire.READY or not credentials:

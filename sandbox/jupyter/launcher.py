@@ -111,7 +111,7 @@ def _serve(
         os.close(fd)
     sys.stdout = sys.stderr = None  # type: ignore[assignment]
     kernel_app.mend_streams()
-    selectors.DefaultSelector = selectors.PollSelector  # type: ignore[misc]  # code will find no epoll; see below
+    selectors.DefaultSelector = selectors.PollSelector  # type: ignore[assignment, misc]  # there will be no epoll; see below
     app = kernel_app.build(fds, settings["path"], settings["key"], settings["output_bytes"])
     app.initialize([])
     kernel_app.finish_contexts()

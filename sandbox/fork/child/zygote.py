@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from . import guard, linux, memory, watch, wire, worker
 from .isolation import rootfs, seccomp, tiers
@@ -90,7 +90,7 @@ def _warm(modules: list[str]) -> list[str]:
         x = sympy.Symbol("x")
         str(sympy.factor(x**2 - 1)), str(sympy.solve(x**2 - 2, x)), str(sympy.integrate(x, x))
     if "selectors" in sys.modules and seccomp.supported():
-        selectors = sys.modules["selectors"]
+        selectors: Any = sys.modules["selectors"]
         selectors.DefaultSelector = selectors.PollSelector  # what it would find in a session, which has no epoll
     for name in [name for name in sys.modules if name == "child" or name.startswith("child.")]:
         del sys.modules[name]
@@ -182,8 +182,8 @@ class _Server:
     def stop(self) -> NoReturn:
         """Where the end of this process is not the end of its sessions, kill their groups first."""
         if self.own_pids is None:
-            gone = [*self.dying.values(), *self.outlived.values()]
-            for session in [*self.living.values(), *(dead[0] for dead in gone)]:
+            gone = [dead[0] for dead in self.dying.values()] + [dead[0] for dead in self.outlived.values()]
+            for session in [*self.living.values(), *gone]:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(session.pid, signal.SIGKILL)
         os._exit(0)
