@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from solostream.agent.answer_watch import AnswerWatch
 from solostream.agent.engine import EngineError
 from solostream.agent.run_settings import registered
 from solostream.envs.making import factory_of
@@ -132,10 +133,12 @@ async def _play(
                     file.write(line_of(trajectory, task, sample))
                     file.flush()
                     progress.samples.append(reduce(trajectory))
+                    watch.see(trajectory)
                 report(progress)
         finally:
             await env.aclose()
 
+    watch = AnswerWatch(str(options.settings().get("answer", "boxed")))
     with (folder / SAMPLES).open("a", encoding="utf-8") as file:
         try:
             async with asyncio.TaskGroup() as group:

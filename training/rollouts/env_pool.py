@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from solostream import registry
+from solostream.agent.answer_watch import AnswerWatch
 from solostream.agent.engine import Engine, Sampling
 from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.envs.data import Tasks
@@ -33,6 +34,7 @@ class Episodes:
     ) -> None:
         self._config, self._parts, self._tasks, self._sandbox = config, parts, tasks, sandbox
         self._idle: list[Any] = []
+        self._watch = AnswerWatch(str(config.env.options.get("answer", "boxed")))
         strategy = config.rollout.strategy
         self._rollout = play or registry.bind("rollout", strategy, (config.rollout.model_extra or {}).get(strategy))
 
@@ -58,6 +60,7 @@ class Episodes:
             )
         finally:
             self._idle.append(environment)
+        self._watch.see(played)
         scored = bool(environment.trace) and environment.trace[-1].ending is not None
         if not scored and not any(turn.reward for turn in played.turns):  # cut off, and nothing was paid on the way
             return replace(played, reward=0.0)

@@ -1,0 +1,51 @@
+"""When nothing can be rewarded, it is said after 32 episodes, once, with one of them; else nothing is said."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+
+from solostream.cli.main import main
+
+ROWS = [{"prompt": f"What is {i} + 3?", "answer": str(i + 3)} for i in range(40)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    Path("mute.py").write_text(
+        "def never(messages):\n    return 'The answer is 7, I think.'\n"
+        "def late(messages):\n    return '\\\\boxed{33}' if 'is 30 ' in messages else 'Who knows.'\n"
+    )
+    return tmp_path
+
+
+def said(policy: str, limit: int, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    show = warnings.showwarning
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            words = ["--data", "rows.jsonl", "--limit", str(limit), "--concurrency", "1", "--out", policy]
+            assert main(["eval", f"scripted:mute:{policy}", *words, *more]) == 0
+    finally:
+        warnings.showwarning = show
+    return capsys.readouterr().err
+
+
+def test_it_is_said_once_with_a_transcript_and_the_setting(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = said("never", 40, capsys)
+    assert shown.count("none of the first 32 episodes holds an answer of the style 'boxed'") == 1
+    assert "answer = 'auto'" in shown
+    assert "The answer is 7, I think." in shown
+    assert "What is 31 + 3?" in shown  # the 32nd problem
+
+
+@pytest.mark.parametrize(("policy", "limit"), [("never", 31), ("late", 40)])
+def test_nothing_is_said_of_fewer_or_where_one_answered(
+    policy: str, limit: int, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "none of the first" not in said(policy, limit, capsys)
