@@ -38,8 +38,8 @@ WRONG = {  # command -> ten wrong ways to use it
         "rows.jsonl --host 256.1.1.1", "rows.jsonl --tokenizer gone", "bad.jsonl/x",
     ),
     "sandbox run": (
-        "", "fork", "frok rows.jsonl", "fork gone.py", "fork rows.jsonl --timeout x", "docker:x rows.jsonl", "gone:F rows.jsonl",
-        "json:gone rows.jsonl", "fork rows.jsonl more", "fork . ",
+        "", "fork", "frok rows.jsonl", "fork gone.py", "fork rows.jsonl --timeout x", "docker:x rows.jsonl",
+        "gone:F rows.jsonl", "json:gone rows.jsonl", "fork rows.jsonl more", "fork . ",
     ),
     "init": (
         "", "a b", "x --from", "x --from nothing", "x --form own-data", "rows.jsonl/x", "gone/x", "x --from own",
