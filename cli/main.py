@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "grade": ("solostream.cli.grade:grade", "is an answer right, and by which rule"),
     "report": ("solostream.cli.view:report", "one self-contained HTML file of a run"),
     "view": ("solostream.cli.view:view", "browse trajectories in a local web app"),
+    "check": ("solostream.cli.check:check", "the contract of any component: loss, tool, engine, … of your own"),
     "sandbox check": ("solostream.cli.sandbox:check", "conformance and abuse suite against any backend"),
     "sandbox run": ("solostream.cli.sandbox:run", "run one file in a sandbox"),
     "sandbox serve": ("solostream.cli.sandbox:serve", "HTTP server: sessions API and SandboxFusion wire format"),

@@ -17,9 +17,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from solostream import registry
 from solostream.agent.answer_watch import AnswerWatch
 from solostream.agent.engine import EngineError
 from solostream.agent.run_settings import registered
+from solostream.agent.trajectory_file import read_lines
 from solostream.envs.making import factory_of
 from solostream.envs.making import make as make_env
 from solostream.envs.rewards.grading import equivalent
@@ -29,6 +31,7 @@ from solostream.envs.types import Task
 from solostream.evaluation.folder import SAMPLES, Found, line_of, locked, open_folder
 from solostream.evaluation.metrics import Sample, summarize
 from solostream.evaluation.options import ENV, Options
+from solostream.evaluation.own_metrics import measured
 from solostream.evaluation.players import Player, open_player
 from solostream.evaluation.samples import reduce
 from solostream.provenance import provenance
@@ -76,6 +79,8 @@ async def evaluate(options: Options, report: Callable[[Progress], None] = lambda
     options = options.settled()
     identity = options.identity()
     folder = options.folder()
+    for name in options.metric:  # said before anything is played
+        registry.load("metric", name)
     tasks, make = _environment(options)
     with locked(folder):
         progress, missing = _asked(options, tasks, open_folder(folder, identity, tasks))
@@ -183,6 +188,8 @@ def _native(env: str, defaults: Mapping[str, Any], settings: dict[str, Any]) -> 
 
 def _write_summary(folder: Path, options: Options, progress: Progress) -> dict[str, Any]:
     metrics = summarize(progress.samples, equivalent)
+    if options.metric:
+        metrics["own"] = _own(folder / SAMPLES, options.metric)
     summary = {
         "config": {**options.identity(), "k": progress.k, "limit": options.limit},
         "complete": len(progress.samples) == progress.total,
@@ -202,6 +209,13 @@ def _write_summary(folder: Path, options: Options, progress: Progress) -> dict[s
     os.replace(draft, folder / SUMMARY)
     write_table(folder / TABLE, progress.samples)
     return summary
+
+
+def _own(samples: Path, names: Sequence[str]) -> dict[str, float | int | None]:
+    """What a user's own metrics say of all samples. Raises UserError."""
+    chosen = {name: registry.bind("metric", name) for name in names}
+    played = [line.trajectory for line in read_lines(samples) if line.trajectory] if samples.exists() else []
+    return measured(chosen, played)
 
 
 def _cost(usage: Mapping[str, int] | None, prices: Sequence[float]) -> float | None:

@@ -85,6 +85,8 @@ class Options:
     """Only the first problems."""
     concurrency: int = 32
     """Episodes at a time."""
+    metric: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """One of your own, module:function, on top of the others; as often as wanted."""
     tokenizer: str | None = None
     """Where it differs from the model's."""
     chat_template: str | None = None

@@ -1,4 +1,4 @@
-"""Who watches a run: metrics of each batch, trackers of experiments, callbacks. All are components of the registry."""
+"""Who watches a run: trackers of experiments and callbacks (metrics: `evaluation.own_metrics`)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,9 @@ from typing import Any, Protocol
 from solostream import registry
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
+from solostream.evaluation.own_metrics import Value
 
-Value = float | int | None
 HOOKS = ("on_start", "on_step", "on_end")
-
-
-class Metric(Protocol):
-    """A function; its keywords are its options. Of training (`run.metrics`) and of evaluation (`eval --metric`)."""
-
-    def __call__(self, trajectories: Sequence[Trajectory], /) -> Mapping[str, Value]:
-        """Numbers by name ("group/what"); None where there is nothing to average."""
-        ...
 
 
 class RunTracker(Protocol):
@@ -45,20 +37,6 @@ class Callback(Protocol):
     def on_end(self, summary: Mapping[str, Any]) -> None:
         """`summary`: what summary.json says."""
         ...
-
-
-def measured(metrics: Mapping[str, Any], trajectories: Sequence[Trajectory]) -> dict[str, Value]:
-    """What all `metrics` (name -> `Metric`) say. Raises UserError for what is no number by name."""
-    found: dict[str, Value] = {}
-    for name, metric in metrics.items():
-        values = metric(trajectories)
-        if not isinstance(values, Mapping):
-            raise UserError(f"metric '{name}' returned a {type(values).__name__}: return numbers by name, a dict")
-        for key, value in values.items():
-            if not (value is None or isinstance(value, int | float)):
-                raise UserError(f"metric '{name}': {key!r} is {value!r}, not a number")
-            found[str(key)] = value
-    return found
 
 
 def callback(spec: str, options: Mapping[str, Any] | None, **given: Any) -> Any:

@@ -20,12 +20,12 @@ from solostream.agent.engine import Engine
 from solostream.agent.rollout import seed_of
 from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog
+from solostream.evaluation.own_metrics import Metric, measured
 from solostream.training.advantages import grouped, tracker_of
 from solostream.training.advantages.base import Advantage, Advantages
 from solostream.training.batch import Batch, UnfitBatch, dump
 from solostream.training.config import Config
 from solostream.training.learner.learner import Learner
-from solostream.training.observers import Metric, measured
 from solostream.training.rollouts.collector import AsyncCollector, unused
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.rollouts.request import PromptSource, RolloutRequest

@@ -25,6 +25,7 @@ from solostream.agent.engines.allocator import keep_freed_memory
 from solostream.agent.trajectory_file import TrajectoryLog, read_lines
 from solostream.envs.data import Tasks
 from solostream.errors import UserError
+from solostream.evaluation.own_metrics import Metric
 from solostream.provenance import provenance
 from solostream.training import observers
 from solostream.training.advantages.base import Advantage
@@ -32,7 +33,7 @@ from solostream.training.config import Config
 from solostream.training.learner.device import describe
 from solostream.training.learner.learner import Learner
 from solostream.training.losses import Loss
-from solostream.training.observers import Metric, RunTracker
+from solostream.training.observers import RunTracker
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.rollouts.restarting_engine import RestartingEngine
 from solostream.training.rollouts.task_sampler import Sampler
