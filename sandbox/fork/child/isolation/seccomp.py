@@ -46,7 +46,7 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {  # (x86_64, aarch64)
     "mbind": (237, 235), "set_mempolicy": (238, 237), "migrate_pages": (256, 238), "move_pages": (279, 239),
     # pools that all processes of a user, or of the machine, share
     "io_setup": (206, 0), "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
-    "fanotify_mark": (301, 263),
+    "fanotify_mark": (301, 263), "timer_create": (222, 107),
     # the network, and Unix sockets with it: abstract names would join sessions
     "socket": (41, 198), "bind": (49, 200), "connect": (42, 203), "listen": (50, 201),
     # descriptors in flight are counted per user; a session has nobody to send one to
