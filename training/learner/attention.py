@@ -8,6 +8,7 @@ that the plain causal kernel (flash where there is one) is exact without a mask.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,11 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 try:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen as _varlen
+
+    varlen_attn: Callable[..., Any] | None = _varlen.varlen_attn
 except ImportError:  # torch before 2.10
-    varlen_attn = None  # type: ignore[assignment]
+    varlen_attn = None
 
 ATTENTION = "solostream_packed"  # its name among the attention functions of transformers
 # What this torch's kernel can be told; without a scale and a window it does not compute what models ask for.
@@ -118,6 +121,7 @@ def _without_padding(
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     places, longest = (layout.borders, layout.borders), (layout.longest, layout.longest)
     left = window - 1 if window else -1  # of the keys that a query sees: a window counts the query's own
+    assert varlen_attn is not None
     out = varlen_attn(q, k, v, *places, *longest, scale=scaling, window_size=(left, 0), **grouped)
     assert isinstance(out, Tensor)
     return out[None]

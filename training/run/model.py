@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -97,7 +98,8 @@ def load_model(
     dtype = DTYPES[config.dtype] if adapters else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.path)
-        model = AutoModelForCausalLM.from_pretrained(config.path, dtype=dtype).to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(config.path, dtype=dtype)
+        model = model.to(device)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f'model.path = "{config.path}" is no local model and no reachable hub id: {reason}') from error
