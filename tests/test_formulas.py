@@ -34,6 +34,10 @@ from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.muon import Muon, orthogonalise
 from solostream.training.learner.optimizer import factor
+from solostream.training.losses.cispo import CISPO
+from solostream.training.losses.clip_cov import covariance
+from solostream.training.losses.gspo import GSPO
+from solostream.training.losses.tokens import Tokens
 from solostream.training.rollouts.collector import oldest_version
 
 
@@ -195,3 +199,28 @@ def test_rescored_evidence_counts_in_the_order_of_dispatch(seed: int) -> None:
     tracker = ValueTracker(0.1, 0.99)
     SPO(tracker, divergence="rescore", logprobs=now)(Batch(shuffled))
     assert tracker.evidence("x") == pytest.approx(expected.evidence("x"), rel=1e-6)
+
+
+def test_gspo_clips_the_ratio_of_a_sequence_on_both_sides() -> None:
+    """s = e^0.1 against 1.04 where A > 0, s = e^-0.1 against 0.97 where A < 0; two tokens a sequence."""
+    segment = torch.tensor([0, 0, 1, 1])
+    logprob = torch.tensor([0.3, -0.1, -0.25, 0.05])
+    advantage = torch.tensor([1.5, 1.5, -0.7, -0.7])
+    tokens = Tokens(logprob, torch.zeros(4), advantage, segment, 2, torch.zeros(4) > 0)
+    loss, metrics = GSPO(clip_low=0.03, clip_high=0.04)(tokens)
+    assert loss.tolist() == pytest.approx([-1.04 * 1.5] * 2 + [0.97 * 0.7] * 2, abs=1e-6)
+    assert (int(metrics["clip/high"]), int(metrics["clip/low"])) == (2, 2)
+
+
+def test_covariance_is_of_centred_numbers() -> None:
+    """(x - 2)(y - 1) of each; none of the means is 0."""
+    got = covariance(np.array([1.0, 2.0, 3.0]), np.array([4.0, 0.5, -1.5]))
+    assert got.tolist() == [-3.0, -0.0, -2.5]
+
+
+def test_cispo_counts_only_what_it_clipped() -> None:
+    """Ratios e^0.1, 1 and e^-0.1 lie inside (0.8, 1.28), e^0.4 and e^-0.5 do not."""
+    logprob = torch.tensor([0.1, 0.0, -0.1, 0.4, -0.5])
+    tokens = Tokens(logprob, torch.zeros(5), torch.ones(5), torch.arange(5), 5, torch.zeros(5) > 0)
+    metrics = CISPO(clip_low=0.2, clip_high=0.28)(tokens)[1]
+    assert (int(metrics["clip/high"]), int(metrics["clip/low"])) == (1, 1)
