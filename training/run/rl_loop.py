@@ -111,20 +111,20 @@ class Reinforcement:
         """
         started = time.monotonic()
         batch = self._batch(taken)
-        advantages, measured = await self._in_thread(self._update, batch)
+        advantages, numbers = await self._in_thread(self._update, batch)
         learn_s = time.monotonic() - started
         self.step += 1
         await self._log.update(self.step, batch, advantages.values)
-        if "drift" in measured:
-            self.tracker.record_drift(self.step, measured["drift"])
+        if "drift" in numbers:
+            self.tracker.record_drift(self.step, numbers["drift"])
         await self._engine.load_weights(self._learner.weights(), self.step)
         self.pipeline.advance(self.step)
-        self.mismatch_max = max(self.mismatch_max, measured.get("mismatch/on_policy_max", 0.0))
+        self.mismatch_max = max(self.mismatch_max, numbers.get("mismatch/on_policy_max", 0.0))
         now = self.pipeline.counts
         found = {
             **metrics.of_batch(batch, self.step - 1),
             **metrics.calibration(batch),
-            **{name if "/" in name else f"learner/{name}": value for name, value in measured.items()},
+            **{name if "/" in name else f"learner/{name}": value for name, value in numbers.items()},
             **advantages.metrics,
             **measured(self._own_metrics, batch),
             **metrics.changes(now, self._counted, COUNTED),
