@@ -1,14 +1,12 @@
 # `make quickstart` and `make test` do everything on a machine that has only Python, git and make.
-# TORCH=cpu takes PyTorch's build for machines without a GPU from PyTorch's own index.
+# TORCH_INDEX=URL takes torch from there: the index of builds for machines without a GPU that PyTorch's install page names.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
-ifeq ($(TORCH),cpu)
-PIP += --extra-index-url https://download.pytorch.org/whl/cpu
-SIZE := about 500 MB of packages
-else
-SIZE := about 3 GB of packages where PyTorch comes with CUDA (TORCH=cpu: about 500 MB)
+ifdef TORCH_INDEX
+PIP += --extra-index-url $(TORCH_INDEX)
 endif
+SIZE := about 3 GB of packages where PyTorch comes with CUDA, 500 MB with its CPU build (make TORCH_INDEX=URL)
 
 .PHONY: quickstart test lint bench clean
 
