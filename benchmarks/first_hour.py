@@ -49,7 +49,7 @@ WRONG = {  # command -> ten wrong ways to use it
 
 
 def main() -> int:
-    bars: list[tuple[str, str, bool]] = []
+    bars = _Bars()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         _write(folder)
@@ -73,9 +73,16 @@ def main() -> int:
         bars.append(_command("installs from the public index", [sys.executable, "scripts/check-install.py"]))
     if "--endpoint" in sys.argv:
         bars.append(_command("endpoints", [sys.executable, "benchmarks/first_hour_parts/endpoint.py"]))
-    for name, value, held in bars:
-        print(f"{'✓' if held else '✗'} {name:<48} {value}")
     return 0 if all(held for *_, held in bars) else 1
+
+
+class _Bars(list[tuple[str, str, bool]]):
+    """Each is printed as soon as it is known."""
+
+    def append(self, bar: tuple[str, str, bool]) -> None:
+        name, value, held = bar
+        print(f"{'✓' if held else '✗'} {name:<48} {value}", flush=True)
+        super().append(bar)
 
 
 def _write(folder: Path) -> None:
