@@ -27,9 +27,12 @@ EVALUATED = 100  # of them, where nobody says how many
 class TextEnv(Protocol):
     """One episode at a time. tasks: what `areset` can be asked for. trace: a `Step` for each turn so far."""
 
-    tasks: Tasks
-    task: Task | None
-    trace: list[Step]
+    @property
+    def tasks(self) -> Tasks: ...
+    @property
+    def task(self) -> Task | None: ...
+    @property
+    def trace(self) -> list[Step]: ...
 
     @property
     def tools(self) -> Sequence[Mapping[str, Any]]:

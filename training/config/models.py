@@ -365,7 +365,7 @@ class Config(Section):
     def completed(self) -> Config:
         """The same run, with the defaults of its components written out: what a folder keeps."""
         a, used = self.algorithm, self.algorithm.components
-        sections = {
+        sections: dict[str, Any] = {
             "sampler": complete("sampler", self.sampler, [a.task_sampler]),
             "tracker": complete("tracker", self.tracker, self.run.trackers),
             "metric": complete("metric", self.metric, self.run.metrics),

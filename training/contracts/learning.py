@@ -40,8 +40,8 @@ def advantage(spec: str, options: dict[str, Any]) -> Promises:
         return [np.zeros(t.n_action_tokens) for t in wanted]
 
     def make() -> Any:
-        names = ("none", (spec,)) if stage else (spec, ())
-        return estimator(*names, {spec: options}, ValueTracker(), logprobs)[-1]
+        name, stages = ("none", (spec,)) if stage else (spec, ())
+        return estimator(name, stages, {spec: options}, ValueTracker(), logprobs)[-1]
 
     one, two = make(), make()
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
