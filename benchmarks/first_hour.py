@@ -65,7 +65,8 @@ def main() -> int:
                     not wrong,
                 )
             )
-    bars.append(_command("a notebook trains", [sys.executable, "-m", "pytest", "-q", "tests/docs/test_example_notebook.py"]))
+    notebook = [sys.executable, "-m", "pytest", "-q", "tests/docs/test_example_notebook.py"]
+    bars.append(_command("a notebook trains", notebook))
     bars.append(
         _command("code blocks of README and docs", [sys.executable, "-m", "pytest", "-q", "tests/docs/test_blocks.py"])
     )
