@@ -44,8 +44,8 @@ async def output(arena: Arena) -> None:
     session = await arena.open()
     await session.run("import subprocess, sys\nprint('before')")
     other = await copy(arena, session)
-    talk = "print({0!r})\nprint({0!r}, file=sys.stderr)\nsubprocess.run(['echo', {0!r}])\nNone"
-    seen = await asyncio.gather(session.run(talk.format("one")), other.run(talk.format("two")))
+    chatter = "print({0!r})\nprint({0!r}, file=sys.stderr)\nsubprocess.run(['echo', {0!r}])\nNone"
+    seen = await asyncio.gather(session.run(chatter.format("one")), other.run(chatter.format("two")))
     for word, its in zip(("one", "two"), seen, strict=True):
         expect(its.stdout.split() == [word, word], f"stdout holds {word!r} twice", its)
         expect(its.stderr == word + "\n", f"stderr holds {word!r}", its)

@@ -26,12 +26,12 @@ async def connect(daemon: Daemon, module: str, **host: Any) -> tuple[str, socket
     folder = Path(tempfile.mkdtemp(prefix="solostream-"))  # 0700: no other user of this host comes in
     name: str | None = None
     try:
-        door = folder / "door"
-        door.mkdir()
-        door.chmod(0o755)
-        with _listen(door / "s") as listener:
+        mount = folder / "connection"
+        mount.mkdir()
+        mount.chmod(0o755)
+        with _listen(mount / "s") as listener:
             name = await asyncio.to_thread(
-                daemon.create, ["python", "-m", module, "/door/s"], binds=[f"{door}:/door:ro"], **host
+                daemon.create, ["python", "-m", module, "/connection/s"], binds=[f"{mount}:/connection:ro"], **host
             )
             words = await asyncio.to_thread(daemon.start, name)
             return name, await _arrival(listener, words)

@@ -1,8 +1,8 @@
 """The server in the container: `python -m solostream.sandbox.docker.entrypoint SOCKET`.
 
-It connects out to the host's socket, once and before any session exists; the host then closes its door and removes the
-socket. So there is nothing in the container that model code could connect to, and nothing on the host that it could
-write. When the connection ends (the host closed it or died) the process ends, and the container with it.
+It connects out to the host's socket, once and before any session exists; the host then closes its listener and removes
+the socket. So there is nothing in the container that model code could connect to, and nothing on the host that it
+could write. When the connection ends (the host closed it or died) the process ends, and the container with it.
 """
 
 from __future__ import annotations

@@ -50,13 +50,13 @@ class Kernel:
     """One running kernel."""
 
     def __init__(
-        self, client: Any, home: Home, door: _Door, outputs: dict[str, int], isolation: str, limits: Limits
+        self, client: Any, home: Home, guard: _Connection, outputs: dict[str, int], isolation: str, limits: Limits
     ) -> None:
         self.isolation = isolation
-        self.ended = door.ended
+        self.ended = guard.ended
         self._client = client
         self._home = home
-        self._door = door
+        self._connection = guard
         self._outputs = outputs  # "stdout", "stderr" -> the pipe that it comes through
         self._limits = limits
         self._running: tuple[str, Collector] | None = None
@@ -97,7 +97,7 @@ class Kernel:
             await asyncio.wait([reply, self.ended], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             late = not reply.done() and not self.ended.done()
             if late:
-                self._door.interrupt()
+                self._connection.interrupt()
                 await asyncio.wait([reply, self.ended], timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
             for name, fd in self._outputs.items():
                 self._read(name, fd)  # a pipe holds no more than one read takes
@@ -117,7 +117,7 @@ class Kernel:
         """Kill the kernel and whatever it started. Idempotent."""
         self._listener.cancel()
         self._client.stop_channels()
-        self._door.close()
+        self._connection.close()
         for fd in self._outputs.values():
             asyncio.get_running_loop().remove_reader(fd)
             os.close(fd)
@@ -162,7 +162,7 @@ class Kernel:
             await asyncio.sleep(0)  # whatever waits in the channel, others have their turn
 
 
-class _Door:
+class _Connection:
     """The connection to a kernel's guard: interrupts go out, the news of the kernel's end comes in."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -208,7 +208,7 @@ async def start_kernel(home: Home, confinement: dict[str, Any], limits: Limits) 
     }
     outputs: dict[str, int] = {}
     theirs: list[int] = []
-    connection: socket.socket | _Door | None = None
+    connection: socket.socket | _Connection | None = None
     kernel: Kernel | None = None
     relays: list[asyncio.Server] = []
     try:
@@ -221,13 +221,13 @@ async def start_kernel(home: Home, confinement: dict[str, Any], limits: Limits) 
         connection = await home.start()
         socket.send_fds(connection, [json.dumps(settings).encode()], theirs)
         connection.setblocking(False)
-        connection = door = _Door(*await asyncio.open_unix_connection(sock=connection))
-        isolation = await door.ready()
+        connection = guard = _Connection(*await asyncio.open_unix_connection(sock=connection))
+        isolation = await guard.ready()
         for number in range(1, len(CHANNELS) + 1):
             relays.append(await relay(f"{path}h-{number}", f"{path}-{number}", _message_bytes(limits)))
         client.shell_channel.start()
         client.iopub_channel.start()
-        kernel = Kernel(client, home, door, outputs, isolation, limits)
+        kernel = Kernel(client, home, guard, outputs, isolation, limits)
         await kernel.hear()
         return kernel
     except BaseException as error:

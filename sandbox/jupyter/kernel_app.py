@@ -73,7 +73,7 @@ class Publisher(IOPubThread):
 kernelapp.IOPubThread = Publisher  # type: ignore[assignment, misc]
 
 
-def mend_streams() -> None:
+def repair_streams() -> None:
     """Standard streams that the code before has closed or lost come back."""
     for fd, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name, None)
@@ -151,7 +151,7 @@ class Kernel(IPythonKernel):
     shell: Any
 
     async def do_execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        mend_streams()
+        repair_streams()
         self.shell.left = False
         reply = await super().do_execute(*args, **kwargs)
         if self.shell.left:

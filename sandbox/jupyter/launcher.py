@@ -1,12 +1,12 @@
-"""Runs one Jupyter kernel that the host does not trust: `python -m solostream.sandbox.jupyter.launcher DOOR [GROUPS]`.
+"""Runs one Jupyter kernel that the host distrusts: `python -m solostream.sandbox.jupyter.launcher SOCKET [GROUPS]`.
 
-DOOR is the descriptor of a Unix socket, or the path of one to connect to. Over it the host hands in the settings and
+SOCKET is the descriptor of a Unix socket, or the path of one to connect to. Over it the host hands in the settings and
 four sockets that already listen and two pipes to print into: the kernel opens no path of its own, so host and kernel
 share no folder. GROUPS is the descriptor of a folder in which a memory cgroup can be made.
 
-Two processes. The guard stays outside the confinement and keeps the door: an `i` interrupts the kernel, the end of the
-connection (the host closed it, or died) kills it with all that it started. The kernel goes through the same confinement
-as a session of the `fork` backend, before it has a second thread.
+Two processes. The guard stays outside the confinement and keeps the connection: an `i` interrupts the kernel, the end
+of the connection (the host closed it, or died) kills it with all that it started. The kernel goes through the same
+confinement as a session of the `fork` backend, before it has a second thread.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from solostream.sandbox.jupyter import kernel_app
 _OWN_MB = 160  # what kernel and guard need besides what the session may use
 
 
-def main(door: str, groups: str | None = None) -> NoReturn:
-    if door.isdigit():
-        host = socket.socket(fileno=int(door))
+def main(host_socket: str, groups: str | None = None) -> NoReturn:
+    if host_socket.isdigit():
+        host = socket.socket(fileno=int(host_socket))
     else:
         host = socket.socket(socket.AF_UNIX)
-        host.connect(door)
+        host.connect(host_socket)
     data, fds, _, _ = socket.recv_fds(host, 65536, len(kernel_app.CHANNELS) + 2)
     settings = json.loads(data)
     if groups is not None:
@@ -110,7 +110,7 @@ def _serve(
         os.dup2(fd, standard)
         os.close(fd)
     sys.stdout = sys.stderr = None  # type: ignore[assignment]
-    kernel_app.mend_streams()
+    kernel_app.repair_streams()
     selectors.DefaultSelector = selectors.PollSelector  # type: ignore[assignment, misc]  # there will be no epoll; see below
     app = kernel_app.build(fds, settings["path"], settings["key"], settings["output_bytes"])
     app.initialize([])

@@ -54,7 +54,7 @@ class KernelProcess:
         return ours
 
     async def end(self) -> None:
-        """The guard ends by itself once its door is closed."""
+        """The guard ends by itself once its connection is closed."""
         guard, self._guard = self._guard, None
         if guard is not None:
             try:

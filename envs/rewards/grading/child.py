@@ -40,7 +40,7 @@ _HEAVY = re.compile(r"\^|\*\*|!|\\int|\\sum|\\prod|\\lim|factorial|binom|Sum|Pro
 
 
 @dataclass(slots=True, order=True)
-class Job:
+class Comparison:
     """One comparison; the simplest is the least."""
 
     weight: int
@@ -50,11 +50,11 @@ class Job:
 
 
 class Worker:
-    """A forked process that answers one question at a time; `job` is what it is at."""
+    """A forked process that answers one question at a time; `comparison` is the one it is at."""
 
     def __init__(self, seconds: float, nice: int, others: list[Worker]) -> None:
         ours, its = socket.socketpair()
-        self.socket, self.job = ours, None  # type: socket.socket, Job | None
+        self.socket, self.comparison = ours, None  # type: socket.socket, Comparison | None
         self.pid = os.fork()
         if self.pid == 0:
             for other in others:
@@ -63,10 +63,10 @@ class Worker:
             _work(its, seconds, nice)
         its.close()
 
-    def ask(self, job: Job) -> None:
-        self.job = job
+    def ask(self, comparison: Comparison) -> None:
+        self.comparison = comparison
         with suppress(BrokenPipeError):
-            self.socket.sendall(json.dumps(job.question).encode() + b"\n")
+            self.socket.sendall(json.dumps(comparison.question).encode() + b"\n")
 
     def end(self) -> None:
         self.socket.close()
@@ -99,8 +99,8 @@ class Server:
 
     def __init__(self) -> None:
         self._fast = max(2, os.cpu_count() or 1)
-        self._waiting: list[Job] = []  # a heap
-        self._slow: deque[Job] = deque()
+        self._waiting: list[Comparison] = []  # a heap
+        self._slow: deque[Comparison] = deque()
         self._workers: dict[bool, list[Worker]] = {True: [], False: []}  # slow or not -> workers
         self._selector = selectors.DefaultSelector()
         self._selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
@@ -132,14 +132,14 @@ class Server:
         for line in lines:
             number, question = json.loads(line)
             weight = min(9, len(_HEAVY.findall(question[1])))
-            heapq.heappush(self._waiting, Job(weight, number, question, time.monotonic()))
+            heapq.heappush(self._waiting, Comparison(weight, number, question, time.monotonic()))
         return bool(chunk)
 
     def _hand_out(self) -> None:
         for slow, queue, most in ((False, self._waiting, self._fast), (True, self._slow, SLOW)):
             workers = self._workers[slow]
             while queue:
-                free = next((worker for worker in workers if worker.job is None), None)
+                free = next((worker for worker in workers if worker.comparison is None), None)
                 if free is None and len(workers) >= most:
                     break
                 if free is None:
@@ -155,19 +155,19 @@ class Server:
         with suppress(ConnectionError):
             while not line.endswith(b"\n") and (chunk := worker.socket.recv(4096)):
                 line += chunk
-        job = worker.job
-        worker.job = None
+        comparison = worker.comparison
+        worker.comparison = None
         if line.endswith(b"\n"):
-            assert job is not None
-            self._answer(job, *json.loads(line))
+            assert comparison is not None
+            self._answer(comparison, *json.loads(line))
             return
         self._drop(worker, slow)
-        if job is None:
+        if comparison is None:
             return
         if slow:
-            self._answer(job, False, DEADLINE)
+            self._answer(comparison, False, DEADLINE)
         else:
-            self._slow.append(job)
+            self._slow.append(comparison)
 
     def _drop(self, worker: Worker, slow: bool) -> None:
         self._selector.unregister(worker.socket)
@@ -183,8 +183,8 @@ class Server:
         """Seconds until the next comparison is too old; None: none waits for a second try."""
         return max(0.0, self._slow[0].asked + WAIT - time.monotonic() + 0.01) if self._slow else None
 
-    def _answer(self, job: Job, equal: bool, rule: str) -> None:
-        print(json.dumps([job.number, equal, rule]), flush=True)
+    def _answer(self, comparison: Comparison, equal: bool, rule: str) -> None:
+        print(json.dumps([comparison.number, equal, rule]), flush=True)
 
 
 def main() -> None:

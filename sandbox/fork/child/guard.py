@@ -20,7 +20,7 @@ def keep(host: int, server: int, folder: str | None) -> NoReturn:
     pidfd = os.pidfd_open(server)
     watched = [pidfd] if host < 0 else [pidfd, host]
     while not select.select(watched, [], [], _ORPHANS_S)[0]:
-        _bury_orphans(server)
+        _reap_orphans(server)
     # The server watches the host as well: without namespaces it has groups to kill.
     select.select([pidfd], [], [], _FAREWELL_S)
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -31,7 +31,7 @@ def keep(host: int, server: int, folder: str | None) -> NoReturn:
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
-def _bury_orphans(server: int) -> None:
+def _reap_orphans(server: int) -> None:
     """Without namespaces, what a dead session leaves is reparented to the guard."""
     with contextlib.suppress(ChildProcessError):
         while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and dead.si_pid != server:

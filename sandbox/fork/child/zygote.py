@@ -171,7 +171,7 @@ class _Server:
                 if fd in self.living:
                     self._end(fd)
                 elif fd in self.dying:
-                    self._bury(fd)
+                    self._reap(fd)
                 elif self.watched is not None and fd == self.watched.fileno():
                     self._hear_of_memory()
             while self.waiting and self.ready:
@@ -349,7 +349,7 @@ class _Server:
             self._hear_of_memory()
         return session.pid in self.over or (session.group is not None and session.group.overflowed())
 
-    def _bury(self, ended: int) -> None:
+    def _reap(self, ended: int) -> None:
         """Tell the host: it hears of a death when all of it is over."""
         session, last, status = self.dying.pop(ended)
         self.events.unregister(ended)
@@ -366,7 +366,7 @@ class _Server:
 
 
 def _wait_status(pid: int) -> int:
-    """How a dead child ended, which stays unburied."""
+    """How a dead child ended, which stays unreaped."""
     seen = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert seen is not None
     return seen.si_status << 8 if seen.si_code == os.CLD_EXITED else seen.si_status

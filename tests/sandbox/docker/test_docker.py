@@ -75,12 +75,12 @@ async def test_the_container_is_hardened(sandbox):
     assert host["Memory"] == host["MemorySwap"] == 4096 << 20
     assert host["PidsLimit"] == 4096
     assert about["Config"]["User"] == "65534:65534"
-    assert [(mount["Destination"], mount["RW"]) for mount in about["Mounts"]] == [("/door", False)]
+    assert [(mount["Destination"], mount["RW"]) for mount in about["Mounts"]] == [("/connection", False)]
     status = docker("exec", name, "cat", "/proc/self/status")
     assert "NoNewPrivs:\t1" in status
     assert "CapEff:\t0000000000000000" in status
     assert "CapBnd:\t0000000000000000" in status
-    assert docker("exec", name, "ls", "-A", "/door") == ""  # the way in is gone
+    assert docker("exec", name, "ls", "-A", "/connection") == ""  # the way in is gone
     for family, number in (("AF_VSOCK", 97), ("AF_ALG", 97)):
         code = f"import socket\ntry: socket.socket(socket.{family})\nexcept OSError as e: print(e.errno)"
         assert docker("exec", name, "python", "-c", code) == str(number)
