@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import tyro
 
 from solostream.agent.chat_template import Chat, read_template
 from solostream.agent.conversation import Ran, Said, Talk
-from solostream.agent.engine import EngineError, checked
+from solostream.agent.engine import Engine, EngineError, checked
 from solostream.agent.engines.spec import open_engine
-from solostream.agent.run_settings import registered, run_settings
+from solostream.agent.run_settings import RunSettings, registered, run_settings
 from solostream.envs.text.budgets import clip, token_counter
 from solostream.envs.text.observation import observe
 from solostream.envs.text.prompts import system_prompt
@@ -69,40 +70,57 @@ def chat(
         seed: Of sampling; default: 0 (chat: none is sent).
         api_key_env: Environment variable that holds a server's key; default: OPENAI_API_KEY.
     """
+    run, endpoint = run_settings(model), model.startswith("chat:")
+    settings = _settings(run, sandbox=sandbox, system_prompt=system, syntax=syntax)
+    sampled = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "turn_tokens": turn_tokens}
+    preset = _preset(run, endpoint, max_tokens, sampled)
+    variables = dict(run.chat_template_kwargs) if run else {}
+    if chat_template_kwargs is not None:
+        variables = json_object("--chat-template-kwargs", chat_template_kwargs, '{"enable_thinking": false}')
+    template, date = read_template(chat_template), date or (run.date if run else None)
+    rendering = partial(Chat, template=template, variables=variables, date=date)
+    how: dict[str, Any] = {"slots": 1, "max_len": max_tokens, "seed": seed or 0, "api_key_env": api_key_env}
+    opening = partial(open_engine, model, tokenizer=tokenizer, **how)
+    return _converse(run, settings, preset, seed if endpoint else seed or 0, opening, rendering)
+
+
+def _settings(run: RunSettings | None, **options: Any) -> dict[str, Any]:
+    """The environment's settings: the run's, and above them the options that were given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return {**registered(run.env), **run.under(given)} if run else given
+
+
+def _preset(run: RunSettings | None, endpoint: bool, max_tokens: int, options: Mapping[str, Any]) -> Preset:
+    """How it samples: options that were given, else as the run evaluated. Raises ValueError for what cannot be."""
+    like = run or (Preset(1.0, 1.0, 0) if endpoint else PRESETS["sampled"])  # an endpoint has defaults of its own
+    chosen = {name: getattr(like, name) if value is None else value for name, value in options.items()}
+    preset = Preset(max_tokens=max_tokens, **chosen)
+    checked(preset.turn())
+    return preset
+
+
+def _converse(
+    run: RunSettings | None,
+    settings: Mapping[str, Any],
+    preset: Preset,
+    seed: int | None,
+    opening: Callable[[], Coroutine[Any, Any, tuple[Engine, Any]]],
+    rendering: Callable[[Any], Chat],
+) -> int:
+    """Open engine and sandbox, and talk until the user ends it. rendering: makes it of the model's tokenizer."""
     from solostream.sandbox import open_sandbox
 
-    run = run_settings(model)
-    options = {"sandbox": sandbox, "system_prompt": system, "syntax": syntax}
-    given = {name: value for name, value in options.items() if value is not None}
-    settings: dict[str, Any] = {**registered(run.env), **run.under(given)} if run else given
-    endpoint = model.startswith("chat:")
-    like = run or (Preset(1.0, 1.0, 0) if endpoint else PRESETS["sampled"])  # an endpoint has defaults of its own
-    chosen = Preset(
-        like.temperature if temperature is None else temperature,
-        like.top_p if top_p is None else top_p,
-        like.top_k if top_k is None else top_k,
-        max_tokens,
-        like.turn_tokens if turn_tokens is None else turn_tokens,
-    )
-    checked(chosen.turn())
     box = open_sandbox(settings.get("sandbox", "fork"), **(settings.get("sandbox_options") or {}))
     with asyncio.Runner() as runner:
         try:
-            how: dict[str, Any] = {"slots": 1, "max_len": max_tokens, "seed": seed or 0, "api_key_env": api_key_env}
-            engine, words = runner.run(open_engine(model, tokenizer=tokenizer, **how))
+            engine, tokenizer = runner.run(opening())
         except EngineError as error:
             return _failed(error)
-        room = min(max_tokens, getattr(engine, "max_len", max_tokens))
-        sampling = replace(chosen.turn(room), seed=seed if endpoint else seed or 0)
-        variables = dict(run.chat_template_kwargs) if run else {}
-        if chat_template_kwargs is not None:
-            variables = json_object("--chat-template-kwargs", chat_template_kwargs, '{"enable_thinking": false}')
-        rendering = Chat(
-            words, read_template(chat_template), variables=variables, date=date or (run.date if run else None)
-        )
-        manner = _manner(settings, rendering)
-        new = lambda: Talk(engine, rendering, runner.run(box.open()), sampling=sampling, room=room, **manner)
         try:
+            chat_format = rendering(tokenizer)
+            room = min(preset.max_tokens, getattr(engine, "max_len", preset.max_tokens))
+            sampling, manner = replace(preset.turn(room), seed=seed), _manner(settings, chat_format)
+            new = lambda: Talk(engine, chat_format, runner.run(box.open()), sampling=sampling, room=room, **manner)
             converse = new()
             if run:
                 print(_faint(f"{run}; options override"))

@@ -27,13 +27,13 @@ from solostream.envs.rewards.grading import Rules
 from solostream.envs.rewards.rubric import RewardSource, Rubric
 from solostream.envs.space import SURROGATE, UnicodeText
 from solostream.envs.text.answers import AnswerStyle, check_style, find_answer
-from solostream.envs.text.budgets import TokenCounter, clip, token_counter
+from solostream.envs.text.budgets import TokenCounter, at_least_one, budget_note, clip, token_counter
 from solostream.envs.text.observation import observe
 from solostream.envs.text.parse import Parsed, Parser, Think, names_tools, stops
 from solostream.envs.text.prompts import system_prompt as default_prompt
 from solostream.envs.text.syntax import syntax as syntax_of
 from solostream.envs.text.syntax import syntaxes
-from solostream.envs.tools import ToolSource, json_schema, make_tool, typed, wrong_arguments
+from solostream.envs.tools import ToolSource, json_schema, tools_by_name, typed, wrong_arguments
 from solostream.envs.types import EnvEnding, Grading, Step, Task, ToolCall
 from solostream.envs.workspace import SandboxSource, Workspace
 from solostream.errors import UserError
@@ -93,8 +93,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         render_mode: str | None = None,
     ) -> None:
         check_style(answer)
-        if max_turns < 1 or output_tokens < 1 or max_calls_per_turn < 1:
-            raise UserError("max_turns, max_calls_per_turn and output_tokens must be at least 1")
+        at_least_one(max_turns=max_turns, max_calls_per_turn=max_calls_per_turn, output_tokens=output_tokens)
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UserError(f"unknown render mode {render_mode!r}; one of: {', '.join(self.metadata['render_modes'])}")
         self.observation_space = UnicodeText()
@@ -107,9 +106,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._answer_style: AnswerStyle = answer
         self._rubric = Rubric(reward)
         self._rules = Rules(**registry.checked("grading", Rules, grading or {}, ()))
-        self._tools = {tool.name: tool for tool in map(make_tool, tools)}
-        if len(self._tools) < len(tools):
-            raise UserError(f"two tools have one name, among: {', '.join(self._tools)}")
+        self._tools = tools_by_name(tools)
         self._system_prompt, self._system = system_prompt, ""
         self._syntax: tuple[str, ...] = ()  # of "auto", until `fit`
         self._auto = syntax == "auto"
@@ -123,8 +120,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         self.task: Task | None = None
         self.trace: list[Step] = []
         self.over = True  # or not yet begun: only a reset goes on
-        self._tokens = 0
-        self._started = 0.0
+        self._tokens, self._started = 0, 0.0
         self._opened = False  # the chat template opens a thought
         self._reader: Parser | None = None  # of the turn that is being written
         self._inside = False  # the last turn ended in a thought that a call interrupted
@@ -352,10 +348,9 @@ class ToolEnv(gymnasium.Env[str, str]):
                 executions.append(None)
                 continue
             execution, content = await self._call(call)
-            content = self._frame.format(content)
             executions.append(execution)
             name = call.name if call.name in self._tools else "unknown"  # whatever the policy wrote
-            messages.append({"role": "tool", "name": name, "content": content})
+            messages.append({"role": "tool", "name": name, "content": self._frame.format(content)})
         if messages and len(calls) > self._max_calls:
             messages[-1]["content"] += f"\nError: at most {self._max_calls} calls a turn; the others were not executed"
         if messages and self._show_budget:
@@ -385,13 +380,9 @@ class ToolEnv(gymnasium.Env[str, str]):
 
     def _remaining(self, messages: Sequence[Message]) -> str:
         """What the policy may still spend after reading this note, which costs tokens too."""
-        turns = f"\n[turns left: {self._max_turns - len(self.trace) - 1}"
-        if not self._episode_tokens:
-            return f"{turns}]"
-        *others, last = (message["content"] for message in messages)
-        left = self._episode_tokens - self._tokens - sum(map(self._count, others))
-        left -= self._count(f"{last}{turns}, tokens left: {left}]")  # no smaller number is longer
-        return f"{turns}, tokens left: {max(left, 0)}]"
+        turns = self._max_turns - len(self.trace) - 1
+        left = self._episode_tokens - self._tokens if self._episode_tokens else None
+        return budget_note(turns, left, [message["content"] for message in messages], self._count)
 
     async def _score(self, last: Step, style: str | None) -> Step:
         """The last step with its reward and how it came about. Raises RewardError."""

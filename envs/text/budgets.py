@@ -108,3 +108,23 @@ def clip(text: str, cap: int, counter: TokenCounter) -> str:
 def _text(counter: TokenCounter, ids: Sequence[int]) -> str:
     """Decoded, without the halves of characters at the cuts."""
     return counter.decode(ids).strip("\ufffd")
+
+
+def at_least_one(**limits: int) -> None:
+    """Raises UserError that names the limits which leave nothing to do."""
+    if low := [name for name, limit in limits.items() if limit < 1]:
+        raise UserError(f"{', '.join(low)} must be at least 1")
+
+
+def budget_note(turns: int, tokens: int | None, messages: Sequence[str], count: Callable[[str], int]) -> str:
+    """What the policy may still spend after reading `messages`, whose last ends with this note: it costs tokens too.
+
+    tokens: what was left before `messages`; None: the episode has no such budget.
+    """
+    note = f"\n[turns left: {turns}"
+    if tokens is None:
+        return f"{note}]"
+    *others, last = messages
+    left = tokens - sum(map(count, others))
+    left -= count(f"{last}{note}, tokens left: {left}]")  # no smaller number is longer
+    return f"{note}, tokens left: {max(left, 0)}]"

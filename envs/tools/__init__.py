@@ -55,6 +55,14 @@ def make_tool(source: ToolSource) -> Tool:
     return tool
 
 
+def tools_by_name(sources: Sequence[ToolSource]) -> dict[str, Tool]:
+    """Made, under their names. Raises UserError as `make_tool` does, and for two of one name."""
+    made = {tool.name: tool for tool in map(make_tool, sources)}
+    if len(made) < len(sources):
+        raise UserError(f"two tools have one name, among: {', '.join(made)}")
+    return made
+
+
 def json_schema(tool: Tool) -> dict[str, Any]:
     """The function schema that chat templates and OpenAI's API take."""
     function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}

@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 
+from solostream.envs.data import Tasks
 from solostream.errors import UserError
+from solostream.training.config import Config
 
 MANIFEST = "manifest.json"
 
@@ -110,6 +112,41 @@ def damage(folder: Path) -> str | None:
         if path.stat().st_size != size or _digest(path) != digest:
             return f"{name} has changed since it was written"
     return None
+
+
+def inputs(config: Config, train: Tasks, test: Tasks) -> dict[str, Any]:
+    """What a run was made of, as a checkpoint remembers it: whoever resumes must bring the same."""
+    return {
+        "resume_fingerprint": config.resume_fingerprint(),
+        "config_hash": config.hash(),
+        "data": {"train": train.fingerprint, "test": test.fingerprint},
+    }
+
+
+def refuse_another_run(config: Config, saved: State) -> None:
+    """Raises UserError when the checkpoint was written under settings that give other numbers."""
+    then = saved.plain["resume_fingerprint"]
+    if config.resume_fingerprint() == then:
+        return
+    changed = [
+        f"{section}.{key}"
+        for section, keys in config.resume_fingerprint().items()
+        for key in keys
+        if then.get(section, {}).get(key) != keys[key]
+    ]
+    raise UserError(f"the checkpoint was written with another {', '.join(changed)}: set them back, or start a new run")
+
+
+def refuse_other_problems(config: Config, train: Tasks, test: Tasks, saved: State) -> None:
+    """Raises UserError when the data, which the configuration only names, has changed since the checkpoint."""
+    now = inputs(config, train, test)["data"]
+    changed = [name for name, digest in saved.plain["data"].items() if now[name] != digest]
+    if changed:
+        where = config.data.path or "the generator"
+        raise UserError(
+            f"the {' and '.join(changed)} problems of {where} have changed since the checkpoint: "
+            f"put them back, or start a new run under another --name"
+        )
 
 
 def _digest(path: Path) -> str:

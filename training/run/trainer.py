@@ -108,14 +108,14 @@ class Trainer:
         self.sft_batches = cold_start.sft_batches(config)
         self.saved = checkpoint.load(source) if source else None
         if self.saved is not None:
-            _refuse_another_run(config, self.saved)
+            checkpoint.refuse_another_run(config, self.saved)
         plain = self.saved.plain if self.saved else {}
         self.clock = Clock(plain.get("times", {}), started)
         with self.clock.phase("build"):
             of_cold_start = [task for sft_batch in self.sft_batches for task in sft_batch.tasks]
             train, test = setup.problems(config, view.say)
             if self.saved is not None:
-                _refuse_other_problems(config, train, test, self.saved)
+                checkpoint.refuse_other_problems(config, train, test, self.saved)
             self.parts = setup.build(config, train, test, of_cold_start, source)
             self.traces = TraceSet(config, self.parts, view.say) if config.cold_start.data else None
             if self.traces and plain.get("traces", self.traces.fingerprint) != self.traces.fingerprint:
@@ -259,12 +259,10 @@ class Trainer:
             dump_dir=self.folder,
         )
         resumed = self.saved if self.saved is not None and self.saved.plain["phase"] == "rl" else None
-        log = TrajectoryLog(
-            self.folder / "trajectories.jsonl",
-            (resumed.plain["log_bytes"] if resumed else 0)
-            if resumed is None or config.rollout.mode == "sync"
-            else None,
-        )
+        kept: int | None = 0  # bytes of the log; None: all of it, whatever was logged after the checkpoint
+        if resumed is not None:
+            kept = resumed.plain["log_bytes"] if config.rollout.mode == "sync" else None
+        log = TrajectoryLog(self.folder / "trajectories.jsonl", kept)
         pool = [task.id for task in self.parts.train]
         rl = Reinforcement(
             config,
@@ -363,9 +361,7 @@ class Trainer:
             "cold_step": self.cold_step,
             "before": asdict(self.before) if self.before else None,
             "times": self.clock.times(),
-            "resume_fingerprint": self.config.resume_fingerprint(),
-            "config_hash": self.config.hash(),
-            "data": {"train": self.parts.train.fingerprint, "test": self.parts.test.fingerprint},
+            **checkpoint.inputs(self.config, self.parts.train, self.parts.test),
             "traces": self.traces.fingerprint if self.traces else None,
             "reinforcement": rl.state_dict() if rl else None,
             "log_bytes": log.sync() if log else 0,
@@ -401,29 +397,3 @@ class Trainer:
         if row["phase"] == "cold_start":
             return row["step"] <= self.cold_step
         return self.before is not None and self.saved is not None and row["step"] <= self.saved.step
-
-
-def _refuse_another_run(config: Config, saved: State) -> None:
-    """Raises UserError when the checkpoint was written under settings that give other numbers."""
-    then = saved.plain["resume_fingerprint"]
-    if config.resume_fingerprint() == then:
-        return
-    changed = [
-        f"{section}.{key}"
-        for section, keys in config.resume_fingerprint().items()
-        for key in keys
-        if then.get(section, {}).get(key) != keys[key]
-    ]
-    raise UserError(f"the checkpoint was written with another {', '.join(changed)}: set them back, or start a new run")
-
-
-def _refuse_other_problems(config: Config, train: Tasks, test: Tasks, saved: State) -> None:
-    """Raises UserError when the data, which the configuration only names, has changed since the checkpoint."""
-    now = {"train": train.fingerprint, "test": test.fingerprint}
-    changed = [name for name, digest in saved.plain["data"].items() if now[name] != digest]
-    if changed:
-        where = config.data.path or "the generator"
-        raise UserError(
-            f"the {' and '.join(changed)} problems of {where} have changed since the checkpoint: "
-            f"put them back, or start a new run under another --name"
-        )
