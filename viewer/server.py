@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -55,12 +55,26 @@ def make_app(places: Sequence[Path], *, tokenizer: Path | None = None, hosts: Se
     async def refuse(_: Request, error: Exception) -> Response:
         return JSONResponse({"detail": str(error)}, 400)
 
+    app.include_router(_api(shown))
+
+    @app.get("/")
+    def front() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    return app
+
+
+def _api(shown: Runs) -> APIRouter:
+    """What the front end asks for: runs, their rows a page at a time, one trajectory, one task."""
+    api = APIRouter(prefix="/api")
+
     def source(run: int) -> Source:
         if not 0 <= run < len(shown.sources):
             raise HTTPException(404, f"there is no run {run}")
         return shown.sources[run]
 
-    @app.get("/api/runs")
+    @api.get("/runs")
     def runs() -> list[dict[str, Any]]:
         shown.discover()
         return [
@@ -74,7 +88,7 @@ def make_app(places: Sequence[Path], *, tokenizer: Path | None = None, hosts: Se
             for s in shown.sources
         ]
 
-    @app.get("/api/runs/{run}/rows")
+    @api.get("/runs/{run}/rows")
     def rows(
         run: int, filters: str = "", query: str = "", sort: str = "id", descending: bool = False,
         offset: int = Query(0, ge=0), limit: int = Query(100, ge=1, le=500),
@@ -82,11 +96,11 @@ def make_app(places: Sequence[Path], *, tokenizer: Path | None = None, hosts: Se
         wanted = [name for name in filters.split(",") if name]
         return source(run).index.page(wanted, query, sort, descending, offset, limit)
 
-    @app.get("/api/runs/{run}/counts")
+    @api.get("/runs/{run}/counts")
     def counts(run: int, query: str = "") -> dict[str, int]:
         return source(run).index.counts(query)
 
-    @app.get("/api/runs/{run}/rows/{row}")
+    @api.get("/runs/{run}/rows/{row}")
     def trajectory(run: int, row: int) -> dict[str, Any]:
         here = source(run)
         try:
@@ -101,18 +115,13 @@ def make_app(places: Sequence[Path], *, tokenizer: Path | None = None, hosts: Se
         record["seed"] = str(record["seed"])  # 63 bits: more than a number in JavaScript holds
         return {"row": fields, "record": record, "behaviour": behaviour, "pieces": pieces}
 
-    @app.get("/api/tasks")
+    @api.get("/tasks")
     def task(task_id: str) -> list[list[dict[str, Any]]]:
         """The rows of one task in every run."""
         return [s.index.task(task_id) for s in shown.sources]
 
-    @app.get("/api/filters")
+    @api.get("/filters")
     def filters() -> list[str]:
         return list(FILTERS)
 
-    @app.get("/")
-    def front() -> FileResponse:
-        return FileResponse(STATIC / "index.html")
-
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    return app
+    return api

