@@ -2,7 +2,7 @@
 
     python benchmarks/house_parts/mutate.py [--seconds 600] [--seed 0] [--only training/advantages/aspo.py]
 
-(mutmut and cosmic-ray both lose their way among the links of `solostream/`.) A random sample of the possible edits is
+(mutmut and cosmic-ray were not tried.) A random sample of the possible edits is
 tried until the time is up, in a copy of the tree, each against the tests nearest to its file. Survivors are printed as
 a line of the file, before and after; `docs/testing.md` says of each known one how it was killed or why it may live.
 """

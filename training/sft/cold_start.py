@@ -12,8 +12,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from solostream.agent.engine import Generation, Sampling, Weights
 from solostream.agent.trajectory import Dispatch
 from solostream.envs.data import Tasks
@@ -22,12 +20,12 @@ from solostream.envs.types import Task
 from solostream.errors import SandboxError, UserError
 from solostream.sandbox.spec import open_sandbox
 from solostream.training.config import Config, Phase
+from solostream.training.learner.learner import Demonstration
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.run.setup import Components
 from solostream.training.sft.demonstrations import STYLES, Style, demonstration, draw_styles
 from solostream.training.sft.shared_session import SharedSession
 
-Demonstration = tuple[np.ndarray, np.ndarray]  # token ids, mask of the tokens to learn
 AHEAD = 4  # batches of demonstrations that may wait for the learner
 
 

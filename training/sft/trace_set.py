@@ -23,9 +23,9 @@ from solostream.errors import UserError
 from solostream.sandbox.spec import open_sandbox
 from solostream.sandbox.types import Sandbox
 from solostream.training.config import Config
+from solostream.training.learner.learner import Demonstration
 from solostream.training.run import setup
 from solostream.training.run.setup import Components
-from solostream.training.sft.cold_start import Demonstration
 from solostream.training.sft.traces import Trace, read_traces
 
 SHOWN = 5  # kinds of bad rows that a message lists
