@@ -8,7 +8,6 @@ exact weights of this moment and costs a few look-ups, however many tasks there 
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from typing import Annotated, Any, Protocol, runtime_checkable
@@ -53,8 +52,7 @@ class Prioritized:
     def next(self) -> str:
         while True:
             task_id = self._random.choice(self.task_ids)
-            v = self.tracker.value(task_id)
-            weight = math.sqrt(v * (1 - v)) + self.epsilon
+            (weight,) = self.tracker.weights([task_id], self.epsilon)
             if self._random.random() * (0.5 + self.epsilon) < weight:
                 return task_id
 
