@@ -204,8 +204,10 @@ class _Limited(Exception):
         self.delay_s = delay_s
 
 
-def open_chat(model: str, *, api_key_env: str | None = None) -> ChatEndpoint:
-    """The engine `chat`: `model` is "URL#MODEL". Raises UserError."""
+def open_chat(model: str, *, tokenizer: str | None = None, api_key_env: str | None = None) -> ChatEndpoint:
+    """The engine `chat`: `model` is "URL#MODEL". Raises UserError, also for a tokenizer."""
+    if tokenizer is not None:
+        raise UserError("a chat endpoint has tokens of its own and counts them: leave --tokenizer out")
     return ChatEndpoint(model, key=api_key_env)
 
 

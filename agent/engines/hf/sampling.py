@@ -90,9 +90,11 @@ def _reach(
     """Which of the `ordered` logits (rows, few) stay, and whether no logit beyond them could: (rows, few), (rows,)."""
     few = ordered.shape[1]
     keep = torch.arange(few, device=ordered.device) < k[:, None]
-    # Probabilities among the k largest: of all logits where k is beyond the few.
-    among = torch.where(k <= few, torch.where(keep, ordered, -torch.inf).logsumexp(-1), logits.logsumexp(-1))
-    probabilities = torch.where(keep, (ordered - among[:, None]).exp(), 0.0)
+    # Probabilities among the k largest; among all logits where k is beyond the few.
+    probabilities = torch.where(keep, ordered, -torch.inf).softmax(-1)
+    beyond = (k > few)[:, None]
+    if bool(beyond.any()):
+        probabilities = torch.where(beyond, (ordered - logits.logsumexp(-1, keepdim=True)).exp(), probabilities)
     before = probabilities.cumsum(-1) - probabilities
     # A token stays while the mass before it is under top-p: the first always does.
     keep &= (before < top_p[:, None]) | (top_p >= 1)[:, None]

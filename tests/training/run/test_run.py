@@ -28,6 +28,7 @@ from solostream.training.run.metric_logger import read
 
 TINY = Path(__file__).parent / "tiny.toml"
 ROOT = Path(__file__).parents[3]
+PLAIN = ["--set", "data.kinds=[]", "--set", "data.levels=[]"]  # of generated problems, which tiny.toml chooses
 SCORES = {"accuracy", "accuracy_greedy", "code_ratio", "first_call_token", "code_pass_ratio", "code_rounds"}
 
 
@@ -191,11 +192,11 @@ def test_stopped_in_the_asynchronous_mode_nothing_is_lost_or_counted_twice(numbe
     [
         (["--set", "learner.lrr=1"], "did you mean 'lr'"),
         (["--set", "model.path=/no/such/model"], "model.path"),
-        (["--set", "data.path=/no/such/data.jsonl", "--set", "cold_start.phases=[]"], "/no/such/data.jsonl"),
-        (["--set", "data.path=aime26", "--set", "cold_start.phases=[]"], "did you mean 'aime25'"),
-        (["--set", "data.path=empty", "--set", "cold_start.phases=[]"], "holds no task"),
-        (["--set", "data.path=binary", "--set", "cold_start.phases=[]"], "line 1: not JSON"),
-        (["--set", "env.id=solostream/Arithmetik-v0"], "env.id"),
+        ([*PLAIN, "--set", "data.path=/no/such/data.jsonl", "--set", "cold_start.phases=[]"], "/no/such/data.jsonl"),
+        ([*PLAIN, "--set", "data.path=aime26", "--set", "cold_start.phases=[]"], "did you mean 'aime25'"),
+        ([*PLAIN, "--set", "data.path=empty", "--set", "cold_start.phases=[]"], "holds no task"),
+        ([*PLAIN, "--set", "data.path=binary", "--set", "cold_start.phases=[]"], "line 1: not JSON"),
+        (["--set", "env.id=solostream/Arithmetik-v0"], "no environment 'solostream/Arithmetik-v0'"),
         (["--set", "env.options.colour=3"], "colour"),
         (["--set", "env.episode_tokens=5000"], "lower episode_tokens"),
         (["--set", "cold_start.phases=[{steps=1, mix={erly=1.0}}]"], "erly"),
