@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from solostream.errors import UserError
 
@@ -171,6 +171,12 @@ def _encoding(path: Path) -> str:
     return "utf-8"
 
 
+def _text(path: Path, newline: str) -> TextIO:
+    """A byte that is not UTF-8 becomes a lone surrogate, which makes its row a bad one; UTF-16 and 32 have no such way."""
+    encoding = _encoding(path)
+    return path.open(newline=newline, encoding=encoding, errors="surrogateescape" if "8" in encoding else "replace")
+
+
 def _file_rows(path: Path) -> Iterator[Row]:
     if path.suffix == ".parquet":
         try:
@@ -183,8 +189,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
             raise UserError(f"{path} is no Parquet file: {error}") from None
         yield from enumerate(table.to_pylist(), 1)
     elif path.suffix == ".csv":
-        # A byte that is not UTF-8 becomes a lone surrogate, which makes its row a bad one.
-        with path.open(newline="", encoding=_encoding(path), errors="surrogateescape") as file:
+        with _text(path, newline="") as file:
             yield from _csv_rows(csv.DictReader(file))
     elif path.suffix == ".json":
         try:
@@ -192,7 +197,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is no JSON list: {error}") from None
     elif path.suffix == ".jsonl":
-        with path.open(encoding=_encoding(path), errors="surrogateescape", newline="\n") as file:
+        with _text(path, newline="\n") as file:
             for number, line in enumerate(file, 1):
                 line = line.strip("\ufeff \t\r\n")  # a mark begins each part of files that were joined
                 if line:

@@ -113,7 +113,10 @@ def test_two_files_that_both_count_from_one_and_share_a_problem(tmp_path: Path, 
         (["data.path=problems.jsonl", "data.kinds=['gcd']"], "kinds are of generated problems"),
         (["data.test_path=problems.jsonl"], "test_path needs data.path"),
         (["data.path=problems.jsonl", "env.options.system_promt=x"], "did you mean 'system_prompt'"),
-        (["data.path=problems.jsonl", "env.id=CartPole-v1"], "CartPole-v1 takes no tasks, so nothing would read data.path"),
+        (
+            ["data.path=problems.jsonl", "env.id=CartPole-v1"],
+            "CartPole-v1 takes no tasks, so nothing would read data.path",
+        ),
         (["data.path=problems.jsonl", "env.id=solostream/Maths-v0"], "solostream/Math-v0"),
     ],
 )
