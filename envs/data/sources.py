@@ -172,7 +172,7 @@ def _encoding(path: Path) -> str:
 
 
 def _text(path: Path, newline: str) -> TextIO:
-    """A byte that is not UTF-8 becomes a lone surrogate, which makes its row a bad one; UTF-16 and 32 have no such way."""
+    """A byte that is not UTF-8 becomes a lone surrogate, which makes its row a bad one; the others have no such way."""
     encoding = _encoding(path)
     return path.open(newline=newline, encoding=encoding, errors="surrogateescape" if "8" in encoding else "replace")
 

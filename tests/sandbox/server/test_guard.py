@@ -99,7 +99,7 @@ def test_a_client_that_hangs_up_while_a_session_opens_leaves_none(start) -> None
             client.sendall(head)
             time.sleep(0.0005 * (number % 12))
             client.shutdown(socket.SHUT_WR)
-            answer = b"".join(iter(lambda: client.recv(4096), b""))  # noqa: B023 - used at once
+            answer = b"".join(iter(lambda: client.recv(4096), b""))
             told += answer.startswith(b"HTTP/1.1 201")
     assert told < 80
     for _ in range(300):  # one that nobody closes stays for the 600 seconds of --idle

@@ -115,7 +115,7 @@ def test_two_files_that_both_count_from_one_and_share_a_problem(tmp_path: Path, 
         (["data.path=problems.jsonl", "env.options.system_promt=x"], "did you mean 'system_prompt'"),
         (
             ["data.path=problems.jsonl", "env.id=CartPole-v1"],
-            "CartPole-v1 takes no tasks, so nothing would read data.path",
+            "CartPole-v1 takes no tasks, so nothing would read",
         ),
         (["data.path=problems.jsonl", "env.id=solostream/Maths-v0"], "solostream/Math-v0"),
     ],
