@@ -14,7 +14,8 @@ import torch
 
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\n<tools>"
-    "{% for tool in tools %}{{ tool['function']['name'] }} {% endfor %}"
+    "{% for tool in tools %}{{ tool['function']['name'] }}"
+    "({% for name in tool['function']['parameters']['properties'] %}{{ name }}{% endfor %}) {% endfor %}"
     "</tools><|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] or '' }}"
     "{% for call in m['tool_calls'] or [] %}{% if m['content'] or not loop.first %}\n{% endif %}"
     '<tool_call>\n{"name": {{ call["function"]["name"] | tojson }}, "arguments": '
@@ -63,7 +64,7 @@ def _episode(a: int, b: int) -> list[tuple[str, bool]]:
     """(text, whether the model says it), as the template renders it."""
     call = json.dumps({"name": "python", "arguments": {"code": f"print({a} * {b})"}})
     return [
-        ("<|im_start|>system\n<tools>python </tools><|im_end|>\n", False),
+        ("<|im_start|>system\n<tools>python(code) </tools><|im_end|>\n", False),
         (f"<|im_start|>user\nWhat is {a} * {b}?<|im_end|>\n<|im_start|>assistant\n", False),
         (f"<tool_call>\n{call}\n</tool_call><|im_end|>", True),
         (f"\n<|im_start|>tool\n{a * b}<|im_end|>\n<|im_start|>assistant\n", False),
