@@ -59,8 +59,8 @@ MUTANTS = (
     Mutant(
         "top-p drops the token that reaches p",
         "agent/engines/hf/sampling.py",
-        "(probabilities.cumsum(-1) - probabilities < top_p[:, None])",
-        "(probabilities.cumsum(-1) < top_p[:, None])",
+        "    keep &= (before < top_p[:, None])",
+        "    keep &= (before + probabilities < top_p[:, None])",
     ),
     Mutant(
         "Muon without Nesterov",
