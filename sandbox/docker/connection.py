@@ -26,7 +26,7 @@ async def connect(daemon: Daemon, module: str, **host: Any) -> tuple[str, socket
     folder = Path(tempfile.mkdtemp(prefix="solostream-"))  # 0700: no other user of this host comes in
     name: str | None = None
     try:
-        mount = folder / "connection"
+        mount = folder / "c"  # short: a socket's path may have about 100 bytes, of which TMPDIR takes most
         mount.mkdir()
         mount.chmod(0o755)
         with _listen(mount / "s") as listener:
