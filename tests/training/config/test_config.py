@@ -178,7 +178,7 @@ def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
         configuration.load(tmp_path / "broken.toml")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.toml")), ids=lambda p: p.name)
 def test_the_configurations_that_ship_are_valid(path: Path) -> None:
     for _, tree in expand(configuration.read(path)):
         validate(tree)
