@@ -24,8 +24,9 @@ class Section(BaseModel):
 class LoraConfig(Section):
     """Adapters by peft on the named linear layers; the base weights stay as they are."""
 
-    rank: Positive = 16
-    alpha: Positive = 32
+    rank: Positive = 16  # of each adapter
+    alpha: Positive = 32  # an adapter's product is scaled by alpha / rank
+    # names of linear layers, or all of them
     targets: str | Annotated[tuple[str, ...], Field(strict=False)] = "all-linear"
 
 
@@ -33,13 +34,13 @@ class LearnerConfig(Section):
     """One optimizer and one loss. The defaults are SPO's (arXiv 2509.13232), except the learning rate."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: on matrices; embeddings, head and norms stay with AdamW
-    lr: Rate = 1e-6
+    lr: Rate = 1e-6  # of AdamW
     muon_lr: Rate = 0.02  # of the matrices, with optimizer = "muon"
-    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.95)
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.95)  # of AdamW's moments
     weight_decay: Rate = 0.0  # of matrices and embeddings
     grad_clip: Rate = 1.0  # largest gradient norm; 0: no limit
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the learning rates, after the warm-up
+    warmup_steps: Annotated[int, Field(ge=0)] = 0  # optimizer steps of linear growth
     total_steps: Annotated[int, Field(ge=0)] = 0  # optimizer steps until linear and cosine reach zero
 
     num_mini_batches: Positive = 1  # optimizer steps a batch ...
@@ -48,23 +49,25 @@ class LearnerConfig(Section):
     logits_chunk: Positive = 4096  # action tokens whose logits exist at one time
     # of the computation (auto: bfloat16 on a GPU, else float32); what is trained and the optimizer stay float32
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = (
+        False  # activations are computed again in the backward pass: less memory, a third slower
+    )
     compile: bool = False  # fuse what lies between the matrix products; pays on a GPU, half a minute at the start
     lora: LoraConfig | None = None
 
     loss: str = "ppo_clip"  # its options: [loss.NAME]
-    aggregation: Aggregation = "token_mean"
+    aggregation: Aggregation = "token_mean"  # how losses of tokens become the loss of a batch (docs/algorithms.md)
     length_norm: Positive = 1  # seq_mean_token_sum is divided by it (Dr. GRPO: the response limit)
-    entropy_coef: float = 0.0
+    entropy_coef: float = 0.0  # times the entropy is subtracted from the loss
     kl_coef: Rate = 0.0  # towards the reference: the weights at the start, or `set_reference`
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # all three have the gradient of the KL here
 
     # Truncated importance sampling: weight min(π_learner/π_sampler, cap), and π_old is the learner's policy at the
     # start of the batch. 0: π_old is the sampler's, and the clip of the loss bounds the distance to it.
     tis_cap: Rate = 0.0
     reject_outside: Bounds | None = None  # geometric-mean π_learner/π_sampler of a whole trajectory
-    drop_void: bool = False
-    drop_overlong: bool = False
+    drop_void: bool = False  # leave out trajectories with a void turn (SimpleTIR)
+    drop_overlong: bool = False  # leave out those that a token or time limit ended
 
     @model_validator(mode="after")
     def _consistent(self) -> LearnerConfig:

@@ -31,14 +31,14 @@ Levels = Annotated[tuple[int, ...], Field(strict=False)]
 class BuildConfig(Section):
     """Shape of a Qwen3-architecture model that is built from scratch; sizes in units, `context` in tokens."""
 
-    hidden_size: Positive = 128
-    layers: Positive = 2
-    heads: Positive = 8
-    kv_heads: Positive = 4
-    head_dim: Positive = 16
-    mlp_size: Positive = 384
+    hidden_size: Positive = 128  # of the residual stream
+    layers: Positive = 2  # decoder blocks
+    heads: Positive = 8  # of queries
+    kv_heads: Positive = 4  # of keys and values: grouped-query attention
+    head_dim: Positive = 16  # of one head
+    mlp_size: Positive = 384  # hidden units of the gated MLP
     vocabulary: Positive = 640  # tokens of the BPE that is trained on the problems
-    context: Positive = 1024
+    context: Positive = 1024  # longest prompt and response together
 
 
 class ModelConfig(Section):
@@ -48,14 +48,14 @@ class ModelConfig(Section):
     sampler_dtype: of the weights that sample. auto: bfloat16 on a GPU, else that of the model.
     """
 
-    path: str = "build"
+    path: str = "build"  # a Hugging Face id, a local folder, or "build"
     chat_template: str | None = None  # instead of the tokenizer's: a Jinja file, its source, or "chatml"
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)  # enable_thinking, reasoning_effort, ...
     date: str | None = None  # that a template which prints today's is told; default: the day on which the run began
     build: BuildConfig = BuildConfig()
     device: str = "auto"  # "cuda" where there is one, else "cpu"; or "cpu", "cuda", "cuda:1"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    sampler_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of weights that are not trained
+    sampler_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the weights that sample
 
 
 class DataConfig(Section):
@@ -66,17 +66,17 @@ class DataConfig(Section):
     one list a tenth.
     """
 
-    path: str | None = None
-    test_path: str | None = None
+    path: str | None = None  # a file, a folder, a preset or a Hugging Face id; not set: problems are generated
+    test_path: str | None = None  # the same, of what is held out
     split: str | None = None  # default: "train", where there are splits
     test_split: str | None = None  # default: "test", where there are splits
-    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of one list, held out by the hash of each problem
     columns: dict[str, str] = Field(default_factory=dict)  # our field (prompt, answer, id, source, …) -> its column
     layout: str | None = None  # of the rows: a name or module:object; default: what they look like
     config: str | None = None  # of a Hugging Face data set that has several, for example "main"
     skip_bad: bool = False  # drop rows that are no problem, and say which
     kinds: Names = ()  # of generated problems; empty: all
-    levels: Levels = ()
+    levels: Levels = ()  # of difficulty, of generated problems; empty: all
     train: Positive | None = None  # prompts in the pool; default: all there are, 512 of generated problems
     test: Positive = 256  # held out, at most
     seed: Count = 0  # of generated problems: the same for every run.seed, so that runs compare
@@ -98,21 +98,23 @@ class DataConfig(Section):
 class EnvConfig(Section):
     """The environment of an episode; limits in tokens. `options` go to `gymnasium.make` as they are."""
 
-    id: str = "solostream/Arithmetic-v0"
-    sandbox: str = "fork"
-    max_turns: Positive = 4
+    id: str = "solostream/Arithmetic-v0"  # as gymnasium.make takes it
+    sandbox: str = "fork"  # what runs the code: a backend, a server's URL, or one of your own
+    max_turns: Positive = 4  # of the policy
     timeout_s: Annotated[float, Field(gt=0)] = 5.0  # of one tool call
     turn_tokens: Positive = 96  # sampled in one turn
     output_tokens: Positive = 32  # of one tool output
     episode_tokens: Positive = 256  # of the whole response, tool output included
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(
+        default_factory=dict
+    )  # of the environment: syntax, answer, reward, system_prompt, …
 
 
 class Phase(Section):
     """One stretch of the cold start. `mix` maps a behaviour to its share of the demonstrations."""
 
-    steps: Positive
-    mix: dict[str, float]
+    steps: Positive  # optimizer batches
+    mix: dict[str, float]  # behaviour (early, late, guess, bug) -> share
 
     @model_validator(mode="after")
     def _shares(self) -> Phase:
@@ -131,7 +133,7 @@ class ColdStartConfig(Section):
     eval_every: Count = 0  # steps between two evaluations (loss of what is held out, accuracy); 0: none before the end
     verify: bool = False  # leave out traces whose outputs the sandbox does not give
     skip_bad: bool = False  # leave out lines that are no trace, and say which
-    batch: Positive = 32
+    batch: Positive = 32  # demonstrations or traces a step
     learner: LearnerConfig = LearnerConfig(optimizer="muon", lr=2e-3, muon_lr=0.02)
 
     @model_validator(mode="after")
@@ -158,16 +160,16 @@ class RolloutConfig(Section):
     model_config = ConfigDict(extra="allow")
 
     strategy: str = "episode"  # how an episode is played; its options: [rollout.NAME]
-    mode: Literal["sync", "async"] = "async"
+    mode: Literal["sync", "async"] = "async"  # whether rollouts go on while the learner works
     batch: Positive = 128  # trajectories a step ...
     batch_tokens: Count = 0  # ... or, when set, as many as bring this many action tokens
     over_provision: Annotated[float, Field(ge=1)] = 1.5  # episodes in flight = batch x this (async)
     max_staleness: Count = 4  # policy versions; older trajectories are not trained on
-    stale: Literal["drop", "redispatch"] = "drop"
+    stale: Literal["drop", "redispatch"] = "drop"  # what happens to a trajectory that is too old
     retries: Count = 2  # of an episode that the infrastructure failed
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Count = 0
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of what is trained on; the learner scores at the same
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: the whole distribution
+    top_k: Count = 0  # 0: every token
 
     @model_validator(mode="after")
     def _strategy(self) -> RolloutConfig:
@@ -180,7 +182,7 @@ class TrackerConfig(Section):
     """SPO's value tracker: `[algorithm.tracker]`."""
 
     rho_min: Share = 0.875  # rho_min = rho_max: constant forgetting
-    rho_max: Share = 0.96
+    rho_max: Share = 0.96  # the share of old evidence that stays where the policy hardly moves
     d_half: Annotated[float, Field(gt=0)] = 0.06  # nats a token that halve the weight of old evidence
     window: Positive = 64  # observations of a task that may still be put in order
     start_samples: Count = 1  # rollouts a prompt that initialize it; 0: Beta(0.5, 0.5)
@@ -203,7 +205,7 @@ class AlgorithmConfig(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    advantage: str = "spo"
+    advantage: str = "spo"  # the estimator
     stages: Names = ("aspo",)  # around the advantage, innermost first
     group_size: Positive = 1  # trajectories a prompt
     sampler: str | None = None  # of prompts; default: prioritized where an advantage keeps the tracker, else uniform
@@ -262,9 +264,9 @@ class AlgorithmConfig(Section):
 class EvalConfig(Section):
     """Held-out evaluation: sampled at `temperature` and greedy, before and after; in between every `every` steps."""
 
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of the sampled evaluation
     samples: Positive = 1  # a problem
-    greedy: bool = True
+    greedy: bool = True  # evaluate greedily, too
     every: Count = 0  # 0: only before and after
 
 
@@ -272,15 +274,15 @@ class RunConfig(Section):
     """Where the run lives and what it writes."""
 
     name: str | None = None  # default: the file's name
-    root: str = "runs"
-    seed: Count = 0
+    root: str = "runs"  # the folder of all runs
+    seed: Count = 0  # of weights, prompts, sampling
     engine: str = "hf"  # what samples; its options: [engine.NAME]
     steps: Positive = 40  # of reinforcement learning: batches
-    checkpoint_every: Positive = 20
+    checkpoint_every: Positive = 20  # steps, of the cold start too
     keep: Positive = 2  # checkpoints
     trackers: Names = ()  # of experiments, beside TensorBoard: "wandb", or one of your own
     metrics: Names = ()  # of each batch, beside the built-in ones
-    callbacks: Names = ()
+    callbacks: Names = ()  # told of the start, of every step and of the end
 
     @model_validator(mode="after")
     def _known(self) -> RunConfig:
