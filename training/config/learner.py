@@ -50,7 +50,7 @@ class LearnerConfig(Section):
     # of the computation (auto: bfloat16 on a GPU, else float32); what is trained and the optimizer stay float32
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = (
-        False  # activations are computed again in the backward pass: less memory, a third slower
+        False  # less memory, a third slower
     )
     compile: bool = False  # fuse what lies between the matrix products; pays on a GPU, half a minute at the start
     lora: LoraConfig | None = None
