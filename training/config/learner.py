@@ -49,9 +49,7 @@ class LearnerConfig(Section):
     logits_chunk: Positive = 4096  # action tokens whose logits exist at one time
     # of the computation (auto: bfloat16 on a GPU, else float32); what is trained and the optimizer stay float32
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    gradient_checkpointing: bool = (
-        False  # less memory, a third slower
-    )
+    gradient_checkpointing: bool = False  # less memory, a third slower
     compile: bool = False  # fuse what lies between the matrix products; pays on a GPU, half a minute at the start
     lora: LoraConfig | None = None
 
