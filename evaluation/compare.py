@@ -132,7 +132,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided p of McNemar's test from the two discordant counts."""
     n = only_a + only_b
     tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, 2 * tail / (1 << n))
 
 
 def _row(a: Problem, b: Problem, k: int) -> Row:

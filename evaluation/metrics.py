@@ -36,6 +36,11 @@ def average(rewards: Iterable[Sequence[float] | float]) -> float:
     return sum(means) / len(means) if means else math.nan
 
 
+def mean_of(values: Sequence[float]) -> float | None:
+    """Their mean; None without values, which JSON and charts show as a gap."""
+    return float(sum(values)) / len(values) if values else None
+
+
 def bootstrap(
     values: np.ndarray, *, draws: int = 2000, level: float = 0.95, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -185,14 +190,14 @@ def summarize(samples: Sequence[Sample], same: Same = None) -> dict[str, Any]:
         "behaviour": tool_use_summary(rows),
         "errors": dict(errors.most_common()),
         "endings": dict(Counter(s.ending for s in samples).most_common()),
-        "reward_with_tool": _mean([s.reward for s in coded]),
-        "reward_without_tool": _mean([s.reward for s in plain]),
+        "reward_with_tool": mean_of([s.reward for s in coded]),
+        "reward_without_tool": mean_of([s.reward for s in plain]),
         "tokens_a_problem": sum(b.action_tokens for b in rows) / per_problem,
         "sandbox_s_a_problem": sum(b.sandbox_s for b in rows) / per_problem,
         "late_calls": sum(b.late_calls for b in rows),
-        "late_ratio": _mean([b.late_calls > 0 for b in rows]),
-        "trivial_code_ratio": _mean([s.behaviour.trivial for s in coded]),
-        "void_ratio": _mean([b.void for b in rows]),
+        "late_ratio": mean_of([b.late_calls > 0 for b in rows]),
+        "trivial_code_ratio": mean_of([s.behaviour.trivial for s in coded]),
+        "void_ratio": mean_of([b.void for b in rows]),
     }
 
 
@@ -221,14 +226,11 @@ def scalar(metrics: Mapping[str, Any], name: str) -> float | None:
     """One number of `summarize`, by a name of `SCALARS`, "pass@K" or "maj@K". Raises KeyError for an unknown name."""
     for prefix, curve in (("pass@", "pass"), ("maj@", "majority")):
         if name.startswith(prefix):
-            return {f"{prefix}{row['k']}": row["mean"] for row in metrics[curve]}[name]
+            shares: dict[str, float] = {f"{prefix}{row['k']}": row["mean"] for row in metrics[curve]}
+            return shares[name]
     return SCALARS[name](metrics)
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
 def _spread_mean(metrics: Mapping[str, Any], name: str) -> float | None:
-    row = metrics["behaviour"][name]
-    return row and row["mean"]
+    row: Mapping[str, float] | None = metrics["behaviour"][name]
+    return row["mean"] if row else None

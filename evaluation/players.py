@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from solostream.agent.chat_reply import Parameters, Refused
 from solostream.agent.chat_rollout import chat_rollout
@@ -19,6 +19,9 @@ from solostream.envs.types import Task
 from solostream.errors import UserError
 from solostream.evaluation.options import Options, Preset
 from solostream.retry import retry
+
+if TYPE_CHECKING:  # at run time where one is opened: `openai` is an extra
+    from solostream.agent.engines.chat_endpoint import ChatEndpoint
 
 ENGINE_TRIES = 3  # of one sample, with a pause between them, before the evaluation stops
 PAUSE_S = 1.0  # before the first other try, doubled from one to the next
@@ -99,8 +102,10 @@ class EndpointPlayer:
 
     tokenizer = None
 
-    def __init__(self, endpoint: Any, parameters: Parameters, max_tokens: int | None, seed: int | None) -> None:
-        """endpoint: a `ChatEndpoint`. seed: None: none is sent."""
+    def __init__(
+        self, endpoint: ChatEndpoint, parameters: Parameters, max_tokens: int | None, seed: int | None
+    ) -> None:
+        """seed: None: none is sent."""
         self.trouble = ""
         self._endpoint, self._parameters, self._max_tokens, self._seed = endpoint, parameters, max_tokens, seed
         self._failures = 0

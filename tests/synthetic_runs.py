@@ -174,7 +174,7 @@ def write_training_run(folder: Path, count: int = 640, **options: int) -> Path:
     rng = random.Random(1)
     with (folder / "metrics.jsonl").open("w") as out:
         for step in range(40):
-            row = {"phase": "cold_start", "step": step, "time": 1.7e9 - 40 + step, "loss/nll": 3 * 0.93**step}
+            row = {"phase": "cold_start", "step": step, "time": 1.7e9 - 40 + step, "loss": 3 * 0.93**step}
             out.write(json.dumps(row) + "\n")
         for step, records in rows.items():
             reward = sum(r["reward"] for r in records) / len(records)
@@ -185,14 +185,14 @@ def write_training_run(folder: Path, count: int = 640, **options: int) -> Path:
                 "step": step,
                 "time": 1.7e9 + 3 * step,
                 "reward/mean": reward,
-                "reward/no_tool": reward * 0.7,
                 "code/first_call_token": sum(called) / len(called) if called else None,
                 "code/ratio": len(called) / len(calls),
-                "loss/policy": -0.1 * reward + rng.gauss(0, 0.01),
-                "loss/entropy": 0.9 - 0.5 * reward,
-                "loss/clip_fraction": rng.uniform(0, 0.1),
+                "learner/loss": -0.1 * reward + rng.gauss(0, 0.01),
+                "learner/entropy": 0.9 - 0.5 * reward,
+                "clip/low": rng.uniform(0, 0.1),
+                "clip/high": rng.uniform(0, 0.1),
                 "tracker/value": sum(r["dispatch"]["value"] for r in records) / len(records),
-                "time/rollout": rng.uniform(2, 3),
+                "time/learn_s": rng.uniform(2, 3),
             }
             out.write(json.dumps(row) + "\n")
     (folder / "summary.json").write_text(json.dumps({"reward": reward, "trajectories": count}))

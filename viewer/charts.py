@@ -143,7 +143,10 @@ def sankey(flow: Mapping[Any, int], names: tuple[str, str], k: int) -> str:
     right = [flow["preservation"] + flow["expansion"], flow["shrinkage"] + flow["unsolved"]]
     space, gap, width = 190.0, 24.0, 14
     x0, x1, top = 110, 610, 34
-    size = lambda count: space * count / total
+
+    def size(count: int) -> float:
+        return space * count / total
+
     start = {
         ("l", 0): float(top),
         ("l", 1): top + size(left[0]) + gap,
@@ -187,7 +190,7 @@ def sankey(flow: Mapping[Any, int], names: tuple[str, str], k: int) -> str:
     )
 
 
-def _svg(inside: str, label: str, data: dict | None = None) -> str:
+def _svg(inside: str, label: str, data: Mapping[str, Any] | None = None) -> str:
     points = f" data-points='{escape(json.dumps(data, separators=(',', ':')))}'" if data else ""
     box = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}"'
     return f'<svg class="chart" {box}{points}>{inside}</svg>'

@@ -10,7 +10,7 @@ from typing import Any
 from solostream.envs.rewards.grading import equivalent
 from solostream.evaluation.compare import Comparison, shares
 from solostream.evaluation.evaluate import SUMMARY
-from solostream.evaluation.metrics import by_problem, summarize
+from solostream.evaluation.metrics import Sample, by_problem, summarize
 from solostream.evaluation.samples import read_samples
 from solostream.viewer import charts
 from solostream.viewer.charts import Series
@@ -101,9 +101,10 @@ def comparison_page(found: Comparison) -> str:
 
 def _summary(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / SUMMARY).read_text())
+        found: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
     except (OSError, ValueError):  # an evaluation that was killed, or samples from elsewhere
         return {}
+    return found
 
 
 def _headline(metrics: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
@@ -173,11 +174,11 @@ def _side_by_side(found: Comparison) -> str:
     return table(("", *found.names), rows)
 
 
-def _tokens(samples: Sequence[Any]) -> float:
+def _tokens(samples: Sequence[Sample]) -> float:
     return sum(s.behaviour.action_tokens for s in samples) / len(samples)
 
 
-def _seconds(samples: Sequence[Any]) -> float:
+def _seconds(samples: Sequence[Sample]) -> float:
     return sum(s.behaviour.sandbox_s for s in samples) / len(samples)
 
 

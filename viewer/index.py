@@ -85,7 +85,7 @@ class Index:
                 self._start_anew(db)
                 offset, number, *last = 0, 0, 0, 0, 0
             at = db.execute("SELECT COALESCE(MAX(id) + 1, 0) FROM rows").fetchone()[0]
-            rows: list[tuple] = []
+            rows: list[tuple[Any, ...]] = []
             update: list[tuple[float | None, str, int]] = []
             damage: list[tuple[int, str | None]] = []
             seen = 0
@@ -162,7 +162,7 @@ class Index:
         fields["advantages"] = json.loads(fields["advantages"] or "null")
         return fields, read_line(self.path, fields.pop("offset"), fields.pop("length"))
 
-    def scan(self, columns: str) -> Iterator[tuple]:
+    def scan(self, columns: str) -> Iterator[tuple[Any, ...]]:
         """Chosen columns of every row in file order, for a report."""
         with self._open() as db:
             yield from (tuple(row) for row in db.execute(f"SELECT {columns} FROM rows ORDER BY id"))
@@ -222,7 +222,7 @@ def _advantage(given: Given) -> tuple[float | None, str]:
     return (fmean(known) if known else None), json.dumps(given)
 
 
-def _row(line: Line) -> tuple:
+def _row(line: Line) -> tuple[Any, ...]:
     trajectory, record = line.trajectory, line.record
     assert trajectory is not None
     assert record is not None

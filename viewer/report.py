@@ -1,6 +1,6 @@
 """`report.html` of a training run: what happened to the policy, what the tracker knew, which problems moved.
 
-ToolUse over steps is computed from the trajectories themselves, so it needs no metric of the trainer; everything in
+Tool use over steps is computed from the trajectories themselves, so it needs no metric of the trainer; everything in
 metrics.jsonl is drawn as well. Evaluations have their own page (`solostream.viewer.evaluation`).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +17,9 @@ from typing import Any
 
 from solostream.agent.trajectory_file import find_file
 from solostream.errors import UserError
-from solostream.evaluation.metrics import spread
+from solostream.evaluation import training_curves as curves
+from solostream.evaluation.metrics import mean_of, spread
+from solostream.evaluation.training_curves import Curve
 from solostream.viewer import charts
 from solostream.viewer.charts import Series
 from solostream.viewer.evaluation import evaluation_page
@@ -25,7 +27,6 @@ from solostream.viewer.index import Index
 from solostream.viewer.page import card, grid, page, percent, section, table, tiles
 from solostream.viewer.transcript import transcripts
 
-EPSILON = 0.05  # of the sampling weight √(v(1 − v)) + ε (SPO, arXiv 2509.13232, Eq. 11)
 LISTED = 12  # problems in each table
 
 
@@ -106,7 +107,7 @@ def training_page(folder: Path, index: Index, notes: Sequence[str]) -> str:
     sections = [
         section("At a glance", tiles(_headline(seen, problems))),
         section("Training", grid(_training(rows, seen)), note="As the trainer logged it."),
-        section("ToolUse over steps", grid(_behaviour(seen)), note=_BEHAVIOUR_NOTE),
+        section("Tool use over steps", grid(_behaviour(seen)), note=_BEHAVIOUR_NOTE),
         section("Tracker", grid(_tracker(seen)), note=_TRACKER_NOTE),
         section("Problems", grid(_problem_card(t, listed[t], anchors) for t in _TABLES),
                 note="Names lead to the latest attempt, at the end of this page."),
@@ -139,16 +140,15 @@ _TRACKER_NOTE = (
 )
 
 
-_CURVES = {
-    "loss/entropy": "Entropy",
-    "learner/entropy": "Entropy",
-    "loss/policy": "Policy loss",
-    "learner/loss": "Loss",
-    "loss/clip_fraction": "Clipped tokens",
-    "advantage/near_zero": "Advantages near zero",
-    "mismatch/max": "Sampler against learner",
-    "staleness/mean": "Staleness",
-    "time/tokens_per_s": "Tokens a second",
+# A card each: title -> (unit, its curves)
+_CARDS: Mapping[str, tuple[str, tuple[Curve, ...]]] = {
+    "Entropy": ("nats a token", (curves.ENTROPY,)),
+    "Loss": ("loss", (curves.LOSS,)),
+    "Clipped tokens": ("share of action tokens", (curves.CLIPPED_LOW, curves.CLIPPED_HIGH)),
+    "Advantages near zero": ("share of trajectories", (curves.NEAR_ZERO,)),
+    "Sampler against learner": ("nats", (curves.MISMATCH,)),
+    "Staleness": ("policy versions", (curves.STALENESS,)),
+    "Speed": ("tokens a second", (curves.SPEED,)),
 }
 
 
@@ -163,7 +163,7 @@ def _headline(seen: Sequence[Seen], problems: Mapping[str, Attempts]) -> Iterabl
     plain = lambda v: "–" if v is None else f"{v:,.1f}"
     yield change("Reward, last tenth", lambda s: fmean(x.reward for x in s))
     yield change("Uses code", lambda s: fmean(x.first_call is not None for x in s))
-    yield change("First call, token", lambda s: _mean([x.first_call for x in s if x.first_call is not None]), plain)
+    yield change("First call, token", lambda s: mean_of([x.first_call for x in s if x.first_call is not None]), plain)
     yield change("Calls that pass", lambda s: _ratio(sum(x.passed for x in s), sum(x.calls for x in s)))
     yield change("Response, tokens", lambda s: fmean(x.response_length for x in s), plain)
     yield "Problems", f"{len(problems):,}", f"{len(seen) / len(problems):.1f} attempts each"
@@ -172,33 +172,33 @@ def _headline(seen: Sequence[Seen], problems: Mapping[str, Attempts]) -> Iterabl
 def _training(rows: Sequence[Mapping[str, Any]], seen: Sequence[Seen]) -> Iterable[str]:
     xs, groups = _by_step(seen)
     reward = Series("trajectories", xs, [fmean(s.reward for s in g) for g in groups])
-    sampled = _series(rows, "eval", "accuracy", "held out, sampled", 2)
-    greedy = _series(rows, "eval", "accuracy_greedy", "held out, greedy", 3)
-    shown = [s for s in (reward, sampled, greedy) if s]
-    yield card("Reward", charts.lines(shown, x="step", y="mean reward", low=0, whole=True))
-    for key, title in _CURVES.items():
-        found = _series(rows, "rl", key, title, 1)
-        if found:
-            yield card(title, charts.lines([found], x="step", y="", whole=True))
-    cold = _series(rows, "cold_start", "loss/nll", "cold start", 1) or _series(
-        rows, "cold_start", "loss", "cold start", 1
-    )
-    if cold:
-        yield card("Cold start", charts.lines([cold], x="step", y="negative log-likelihood", low=0, whole=True))
+    held_out = _logged(rows, curves.ACCURACY, curves.ACCURACY_GREEDY, colour=2)
+    yield card("Reward", charts.lines([reward, *held_out], x="step", y="mean reward", low=0, whole=True))
+    for title, (unit, wanted) in _CARDS.items():
+        if found := _logged(rows, *wanted):
+            yield card(title, charts.lines(found, x="step", y=unit, whole=True))
+    if cold := _logged(rows, curves.COLD_START):
+        yield card("Cold start", charts.lines(cold, x="step", y="negative log-likelihood", low=0, whole=True))
 
 
 def _behaviour(seen: Sequence[Seen]) -> Iterable[str]:
     xs, groups = _by_step(seen)
-    called = lambda g: [s for s in g if s.first_call is not None]
-    curves = {
+
+    def called(group: Sequence[Seen]) -> list[Seen]:
+        return [s for s in group if s.first_call is not None]
+
+    def first_call(group: Sequence[Seen]) -> float | None:
+        return mean_of([s.first_call for s in group if s.first_call is not None])
+
+    behaviours: dict[str, tuple[str, Callable[[list[Seen]], float | None], float | None]] = {
         "Response length": ("tokens", lambda g: fmean(s.response_length for s in g), None),
-        "First call": ("token of the response", lambda g: _mean([s.first_call for s in called(g)]), None),
+        "First call": ("token of the response", first_call, None),
         "Code ratio": ("share of trajectories", lambda g: len(called(g)) / len(g), 1),
         "Code pass ratio": ("share of calls", lambda g: _ratio(sum(s.passed for s in g), sum(s.calls for s in g)), 1),
         "Code rounds": ("calls a trajectory", lambda g: fmean(s.calls for s in g), None),
         "Code lines": ("lines a call", lambda g: _ratio(sum(s.code_lines for s in g), sum(s.calls for s in g)), None),
     }
-    for title, (unit, of, high) in curves.items():
+    for title, (unit, of, high) in behaviours.items():
         yield card(title, charts.lines([Series(title, xs, [of(g) for g in groups])], x="step", y=unit, low=0, high=high,
                                        whole=True))  # fmt: skip
     void = Series("void turn", xs, [fmean(bool(s.void) for s in g) for g in groups])
@@ -206,8 +206,8 @@ def _behaviour(seen: Sequence[Seen]) -> Iterable[str]:
     yield card(
         "Void turns and late calls", charts.lines([void, late], x="step", y="share of trajectories", low=0, whole=True)
     )
-    with_tool = Series("with code", xs, [_mean([s.reward for s in called(g)]) for g in groups])
-    without = Series("without", xs, [_mean([s.reward for s in g if s.first_call is None]) for g in groups], colour=2)
+    with_tool = Series("with code", xs, [mean_of([s.reward for s in called(g)]) for g in groups])
+    without = Series("without", xs, [mean_of([s.reward for s in g if s.first_call is None]) for g in groups], colour=2)
     yield card("Reward with and without code",
                charts.lines([with_tool, without], x="step", y="mean reward", low=0, high=1, whole=True))  # fmt: skip
 
@@ -230,7 +230,7 @@ def _tracker(seen: Sequence[Seen]) -> Iterable[str]:
     last = {s.task_id: s.value for s in seen if s.value is not None}
     for title, values, x in (
         ("Values", list(last.values()), "tracked value"),
-        ("Sampling weights", [math.sqrt(max(v * (1 - v), 0.0)) + EPSILON for v in last.values()], "√(v(1 − v)) + ε"),
+        ("Sampling weights", [curves.sampling_weight(v) for v in last.values()], "√(v(1 − v)) + ε"),
     ):
         row = spread(values)
         if row:
@@ -273,6 +273,12 @@ def _problem_card(title: str, chosen: Sequence[Attempts], anchors: dict[str, str
     return card(title, table(("problem", "attempts", "reward", head), rows, anchors))
 
 
+def _logged(rows: Sequence[Mapping[str, Any]], *wanted: Curve, colour: int = 1) -> list[Series]:
+    """The curves that the run logged, coloured from `colour` on."""
+    found = (_series(rows, c.phase, c.key, c.label, colour + i) for i, c in enumerate(wanted))
+    return [series for series in found if series is not None]
+
+
 def _everything(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     names = sorted(
         {(row.get("phase", ""), key) for row in rows for key in row} - {(row.get("phase", ""), "phase") for row in rows}
@@ -305,10 +311,6 @@ def _by_step(seen: Sequence[Seen]) -> tuple[list[int], list[list[Seen]]]:
         groups[first[one.step]].append(one)
     xs = sorted(groups)
     return xs, [groups[x] for x in xs]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -6,7 +6,7 @@ allows no script but the app's own files. Requests for another host name are ref
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -43,7 +43,7 @@ def make_app(places: Sequence[Path], *, tokenizer: Path | None = None, hosts: Se
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", "::1", *hosts])
 
     @app.middleware("http")
-    async def harden(request: Request, call_next: Any) -> Response:
+    async def harden(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         response = await call_next(request)
         response.headers["Content-Security-Policy"] = CSP
         response.headers["X-Content-Type-Options"] = "nosniff"

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from solostream.errors import UserError
+from solostream.evaluation.training_curves import sampling_weight
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -136,8 +137,8 @@ class ValueTracker:
         self._drift_sums.append((self._drift_sums[-1] if self._drift_sums else 0.0) + max(distance, 0.0))
 
     def weights(self, task_ids: Iterable[str], epsilon: float = 0.05) -> list[float]:
-        """Unnormalised sampling weights √(v(1 − v)) + ε (Eq. 11): most where the outcome is least certain."""
-        return [math.sqrt(v * (1 - v)) + epsilon for v in map(self.value, task_ids)]
+        """The tasks' `sampling_weight`s, unnormalised (Eq. 11)."""
+        return [sampling_weight(v, epsilon) for v in map(self.value, task_ids)]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -10,12 +10,12 @@ from solostream.agent.engine import Engine, Generation, Sampling, Weights
 from solostream.agent.rollout import seed_of
 from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.envs.types import Task
+from solostream.evaluation.metrics import mean_of
 from solostream.training.batch import Batch
 from solostream.training.config import Config
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.rollouts.request import RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
-from solostream.training.run.metrics import mean
 from solostream.training.run.summary import Scores, scores
 
 # How an answer opens, by the environment's answer style.
@@ -77,7 +77,7 @@ class Validation:
         opening = OPENINGS.get(self._config.env.options.get("answer", "boxed"), "")
         engine = DirectAnswer(self._engine, self._tokenizer.encode(opening, add_special_tokens=False))
         played = await self._play(self._episodes.sampling(self._config.eval.temperature), 1, advance, engine)
-        return mean([t.reward if t.n_calls == 0 else 0.0 for t in played])
+        return mean_of([t.reward if t.n_calls == 0 else 0.0 for t in played])
 
     async def _play(
         self, sampling: Sampling, samples: int, advance: Callable[[], None], engine: Engine | None = None

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from solostream.agent.trajectory import Trajectory
+from solostream.evaluation.metrics import mean_of
 from solostream.training.rollouts.collector import oldest_version
 
 Value = float | int | None
@@ -21,19 +22,19 @@ def of_batch(batch: Sequence[Trajectory], version: int) -> dict[str, Value]:
     rewards = [t.reward for t in batch]
     stale = [version - oldest_version(t) for t in batch]
     metrics: dict[str, Value] = {
-        "reward/mean": mean(rewards),
-        "reward/accuracy": mean([r > 0.5 for r in rewards]),
+        "reward/mean": mean_of(rewards),
+        "reward/accuracy": mean_of([r > 0.5 for r in rewards]),
         **{f"accuracy/{source}": value for source, value in _by_source(batch).items()},
-        "length/response_mean": mean([t.response_length for t in batch]),
+        "length/response_mean": mean_of([t.response_length for t in batch]),
         "length/response_max": max((t.response_length for t in batch), default=None),
         "length/action_tokens": sum(t.n_action_tokens for t in batch),
-        "length/turns": mean([sum(turn.role == "assistant" for turn in t.turns) for t in batch]),
-        "staleness/mean": mean(stale),
+        "length/turns": mean_of([sum(turn.role == "assistant" for turn in t.turns) for t in batch]),
+        "staleness/mean": mean_of(stale),
         "staleness/max": max(stale, default=None),
-        "staleness/mixed_versions": mean([len(np.unique(t.versions[t.action_mask])) > 1 for t in batch]),
+        "staleness/mixed_versions": mean_of([len(np.unique(t.versions[t.action_mask])) > 1 for t in batch]),
     }
     for ending in ("answered", "void", "turn_limit", "token_limit", "time_limit"):
-        metrics[f"ending/{ending}"] = mean([t.ending == ending for t in batch])
+        metrics[f"ending/{ending}"] = mean_of([t.ending == ending for t in batch])
     return {**metrics, **of_code(batch)}
 
 
@@ -47,12 +48,12 @@ def of_code(batch: Sequence[Trajectory]) -> dict[str, Value]:
         if done is not None
     ]
     return {
-        "code/ratio": mean([t.first_call_token is not None for t in batch]),
-        "code/first_call_token": mean([p for t in batch if (p := t.first_call_token) is not None]),
-        "code/pass_ratio": mean([done.ok for _, done in runs]),
+        "code/ratio": mean_of([t.first_call_token is not None for t in batch]),
+        "code/first_call_token": mean_of([p for t in batch if (p := t.first_call_token) is not None]),
+        "code/pass_ratio": mean_of([done.ok for _, done in runs]),
         "code/rounds": len(runs) / max(len(batch), 1),
-        "code/lines": mean([call.code.count("\n") + 1 for call, _ in runs]),
-        "code/void": mean([t.void for t in batch]),
+        "code/lines": mean_of([call.code.count("\n") + 1 for call, _ in runs]),
+        "code/void": mean_of([t.void for t in batch]),
     }
 
 
@@ -76,12 +77,8 @@ def changes(now: Mapping[str, int], before: Mapping[str, int], names: Sequence[s
     return {f"filter/{name}": now.get(name, 0) - before.get(name, 0) for name in names}
 
 
-def mean(values: Sequence[float]) -> float | None:
-    return float(sum(values)) / len(values) if values else None
-
-
 def _by_source(batch: Sequence[Trajectory]) -> dict[str, float | None]:
     sources: dict[str, list[float]] = defaultdict(list)
     for t in batch:
         sources[t.source or "all"].append(t.reward > 0.5)
-    return {source: mean(solved) for source, solved in sorted(sources.items())}
+    return {source: mean_of(solved) for source, solved in sorted(sources.items())}

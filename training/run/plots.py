@@ -5,56 +5,54 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from solostream.evaluation import training_curves as curves
 
 Rows = Sequence[Mapping[str, Any]]
 INK, LINE, SECOND, PALE, GRID = "#22303c", "#2563a6", "#c2571a", "#9db7d5", "#d9dee3"
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
-    """One number of the rows of `phase`, over their steps."""
+class Line:
+    """How a curve is drawn."""
 
-    key: str
-    label: str
+    curve: curves.Curve
     colour: str = LINE
     width: float = 1.8
-    phase: Literal["rl", "eval"] = "rl"
     marker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Drawn when its first curve has points. A share's axis goes from 0 to 1, another's from 0."""
+    """Drawn when its first line has points. A share's axis goes from 0 to 1, another's from 0."""
 
     title: str
     unit: str
-    curves: tuple[Curve, ...]
+    lines: tuple[Line, ...]
     share: bool = False
 
 
 PLOTS = {
-    "reward": Plot("Reward of the training batches", "mean reward", (Curve("reward/mean", "batch mean"),), share=True),
+    "reward": Plot("Reward of the training batches", "mean reward", (Line(curves.REWARD),), share=True),
     "accuracy": Plot(
         "Held-out accuracy",
         "share of problems solved",
         (
-            Curve("accuracy", "sampled", phase="eval", marker="o"),
-            Curve("accuracy_greedy", "greedy", SECOND, phase="eval", marker="s"),
-            Curve("reward/accuracy", "training batches", PALE, 1.0),
+            Line(curves.ACCURACY, marker="o"),
+            Line(curves.ACCURACY_GREEDY, SECOND, marker="s"),
+            Line(curves.TRAIN_ACCURACY, PALE, 1.0),
         ),
         share=True,
     ),
-    "first_call": Plot(
-        "When the policy first calls Python", "token of the response", (Curve("code/first_call_token", "first call"),)
-    ),
-    "entropy": Plot("Entropy of the policy", "nats a token", (Curve("learner/entropy", "entropy"),)),
+    "first_call": Plot("When the policy first calls Python", "token of the response", (Line(curves.FIRST_CALL),)),
+    "entropy": Plot("Entropy of the policy", "nats a token", (Line(curves.ENTROPY),)),
     "tracker_value": Plot(
         "What the tracker expects, and what came",
         "success rate",
         (
-            Curve("tracker/value", "tracked value v of the batch's prompts"),
-            Curve("reward/mean", "their reward", SECOND, 1.0),
+            Line(curves.TRACKED_VALUE),
+            Line(curves.REWARD, SECOND, 1.0),
         ),
         share=True,
     ),
@@ -62,7 +60,7 @@ PLOTS = {
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Write one PNG a plot that has data; returns their paths. `rows` are those of `monitor.read`."""
+    """Write one PNG a plot that has data; returns their paths. `rows` are those of `metric_logger.read`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -71,7 +69,7 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, plot in PLOTS.items():
-        points = [_points(rows, curve) for curve in plot.curves]
+        points = [_points(rows, line.curve) for line in plot.lines]
         if points[0]:
             figure = Figure(figsize=(6.4, 3.8), dpi=130, layout="constrained")
             _paint(figure.add_subplot(), plot, points)
@@ -80,16 +78,16 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     return written
 
 
-def _points(rows: Rows, curve: Curve) -> list[tuple[int, float]]:
+def _points(rows: Rows, curve: curves.Curve) -> list[tuple[int, float]]:
     phase = (row for row in rows if row["phase"] == curve.phase)
     return [(row["step"], row[curve.key]) for row in phase if row.get(curve.key) is not None]
 
 
 def _paint(axes: Any, plot: Plot, points: Sequence[Sequence[tuple[int, float]]]) -> None:
-    for curve, found in zip(plot.curves, points, strict=True):
+    for line, found in zip(plot.lines, points, strict=True):
         if found:
-            look = {"color": curve.colour, "linewidth": curve.width, "marker": curve.marker, "markersize": 5}
-            axes.plot(*zip(*found, strict=True), label=curve.label, **look)
+            look = {"color": line.colour, "linewidth": line.width, "marker": line.marker, "markersize": 5}
+            axes.plot(*zip(*found, strict=True), label=line.curve.label, **look)
     axes.set_ylim(*((-0.02, 1.02) if plot.share else (0, None)))
     axes.set_title(plot.title, size=11, weight="bold", color=INK)
     axes.set_xlabel("reinforcement-learning step")

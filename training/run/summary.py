@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from solostream.agent.trajectory import Trajectory
-from solostream.training.run.metrics import mean
+from solostream.evaluation.metrics import mean_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ def scores(sampled: Sequence[Trajectory], greedy: Sequence[Trajectory]) -> Score
     calls = [t.first_call_token for t in sampled if t.first_call_token is not None]
     runs = [e.ok for t in sampled for turn in t.turns for e in turn.executions if e is not None]
     return Scores(
-        accuracy=mean([t.reward for t in sampled]) or 0.0,
-        accuracy_greedy=mean([t.reward for t in greedy]),
+        accuracy=mean_of([t.reward for t in sampled]) or 0.0,
+        accuracy_greedy=mean_of([t.reward for t in greedy]),
         code_ratio=len(calls) / max(len(sampled), 1),
-        first_call_token=mean(calls),
-        code_pass_ratio=mean(runs),
+        first_call_token=mean_of(calls),
+        code_pass_ratio=mean_of(runs),
         code_rounds=len(runs) / max(len(sampled), 1),
     )
 

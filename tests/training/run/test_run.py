@@ -20,10 +20,12 @@ import gymnasium
 import psutil
 import pytest
 import torch
+from synthetic_runs import write_training_run
 
 from solostream.agent.trajectory_file import read_lines
 from solostream.cli.main import main
 from solostream.envs import ToolEnv
+from solostream.evaluation import training_curves
 from solostream.training.run.metric_logger import read
 
 TINY = Path(__file__).parent / "tiny.toml"
@@ -108,6 +110,16 @@ def test_the_run_folder_holds_what_it_promises(whole: Path) -> None:
     played = [line.trajectory for line in lines if line.trajectory]
     assert sorted(weighed) == sorted(t.dispatch.event for t in played) == list(range(6 * 6))
     assert sum(t.n_action_tokens * weighed[t.dispatch.event] for t in played) == pytest.approx(0, abs=1e-2)  # centred
+
+
+def test_every_curve_that_is_drawn_is_written_by_a_run(whole: Path, tmp_path: Path) -> None:
+    def names(folder: Path) -> set[tuple[str, str]]:
+        return {(row["phase"], key) for row in read(folder / "metrics.jsonl") for key in row}
+
+    drawn = {(c.phase, c.key) for c in vars(training_curves).values() if isinstance(c, training_curves.Curve)}
+    assert len(drawn) == 15
+    assert drawn <= names(whole)
+    assert names(write_training_run(tmp_path / "made up", 40, problems=5)) <= names(whole)
 
 
 def test_the_checkpoint_is_a_hugging_face_folder(whole: Path) -> None:
