@@ -8,7 +8,7 @@ PIP += --extra-index-url $(TORCH_INDEX)
 endif
 SIZE := about 3 GB of packages where PyTorch comes with CUDA, 500 MB with its CPU build (make TORCH_INDEX=URL)
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint docs bench clean
 
 .venv/train: pyproject.toml constraints.txt
 	@echo "installing into .venv: $(SIZE) are downloaded"
@@ -32,6 +32,10 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/dev
+	$(BIN)/python -m mkdocs build --strict
+	@echo "open build/site/index.html"
 
 bench: .venv/dev
 	@failed=; for bench in benchmarks/*.py; do \

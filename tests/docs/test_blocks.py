@@ -24,7 +24,7 @@ from solostream.cli import main as cli
 from solostream.training import config as configuration
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NEEDS = {"network", "gpu", "model", "server", "docker", "context"}  # context: a fragment of a program of the reader's
 
 
@@ -50,7 +50,9 @@ def blocks(language: str) -> list[Block]:
                 opened, body = (number, fence[1]), []
             elif opened is not None and line.rstrip() == "```":
                 first, *rest = opened[1].split() or [""]
-                found.append(Block(page.name, opened[0], first, frozenset(rest), "\n".join(body) + "\n"))
+                found.append(
+                    Block(page.relative_to(ROOT).as_posix(), opened[0], first, frozenset(rest), "\n".join(body) + "\n")
+                )
                 opened = None
             else:
                 body.append(line)
