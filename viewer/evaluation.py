@@ -12,6 +12,7 @@ from solostream.evaluation.compare import Comparison, shares
 from solostream.evaluation.evaluate import SUMMARY
 from solostream.evaluation.metrics import Sample, by_problem, summarize
 from solostream.evaluation.samples import read_samples
+from solostream.provenance import told
 from solostream.viewer import charts
 from solostream.viewer.charts import Series
 from solostream.viewer.index import Index
@@ -56,11 +57,11 @@ def evaluation_page(folder: Path, index: Index, notes: Sequence[str]) -> str:
             "Trajectories", blocks, note="The first sample of each of the hardest problems; solostream view shows all."
         ),
     ]
-    return page(folder.resolve().name, " · ".join(facts), sections, notes)
+    return page(folder.resolve().name, " · ".join(facts), sections, notes, [told(folder)])
 
 
-def comparison_page(found: Comparison) -> str:
-    """The page of `solostream compare`."""
+def comparison_page(found: Comparison, made: Sequence[str] = ()) -> str:
+    """The page of `solostream compare`. made: what made each of the two (see `page`)."""
     a, b = found.names
     difference, mcnemar = found.difference, found.mcnemar
     verdict = "a clear difference" if difference["p"] < 0.05 else "no clear difference"
@@ -96,7 +97,7 @@ def comparison_page(found: Comparison) -> str:
                 note="Expansion: only the second run solves it. Shrinkage: only the first does. (ASPO, Sec. 4.2)"),
         section("Problems", card("Largest loss first", table(("problem", a, b, "difference", "flow"), rows))),
     ]  # fmt: skip
-    return page(f"{a} → {b}", f"{len(found.rows):,} problems in common", sections, notes)
+    return page(f"{a} → {b}", f"{len(found.rows):,} problems in common", sections, notes, made)
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -11,14 +11,20 @@ from pathlib import Path
 STATIC = Path(__file__).parent / "static"
 
 
-def page(title: str, subtitle: str, sections: Iterable[str], warnings: Sequence[str] = ()) -> str:
-    """The document. The policy in it allows the page's own script and style, and no request at all."""
+def page(
+    title: str, subtitle: str, sections: Iterable[str], warnings: Sequence[str] = (), made: Sequence[str] = ()
+) -> str:
+    """The document. made: versions, commit, machine and seed of what it shows, for its foot.
+
+    The policy in it allows the page's own script and style, and no request at all.
+    """
     script = (STATIC / "report.js").read_text()
     style = (STATIC / "theme.css").read_text() + (STATIC / "report.css").read_text()
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'; base-uri 'none'"
     logo = (STATIC / "icon.svg").read_text().strip().replace("<svg ", '<svg class="logo" aria-hidden="true" ', 1)
     notes = "".join(f'<p class="warning">{escape(w)}</p>' for w in warnings)
+    by = "".join(f"Made with {escape(line)}<br>" for line in made if line)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -27,7 +33,7 @@ def page(title: str, subtitle: str, sections: Iterable[str], warnings: Sequence[
         f'<header>{logo}<h1>{escape(title)}</h1><span class="gap"></span>'
         f'<button title="Dark or light" aria-label="Dark or light">◐</button></header>\n'
         f'<p class="sub">{escape(subtitle)}</p>\n{notes}{"".join(sections)}\n'
-        f"<footer>Written by solostream. This page is one file and needs no network.</footer>\n</main>\n"
+        f"<footer>{by}Written by solostream. This page is one file and needs no network.</footer>\n</main>\n"
         f"<script>{script}</script>\n</body>\n</html>\n"
     )
 

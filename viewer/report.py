@@ -20,6 +20,7 @@ from solostream.errors import UserError
 from solostream.evaluation import training_curves as curves
 from solostream.evaluation.metrics import mean_of, spread
 from solostream.evaluation.training_curves import Curve
+from solostream.provenance import told
 from solostream.viewer import charts
 from solostream.viewer.charts import Series
 from solostream.viewer.evaluation import evaluation_page
@@ -115,7 +116,7 @@ def training_page(folder: Path, index: Index, notes: Sequence[str]) -> str:
         section("Trajectories", blocks, note="The latest attempt at each problem listed; solostream view shows all."),
     ]  # fmt: skip
     subtitle = f"{len(seen):,} trajectories of {len(problems):,} problems over {steps:,} steps · {folder}"
-    return page(folder.resolve().name, subtitle, sections, notes)
+    return page(folder.resolve().name, subtitle, sections, notes, [told(folder)])
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

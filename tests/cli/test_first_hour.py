@@ -109,6 +109,11 @@ def test_a_latin_1_terminal_gets_the_last_table(tmp_path: Path) -> None:
     assert summary["python"] == sys.version.split()[0]
     assert summary["torch"]
     assert len(summary["commit"].rstrip("+")) == 40
+    assert main(["report", str(tmp_path / "t")]) == 0
+    foot = (tmp_path / "t/report.html").read_text().rpartition("<footer>")[2]
+    assert f"solostream {solostream.__version__} ({summary['commit'][:12]}" in foot
+    assert f"{summary['cores']} cores of" in foot
+    assert "; seed 0<br>" in foot
 
 
 def test_train_and_evaluate_in_a_script_and_in_a_running_loop(tmp_path: Path) -> None:

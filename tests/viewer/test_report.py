@@ -153,3 +153,17 @@ def test_the_compare_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     assert (tmp_path / "c.html").exists()
     with pytest.raises(UserError, match="unknown metric 'acc'"):
         commands.compare(a, b, metrics=("acc",))
+
+
+def test_the_foot_says_what_made_both_sides_and_nothing_of_what_is_not_known(tmp_path: Path) -> None:
+    a, b = (write_evaluation(tmp_path / name, 6, 2, 0.5, tool=False) for name in ("a", "b"))
+    facts = {"solostream": "7.0.1", "commit": "c" * 40, "python": "3.12.9", "gpus": ["H<100>"], "system": "Linux 6"}
+    summary = json.loads((b / "summary.json").read_text()) if (b / "summary.json").exists() else {}
+    (b / "summary.json").write_text(json.dumps({**summary, "config": {"seed": 41}, "provenance": facts}))
+    page = tmp_path / "compare.html"
+    assert commands.compare(a, b, out=page) == 0
+    foot = page.read_text().rpartition("<footer>")[2]
+    assert foot.count("Made with") == 1
+    assert "solostream 7.0.1 (cccccccccccc), Python 3.12.9" in foot
+    assert "H&lt;100&gt;, Linux 6; seed 41<br>" in foot
+    assert "solostream 7.0.1" in write_report(b).read_text().rpartition("<footer>")[2]

@@ -19,14 +19,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from solostream import registry
+from solostream import provenance, registry
 from solostream.agent.engine import Engine, Weights
 from solostream.agent.engines.allocator import keep_freed_memory
 from solostream.agent.trajectory_file import TrajectoryLog, read_lines
 from solostream.envs.data import Tasks
 from solostream.errors import UserError
 from solostream.evaluation.own_metrics import Metric
-from solostream.provenance import provenance
 from solostream.training import observers
 from solostream.training.advantages.base import Advantage
 from solostream.training.config import Config
@@ -178,6 +177,7 @@ class Trainer:
         config, parts = self.config, self.parts
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        provenance.write(self.folder, seed=config.run.seed)
         self.interrupt = Interrupt()
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
         given = {"name": self.folder.name, "folder": self.folder, "config": config.model_dump(mode="json")}
@@ -347,7 +347,7 @@ class Trainer:
             mismatch_max=rl.mismatch_max,
             wall_s=round(sum(times.values()), 2),
             times={phase: round(seconds, 2) for phase, seconds in times.items()},
-            provenance=provenance(),
+            provenance=provenance.provenance(),
         )
         summary.write(self.folder)
         observers.tell(self._callbacks, "on_end", asdict(summary))
