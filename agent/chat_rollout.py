@@ -19,8 +19,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from solostream.agent.chat_reply import ContextOverflow, NativeCall, Parameters, Reply
-from solostream.agent.rollout import TextEnv, ending_of
+from solostream.agent.rollout import ending_of
 from solostream.agent.trajectory import Dispatch, Ending, Role, TokenRecord, Trajectory, Unit, Usage
+from solostream.envs.text_env import TextEnv
 from solostream.envs.types import Step
 from solostream.errors import SandboxError
 from solostream.retry import retry

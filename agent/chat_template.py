@@ -174,7 +174,7 @@ class Chat:
         self, variables: Mapping[str, Any], messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], speak: bool
     ) -> str:
         try:
-            return self.tokenizer.apply_chat_template(
+            rendered: str = self.tokenizer.apply_chat_template(
                 [dict(m) for m in messages],
                 tools=list(tools) or None,
                 chat_template=self._template,
@@ -184,6 +184,7 @@ class Chat:
             )
         except Exception as error:  # templates raise their own errors through Jinja
             raise UserError(f"the chat template fails: {error}; pass another template (model.chat_template)") from None
+        return rendered
 
     def _id(self, token: str) -> int | None:
         found = self.tokenizer.convert_tokens_to_ids(token)

@@ -10,15 +10,15 @@ from typing import Any
 def encode(tokenizer: Any, text: str) -> list[int]:
     rust = _rust(tokenizer)
     if rust is not None and rust.truncation is None and rust.padding is None and not tokenizer.split_special_tokens:
-        return rust.encode(text, add_special_tokens=False).ids
-    return tokenizer.encode(text, add_special_tokens=False)
+        return list(rust.encode(text, add_special_tokens=False).ids)
+    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     rust = _rust(tokenizer)
     if rust is not None:
-        return rust.decode(ids, skip_special_tokens=False)
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(rust.decode(ids, skip_special_tokens=False))
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _rust(tokenizer: Any) -> Any:

@@ -82,7 +82,8 @@ def read_line(path: Path, offset: int, length: int) -> dict[str, Any]:
     """The JSON object at bytes `offset:offset + length`. Raises ValueError when it is not there any more."""
     with path.open("rb") as file:
         file.seek(offset)
-        return json.loads(file.read(length))
+        record: dict[str, Any] = json.loads(file.read(length))
+    return record
 
 
 def _parse(raw: bytes, offset: int, number: int) -> Line:

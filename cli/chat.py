@@ -120,7 +120,10 @@ def _converse(
             chat_format = rendering(tokenizer)
             room = min(preset.max_tokens, getattr(engine, "max_len", preset.max_tokens))
             sampling, manner = replace(preset.turn(room), seed=seed), _manner(settings, chat_format)
-            new = lambda: Talk(engine, chat_format, runner.run(box.open()), sampling=sampling, room=room, **manner)
+
+            def new() -> Talk:
+                return Talk(engine, chat_format, runner.run(box.open()), sampling=sampling, room=room, **manner)
+
             converse = new()
             if run:
                 print(_faint(f"{run}; options override"))

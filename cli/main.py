@@ -134,7 +134,7 @@ def _parse(command: Callable[..., Any], name: str, args: list[str]) -> tuple[Seq
     box = io.StringIO()
     try:
         with redirect_stderr(box):
-            return tyro.cli(call, prog=f"solostream {name}", args=args)
+            parsed: tuple[Sequence[Any], Mapping[str, Any]] = tyro.cli(call, prog=f"solostream {name}", args=args)
     except SystemExit as exit_:
         if not exit_.code:  # --help
             raise
@@ -143,6 +143,7 @@ def _parse(command: Callable[..., Any], name: str, args: list[str]) -> tuple[Seq
         fault, *more = [part for part in re.split(r"\s*[─-]{3,}\s*", text) if part]
         guesses = [part for part in more if part.startswith("Perhaps you meant")]
         raise UserError("; ".join([fault.rstrip("."), *guesses, f"see solostream {name} --help"])) from None
+    return parsed
 
 
 def main(argv: list[str] | None = None) -> int:

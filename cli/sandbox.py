@@ -8,13 +8,16 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from solostream.errors import UserError
 from solostream.sandbox.server.settings import SERVER_LIMITS, Settings
 from solostream.sandbox.types import Execution, Limits
+
+if TYPE_CHECKING:
+    from solostream.sandbox.conformance.suite import Verdict
 
 # status -> exit code of `sandbox run`; 124 is what timeout(1) says, 137 what a shell says of SIGKILL
 _EXIT = {"ok": 0, "error": 1, "timeout": 124, "memory": 137, "killed": 137}
@@ -46,7 +49,7 @@ def check(
     return 1 if report.failed else 0
 
 
-def _tell(verdict) -> None:
+def _tell(verdict: Verdict) -> None:
     detail = f"  {verdict.detail}" if verdict.detail else ""
     print(f"{verdict.status:<4} {verdict.ms:>6} ms  {verdict.group:<9}  {verdict.name}{detail}", flush=True)
 

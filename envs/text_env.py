@@ -147,7 +147,7 @@ class TextEnvAdapter:
         return await asyncio.to_thread(self.step, text)
 
     def close(self) -> None:
-        self.env.close()  # type: ignore[no-untyped-call]
+        self.env.close()
 
     async def aclose(self) -> None:
         await asyncio.to_thread(self.close)

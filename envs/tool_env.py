@@ -271,7 +271,7 @@ class ToolEnv(gymnasium.Env[str, str]):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         return wait(self.astep(action))
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The transcript so far, for `render_mode="ansi"`."""
         if self.render_mode is None:
             return None

@@ -104,7 +104,7 @@ class ToolVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], np.ndarray]):
             return first, reward, terminated, truncated, {**first_info, "final_obs": observation, "final_info": info}
         return observation, reward, terminated, truncated, info
 
-    def reset(  # type: ignore[override]
+    def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[tuple[str, ...], dict[str, Any]]:
         return wait(self.areset(seed=seed, options=options))

@@ -295,7 +295,7 @@ def _options(factory: Callable[..., Any], given: Iterable[str]) -> dict[str, ins
 
 
 def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
-    target = factory.__init__ if inspect.isclass(factory) else factory  # type: ignore[misc]
+    target = factory.__init__ if inspect.isclass(factory) else factory
     try:
         return typing.get_type_hints(target, include_extras=True)
     except (NameError, TypeError):  # an annotation that exists only for the type checker: unchecked

@@ -262,9 +262,10 @@ async def _model_card(client: ClientSession, url: str) -> dict[str, Any]:
     if answer.status >= 300:
         raise UserError(f"{url}/v1/models answered {answer.status}: is it a vLLM server?")
     try:
-        return answer.json()["data"][0]
+        card: dict[str, Any] = answer.json()["data"][0]
     except (ValueError, LookupError, TypeError):
         raise UserError(f"{url}/v1/models lists no model: is it an OpenAI-compatible server?") from None
+    return card
 
 
 async def _speaks_tokens(client: ClientSession, url: str) -> bool:

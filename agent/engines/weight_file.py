@@ -82,4 +82,4 @@ def weight_file(weights: Weights) -> Iterator[str]:
 
 
 def _shares(one: Any, other: Any) -> bool:
-    return one.data_ptr() == other.data_ptr()
+    return bool(one.data_ptr() == other.data_ptr())

@@ -15,7 +15,7 @@ import random
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from solostream.envs.types import Task
 from solostream.errors import UserError
@@ -188,7 +188,7 @@ def generate(
     Raises UserError for an unknown kind, level or split, or when the kinds hold fewer than `n` distinct problems.
     """
     kinds, levels = list(kinds or KINDS), list(levels or LEVELS)
-    checks: list[tuple[str, object, list]] = [
+    checks: list[tuple[str, object, list[Any]]] = [
         *(("kind", kind, list(KINDS)) for kind in kinds),
         *(("level", level, list(LEVELS)) for level in levels),
         ("split", split, ["train", "test"]),

@@ -174,7 +174,8 @@ def component(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     """The reward that `name` says: a function, with its keyword options bound, or an instance of a class."""
     found = registry.load("reward", name)
     if inspect.isclass(found):
-        return registry.make("reward", name, options)
+        made: Callable[..., Any] = registry.make("reward", name, options)
+        return made
     if not callable(found):
         raise UserError(f"reward {name!r} is a {type(found).__name__}; it must be a function or a class with __call__")
     first = next(iter(_parameters(found)), "")

@@ -16,7 +16,8 @@ from functools import lru_cache
 from typing import Protocol
 
 from solostream import registry
-from solostream.envs.text.parse import Parsed, Span
+from solostream.envs.text.parse import Parsed
+from solostream.envs.text.syntax import Span
 from solostream.errors import UserError
 
 AnswerStyle = str  # a name of the registry's kind "answer", or "auto"

@@ -45,10 +45,11 @@ class _Plain:
 
     def encode(self, text: str, /) -> Sequence[int]:
         encoded = self._tokenizer.encode(text, add_special_tokens=False)
-        return getattr(encoded, "ids", encoded)
+        ids: Sequence[int] = getattr(encoded, "ids", encoded)
+        return ids
 
     def decode(self, ids: Sequence[int], /) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
 @lru_cache(maxsize=8)
@@ -81,7 +82,7 @@ def token_counter(source: str | TokenCounter | Callable[[], TokenCounter] | None
         return _Plain(source)
     if not isinstance(source, type) and hasattr(source, "encode") and hasattr(source, "decode"):
         return source
-    return source()  # type: ignore[operator]
+    return source()
 
 
 def clip(text: str, cap: int, counter: TokenCounter) -> str:

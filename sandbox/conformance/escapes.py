@@ -14,7 +14,7 @@ from solostream.sandbox.conformance.case import Arena, case, expect
 async def tcp(arena: Arena) -> None:
     reached = 0
 
-    async def accept(_, writer: asyncio.StreamWriter) -> None:
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal reached
         reached += 1
         writer.close()

@@ -6,7 +6,7 @@ import asyncio
 
 from solostream.errors import SandboxError
 from solostream.sandbox.conformance.case import CLAIMS, Arena, case, expect
-from solostream.sandbox.types import Execution
+from solostream.sandbox.types import Execution, Session
 
 
 @case("declares its isolation, limits and claims")
@@ -194,7 +194,7 @@ async def close_while_running(arena: Arena) -> None:
 
 @case("sessions run side by side")
 async def side_by_side(arena: Arena) -> None:
-    async def one(session) -> tuple[float, float]:
+    async def one(session: Session) -> tuple[float, float]:
         seen = await session.run(
             "import time\nstart = time.time()\ntime.sleep(1)\nprint(start, time.time())", timeout=20
         )

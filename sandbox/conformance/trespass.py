@@ -27,7 +27,7 @@ def attempt(function, *arguments):
 """
 
 
-def _attributes(path: str) -> tuple:
+def _attributes(path: str) -> tuple[object, ...]:
     seen = os.stat(path)
     return seen.st_mode, seen.st_uid, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, os.listxattr(path)
 
@@ -91,7 +91,7 @@ def meddle(pid):
 """
 
 
-def _held(pid: int) -> tuple:
+def _held(pid: int) -> tuple[object, ...]:
     return resource.prlimit(pid, resource.RLIMIT_NOFILE), os.sched_getaffinity(pid), os.getpriority(0, pid)
 
 

@@ -64,7 +64,7 @@ class Daemon:
                 user="65534:65534",
                 working_dir="/tmp",
             )
-        return made["Id"]
+        return str(made["Id"])
 
     @contextlib.contextmanager
     def _spelt(self, config: dict[str, Any]) -> Iterator[None]:

@@ -82,7 +82,7 @@ class Server:
         reply = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
             self._writer.write(frames.pack({"id": number, **request}))
-            answer = await asyncio.wait_for(reply, patience)
+            answer: dict[str, Any] = await asyncio.wait_for(reply, patience)
         except TimeoutError:
             await self.end(f"the container gave no answer within {patience:.0f} s")
             raise SandboxError(self.broken) from None

@@ -130,7 +130,7 @@ def _session_folder() -> str:
 
 def _launch(
     options: Options, folder: str | None, groups: Path | None
-) -> tuple[subprocess.Popen, socket.socket, dict[str, Any]]:
+) -> tuple[subprocess.Popen[bytes], socket.socket, dict[str, Any]]:
     """Start a fork server, or without `folder` a probe that only reports its tier. Raises SandboxError, UserError."""
     told = {**asdict(options.limits), "folder": folder}
     told |= {name: getattr(options, name) for name in ("isolation", "snapshot", "pool", "preimport", "landlock_abi")}

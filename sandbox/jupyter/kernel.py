@@ -156,7 +156,8 @@ class Kernel:
             frames = await channel.socket.recv_multipart()
             with contextlib.suppress(ValueError, TypeError, KeyError, IndexError, RecursionError):  # forged: not heard
                 if all(map(is_plain, frames)):
-                    message = self._client.session.deserialize(self._client.session.feed_identities(frames)[1])
+                    session = self._client.session
+                    message: dict[str, Any] = session.deserialize(session.feed_identities(frames)[1])
                     if isinstance(message["content"], dict) and isinstance(message["parent_header"], dict):
                         return message
             await asyncio.sleep(0)  # whatever waits in the channel, others have their turn
@@ -267,7 +268,7 @@ def _client(path: str, key: str, limits: Limits) -> Any:
     """A jupyter_client whose sockets are capped and never connect a second time; its channels are not started."""
     try:
         import zmq.asyncio
-        from jupyter_client.asynchronous import AsyncKernelClient
+        from jupyter_client.asynchronous.client import AsyncKernelClient
     except ImportError:
         raise UserError("notebook backends need jupyter_client: pip install 'solostream[jupyter]'") from None
     context = zmq.asyncio.Context.instance()

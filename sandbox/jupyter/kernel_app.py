@@ -70,7 +70,7 @@ class Publisher(IOPubThread):
             super()._really_send(msg, *args, **kwargs)
 
 
-kernelapp.IOPubThread = Publisher  # type: ignore[assignment, misc]
+kernelapp.IOPubThread = Publisher  # type: ignore[assignment, attr-defined]  # what it imports, replaced
 
 
 def repair_streams() -> None:
@@ -153,7 +153,7 @@ class Kernel(IPythonKernel):
     async def do_execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         repair_streams()
         self.shell.left = False
-        reply = await super().do_execute(*args, **kwargs)
+        reply: dict[str, Any] = await super().do_execute(*args, **kwargs)
         if self.shell.left:
             return reply | {"status": "ok"}
         return reply | {"evalue": _clip(str(reply.get("evalue", "")))}

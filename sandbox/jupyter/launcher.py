@@ -109,7 +109,7 @@ def _serve(
     for fd, standard in ((os.open(os.devnull, os.O_RDONLY), 0), (stdout, 1), (stderr, 2)):
         os.dup2(fd, standard)
         os.close(fd)
-    sys.stdout = sys.stderr = None  # type: ignore[assignment]
+    sys.stdout = sys.stderr = None
     kernel_app.repair_streams()
     selectors.DefaultSelector = selectors.PollSelector  # type: ignore[assignment, misc]  # there will be no epoll; see below
     app = kernel_app.build(fds, settings["path"], settings["key"], settings["output_bytes"])

@@ -79,7 +79,8 @@ def _routes(app: FastAPI) -> None:
     peers: Peers = app.state.peers
 
     def live() -> Sessions:
-        return app.state.sessions
+        sessions: Sessions = app.state.sessions
+        return sessions
 
     @app.get("/health")
     async def health() -> Response:
@@ -131,7 +132,8 @@ def _routes(app: FastAPI) -> None:
 
 def _lease_routes(app: FastAPI) -> None:
     def live() -> Sessions:
-        return app.state.sessions
+        sessions: Sessions = app.state.sessions
+        return sessions
 
     @app.post("/leases")
     async def lease() -> Response:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 
@@ -127,7 +127,6 @@ def _floats(numbers: Any) -> list[float]:
     return [float(x) for x in _list(numbers)]
 
 
-def _like(kind: Any, values: list[float]) -> Any:
-    if hasattr(kind, "new_tensor"):
-        return kind.new_tensor(values)
-    return values
+def _like(kind: Numbers, values: list[float]) -> Numbers:
+    made: Any = kind
+    return cast("Numbers", made.new_tensor(values) if hasattr(made, "new_tensor") else values)

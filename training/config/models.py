@@ -15,7 +15,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from solostream import registry
 from solostream.errors import UserError
-from solostream.training.advantages import Advantage, Grouping, ValueTracker, estimator, grouping
+from solostream.training.advantages import Advantage, ValueTracker, estimator, grouping
+from solostream.training.advantages.base import Grouping
 from solostream.training.config.components import Options, beside_keys, complete, options_of
 from solostream.training.config.learner import LearnerConfig, Section
 

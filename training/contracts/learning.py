@@ -11,7 +11,7 @@ import torch
 
 from solostream import registry
 from solostream.agent.trajectory import Dispatch, TokenRecord, Trajectory
-from solostream.training.advantages import estimator, grouping
+from solostream.training.advantages import Advantages, estimator, grouping
 from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.batch import Batch
 from solostream.training.losses import SelectsTokens
@@ -49,7 +49,10 @@ def advantage(spec: str, options: dict[str, Any]) -> Promises:
     got, again = one(given), two(given)
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
     third, fourth = one(batch(1)), two(batch(1))
-    same = lambda a, b: all(np.array_equal(x, y) for x, y in zip(a.values, b.values, strict=True))
+
+    def same(a: Advantages, b: Advantages) -> bool:
+        return all(np.array_equal(x, y) for x, y in zip(a.values, b.values, strict=True))
+
     return [
         ("one array a trajectory, over its action tokens", [len(v) for v in got.values] == list(LENGTHS)),
         ("values are finite", all(np.isfinite(v).all() for v in got.values)),

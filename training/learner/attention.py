@@ -55,7 +55,7 @@ class _Pad(torch.autograd.Function):
         return x.index_select(0, gather)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad.index_select(0, ctx.scatter), None, None
 
 
@@ -68,8 +68,13 @@ class _Unpad(torch.autograd.Function):
         return x.index_select(0, scatter)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.new_zeros(ctx.shape).index_copy_(0, ctx.scatter, grad), None
+
+
+# torch leaves `apply` without annotations
+_pad: Callable[[Tensor, Tensor, Tensor], Tensor] = _Pad.apply
+_unpad: Callable[[Tensor, Tensor], Tensor] = _Unpad.apply
 
 
 def packed_attention(
@@ -97,7 +102,7 @@ def packed_attention(
     repeat = query.shape[1] // key.shape[1]
     rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, heads, d]
     if layout.rows is not None:
-        rows = [_Pad.apply(x, *layout.rows) for x in rows]
+        rows = [_pad(x, *layout.rows) for x in rows]
     out, start = [], 0
     for n, length in layout.blocks:
         q, k, v = (x[start : start + n * length].unflatten(0, (n, length)).transpose(1, 2) for x in rows)
@@ -108,7 +113,7 @@ def packed_attention(
         out.append(block.transpose(1, 2).flatten(0, 1))
         start += n * length
     joined = torch.cat(out) if len(out) > 1 else out[0]
-    return (joined if layout.rows is None else _Unpad.apply(joined, layout.rows[1]))[None], None
+    return (joined if layout.rows is None else _unpad(joined, layout.rows[1]))[None], None
 
 
 def _without_padding(

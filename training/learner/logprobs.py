@@ -61,9 +61,10 @@ class LogprobComputer:
     def _hidden(self, packed: PackedBatch) -> Tensor:
         extra = {"layout": packed.layout} if self.packed else {}
         with self.active():
-            return self.model.base_model(
+            hidden: Tensor = self.model.base_model(
                 input_ids=packed.token_ids, position_ids=packed.position_ids, use_cache=False, **extra
             ).last_hidden_state
+        return hidden
 
     def _chunk(self, hidden: Tensor, targets: Tensor, entropy_grad: bool) -> tuple[Tensor, Tensor]:
         with self.autocast():
@@ -103,7 +104,7 @@ class LogprobComputer:
         """The model's own log-probabilities of ids[1:], one sequence at a time."""
         tokens = torch.from_numpy(ids).to(self.device)
         with _attention(self.model, self.own_attention), self.autocast():
-            logits = self.model(input_ids=tokens[None], use_cache=False).logits[0, :-1]
+            logits: Tensor = self.model(input_ids=tokens[None], use_cache=False).logits[0, :-1]
         return (logits.float() / self.temperature).log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
 
 

@@ -17,7 +17,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
     """[m, rows, columns] -> the same shape, singular values near 1. bfloat16 on GPU, else as it comes."""
-    x = stack.bfloat16() if stack.is_cuda else stack
+    x: Tensor = stack.bfloat16() if stack.is_cuda else stack
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

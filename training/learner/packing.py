@@ -83,7 +83,9 @@ def pack(
 def _layout(
     lengths: np.ndarray, starts: np.ndarray, segment: np.ndarray, positions: np.ndarray, device: torch.device | str
 ) -> BlockLayout:
-    to = lambda array: torch.from_numpy(array).to(device)
+    def to(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
     borders, most = to(starts.astype(np.int32)), int(lengths[-1])
     blocks: list[tuple[int, int]] = []
     gather, first_row = [], np.empty(len(lengths), np.int64)

@@ -20,7 +20,8 @@ from solostream.training.losses.tokens import Rate, Share, Tokens
 
 def covariance(logprob: np.ndarray, advantage: np.ndarray) -> np.ndarray:
     """[n], [n] -> [n]: each token's contribution to the covariance."""
-    return (logprob - logprob.mean()) * (advantage - advantage.mean())
+    product: np.ndarray = (logprob - logprob.mean()) * (advantage - advantage.mean())
+    return product
 
 
 @dataclass(frozen=True, slots=True)

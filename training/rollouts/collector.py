@@ -180,8 +180,12 @@ def unused(logged: Iterable[Trajectory], next_event: int, state: Mapping[str, An
     Without those that fit no batch: they stopped the run before, and would stop it again.
     """
     outstanding = {record["dispatch"]["event"] for record in state["outstanding"]}
-    wanted = lambda event: event >= next_event or event in outstanding
-    return list({t.dispatch.event: t for t in logged if wanted(t.dispatch.event) and fault(t) is None}.values())
+
+    def wanted(trajectory: Trajectory) -> bool:
+        event = trajectory.dispatch.event
+        return (event >= next_event or event in outstanding) and fault(trajectory) is None
+
+    return list({t.dispatch.event: t for t in logged if wanted(t)}.values())
 
 
 def oldest_version(trajectory: Trajectory) -> int:

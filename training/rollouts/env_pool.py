@@ -47,7 +47,7 @@ class Episodes:
             else setup.environment(self._config, self._tasks, parts.tokenizer, self._sandbox)
         )
         try:
-            played = await self._rollout(
+            played: Trajectory = await self._rollout(
                 environment,
                 engine,
                 parts.chat,

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class MetricLogger:
         self._path = folder / "metrics.jsonl"
         self.rows: list[dict[str, Any]] = read(self._path) if self._path.exists() else []
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
-        self._open_board = lambda: EventFileWriter(str(folder / "tensorboard"), flush_secs=20)
+        self._open_board = partial(EventFileWriter, str(folder / "tensorboard"), flush_secs=20)
         self._events = folder / "tensorboard"
         self._board = self._open_board()
         self._event, self._summary = Event, Summary

@@ -114,4 +114,5 @@ def sampler_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel
     transformers hands the configuration on as it is, and the learner switches the attention in its own one while it
     works: a sampler that shared it would run the learner's attention in the middle of a turn.
     """
-    return AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=dtype).to(model.device)
+    made: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=dtype).to(model.device)
+    return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,10 @@ def described(config: Config) -> str:
     if config.data.path is None:
         return "generated"
     train, test = sources(config)
-    place = lambda source: " ".join(str(source[key]) for key in ("load", "split") if key in source)
+
+    def place(source: Mapping[str, Any]) -> str:
+        return " ".join(str(source[key]) for key in ("load", "split") if key in source)
+
     if "test_share" in train:
         return f"{place(train)}, of which {train['test_share']:.0%} are held out"
     return f"{place(train)}, tested with {place(test)}"

@@ -154,7 +154,8 @@ class Trainer:
         if self._engine is None:
             return await setup.open_engine(self.config, self.parts, slots)
         made = self._engine(slots)
-        return await made if inspect.isawaitable(made) else made
+        engine: Engine = await made if inspect.isawaitable(made) else made
+        return engine
 
     async def _phases(self, cold_start_only: bool) -> Summary | None:
         self._open()
@@ -395,5 +396,5 @@ class Trainer:
     def _is_behind(self, row: Mapping[str, Any]) -> bool:
         """Whether a row of metrics is part of what the checkpoint has done."""
         if row["phase"] == "cold_start":
-            return row["step"] <= self.cold_step
+            return bool(row["step"] <= self.cold_step)
         return self.before is not None and self.saved is not None and row["step"] <= self.saved.step

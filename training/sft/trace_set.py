@@ -68,9 +68,9 @@ class TraceSet:
         c = self._config.cold_start
         traces = {trace.line: trace for trace in self._traces}
         kept = [line for line in self._rendered if line in lines]
-        side = lambda line: _fraction(traces[line]) < c.held_out
-        self.held_out = [self._rendered[line] for line in kept if side(line)]
-        self._train = [line for line in kept if not side(line)]
+        held_out = {line for line in kept if _fraction(traces[line]) < c.held_out}
+        self.held_out = [self._rendered[line] for line in kept if line in held_out]
+        self._train = [line for line in kept if line not in held_out]
         if not self._train:
             raise UserError(f"{c.data} holds no trace to train on: check cold_start.held_out, skip_bad and verify")
 

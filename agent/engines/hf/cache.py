@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +21,13 @@ class Feed:
     row i is slot i, so that the cache is read without a copy. n_keys: how many columns any row attends to.
     """
 
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    columns: torch.Tensor
-    slots: torch.Tensor | None
+    tokens: Tensor
+    positions: Tensor
+    columns: Tensor
+    slots: Tensor | None
     n_keys: int
 
-    def mask(self) -> torch.Tensor:
+    def mask(self) -> Tensor:
         """(rows, 1, width, n_keys) bool: a token sees itself and what came before it in its slot."""
         keys = torch.arange(self.n_keys, device=self.positions.device)
         return (keys <= self.positions[:, :, None])[:, None]
@@ -47,7 +48,10 @@ def feed(
     padding = positions < start[:, None]
     positions[padding] = 0
     columns = np.where(padding, bin_column, positions)
-    to = lambda array: torch.from_numpy(array).to(device)
+
+    def to(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
     dense = len(rows) == rows[-1] + 1
     return Feed(
         tokens=to(ids[rows[:, None], positions]),
@@ -63,7 +67,7 @@ class SlotCache:
 
     def __init__(self, slots: int, columns: int) -> None:
         self.slots, self.columns = slots, columns
-        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._layers: list[tuple[Tensor, Tensor]] = []
 
     @property
     def bin_column(self) -> int:
@@ -83,9 +87,7 @@ class SlotCache:
                 wide.append(new)
             self._layers[i] = (wide[0], wide[1])
 
-    def update(
-        self, layer: int, batch: Feed, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, layer: int, batch: Feed, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write (rows, heads, width, head_dim); returns what rows may attend to, (rows, heads, n_keys, head_dim)."""
         if layer == len(self._layers):
             shape = (self.slots, keys.shape[1], self.columns)

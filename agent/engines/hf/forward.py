@@ -36,14 +36,15 @@ class ModelForward:
     @torch.inference_mode()
     def __call__(self, batch: Feed, cache: SlotCache) -> Tensor:
         """Logits (rows, vocabulary) after each row's last token."""
-        return self.model(
+        logits: Tensor = self.model(
             input_ids=batch.tokens,
             attention_mask=batch.mask(),
             position_ids=batch.positions,
             past_key_values=_CacheOfBatch(batch, cache),
             use_cache=True,
             logits_to_keep=1,
-        ).logits[:, -1]
+        ).logits
+        return logits[:, -1]
 
 
 class _CacheOfBatch(Cache):
@@ -220,6 +221,7 @@ def load_model(name: str, dtype: str = "auto") -> PreTrainedModel:
     wanted = "float32" if dtype == "auto" and device == "cpu" else dtype
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=wanted)
-        return model.to(device).eval()
     except (OSError, ValueError) as error:
         raise UserError(no_model(name, error)) from None
+    placed: PreTrainedModel = model.to(device).eval()
+    return placed

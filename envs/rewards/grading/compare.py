@@ -187,8 +187,10 @@ def _matched(one: tuple[Node, ...], other: tuple[Node, ...], rules: Rules) -> bo
 
 
 def _covers(one: tuple[Node, ...], other: tuple[Node, ...], rules: Rules, *, swapped: bool = False) -> bool:
-    pairs = (lambda a, b: _same_part(b, a, rules)) if swapped else (lambda a, b: _same_part(a, b, rules))
-    return all(any(pairs(a, b) for b in other) for a in one)
+    def same(a: Node, b: Node) -> bool:
+        return _same_part(b, a, rules) if swapped else _same_part(a, b, rules)
+
+    return all(any(same(a, b) for b in other) for a in one)
 
 
 def _same_ratios(gold: Node, answer: Node, rules: Rules) -> str | None:

@@ -95,11 +95,11 @@ def _magnitude(expression: Any) -> float:
     parts = [_magnitude(part) for part in expression.args]
     if isinstance(expression, sympy.Pow | sympy.exp):
         base, power = (2.0, parts[0]) if isinstance(expression, sympy.exp) and len(parts) == 1 else (parts[0], parts[1])
-        if power > 1_000 or max(base, 1.0) * 2.0**power > BITS * 2:
+        if power > 1_000 or max(base, 1.0) * math.exp2(power) > BITS * 2:
             raise TooLarge("a power with too many digits")
-        return max(base, 1.0) * 2.0**power
+        return max(base, 1.0) * math.exp2(power)
     if isinstance(expression, sympy.factorial):
         if parts[0] > math.log2(FACTORIAL) + 1:
             raise TooLarge("factorial of a large number")
-        return 2.0 ** parts[0] * parts[0]
+        return math.exp2(parts[0]) * parts[0]
     return sum(parts) + len(parts) if isinstance(expression, sympy.Mul) else max(parts) + len(parts)

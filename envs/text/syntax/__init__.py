@@ -71,7 +71,8 @@ class Syntax(Protocol):
 @lru_cache
 def syntax(name: str) -> Syntax:
     """Raises UserError for a name that nothing has."""
-    return registry.make("syntax", name)
+    made: Syntax = registry.make("syntax", name)
+    return made
 
 
 def syntaxes(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ class Interpreter:
         value = eval(code, self._namespace)
         return self._wait(value) if code.co_flags & inspect.CO_COROUTINE else value
 
-    def _wait(self, coroutine: Coroutine) -> object:
+    def _wait(self, coroutine: Coroutine[Any, Any, object]) -> object:
         """Run an `await` of the code to its end. Tasks that it leaves behind go on with the next one."""
         if self._loop is None or self._loop.is_closed():
             self._loop = asyncio.new_event_loop()

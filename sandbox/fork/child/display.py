@@ -125,11 +125,11 @@ class _Finder:
                 load(module)
                 patch(module)
 
-            spec.loader.exec_module = load_ours  # type: ignore[method-assign, assignment]
+            spec.loader.exec_module = load_ours  # type: ignore[method-assign]
         return spec
 
 
 def install() -> None:
     """In the fork server: `display` for all code, and a watch for those who show."""
     builtins.display = display  # type: ignore[attr-defined]
-    sys.meta_path.insert(0, _Finder())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Finder())

@@ -72,10 +72,12 @@ class _Capped(io.RawIOBase):
     """Writes through to a descriptor as long as there is room and swallows the rest: a loop that prints for ever fills
     nothing. There is room for one byte above the limit, so that the host can tell a full stream from a cut one."""
 
-    def __init__(self, fd: int, room: _Room, write=os.write, view=memoryview) -> None:
+    def __init__(
+        self, fd: int, room: _Room, write: Callable[[int, Any], int] = os.write, view: type[memoryview] = memoryview
+    ) -> None:
         self._fd, self._room, self._write, self._view = fd, room, write, view
 
-    def write(self, data) -> int:
+    def write(self, data: Any) -> int:
         data = self._view(data).cast("B")
         if self._room.left > 0 and len(data):
             self._room.left -= self._write(self._fd, data[: self._room.left])
@@ -170,7 +172,7 @@ def _hold(pipes: list[tuple[int, int]]) -> bool:
         return False
 
 
-def _branch(channel: socket.socket, ancillary: list) -> bool:
+def _branch(channel: socket.socket, ancillary: list[Any]) -> bool:
     """The host asks for a copy of this session. True in the copy, which answers on a channel of its own."""
     if not ancillary:
         return False
@@ -193,7 +195,7 @@ def _branch(channel: socket.socket, ancillary: list) -> bool:
     return True
 
 
-def _long(ancillary: list, length: int) -> bytes:
+def _long(ancillary: list[Any], length: int) -> bytes:
     """The code that did not fit its request."""
     (memory,) = array.array("i", ancillary[0][2])
     try:

@@ -131,7 +131,7 @@ class _Server:
         groups: int,
         watched: socket.socket | None,
         confinement: Confinement,
-        options: dict,
+        options: dict[str, Any],
     ) -> None:
         self.control, self.host, self.groups, self.watched = control, host, groups, watched
         self.confinement = confinement

@@ -43,7 +43,7 @@ class Rules:
         self._attributes = ctypes.create_string_buffer(attributes, 24)
         self._size = ctypes.c_size_t(24 if version >= 6 else 16 if version >= 4 else 8)
         self._fds: list[int] = []
-        self._rules: list[ctypes.Array] = []
+        self._rules: list[ctypes.Array[ctypes.c_char]] = []
         for paths, rights in ((readable, READ), (devices, DEVICE)):
             for path in paths:
                 if os.path.exists(path):
@@ -62,5 +62,5 @@ class Rules:
             os.close(fd)
 
 
-def _rule(fd: int, rights: int) -> ctypes.Array:
+def _rule(fd: int, rights: int) -> ctypes.Array[ctypes.c_char]:
     return ctypes.create_string_buffer(struct.pack("<Qi", rights, fd), 12)

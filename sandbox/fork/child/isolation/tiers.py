@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import tempfile
+from typing import Any
 
 from .. import linux
 from . import landlock, rootfs, seccomp
@@ -17,7 +18,7 @@ NOBODY = 65534
 _FALL = ("namespaces", "landlock", "rlimits")
 
 
-def confinement(options: dict) -> Confinement:
+def confinement(options: dict[str, Any]) -> Confinement:
     """Enter the strongest tier that this kernel grants, or the one that was asked for. Raises OSError.
 
     What can fail is tried in a child first: an attempt that breaks off half-way must not leave a half-built root.
