@@ -100,6 +100,9 @@ _SET_SECCOMP, _MODE_FILTER = 22, 2
 _SECCOMP, _SET_FILTER, _ALL_THREADS = (317, 277), 1, 1
 
 
+_Line = tuple[int, int, int, int]  # code, lines to skip if true, if false, value
+
+
 class _Test(NamedTuple):
     """Whether an argument's half (`high`: its upper 32 bits), after a mask, equals a value, or `differs` from it."""
 
@@ -109,7 +112,7 @@ class _Test(NamedTuple):
     mask: int = 0xFFFFFFFF
     high: bool = False
 
-    def lines(self, otherwise: int) -> list[tuple[int, int, int, int]]:
+    def lines(self, otherwise: int) -> list[_Line]:
         """Three lines; where the test fails, `otherwise` lines after them are skipped."""
         yes, no = (otherwise, 0) if self.differs else (0, otherwise)
         offset = 16 + 8 * self.argument + 4 * self.high
@@ -137,22 +140,33 @@ def build(machine: str, *, shared: bool, epoll: bool = False, landlock_abi: int 
     verdicts[_CLONE3] = _ENOSYS
     if shared and landlock_abi < 3:
         verdicts |= {_OLD_TRUNCATE[column]: _EPERM, _OPENAT2: _ENOSYS}
-    program: list[tuple[int, int, int, int]] = [
-        (_LOAD, 0, 0, _MACHINE),
-        (_EQUAL, 1, 0, arch),
-        (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, _NUMBER),
-        # x86_64: also catches the x32 calls, which start at 0x40000000
-        (_ATLEAST, 0, 1, _NEWEST + 1),
-        (_RETURN, 0, 0, _ENOSYS),
-    ]
-    for number, checks in _conditional(column, shared, landlock_abi).items():
-        program += _block(number, checks)
-    for verdict in dict.fromkeys(verdicts.values()):
-        numbers = sorted(n for n, its in verdicts.items() if n is not None and its == verdict)
-        program += [(_EQUAL, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
-        program += [(_JUMP, 0, 0, 1), (_RETURN, 0, 0, verdict)]
-    return b"".join(struct.pack("<HBBI", *line) for line in [*program, (_RETURN, 0, 0, _ALLOW)])
+    verdicts = {n: verdict for n, verdict in verdicts.items() if n is not None}
+    answers: dict[int, list[_Line]] = {n: [(_RETURN, 0, 0, verdict)] for n, verdict in verdicts.items()}
+    answers |= {n: _checked(checks) for n, checks in _conditional(column, shared, landlock_abi).items()}
+    # x86_64: also catches the x32 calls, which start at 0x40000000
+    ranges = [*_ranges(answers, _NEWEST), (_NEWEST + 1, [(_RETURN, 0, 0, _ENOSYS)])]
+    program = [(_LOAD, 0, 0, _MACHINE), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
+    return b"".join(struct.pack("<HBBI", *line) for line in [*program, *_search(ranges)])
+
+
+def _ranges(answers: dict[int, list[_Line]], last: int) -> list[tuple[int, list[_Line]]]:
+    """All call numbers up to `last`, as runs with one answer: where each starts, and what is done there."""
+    ranges: list[tuple[int, list[_Line]]] = []
+    for number in range(last + 1):
+        answer = answers.get(number, [(_RETURN, 0, 0, _ALLOW)])
+        if not ranges or ranges[-1][1] != answer:
+            ranges.append((number, answer))
+    return ranges
+
+
+def _search(ranges: list[tuple[int, list[_Line]]]) -> list[_Line]:
+    """Find the range by halves. The kernel runs a new filter once for every call that there is, to remember which are
+    always allowed: comparing one number after another took a twentieth of a session's cost."""
+    if len(ranges) == 1:
+        return ranges[0][1]
+    half = len(ranges) // 2
+    below, above = _search(ranges[:half]), _search(ranges[half:])
+    return [(_ATLEAST, 0, 1, ranges[half][0]), (_JUMP, 0, 0, len(below)), *below, *above]
 
 
 def build_absent(machine: str) -> bytes:
@@ -196,13 +210,13 @@ def _conditional(column: int, shared: bool, landlock_abi: int) -> dict[int, _Che
     return {number: its for number, its in checks.items() if number is not None and its}
 
 
-def _block(number: int, checks: _Checks) -> list[tuple[int, int, int, int]]:
-    body: list[tuple[int, int, int, int]] = []
+def _checked(checks: _Checks) -> list[_Line]:
+    body: list[_Line] = []
     for tests, verdict in checks:
         for left, test in zip(range(len(tests) - 1, -1, -1), tests, strict=True):
             body += test.lines(otherwise=3 * left + 1)
         body.append((_RETURN, 0, 0, verdict))
-    return [(_EQUAL, 0, len(body) + 1, number), *body, (_RETURN, 0, 0, _ALLOW)]
+    return [*body, (_RETURN, 0, 0, _ALLOW)]
 
 
 class Filter:
