@@ -79,6 +79,28 @@ print('started')
     bounded(arena, after)
 
 
+@case("threads that print without a pause, from call to call")
+async def racing_threads(arena: Arena) -> None:
+    """Each call brings new streams; the old ones must outlive whoever prints to them."""
+    session = await arena.open()
+    code = """
+import threading
+going = True
+def spam():
+    while going:
+        print('noise')
+threads = [threading.Thread(target=spam, daemon=True) for _ in range(4)]
+for thread in threads:
+    thread.start()
+"""
+    expect((await session.run(code)).ok, "the call returns while the threads run")
+    for number in range(10):
+        seen = await session.run(f"x = {number}")
+        expect(seen.ok and seen.state_kept, "every later call works", seen)
+    seen = await session.run("going = False\nfor thread in threads: thread.join()\nx")
+    expect(seen.ok and seen.result == "9", "they end when they are told to", seen)
+
+
 @case("invalid UTF-8 spoils only itself")
 async def invalid_utf8(arena: Arena) -> None:
     code = "import os\nos.write(1, b'left \\xff\\xfe\\x80 right\\n')\nos.write(2, b'e\\xc3(\\n')\nprint('after')"

@@ -23,9 +23,14 @@ import sys
 import tempfile
 from typing import Any, NoReturn, TextIO
 
-from solostream.sandbox.fork.child import memory
+from solostream.sandbox.fork.child import linux, memory
 from solostream.sandbox.fork.child.isolation import rootfs, seccomp, tiers
-from solostream.sandbox.fork.child.isolation.confinement import Confinement, Restriction, die_first, enter_namespaces
+from solostream.sandbox.fork.child.isolation.confinement import (
+    Confinement,
+    Restriction,
+    prepare_namespaces,
+    prepare_stage,
+)
 from solostream.sandbox.jupyter import kernel_app
 
 _OWN_MB = 160  # what kernel and guard need besides what the session may use
@@ -58,16 +63,20 @@ def main(host_socket: str, groups: str | None = None) -> NoReturn:
             os.close(fd)
         _guard(host, pid, folder)
     try:
-        die_first()
+        calls = linux.Calls()
+        prepare_stage(calls)
         if confinement.tier == "namespaces":
             rootfs.mount_proc()
-            enter_namespaces(confinement)
+            prepare_namespaces(calls, confinement)
+        calls.make()
         tiers.drop_root()
-        os.setsid()
         with open("/proc/self/statm") as mapped:  # which Landlock hides
             # A container's own: without it processes can share no semaphore, and so form no pool.
             shared = ["/dev/shm"] if settings["confinement"].get("contained") else []
-            Restriction(confinement).apply(folder or "/tmp", *shared)
+            restriction, calls = Restriction(confinement), linux.Calls()
+            restriction.prepare(calls, folder or "/tmp", *shared)
+            calls.make()
+            restriction.forget_paths()
             _serve(host, fds, settings, confinement, mapped)
     except BaseException as error:
         _tell(host, failed=f"{type(error).__name__}: {error}"[:400])

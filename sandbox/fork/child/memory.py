@@ -12,33 +12,36 @@ import os
 _LIMITS = ("memory.max", "memory.limit_in_bytes")
 _SWAP = (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", 1))
 _EVENTS = ("memory.events", "memory.oom_control")
+JOIN = b"0"  # written to the list of a group's members: the writer
 
 
 class Group:
     """A group below `folder` (a descriptor); one session after another may use it. Raises OSError."""
 
     def __init__(self, folder: int, name: str, memory_mb: int) -> None:
-        self._folder, self._name = folder, name
-        self._kills = 0
         os.mkdir(name, dir_fd=folder)
         limit = memory_mb << 20
-        if not any(self._write(file, limit) for file in _LIMITS):
+        if not any(_write(folder, f"{name}/{file}", limit) for file in _LIMITS):
             raise OSError("the memory limit cannot be set")
         for file, times in _SWAP:
-            self._write(file, times * limit)
+            _write(folder, f"{name}/{file}", times * limit)
+        self.members = os.open(f"{name}/cgroup.procs", os.O_RDWR | os.O_CLOEXEC, dir_fd=folder)
+        self._folder = folder
+        self._events = next((f"{name}/{file}" for file in _EVENTS if _exists(folder, f"{name}/{file}")), None)
+        self._kills = 0
 
     def join(self) -> None:
         """Move this process into it. Raises OSError."""
-        if not self._write("cgroup.procs", 0):
-            raise OSError("the memory group cannot be entered")
+        os.write(self.members, JOIN)
 
     def overflowed(self) -> bool:
         """Whether the kernel has killed a process for its memory since the last question."""
         kills = 0
-        for file in _EVENTS:
+        if self._events is not None:
             with contextlib.suppress(OSError):
-                lines = dict(line.split() for line in self._read(file).splitlines())
-                kills = max(kills, int(lines.get("oom_kill", 0)))
+                fd = os.open(self._events, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
+                kills = int(os.read(fd, 4096).partition(b"oom_kill ")[2].split(b"\n")[0] or 0)
+                os.close(fd)
         more = kills > self._kills
         self._kills = kills
         return more
@@ -46,29 +49,33 @@ class Group:
     def empty(self) -> bool:
         """Whether the next session may have it."""
         try:
-            return not self._read("cgroup.procs")
+            return not os.pread(self.members, 16, 0)
         except OSError:  # the host has taken it away
             return False
 
-    def _write(self, file: str, value: int) -> bool:
-        try:
-            fd = os.open(f"{self._name}/{file}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._folder)
-        except OSError:
-            return False
-        try:
-            os.write(fd, str(value).encode())
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
-        return True
+    def close(self) -> None:
+        os.close(self.members)
 
-    def _read(self, file: str) -> str:
-        fd = os.open(f"{self._name}/{file}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
-        try:
-            return os.read(fd, 4096).decode()
-        finally:
-            os.close(fd)
+
+def _exists(folder: int, file: str) -> bool:
+    try:
+        return bool(os.stat(file, dir_fd=folder))
+    except OSError:
+        return False
+
+
+def _write(folder: int, file: str, value: int) -> bool:
+    try:
+        fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return False
+    try:
+        os.write(fd, str(value).encode())
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 class Room:

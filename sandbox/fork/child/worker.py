@@ -9,6 +9,7 @@ the code sets holds for the code; between calls ours does.
 from __future__ import annotations
 
 import _signal  # the C functions: `signal` converts every value to an enum and back
+import _thread
 import array
 import builtins
 import contextlib
@@ -29,7 +30,8 @@ from .snapshot import Rollback
 # Functions defined below look names up here, whatever happens to `builtins` later.
 __builtins__ = dict(vars(builtins))  # type: ignore[assignment]
 
-_fork = os.fork
+CHANNEL = 3  # a session's only descriptor besides the standard ones
+_fork, _count_threads = os.fork, _thread._count
 _SIGINT, _set_handler = _signal.SIGINT, _signal.signal
 _RECURSION, _LEAST_RECURSION = sys.getrecursionlimit(), 100
 _generators: list[Callable[[], object]] = []  # the `seed` of every generator that the fork server has made
@@ -43,6 +45,16 @@ def prepare() -> None:
     display.install()
     cell.prepare()
     _generators[:] = _find_generators()
+
+
+def reserve_channel() -> None:
+    """In the fork server: a socket that nobody has the other end of, in whose place each session puts its own."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        fd = ours.detach()
+        if fd != CHANNEL:
+            os.dup2(fd, CHANNEL, inheritable=False)
+            os.close(fd)
 
 
 def _find_generators() -> list[Callable[[], object]]:
@@ -107,20 +119,31 @@ class _Session:
         self.size = room
         self.rooms = {1: _Room(), 2: _Room()}
         self.interrupts = _Interrupts()
+        self.outlived: list[tuple[object, ...]] = []
         self.recursion = _RECURSION
         self.interpreter = cell.Interpreter(_fresh_main(), room)
 
 
-def serve(fd: int, output_bytes: int, snapshot: bool) -> None:
-    """Answer requests until the host closes the socket. `fd`: the session's end of the pair."""
-    channel = socket.socket(fileno=fd)
+class Worker:
+    """Made before the fork, with all that sessions have alike."""
+
+    def __init__(self, output_bytes: int) -> None:
+        self._channel = socket.socket(fileno=CHANNEL)
+        self._session = _Session(output_bytes)
+        self._space = socket.CMSG_SPACE(2 * 4)
+
+    def serve(self, snapshot: bool) -> NoReturn:
+        """In a session: answer requests until the host closes the socket."""
+        _set_handler(_SIGINT, self._session.interrupts)
+        _reseed()
+        _serve(self._channel, self._session, self._space, snapshot)
+
+
+def _serve(channel: socket.socket, session: _Session, space: int, snapshot: bool) -> NoReturn:
     receive, send, getpid = channel.recvmsg, channel.send, os.getpid
-    session = _Session(output_bytes)
-    _set_handler(_SIGINT, session.interrupts)
-    _reseed()
     rollback = Rollback(send) if snapshot else None
     send(wire.READY)
-    space, cells = socket.CMSG_SPACE(2 * 4), itertools.count(1)
+    cells = itertools.count(1)
     pipes = _take_streams(receive, space)
     while True:
         packet, ancillary, _, _ = receive(wire.PACKET, space, socket.MSG_CMSG_CLOEXEC)
@@ -238,6 +261,7 @@ def _run(source: bytes, filename: str, session: _Session) -> cell.Reply:
     reply = cell.Reply(wire.HAS_ERROR, (b"", b"KeyboardInterrupt", b"", b"", b""), 1)
     interrupts, rooms = session.interrupts, session.rooms
     try:
+        _keep_streams(session.outlived)
         sys.stdin = io.TextIOWrapper(io.BytesIO(), "utf-8")  # at its end from the start: input() raises EOFError
         for fd, name in ((1, "stdout"), (2, "stderr")):
             rooms[fd].left = session.size + 1
@@ -264,6 +288,15 @@ def _run(source: bytes, filename: str, session: _Session) -> cell.Reply:
         for room in rooms.values():
             room.left = 0  # what threads print between the calls is nobody's
     return reply
+
+
+def _keep_streams(outlived: list[tuple[object, ...]]) -> None:
+    """Before new streams come: a thread that prints holds the old one only by its name in `sys`, and most versions of
+    Python crash when it is freed in the middle of that."""
+    if _count_threads():
+        outlived.append(tuple(getattr(sys, name, None) for name in ("stdin", "stdout", "stderr")))
+    else:
+        outlived.clear()
 
 
 def _stream(fd: int, room: _Room) -> io.TextIOWrapper:

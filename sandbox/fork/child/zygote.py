@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
 import errno
+import fcntl
 import gc
 import importlib
 import itertools
@@ -30,9 +32,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from . import guard, linux, memory, watch, wire, worker
 from .isolation import rootfs, seccomp, tiers
-from .isolation.confinement import Confinement, Restriction, die_first, enter_namespaces
+from .isolation.confinement import Confinement, Restriction, prepare_namespaces, prepare_stage
 
-_CHANNEL = 3  # a session's only descriptor besides the standard ones
 _CLOSE_RANGE = 436
 _HUGE = 1 << 21
 _REST_S = 1.0  # after a refused fork
@@ -44,11 +45,9 @@ def main() -> NoReturn:
     """Arguments: a JSON object; descriptors of the control socket, of the host's pidfd (-1: only probe the tier) and of
     the folder for memory groups (-1: none)."""
     options = json.loads(sys.argv[1])
-    control = socket.socket(fileno=int(sys.argv[2]))
-    host, groups = int(sys.argv[3]), int(sys.argv[4])
-    for fd in (control.fileno(), host, groups):
-        if fd >= 0:
-            os.set_inheritable(fd, False)
+    told, host, groups = (_above_channel(int(number)) for number in sys.argv[2:])
+    control = socket.socket(fileno=told)
+    worker.reserve_channel()
     sys.argv[:] = [""]
     room = memory.Room.of_container()
     try:
@@ -75,6 +74,15 @@ def main() -> NoReturn:
     )
     watched = watch.start(options["memory_mb"], room) if groups < 0 else None
     _Server(control, host, groups, watched, confinement, options).serve()
+
+
+def _above_channel(fd: int) -> int:
+    """The same descriptor, not inherited, with a number that no session's channel has."""
+    if fd < 0:
+        return fd
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, worker.CHANNEL + 1)
+    os.close(fd)
+    return moved
 
 
 def _warm(modules: list[str]) -> list[str]:
@@ -154,6 +162,9 @@ class _Server:
         self.own_pids = None
         if confinement.tier == "namespaces":
             self.own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self.worker = worker.Worker(confinement.output_bytes)
+        self.end, self.members = ctypes.c_int(), ctypes.c_int()  # descriptors of the session that is being forked
+        self.calls = None if self.own_pids is None else self._prepare(confinement.folder)
         self.events = select.epoll()
         for fd in (control.fileno(), host, *([] if watched is None else [watched.fileno()])):
             self.events.register(fd, select.EPOLLIN)
@@ -225,9 +236,11 @@ class _Server:
                 # waits: its death is the death of all, and the session dies of signals like any process.
                 linux.unshare(linux.CLONE_NEWPID)
                 init = os.posix_spawn(rootfs.INIT, ["sleep", "infinity"], {})
+            self.end.value = end.fileno()
+            self.members.value = -1 if group is None else group.members
             pid = linux.fork()
             if pid == 0:
-                self._become_session(end, folder, group)
+                self._become_session(end, folder)
             pidfd = os.pidfd_open(pid)
             self._tell_watch(pid, init, pidfd)
             self.living[pidfd] = _Session(next(self.numbers), pid, end, folder, init, group)
@@ -255,8 +268,12 @@ class _Server:
         return memory.Group(self.groups, str(self.count), self.confinement.memory_mb)
 
     def _give_back(self, group: memory.Group | None) -> None:
-        if group is not None and group.empty():
+        if group is None:
+            return
+        if group.empty():
             self.unused.append(group)
+        else:  # the folder goes with the fork server
+            group.close()
 
     def _refuse(self, error: OSError) -> None:
         if self.waiting:
@@ -265,20 +282,27 @@ class _Server:
                 asker.send(wire.FAILED + why.encode()[:400])
         self.rest_until = time.monotonic() + _REST_S
 
-    def _become_session(self, end: socket.socket, folder: str, group: memory.Group | None) -> NoReturn:
+    def _prepare(self, folder: str) -> linux.Calls:
+        """All that a session does before it serves."""
+        calls, null = linux.Calls(), ctypes.c_int()
+        if self.groups >= 0:
+            calls.add("write", self.members, memory.JOIN, ctypes.c_size_t(1))
+        calls.add("open", b"/dev/null", os.O_RDONLY, into=null)  # no other session's, whose flags it would share
+        for standard in range(3):
+            calls.add("dup2", null, standard)
+        prepare_stage(calls)
+        if self.own_pids is not None:
+            prepare_namespaces(calls, self.confinement)
+        self.restriction.prepare(calls, folder)
+        calls.add("dup3", self.end, worker.CHANNEL, os.O_CLOEXEC)
+        calls.add_syscall(_CLOSE_RANGE, worker.CHANNEL + 1, ctypes.c_uint(0x7FFFFFFF), 0)
+        return calls
+
+    def _become_session(self, end: socket.socket, folder: str) -> NoReturn:
         try:
-            if group is not None:
-                group.join()
-            for standard in (1, 2):  # stdin is /dev/null
-                os.dup2(0, standard)
-            die_first()
-            os.setsid()  # in every tier: kill(0) crosses a pid namespace to the rest of the process group
-            if self.own_pids is not None:
-                enter_namespaces(self.confinement)
-            self.restriction.apply(folder)
-            os.dup2(end.fileno(), _CHANNEL, inheritable=False)
-            linux.syscall(_CLOSE_RANGE, _CHANNEL + 1, 0x7FFFFFFF, 0)
-            worker.serve(_CHANNEL, self.confinement.output_bytes, self.snapshot)
+            calls = self.calls or self._prepare(folder)
+            calls.make()
+            self.worker.serve(self.snapshot)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 end.send(wire.FAILED + repr(error).encode()[:400])
@@ -376,7 +400,7 @@ def _undertake(session: _Session) -> NoReturn:
     """In a process of its own: kill the group and delete the folder of a dead session. Where that takes long, a child
     goes on with it."""
     try:
-        linux.syscall(_CLOSE_RANGE, _CHANNEL, 0x7FFFFFFF, 0)
+        linux.syscall(_CLOSE_RANGE, worker.CHANNEL, 0x7FFFFFFF, 0)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(session.pid, signal.SIGKILL)
         child = linux.fork()

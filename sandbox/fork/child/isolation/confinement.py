@@ -9,16 +9,18 @@ Tiers, as `tier` names them:
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import signal
+import struct
 from dataclasses import dataclass
 
 from .. import linux
 from . import landlock, rootfs, seccomp
 
 INSIDE_UID = 1000
+_HERE = -100  # AT_FDCWD
+_UNLIMITED = 2**64 - 1
 _UNTOUCHED = 8 << 30  # bytes of address space that libraries may map beyond the memory limit (CUDA's take 4 GB)
 _TIMERS = 1024  # POSIX timers and queued signals, which the kernel counts per user
 
@@ -45,24 +47,23 @@ class Confinement:
         return "+".join([*parts, "rlimits"])
 
 
-def die_first() -> None:
-    """Where memory ends for the machine or the container, the kernel ends sessions before anything else. Children
-    inherit it; to take it back they would have to write to a /proc, which every tier denies them."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
+def prepare_stage(calls: linux.Calls) -> None:
+    """A session of its own in the kernel's sense too, and the first to die: where memory ends for the machine or the
+    container, the kernel ends sessions before anything else. Children inherit that; to take it back they would have to
+    write to a /proc, which every tier denies them."""
+    calls.add_write(_HERE, "/proc/self/oom_score_adj", "1000", needed=False)
+    calls.add("setsid")  # in every tier: kill(0) crosses a pid namespace to the rest of the process group
 
 
-def enter_namespaces(confinement: Confinement) -> None:
-    """Called in a new pid namespace, still with the fork server's capabilities."""
-    proc_self = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    uid, gid = os.getuid(), os.getgid()
-    linux.unshare(linux.CLONE_NEWNS)
-    rootfs.mount_tmp(confinement.disk_mb)
-    rootfs.mount_proc(linux.MS_RDONLY)
+def prepare_namespaces(calls: linux.Calls, confinement: Confinement) -> None:
+    """To be made in a new pid namespace, still with the fork server's capabilities."""
+    proc_self = linux.open_folder(calls, "/proc/self")
+    calls.add("unshare", linux.CLONE_NEWNS)
+    rootfs.prepare_session(calls, confinement.disk_mb)
     # The namespaces above belong to the fork server's user namespace: whoever breaks into root here does not own them.
-    linux.unshare(linux.CLONE_NEWUSER)
-    linux.map_user(INSIDE_UID, uid, gid, proc_self)
-    os.close(proc_self)
+    calls.add("unshare", linux.CLONE_NEWUSER)
+    linux.map_user(calls, INSIDE_UID, os.getuid(), os.getgid(), proc_self)
+    calls.add("close", proc_self)
 
 
 class Restriction:
@@ -78,31 +79,37 @@ class Restriction:
             readable = ["/"] if self._own_pids else rootfs.readable()
             self._rules = landlock.Rules(confinement.landlock_abi, readable, list(rootfs.DEVICES))
 
-    def apply(self, folder: str, *more: str) -> None:
-        """Irrevocable, and inherited by all that this process starts, which may write below `folder` and `more`."""
-        os.chdir(folder)
-        if os.environ.get("PWD") != folder:
-            os.environ["HOME"] = os.environ["TMPDIR"] = os.environ["PWD"] = folder
-        with contextlib.suppress(OSError):  # gVisor knows no subreapers
-            linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)  # a daemon stays below its session
-        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-        linux.drop_capabilities()
+    def prepare(self, calls: linux.Calls, folder: str, *more: str) -> None:
+        """Irrevocable once made, and inherited by all that the caller starts, which may write below `folder` and
+        `more`."""
+        os.environ["HOME"] = os.environ["TMPDIR"] = os.environ["PWD"] = folder
+        calls.add("chdir", folder.encode())
+        # A daemon stays below its session; gVisor knows no subreapers.
+        calls.add("prctl", linux.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0, needed=False)
+        calls.add("prctl", linux.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        linux.drop_capabilities(calls)
+        limits = dict(self._limits)
         if not self._own_pids:
             # It counts every task of the user, ours or not: leave room for those that run now.
             with open("/proc/loadavg") as file:
                 running = int(file.read().split()[3].split("/")[1])
-            resource.setrlimit(*_capped(resource.RLIMIT_NPROC, self._processes + running))
+            limits |= [_capped(resource.RLIMIT_NPROC, self._processes + running)]
         if self._rules:
-            self._rules.restrict(folder, *more)
-        for limit, values in self._limits:  # now: among the descriptors of many sessions no low number may be free
-            resource.setrlimit(limit, values)
+            self._rules.prepare(calls, folder, *more)
+        for limit, value in limits.items():  # now: among the descriptors of many sessions no low number may be free
+            calls.add("setrlimit", limit, struct.pack("2Q", *[value & _UNLIMITED] * 2))
         if self._filter:
-            self._filter.install()
+            self._filter.prepare(calls)
         # After the last change of credentials, which clears it.
-        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        calls.add("prctl", linux.PR_SET_PDEATHSIG, signal.SIGKILL.value, 0, 0, 0)
+
+    def forget_paths(self) -> None:
+        """In a process that is confined and does not close all else that it has inherited."""
+        if self._rules:
+            self._rules.close()
 
 
-def _limits(confinement: Confinement) -> list[tuple[int, tuple[int, int]]]:
+def _limits(confinement: Confinement) -> dict[int, int]:
     with open("/proc/self/statm") as file:
         mapped, _, _, _, _, data, _ = (int(pages) * resource.getpagesize() for pages in file.read().split())
     memory = confinement.memory_mb << 20
@@ -121,10 +128,9 @@ def _limits(confinement: Confinement) -> list[tuple[int, tuple[int, int]]]:
     }
     if confinement.tier == "namespaces":
         values[resource.RLIMIT_NPROC] = confinement.processes
-    return [_capped(limit, value) for limit, value in values.items()]
+    return dict(_capped(limit, value) for limit, value in values.items())
 
 
-def _capped(limit: int, value: int) -> tuple[int, tuple[int, int]]:
+def _capped(limit: int, value: int) -> tuple[int, int]:
     hard = resource.getrlimit(limit)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    return limit, (value, value)
+    return limit, value if hard == resource.RLIM_INFINITY else min(value, hard)

@@ -18,6 +18,7 @@ EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
 _IOCTL_DEV = 1 << 15
 READ = EXECUTE | READ_FILE | READ_DIR
 DEVICE = READ_FILE | WRITE_FILE | _IOCTL_DEV
+_FD_OF_RULE = 8  # where in struct landlock_path_beneath_attr
 _FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | 1 << 14 | _IOCTL_DEV
 
 
@@ -51,14 +52,25 @@ class Rules:
                     rights_here = rights if os.path.isdir(path) else rights & _FILE_RIGHTS
                     self._rules.append(_rule(self._fds[-1], rights_here & self._everything))
 
-    def restrict(self, *writable: str) -> None:
-        """Confine this process for good, with every right below `writable`. Needs no_new_privs. Raises OSError."""
-        ruleset = linux.syscall(_CREATE, self._attributes, self._size, 0)
-        folders = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in writable]
-        for rule in (*self._rules, *(_rule(folder, self._everything) for folder in folders)):
-            linux.syscall(_ADD_RULE, ruleset, 1, rule, 0)
-        linux.syscall(_RESTRICT_SELF, ruleset, 0)
-        for fd in (ruleset, *folders, *self._fds):
+    def prepare(self, calls: linux.Calls, *writable: str) -> None:
+        """Confine the caller for good, with every right below `writable`. Needs no_new_privs."""
+        ruleset = ctypes.c_int()
+        calls.add_syscall(_CREATE, self._attributes, self._size, 0, into=ruleset)
+        opened = [ruleset]
+        rules = list(self._rules)
+        for path in writable:
+            rules.append(_rule(-1, self._everything))
+            opened.append(ctypes.c_int.from_buffer(rules[-1], _FD_OF_RULE))
+            linux.open_folder(calls, path, into=opened[-1])
+        for rule in rules:
+            calls.add_syscall(_ADD_RULE, ruleset, 1, rule, 0)
+        calls.add_syscall(_RESTRICT_SELF, ruleset, 0)
+        for fd in opened:
+            calls.add("close", fd)
+
+    def close(self) -> None:
+        """In a process that is confined and does not close all else that it has inherited."""
+        for fd in self._fds:
             os.close(fd)
 
 

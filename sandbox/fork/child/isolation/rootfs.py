@@ -173,17 +173,26 @@ def _open_folder(name: str, at: int | None = None) -> int:
         os.close(place)
 
 
-def mount_proc(flags: int = 0) -> None:
+_PROC = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+
+
+def mount_proc() -> None:
     """The process list of the current pid namespace, over whatever /proc shows now."""
-    linux.mount("proc", "/proc", "proc", flags | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+    linux.mount("proc", "/proc", "proc", _PROC)
 
 
-def mount_tmp(size_mb: int) -> None:
-    """This session's own writable space: /tmp, and through links /dev/shm and /var/tmp.
+def prepare_session(calls: linux.Calls, size_mb: int) -> None:
+    """A session's own /proc, and its own writable space: /tmp, and through links /dev/shm and /var/tmp.
 
     A Python that lives below /tmp is shown there again, as read-only as before.
     """
-    quiet = linux.MS_NOSUID | linux.MS_NODEV
-    hidden = {path: os.open(path, os.O_PATH | os.O_DIRECTORY) for path in readable() if _inside(path, "/tmp")}
-    linux.mount("tmpfs", "/tmp", "tmpfs", quiet, f"size={size_mb}m,nr_inodes=4096,mode=1777")
-    _show_again(hidden)
+    hidden = {path: linux.open_folder(calls, path) for path in readable() if _inside(path, "/tmp")}
+    options = f"size={size_mb}m,nr_inodes=4096,mode=1777"
+    calls.add_mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
+    for path, fd in hidden.items():
+        for end in range(3, path.count("/") + 2):
+            calls.add("mkdir", "/".join(path.split("/")[:end]).encode(), 0o755, needed=False)
+        calls.add("fchdir", fd)
+        calls.add_mount(".", path, flags=linux.MS_BIND | linux.MS_REC)
+        calls.add("close", fd)
+    calls.add_mount("proc", "/proc", "proc", _PROC | linux.MS_RDONLY)

@@ -140,8 +140,8 @@ def build(machine: str, *, shared: bool, epoll: bool = False, landlock_abi: int 
     verdicts[_CLONE3] = _ENOSYS
     if shared and landlock_abi < 3:
         verdicts |= {_OLD_TRUNCATE[column]: _EPERM, _OPENAT2: _ENOSYS}
-    verdicts = {n: verdict for n, verdict in verdicts.items() if n is not None}
-    answers: dict[int, list[_Line]] = {n: [(_RETURN, 0, 0, verdict)] for n, verdict in verdicts.items()}
+    answers: dict[int, list[_Line]] = {}
+    answers |= {n: [(_RETURN, 0, 0, verdict)] for n, verdict in verdicts.items() if n is not None}
     answers |= {n: _checked(checks) for n, checks in _conditional(column, shared, landlock_abi).items()}
     # x86_64: also catches the x32 calls, which start at 0x40000000
     ranges = [*_ranges(answers, _NEWEST), (_NEWEST + 1, [(_RETURN, 0, 0, _ENOSYS)])]
@@ -228,9 +228,9 @@ class Filter:
         self._header = ctypes.create_string_buffer(header, len(header))
         self._address = ctypes.addressof(self._header)
 
-    def install(self) -> None:
-        """Put this thread and all it starts under the filter for good. Needs no_new_privs. Raises OSError."""
-        linux.prctl(_SET_SECCOMP, _MODE_FILTER, self._address)
+    def prepare(self, calls: linux.Calls) -> None:
+        """Put the caller and all it starts under the filter for good. Needs no_new_privs."""
+        calls.add("prctl", _SET_SECCOMP, _MODE_FILTER, self._address, 0, 0)
 
     def install_everywhere(self) -> None:
         """Put all threads of this process under the filter. Raises OSError."""

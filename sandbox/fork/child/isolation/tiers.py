@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import linux
 from . import landlock, rootfs, seccomp
-from .confinement import INSIDE_UID, Confinement, enter_namespaces
+from .confinement import INSIDE_UID, Confinement, prepare_namespaces
 
 # nobody: what the fork server becomes when root starts it
 NOBODY = 65534
@@ -94,7 +94,9 @@ def _grants(tier: str) -> bool:
         child = os.fork()
         if child:
             os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        enter_namespaces(Confinement("namespaces", 64, 8, 1, 64, 1, 0, b""))
+        calls = linux.Calls()
+        prepare_namespaces(calls, Confinement("namespaces", 64, 8, 1, 64, 1, 0, b""))
+        calls.make()
         os._exit(0)
     except BaseException:
         os._exit(1)
@@ -109,8 +111,10 @@ def _enter_namespaces() -> None:
         rootfs.build()
         drop_root()
     uid, gid = os.getuid(), os.getgid()
-    linux.unshare(linux.CLONE_NEWUSER | ours)
-    linux.map_user(INSIDE_UID, uid, gid)
+    calls = linux.Calls()
+    calls.add("unshare", linux.CLONE_NEWUSER | ours)
+    linux.map_user(calls, INSIDE_UID, uid, gid, linux.open_folder(calls, "/proc/self"))
+    calls.make()
     socket.sethostname("sandbox")
     if not root:
         rootfs.build()
