@@ -45,9 +45,9 @@ MUTANTS = (
     Mutant(
         "TIS switches itself on",
         "training/learner/learner.py",
-        '            moved = {"drift": self._drift(job)} if drift else {}\n',
-        '            moved = {"drift": self._drift(job)} if drift else {}\n'
-        '        if job.measures.result(version).get("mismatch/max", 0.0) > 0.01:\n'
+        '            moved = {"drift": self._drift(update)} if drift else {}\n',
+        '            moved = {"drift": self._drift(update)} if drift else {}\n'
+        '        if update.metrics.result(version).get("mismatch/max", 0.0) > 0.01:\n'
         '            self.config = config.model_copy(update={"tis_cap": 2.0})\n',
     ),
     Mutant(

@@ -1,8 +1,16 @@
-"""Which device a run trains and samples on, and in which precision."""
+"""Which device a run trains and samples on, in which precision, and its decoder layers compiled.
+
+Outside the matrix products a decoder moves bytes: norms, rotary positions, casts and gates in a dozen kernels a layer.
+The layers are compiled one by one, not the model: they are alike, so the first one's graph serves them all, for packs
+of any length, and what stands around them (embedding, head, attention masks) stays as it is.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 
 from solostream.errors import UserError
 from solostream.training.config import ModelConfig
@@ -55,3 +63,14 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError(f'{torch.cuda.get_device_name(device)} has no bfloat16: set learner.dtype = "float32"')
     return DTYPES[name]
+
+
+def compile_layers(model: Any) -> None:
+    """Compile the decoder layers of `model` in place. Raises UserError where there is no list of layers."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    lists = [module for module in base.base_model.modules() if isinstance(module, nn.ModuleList)]
+    layers = max(lists, key=len, default=None)
+    if layers is None:
+        raise UserError(f"learner.compile: {type(base).__name__} has no list of layers: set learner.compile = false")
+    for layer in layers:
+        layer.compile(dynamic=True)

@@ -27,14 +27,14 @@ from solostream.training.advantages.base import Advantages
 from solostream.training.batch import Batch
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import lora
-from solostream.training.learner.compile import compile_layers
 from solostream.training.learner.correction import importance_weights, kept
-from solostream.training.learner.device import compute_dtype
+from solostream.training.learner.device import compile_layers, compute_dtype
 from solostream.training.learner.guards import NotFinite, check_advantages, memory_advice, refuse
 from solostream.training.learner.logprobs import LogprobComputer
 from solostream.training.learner.mfu import flops, peak_of, shape_of
 from solostream.training.learner.optimizer import Optimizer
 from solostream.training.learner.packing import PackedBatch, pack, plan
+from solostream.training.learner.state import load_state, state_of
 from solostream.training.learner.update_metrics import UpdateMetrics
 from solostream.training.losses import Loss, SelectsTokens
 from solostream.training.losses.aggregation import token_weights
@@ -47,15 +47,18 @@ Demonstration = tuple[np.ndarray, np.ndarray]  # token ids, mask of the tokens t
 
 @dataclass(slots=True)
 class _Update:
-    """What one update works on, a row a trajectory, and what it has seen so far."""
+    """What one update works on, and what it has seen so far. A list has one row a trajectory of the batch.
+
+    The arrays of a row have one value an action token of its trajectory (n of them), in order.
+    """
 
     batch: Batch
-    advantages: Sequence[np.ndarray]  # of the action tokens
-    keep: Sequence[bool]
-    sampler: list[np.ndarray]  # log-probabilities of the action tokens, as sampled
-    old: list[np.ndarray]  # under π_old
+    advantages: Sequence[np.ndarray]  # float [n]
+    keep: Sequence[bool]  # False: a filter took the trajectory out of the loss
+    sampler: list[np.ndarray]  # float32 [n]: log-probabilities under the policy that sampled
+    old: list[np.ndarray]  # float32 [n]: log-probabilities under π_old
     rng: np.random.Generator
-    measures: UpdateMetrics = field(default_factory=UpdateMetrics)
+    metrics: UpdateMetrics = field(default_factory=UpdateMetrics)
     norms: list[float] = field(default_factory=list)  # of the gradient, one an optimizer step
     start: dict[int, np.ndarray] = field(default_factory=dict)  # row -> log-probabilities before the first step
 
@@ -64,9 +67,9 @@ class _Update:
 class _Step:
     """One optimizer step's share of an update: its rows, and what their tokens weigh."""
 
-    rows: list[int]  # kept trajectories, as places in the batch
-    weights: dict[int, float]
-    picked: dict[int, np.ndarray]
+    rows: list[int]  # places in the batch of the trajectories that were kept
+    weights: dict[int, float]  # row -> the weight of each of its tokens
+    picked: dict[int, np.ndarray]  # row -> bool [n], the tokens that the loss treats apart; empty for most losses
 
 
 class Learner:
@@ -87,21 +90,29 @@ class Learner:
         seed: int = 0,
         dump_dir: Path = Path(),
     ) -> None:
-        self.config, self.temperature, self.seed, self.dump_dir = config, temperature, seed, dump_dir
+        self.config = config
+        self.temperature = temperature
+        self.seed = seed
+        self.dump_dir = dump_dir
         self.loss: Loss = registry.make("loss", config.loss) if loss is None else loss
-        # float32: a step of 1e-6 is lost on bfloat16 weights (adapters are float32 by themselves)
+
+        # float32: a step of 1e-6 is lost on bfloat16 weights (adapters are float32 by themselves).
         self.model: Any = lora.wrap(model, config.lora) if config.lora else model.float()
+        # A ratio of two policies has no room for a random one.
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
-                module.p = 0.0  # a ratio of two policies has no room for a random one
+                module.p = 0.0
         self.model.train()
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if config.compile:
             compile_layers(self.model)
+
         self.scorer = self._scorer(self.model)
         self.optimizer = Optimizer(self.model, config)
-        self.shape, self.peak = shape_of(self.scorer.model, adapters=bool(config.lora)), peak_of(self.scorer.device)
+        # What a utilisation of the hardware is computed from.
+        self.shape = shape_of(self.scorer.model, adapters=bool(config.lora))
+        self.peak = peak_of(self.scorer.device)
         self._reference: LogprobComputer | None = None
         if config.kl_coef:
             self.set_reference()
@@ -126,52 +137,56 @@ class Learner:
         Raises NotFinite, with the batch dumped and the task ids named, for advantages or gradients that are not finite
         (the step is not taken), and UserError with a token budget to try when memory ran out.
         """
-        started, config = time.perf_counter(), self.config
+        started = time.perf_counter()
+        config = self.config
         check_advantages(batch, advantages.values, self.dump_dir, self.step)
         keep, dropped = kept(batch, config)
-        sampler = [t.logprobs[t.action_mask] for t in batch]
+        sampler = [trajectory.logprobs[trajectory.action_mask] for trajectory in batch]
+        # By the step, so that a resumed run draws what the uninterrupted one would have drawn.
         rng = np.random.default_rng((self.seed, self.step))
+
         with memory_advice(config.max_tokens_per_batch), self.scorer.active():
-            rescored = config.decoupled and config.num_mini_batches * config.epochs > 1
-            old = self.logprobs(batch) if rescored else sampler
-            job = _Update(batch, advantages.values, keep, sampler, old, rng)
+            # π_old as the learner computes it is only worth a forward pass where the policy moves within the batch;
+            # with one step it is the policy of that step, and `_accumulate` has it anyway.
+            several_steps = config.num_mini_batches * config.epochs > 1
+            old = self.logprobs(batch) if config.decoupled and several_steps else sampler
+            update = _Update(batch, advantages.values, keep, sampler, old, rng)
             for _ in range(config.epochs):
                 order = rng.permutation(len(batch)) if config.num_mini_batches > 1 else np.arange(len(batch))
                 for members in np.array_split(order, config.num_mini_batches):
-                    self._take_step(job, members.tolist())
-            moved = {"drift": self._drift(job)} if drift else {}
+                    self._take_step(update, members.tolist())
+            moved = {"drift": self._drift(update)} if drift else {}
+
         seconds = time.perf_counter() - started
-        used = [t for t, k in zip(batch, keep, strict=True) if k]
-        tokens = config.epochs * sum(map(len, used))
-        needed = config.epochs * flops(self.shape, [len(t) for t in used], sum(t.n_action_tokens for t in used))
         return {
-            **({"mfu": needed / (seconds * self.peak)} if self.peak else {}),
+            **self._throughput(batch, keep, seconds),
             **dropped,
-            **job.measures.result(version),
+            **update.metrics.result(version),
             **moved,
-            "grad_norm": float(np.mean(job.norms)) if job.norms else 0.0,
+            "grad_norm": float(np.mean(update.norms)) if update.norms else 0.0,
             "lr": self.optimizer.lr,
-            "optimiser_steps": float(len(job.norms)),
-            "tokens": float(tokens),
-            "tokens_per_s": tokens / seconds,
+            "optimizer_steps": float(len(update.norms)),
         }
 
     def sft_step(self, sequences: Sequence[Demonstration]) -> dict[str, float]:
         """One optimizer step of cross-entropy, the mean over all masked tokens. Raises UserError as `update` does."""
         started = time.perf_counter()
+        # One denominator for all packs: their gradients only add up, however the batch is cut.
         total = max(sum(int(mask.sum()) for _, mask in sequences), 1)
         loss = torch.zeros((), device=self.scorer.device)
         self.optimizer.zero()  # of a step that an error cut short
         with memory_advice(self.config.max_tokens_per_batch), self.scorer.active():
             for packed in self._packs(sequences):
-                part = -self.scorer(packed)[0].sum() / total
+                logprob, _ = self.scorer(packed)
+                part = -logprob.sum() / total
                 part.backward()
                 loss += part.detach()
+
         norm = self.optimizer.clip()
         if not torch.isfinite(norm):
             self.optimizer.zero()
             raise UserError("the gradient of a supervised step is not finite; lower the learning rate")
-        lr = self.optimizer.lr
+        lr = self.optimizer.lr  # of this step: applying it moves the schedule on
         self.optimizer.apply()
         tokens = sum(len(ids) for ids, _ in sequences)
         seconds = time.perf_counter() - started
@@ -188,10 +203,12 @@ class Learner:
     def logprobs(self, batch: Sequence[Trajectory]) -> list[np.ndarray]:
         """Log-probabilities of each trajectory's action tokens under the weights of now, float32."""
         found: list[np.ndarray] = [np.empty(0, np.float32)] * len(batch)
-        for packed in self._packs([(t.token_ids, t.action_mask) for t in batch]):
-            parts = self.scorer(packed)[0].cpu().split([batch[i].n_action_tokens for i in packed.members])
-            for i, part in zip(packed.members, parts, strict=True):
-                found[i] = part.numpy()
+        for packed in self._packs(_masked(batch)):
+            logprob, _ = self.scorer(packed)
+            # A pack is sorted by length: its rows go back to where they stand in the batch.
+            counts = [batch[row].n_action_tokens for row in packed.members]
+            for row, part in zip(packed.members, logprob.cpu().split(counts), strict=True):
+                found[row] = part.numpy()
         return found
 
     def weights(self) -> Mapping[str, Tensor]:
@@ -210,142 +227,150 @@ class Learner:
 
         weights: False leaves out those of a model that is trained whole, for a folder beside it holds them.
         """
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
-        if weights or self.config.lora:
-            state["model"] = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
-        if self.config.lora:  # the weights in the checkpoint's folder have the adapters merged in
-            state["base"] = {n: p.detach() for n, p in self.model.named_parameters() if not p.requires_grad}
-        if self._reference is not None:
-            state["reference"] = dict(self._reference.model.named_parameters())
-        return state
+        reference = None if self._reference is None else self._reference.model
+        return state_of(self.model, self.optimizer, reference, adapters=bool(self.config.lora), weights=weights)
 
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises UserError when the state is of another model or another configuration."""
-        if "model" in state:
-            _copy(state["model"], {n: p for n, p in self.model.named_parameters() if p.requires_grad})
-        elif self.config.lora:
-            raise UserError("the checkpoint has no adapters: resume with the learner.lora that it was written with")
-        if self.config.lora:
-            _copy(state.get("base", {}), {n: p for n, p in self.model.named_parameters() if not p.requires_grad})
-        if self._reference is not None:
-            if "reference" not in state:
-                raise UserError("the checkpoint has no KL reference; resume with the kl_coef it was written with")
-            _copy(state["reference"], dict(self._reference.model.named_parameters()))
-        self.optimizer.load_state_dict(state["optimizer"])
+        reference = None if self._reference is None else self._reference.model
+        load_state(state, self.model, self.optimizer, reference, adapters=bool(self.config.lora))
 
-    def _take_step(self, job: _Update, members: Sequence[int]) -> None:
+    def _take_step(self, update: _Update, members: Sequence[int]) -> None:
         """One optimizer step on the trajectories `members` of the batch; none when all of them were filtered."""
-        lengths = [len(job.sampler[i]) for i in members]
+        # Weights before filters: what a filter takes out still counts in the denominator, so that the others weigh the
+        # same whatever became of their neighbours.
+        lengths = [len(update.sampler[row]) for row in members]
         weights = token_weights(self.config.aggregation, lengths, self.config.length_norm)
-        rows = [i for i in members if job.keep[i]]
+        rows = [row for row in members if update.keep[row]]
         if not rows:
             return
-        step = _Step(rows, dict(zip(members, weights, strict=True)), self._picks(job, rows))
-        sequences = [(t.token_ids, t.action_mask) for t in (job.batch[i] for i in rows)]
-        packs = self._packs(sequences)
+        step = _Step(rows, dict(zip(members, weights, strict=True)), self._picks(update, rows))
+
+        packs = self._packs(_masked([update.batch[row] for row in rows]))
         self.optimizer.zero()  # of a step that an error cut short
         for packed in packs:
-            self._accumulate(job, step, packed)
+            self._accumulate(update, step, packed)
         norm = self.optimizer.clip()
         if not torch.isfinite(norm):
-            self._refuse_gradient(job, step, packs)
+            self._refuse_gradient(update, step, packs)
         self.optimizer.apply()
-        job.norms.append(float(norm))
+        update.norms.append(float(norm))
 
-    def _accumulate(self, job: _Update, step: _Step, packed: PackedBatch) -> None:
-        """Forward and backward of one micro-batch: its share of the step's loss, and its metrics."""
-        config, rows = self.config, [step.rows[place] for place in packed.members]
-        counts = torch.tensor([len(job.sampler[i]) for i in rows], device=self.scorer.device)
+    def _accumulate(self, update: _Update, step: _Step, packed: PackedBatch) -> None:
+        """Forward and backward of one micro-batch: its share of the step's loss, and its metrics.
+
+        Every tensor here is float32 [n], one value an action token of the pack; `losses` becomes a number at the end.
+        """
+        config = self.config
+        rows = [step.rows[place] for place in packed.members]
+        counts = torch.tensor([len(update.sampler[row]) for row in rows], device=self.scorer.device)  # int64 [rows]
+
+        # The policy of now, and the one that the ratio is taken to.
         logprob, entropy = self.scorer(packed, entropy_grad=config.entropy_coef != 0)
-        sampler = self._column([job.sampler[i] for i in rows])
-        in_place = config.decoupled and job.old is job.sampler  # one step a batch: π_old is the policy of now
+        sampler = self._column(update.sampler, rows)
+        one_step = config.decoupled and update.old is update.sampler  # then π_old is the policy of now
+        old = logprob.detach() if one_step else self._column(update.old, rows)
         tokens = Tokens(
             logprob=logprob,
-            old=logprob.detach() if in_place else self._column([job.old[i] for i in rows]),
-            advantage=self._column([job.advantages[i] for i in rows]),
+            old=old,
+            advantage=self._column(update.advantages, rows),
             segment=packed.segment,
             sequences=len(rows),
-            picked=self._column([step.picked[i] for i in rows]).bool()
-            if step.picked
-            else torch.zeros_like(sampler).bool(),
+            picked=self._column(step.picked, rows).bool() if step.picked else torch.zeros_like(sampler).bool(),
         )
         losses, sums = self.loss(tokens)
+
+        # The tokens are the sampler's and not π_old's: that weighs the policy's loss, before the other terms are added.
         if config.decoupled:
-            weight, more = importance_weights(tokens.old, sampler, packed.segment, len(rows), config)
-            losses, sums = losses * weight, {**sums, **more}
+            weight, of_correction = importance_weights(old, sampler, packed.segment, len(rows), config)
+            losses = losses * weight
+            sums = {**sums, **of_correction}
         if config.entropy_coef:
             losses = losses - config.entropy_coef * entropy
         if self._reference is not None:
             with torch.no_grad():
-                reference = self._reference(packed)[0]
+                reference, _ = self._reference(packed)
             penalty = kl_penalty(config.kl_estimator, logprob, reference, tokens.log_ratio.exp())
-            losses, sums = losses + config.kl_coef * penalty, {**sums, "kl/reference": penalty.sum()}
-        losses = losses * self._each([step.weights[i] for i in rows], counts)
-        losses.sum().backward()
-        job.measures.tokens({**sums, "loss": losses.sum()}, logprob, tokens.old, entropy)
-        if not job.norms:
-            versions = np.concatenate([job.batch[i].versions[job.batch[i].action_mask] for i in rows])
-            job.measures.mismatch(logprob - sampler, versions)
-            parts = logprob.detach().cpu().split(counts.tolist())
-            job.start.update((i, part.numpy()) for i, part in zip(rows, parts, strict=True))
+            losses = losses + config.kl_coef * penalty
+            sums = {**sums, "kl/reference": penalty.sum()}
 
-    def _picks(self, job: _Update, rows: Sequence[int]) -> dict[int, np.ndarray]:
+        weights = torch.tensor([step.weights[row] for row in rows], dtype=torch.float32, device=self.scorer.device)
+        losses = losses * weights.repeat_interleave(counts)
+        losses.sum().backward()
+
+        update.metrics.tokens({**sums, "loss": losses.sum()}, logprob, old, entropy)
+        # Before the first step the policy is still the one that should have sampled, up to numerics and staleness.
+        if not update.norms:
+            versions = np.concatenate([update.batch[row].versions[update.batch[row].action_mask] for row in rows])
+            update.metrics.mismatch(logprob - sampler, versions)
+            parts = logprob.detach().cpu().split(counts.tolist())
+            update.start.update((row, part.numpy()) for row, part in zip(rows, parts, strict=True))
+
+    def _picks(self, update: _Update, rows: Sequence[int]) -> dict[int, np.ndarray]:
         """The tokens that the loss treats apart, chosen over the whole optimizer batch; empty for most losses."""
         if not isinstance(self.loss, SelectsTokens):
             return {}
-        counts = [len(job.sampler[i]) for i in rows]
-        logprobs = np.concatenate([job.sampler[i] for i in rows]).astype(np.float64)
-        cov = covariance(logprobs, np.concatenate([job.advantages[i] for i in rows]))
-        return dict(zip(rows, np.split(self.loss.select(cov, job.rng), np.cumsum(counts)[:-1]), strict=True))
+        # A share of the batch's tokens is meant: chosen here, because a micro-batch would see too few of them.
+        logprobs = np.concatenate([update.sampler[row] for row in rows]).astype(np.float64)
+        advantages = np.concatenate([update.advantages[row] for row in rows])
+        selected = self.loss.select(covariance(logprobs, advantages), update.rng)
+        ends = np.cumsum([len(update.sampler[row]) for row in rows])
+        return dict(zip(rows, np.split(selected, ends[:-1]), strict=True))
 
-    def _refuse_gradient(self, job: _Update, step: _Step, packs: Sequence[PackedBatch]) -> None:
+    def _refuse_gradient(self, update: _Update, step: _Step, packs: Sequence[PackedBatch]) -> None:
         """Find the micro-batches whose gradient is not finite, name their tasks, dump the batch, raise NotFinite."""
         guilty: list[str] = []
         for packed in packs:
             self.optimizer.zero()
-            self._accumulate(job, step, packed)
+            self._accumulate(update, step, packed)
             if not torch.isfinite(self.optimizer.clip()):
-                guilty += [job.batch[step.rows[place]].task_id for place in packed.members]
+                guilty += [update.batch[step.rows[place]].task_id for place in packed.members]
         self.optimizer.zero()
-        refuse("gradients", guilty or [job.batch[i].task_id for i in step.rows], job.batch, self.dump_dir, self.step)
+        # Each may be finite alone while their sum is not: then all of them are named.
+        tasks = guilty or [update.batch[row].task_id for row in step.rows]
+        refuse("gradients", tasks, update.batch, self.dump_dir, self.step)
 
-    def _drift(self, job: _Update) -> float:
+    def _drift(self, update: _Update) -> float:
         """Mean |log π after − log π before| over the action tokens that the first step was made of, nats a token.
 
         That is every action token of the batch, or of its first mini-batch, which is a random share of it. The measure
         is the one of SPO's code (`_get_spo_rho`), which D_half = 0.06 belongs to; a KL would be about half its square.
         """
-        if not job.norms:  # everything was filtered: the policy has not moved
+        if not update.norms:  # everything was filtered: the policy has not moved
             return 0.0
-        rows = sorted(job.start)
-        after = np.concatenate(self.logprobs([job.batch[i] for i in rows])).astype(np.float64)
+        rows = sorted(update.start)
+        before = np.concatenate([update.start[row] for row in rows])
+        after = np.concatenate(self.logprobs([update.batch[row] for row in rows])).astype(np.float64)
         if not np.isfinite(after).all():
             raise NotFinite("the update left log-probabilities that are not finite: lower learner.lr, then --resume")
-        return float(np.mean(np.abs(after - np.concatenate([job.start[i] for i in rows]))))
+        return float(np.mean(np.abs(after - before)))
+
+    def _throughput(self, batch: Batch, keep: Sequence[bool], seconds: float) -> dict[str, float]:
+        """`tokens`, `tokens_per_s`, and `mfu` where the peak of the hardware is known: of what was trained on."""
+        used = [trajectory for trajectory, wanted in zip(batch, keep, strict=True) if wanted]
+        tokens = self.config.epochs * sum(map(len, used))
+        found = {"tokens": float(tokens), "tokens_per_s": tokens / seconds}
+        if self.peak:
+            predicted = sum(trajectory.n_action_tokens for trajectory in used)  # the head runs on these alone
+            needed = self.config.epochs * flops(self.shape, [len(trajectory) for trajectory in used], predicted)
+            found["mfu"] = needed / (seconds * self.peak)
+        return found
 
     def _scorer(self, model: nn.Module) -> LogprobComputer:
         dtype = compute_dtype(self.config.dtype, next(model.parameters()).device)
         return LogprobComputer(model, chunk=self.config.logits_chunk, temperature=self.temperature, dtype=dtype)
 
     def _packs(self, sequences: Sequence[Demonstration]) -> list[PackedBatch]:
+        """Micro-batches of at most `max_tokens_per_batch` tokens, without padding."""
         cut = plan([len(ids) for ids, _ in sequences], self.config.max_tokens_per_batch)
         return [pack(sequences, members, self.scorer.device) for members in cut]
 
-    def _column(self, parts: Sequence[np.ndarray]) -> Tensor:
-        """Rows of token values, end to end as a float32 tensor."""
-        return torch.from_numpy(np.concatenate(parts).astype(np.float32)).to(self.scorer.device)
-
-    def _each(self, values: Sequence[float], counts: Tensor) -> Tensor:
-        """One value a trajectory, repeated over its tokens."""
-        return torch.tensor(values, dtype=torch.float32, device=self.scorer.device).repeat_interleave(counts)
+    def _column(self, of_row: Sequence[np.ndarray] | Mapping[int, np.ndarray], rows: Sequence[int]) -> Tensor:
+        """The token values of `rows`, end to end: float32 [n]."""
+        values = np.concatenate([of_row[row] for row in rows]).astype(np.float32)
+        return torch.from_numpy(values).to(self.scorer.device)
 
 
-def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    if source.keys() != target.keys():
-        odd = sorted(source.keys() ^ target.keys())[:3]
-        raise UserError(
-            f"the checkpoint belongs to another model: {', '.join(odd)} do not match; resume with the same one"
-        )
-    for name, tensor in target.items():
-        tensor.copy_(source[name])
+def _masked(trajectories: Sequence[Trajectory]) -> list[Demonstration]:
+    """What a pack is made of: the tokens, and which of them are the policy's own."""
+    return [(trajectory.token_ids, trajectory.action_mask) for trajectory in trajectories]

@@ -77,7 +77,7 @@ def test_metrics_on_policy_are_exactly_quiet() -> None:
     assert got["mismatch/ess"] == pytest.approx(1)
     assert got["clip/low"] == got["clip/high"] == got["clip/dual"] == 0
     assert abs(got["kl/k1"]) < 1e-5
-    assert got["optimiser_steps"] == one.step == 1
+    assert got["optimizer_steps"] == one.step == 1
     assert got["drift"] > 0
 
 
@@ -161,14 +161,14 @@ def test_a_batch_of_which_nothing_is_left_takes_no_step() -> None:
     one = learner(drop_void=True)
     batch = [trajectory("void", void=True)]
     got = one.update(batch, signs(batch))
-    assert got["optimiser_steps"] == one.step == 0
+    assert got["optimizer_steps"] == one.step == 0
 
 
-def test_minibatches_and_epochs_are_optimiser_steps() -> None:
+def test_minibatches_and_epochs_are_optimizer_steps() -> None:
     one = learner(num_mini_batches=4, epochs=2)
     batch = on_policy(one)
     got = one.update(batch, signs(batch))
-    assert got["optimiser_steps"] == one.step == 8
+    assert got["optimizer_steps"] == one.step == 8
     assert got["kl/k3"] > 0
 
 
