@@ -19,8 +19,8 @@ def check(
     """Try every promise of a kind on one component. Exit code 1 when one is broken.
 
     Args:
-        kind: sandbox, tool, environment, reward, answer, syntax, layout, engine, rollout, advantage, loss, sampler,
-            metric, tracker or callback.
+        kind: sandbox, tool, environment, reward, answer, syntax, layout, data, engine, rollout, advantage, loss,
+            sampler, metric, tracker or callback.
         spec: a built-in name, the name of an entry point, or module:object; an engine's is as for eval.
         options: of the component, as JSON.
     """

@@ -15,6 +15,7 @@ from solostream.agent.chat_reply import Parameters
 from solostream.agent.chat_template import Chat, read_template
 from solostream.agent.engine import Sampling, checked
 from solostream.agent.run_settings import run_settings
+from solostream.envs.data import is_made
 from solostream.errors import UserError
 
 ENV = "solostream/Math-v0"
@@ -50,8 +51,10 @@ class Options:
     env: str | None = None
     """A registered environment; default: the run's, else solostream/Math-v0."""
     data: str | None = None
-    """Problems: a preset (aime25, math-500, …), a file, a folder or a Hugging Face id; default: what the run held out,
-    else the environment's."""
+    """Problems: a preset (aime25, math-500, …), a file, a folder, a Hugging Face id, or a maker of problems
+    (reasoning-gym:chain_sum,gcd; its split "test"); default: what the run held out, else the environment's."""
+    data_options: str = "{}"
+    """Of a maker of problems, as JSON: '{"config": {"gcd": {"max_value": 99}}}'."""
     split: str | None = None
     """Of a folder or a Hugging Face data set."""
     columns: str = "{}"
@@ -133,11 +136,16 @@ class Options:
     def tasks(self) -> dict[str, Any] | None:
         """The problems as an environment takes them; None: the environment's own. Raises UserError."""
         columns = json_object("--columns", self.columns, '{"prompt": "question"}')
-        given = {"split": self.split, "columns": columns, "layout": self.layout}
-        of_rows = {name: value for name, value in given.items() if value}
-        if self.data is None and of_rows:
-            raise UserError(f"--{next(iter(of_rows))} is about --data: name a file, a folder or a Hugging Face id")
-        return None if self.data is None else {"load": self.data, **of_rows}
+        options = json_object("--data-options", self.data_options, '{"config": {}}')
+        given = {"split": self.split, "columns": columns, "layout": self.layout, "data-options": options}
+        about: dict[str, Any] = {name: value for name, value in given.items() if value}
+        if self.data is None and about:
+            raise UserError(f"--{next(iter(about))} is about --data: name a file, a folder or a Hugging Face id")
+        if self.data is None:
+            return None
+        if is_made(self.data) and self.limit is not None:
+            about["limit"] = self.limit
+        return {"load": self.data, **{name.removeprefix("data-"): value for name, value in about.items()}}
 
     def chat(self, tokenizer: Any) -> Chat:
         """What renders the messages for an engine. Raises UserError."""
@@ -193,7 +201,7 @@ class Options:
         """What the samples depend on, of settled options: a resumed evaluation must agree in all of it."""
         own = {
             name: getattr(self, name)
-            for name in ("model", "data", "split", "columns", "layout", "tools", "env_options")
+            for name in ("model", "data", "data_options", "split", "columns", "layout", "tools", "env_options")
         }
         if self.endpoint:
             sent = {**asdict(self.parameters()), "max_tokens": self.max_tokens, "turn_tokens": self.turn_tokens}

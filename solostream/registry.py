@@ -62,7 +62,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "judge": "solostream.envs.rewards.judge:Judge",
         "checklist": "solostream.envs.rewards.judge:Checklist",
         "code_tests": "solostream.envs.rewards.code_tests:CodeTests",
+        "reasoning-gym": "solostream.envs.rewards.reasoning_gym:ReasoningGym",
     },
+    "data": {"reasoning-gym": "solostream.envs.data.generators.reasoning_gym:ReasoningGym"},
     "layout": {  # the first that matches is taken
         "verl": "solostream.envs.data.layouts.verl:Verl",
         "trl": "solostream.envs.data.layouts.trl:Trl",
@@ -115,6 +117,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
 }
 # kind -> the keywords that the run hands over to a factory that asks for them
 GIVEN: dict[str, tuple[str, ...]] = {
+    "data": ("what", "seed"),
     "advantage": ("inner", "tracker", "logprobs"),
     "sampler": ("task_ids", "tracker", "seed"),
     "rollout": ("env", "engine", "chat", "sampling", "max_tokens", "task_id", "dispatch", "seed", "retries"),
@@ -132,6 +135,7 @@ EXTRAS = {
     "docker": "docker",
     "openai": "endpoint",
     "vllm": "vllm",
+    "reasoning_gym": "reasoning-gym",
 }
 
 

@@ -30,6 +30,7 @@ KINDS = {
     "answer": ("playing", "last_word", "envs/text"),
     "syntax": ("playing", "Run", "envs/text/syntax"),
     "layout": ("playing", "Pairs", "envs/data/layouts"),
+    "data": ("playing", "Sums", "envs/data/generators"),
     "rollout": ("playing", "twice", "agent"),
     "advantage": ("learning", "Sign", "training/advantages"),
     "loss": ("learning", "Scaled", "training/losses"),

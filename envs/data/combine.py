@@ -46,15 +46,20 @@ def mix(parts: Sequence[tuple[Sequence[Task], float]], n: int, *, seed: int = 0)
     weights = [weight for _, weight in parts]
     if not weights or min(weights) < 0 or sum(weights) <= 0 or not all(items for items, _ in parts):
         raise UserError("mix needs sources that hold tasks, and weights that are not negative and not all 0")
-    exact = [n * weight / sum(weights) for weight in weights]
-    counts = [int(x) for x in exact]
-    for index in sorted(range(len(parts)), key=lambda i: counts[i] - exact[i])[: n - sum(counts)]:
-        counts[index] += 1
     rng = random.Random(seed)
     drawn: list[Task] = []
-    for (items, _), count in zip(parts, counts, strict=True):
+    for (items, _), count in zip(parts, counts(weights, n), strict=True):
         while count > 0:
             drawn += rng.sample(list(items), min(count, len(items)))
             count -= min(count, len(items))
     rng.shuffle(drawn)
     return drawn
+
+
+def counts(weights: Sequence[float], n: int) -> list[int]:
+    """`n` divided as the weights say: by the largest remainder."""
+    exact = [n * weight / sum(weights) for weight in weights]
+    whole = [int(x) for x in exact]
+    for index in sorted(range(len(weights)), key=lambda i: whole[i] - exact[i])[: n - sum(whole)]:
+        whole[index] += 1
+    return whole

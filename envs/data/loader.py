@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from solostream import registry
-from solostream.envs.data import combine, sources
+from solostream.envs.data import combine, generators, sources
 from solostream.envs.data.layouts import recognised
 from solostream.envs.data.rows import Reader, gathered
 from solostream.envs.data.sources import PRESETS, Row
@@ -73,18 +73,28 @@ def load(
     test_share: float | None = None,
     part: Literal["train", "test"] | None = None,
     limit: int | None = None,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
 ) -> list[Task]:
     """Tasks of a preset ("aime25"), a .jsonl/.json/.csv/.parquet file, a folder with SPLIT.*, or a Hugging Face id.
 
     layout: a name of the registry, or module:object; default: what the first row looks like. columns adds to it, or to
     the preset's map. answer_after: the answer is what follows the last of these strings. Equal prompts are kept once.
     Ids of a preset begin with its name (`aime25/7`), so that presets can be mixed. part: one side of `test_share`,
-    divided by `combine.split`.
+    divided by `combine.split`. What is made (`generators`, "reasoning-gym:gcd") has the splits train and test, `limit`
+    problems, and takes seed and options; nothing else is asked of it.
     Raises UserError for a name that is none of these, when a data set is neither in the cache nor reachable, and for
     bad rows, a prompt with two answers and an id with two prompts among them: all are listed with their line numbers.
     `skip_bad` drops these rows and logs the list instead.
     """
     name = str(source)
+    if options and not generators.is_made(name):
+        raise UserError(f"{name} is read, not made: it takes no options {dict(options)}")
+    if generators.is_made(name):
+        of_rows = {"config": config, "columns": columns, "layout": layout, "answer_after": answer_after}
+        if wrong := [option for option, value in {**of_rows, "test_share": test_share, "part": part}.items() if value]:
+            raise UserError(f"{name} is made, not read: {wrong[0]} says nothing about it")
+        return generators.made(name, split, limit, seed=seed, options=options)
     preset = PRESETS.get(name.lower())
     columns = dict(columns or {})
     if preset is not None:

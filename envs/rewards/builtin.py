@@ -10,17 +10,30 @@ m = n = 0, `cos(m·π / (2m + c))` at n = 0 < m, else `sin(f·π / (2n))`, which
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
+from solostream.envs.rewards.calls import RewardCall, shared_call
 from solostream.envs.rewards.episode import Episode, Score
 from solostream.envs.rewards.grading import agrade
 
 
 async def correct(episode: Episode) -> Score:
-    """1 when the final answer is one of the task's accepted answers, else 0; with the rule that decided."""
+    """1 when the final answer is one of the task's accepted answers, else 0; with the rule that decided.
+
+    A task with a verifier of its own (`meta["scorer"]`, a reward's name) has that one's score.
+    """
     if episode.answer is None:
         return Score(0.0, "no answer")
+    if scorer := episode.task.meta.get("scorer"):
+        return await _own_verifier(str(scorer))(episode, None)
     verdict = await agrade(episode.task.accepted, episode.answer, episode.rules)
     return Score(float(verdict.equal), verdict.rule)
+
+
+@lru_cache(maxsize=16)
+def _own_verifier(name: str) -> RewardCall:
+    """Kept: what it has opened, it opens once."""
+    return shared_call(name, {}, {})
 
 
 async def answered(episode: Episode) -> float:

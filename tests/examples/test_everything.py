@@ -24,6 +24,7 @@ ADDED = [
     ("answer", "playing:last_word"),
     ("syntax", "playing:Run"),
     ("layout", "playing:Pairs"),
+    ("data", "playing:Sums"),
     ("rollout", "playing:twice"),
     ("engine", "learning:counting"),
     ("advantage", "learning:Sign"),
@@ -79,6 +80,9 @@ def test_the_run_used_them_all(run: Path) -> None:
     assert "<run>" in text  # the syntax's
     config = tomllib.loads((run / "config.toml").read_text())
     assert config["algorithm"][f"{PACKAGE}.learning:Faded"] == {"rate": 0.9}
+    (saved,) = sorted((run / "checkpoints").glob("step-*"))[-1:]
+    tested = json.loads((saved / "solostream.json").read_text())["env_options"]["tasks"]
+    assert (tested["load"], tested["options"]) == (f"{PACKAGE}.playing:Sums:and", {"most": 30})  # the data
     assert config["tracker"][f"{PACKAGE}.watching:Lines"] == {"file": "lines.jsonl"}  # a default, written out
 
 

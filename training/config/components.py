@@ -18,6 +18,7 @@ from solostream.errors import UserError
 Options = dict[str, dict[str, Any]]  # component -> its options
 # kind -> the section of the configuration that holds its components'
 SECTIONS = {
+    "data": "data",
     "advantage": "algorithm",
     "loss": "loss",
     "engine": "engine",

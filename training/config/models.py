@@ -60,14 +60,16 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """`path` names a file, a folder, a preset or a Hugging Face id; without it problems are generated.
+    """`path` names a file, a folder, a preset, a Hugging Face id or a maker; without it problems are generated.
 
     What tests it: `test_path`, or the split `test_split`, or the share `test_share` of the problems, divided by the
     hash of each. Where nothing is said: the preset's own test; of a folder or a Hugging Face id its split "test"; of
-    one list a tenth.
+    one list a tenth. Problems that are made ("reasoning-gym:gcd") have two sides; their options: [data.NAME].
     """
 
-    path: str | None = None  # a file, a folder, a preset or a Hugging Face id; not set: problems are generated
+    model_config = ConfigDict(extra="allow")
+
+    path: str | None = None  # a file, a folder, a preset, a Hugging Face id or a maker; not set: problems are generated
     test_path: str | None = None  # the same, of what is held out
     split: str | None = None  # default: "train", where there are splits
     test_split: str | None = None  # default: "test", where there are splits
@@ -82,8 +84,14 @@ class DataConfig(Section):
     test: Positive = 256  # held out, at most
     seed: Count = 0  # of generated problems: the same for every run.seed, so that runs compare
 
+    @property
+    def made(self) -> Options:
+        """Component that makes problems -> its options."""
+        return dict(self.model_extra or {})
+
     @model_validator(mode="after")
     def _of_one_kind(self) -> DataConfig:
+        beside_keys("data", self)
         generated = [name for name in ("kinds", "levels") if getattr(self, name)]
         if self.path is not None and generated:
             raise ValueError(f"{generated[0]} are of generated problems: leave them away, or path")

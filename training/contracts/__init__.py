@@ -20,6 +20,7 @@ CHECKS: Mapping[str, Callable[[str, dict[str, Any]], list[Promise]]] = {
     "answer": playing.answer,
     "syntax": playing.syntax_,
     "layout": playing.layout,
+    "data": playing.data,
     "engine": playing.engine,
     "rollout": playing.strategy,
     "advantage": learning.advantage,

@@ -113,6 +113,22 @@ def layout(spec: str, options: dict[str, Any]) -> Promises:
     ]
 
 
+def data(spec: str, options: dict[str, Any]) -> Promises:
+    """options: of the component; `what` among them is what stands after its name."""
+    options = dict(options)
+    what = str(options.pop("what", ""))
+    made = lambda seed: registry.make("data", spec, options, what=what, seed=seed)
+    train, test, other = made(3).tasks("train", 6), made(3).tasks("test", 6), made(4).tasks("train", 6)
+    prompts = lambda tasks: {task.prompt for task in tasks}
+    return [
+        ("it makes as many as are asked for", len(train) == len(test) == 6),
+        ("no two are the same", len(prompts(train)) == 6 and len({task.id for task in train}) == 6),
+        ("the same seed makes the same", made(3).tasks("train", 6) == train),
+        ("what is held out is never learnt, whatever the seeds", not prompts(test) & (prompts(train) | prompts(other))),
+        ("prompts and answers are texts", all(isinstance(t.prompt, str) and isinstance(t.answer, str) for t in train)),
+    ]
+
+
 def engine(spec: str, options: dict[str, Any]) -> Promises:
     return asyncio.run(_engine(spec, options))
 

@@ -115,8 +115,12 @@ def sources(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
             split=d.split,
             test_split=d.test_split,
             test_share=d.test_share,
+            seed=d.seed,
+            made=d.made,
             **given,
         )
+        if "seed" in train:  # made: as many as are asked for
+            train = {**train, "limit": d.train or GENERATED}
         return train, {**test, "limit": d.test}
     chosen = {name: list(value) for name, value in (("kinds", d.kinds), ("levels", d.levels)) if value}
     generated = {"seed": d.seed, **chosen}

@@ -1,7 +1,8 @@
-"""What an episode is made of: a sandbox, a tool, environments, a reward, an answer style, a call syntax, a layout."""
+"""What an episode is made of: a sandbox, a tool, environments, a reward, an answer style, a call syntax, data."""
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from solostream.agent.rollout import rollout
 from solostream.envs.rewards.episode import Episode
 from solostream.envs.text.syntax import Block, Call, find, prefixes
 from solostream.envs.tool_env import ToolEnv
+from solostream.envs.types import Task
 from solostream.envs.workspace import Workspace
 from solostream.sandbox import Sandbox, open_sandbox
 
@@ -118,6 +120,18 @@ class Pairs:
 
     def fields(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"prompt": row["q"], "answer": str(row["a"])}
+
+
+class Sums:
+    """Data that is made: sums up to `most`; where the first number is odd, they are held out."""
+
+    def __init__(self, what: str = "plus", seed: int = 0, *, most: int = 50) -> None:
+        self.word, self.seed, self.most = what or "plus", seed, most
+
+    def tasks(self, side: str, n: int) -> list[Task]:
+        pairs = [(a, b) for a in range(side == "test", self.most, 2) for b in range(self.most)]
+        chosen = random.Random(self.seed).sample(pairs, n)
+        return [Task(f"{a}+{b}", f"What is {a} {self.word} {b}?", str(a + b), "sums") for a, b in chosen]
 
 
 async def twice(env: Any, engine: Any, chat: Any, *, seed: int = 0, better: bool = True, **given: Any) -> Any:
