@@ -60,15 +60,16 @@ class _Grammar:
 @lru_cache
 def _grammar(names: tuple[str, ...]) -> _Grammar:
     chosen = tuple(syntax(name) for name in names)
-    openers = [f"(?P<s{i}>{one.opener})" for i, one in enumerate(chosen)]
-    return _Grammar(
-        chosen,
-        {
-            final: re.compile("|".join([*openers, f"(?P<think>{_UNQUOTED[final]})"]), re.MULTILINE)
-            for final in (False, True)
-        },
-        re.compile(rf"(?:{'|'.join([*(one.partial for one in chosen), _PARTIAL_TAG])})\Z", re.MULTILINE),
-    )
+    # One pattern for all that can begin, so that whatever begins first in the text is met first. The name of the group
+    # that matched says what it was: s0, s1, ... a syntax by its place, or a thought.
+    openers = [f"(?P<s{place}>{one.opener})" for place, one in enumerate(chosen)]
+    either = {
+        final: re.compile("|".join([*openers, f"(?P<think>{_UNQUOTED[final]})"]), re.MULTILINE)
+        for final in (False, True)
+    }
+    # What may be the first characters of an opener that is still being sampled: the scan waits there for more.
+    partials = "|".join([*(one.partial for one in chosen), _PARTIAL_TAG])
+    return _Grammar(chosen, either, re.compile(rf"(?:{partials})\Z", re.MULTILINE))
 
 
 def stops(names: Sequence[str]) -> tuple[str, ...]:
@@ -106,10 +107,15 @@ class Parser:
         self._names = syntaxes(syntax)
         self._grammar = _grammar(self._names)
         self._skips = think in ("skip", "prefilled")
+
+        # Where the scan stands: in the open, looking for an opener, or in a block, looking for its closer. What lies
+        # before `_resume` is never looked at again, so that a turn costs time linear in its length.
         self._text = ""
-        self._resume = 0  # no opener that is still unseen begins before this
+        self._resume = 0
         self._block: Block | None = Block("thought", 0, 0, 0) if think == "prefilled" else None
         self._syntax: Syntax | None = None  # of the block; None: a thought between tags
+
+        # What was found. Where calls in thoughts run, a thought is no block: only its start is kept until its end.
         self._calls: list[ToolCall] = []
         self._thinking: list[Span] = []
         self._think_start: int | None = 0 if think == "prefilled-run" else None
@@ -134,7 +140,9 @@ class Parser:
 
     def finish(self) -> Parsed:
         """The turn is over: what is open now stays unclosed."""
-        inside, missed = self._finish(), False
+        inside = self._finish()
+        missed = False
+        # A turn without any call may have tried one in a form that is none here: the policy is told, not passed over.
         if not self._calls:
             hidden = self._thinking if self._skips else []
             if found := near_miss(self._text, self._names, hidden, _first_call):
@@ -145,8 +153,12 @@ class Parser:
     def _finish(self) -> bool:
         """Whether the text ends in a thought."""
         self._scan(final=True)
-        end, inside = len(self._text), False
-        if (block := self._block) is not None:
+        end = len(self._text)
+        inside = False
+        block = self._block
+        # A block that is still open reaches to the end. A thought of a syntax's own (a channel, say) ends with the
+        # turn, one between tags goes on in the next.
+        if block is not None:
             if block.kind == "thought":
                 self._thinking.append((block.start, end))
                 inside = self._syntax is None
@@ -156,16 +168,19 @@ class Parser:
         if self._think_start is not None:
             self._thinking.append((self._think_start, end))
             inside = True
-        self._think_start, self._resume = None, end
+        self._think_start = None
+        self._resume = end
         return inside
 
     def _scan(self, final: bool) -> None:
+        """Go on as far as the text says what it is; `final`: no more of it will come."""
         while self._close(final) if self._block else self._open(final):
             pass
 
     def _open(self, final: bool) -> bool:
         """Enter the next block; False when there is none yet."""
         match = self._grammar.openers[final].search(self._text, self._resume)
+        # Nothing begins here. The tail may still become an opener: the next look starts at it, or at the end.
         if match is None:
             partial = self._grammar.partial.search(self._text, self._resume)
             self._resume = partial.start() if partial else len(self._text)
@@ -180,9 +195,12 @@ class Parser:
         return True
 
     def _mark_think(self, opens: bool, start: int, end: int) -> None:
+        """A tag of a thought at [start, end). Skipped thoughts are blocks, in which no call is looked for."""
         if opens and self._skips:
-            self._block, self._syntax = Block("thought", start, end, end), None
+            self._block = Block("thought", start, end, end)
+            self._syntax = None
         elif opens:
+            # A second opener inside a thought does not begin another one.
             self._think_start = start if self._think_start is None else self._think_start
         elif self._think_start is not None or not self._thinking:  # a closer alone: the turn began inside
             self._thinking.append((self._think_start or 0, end))
@@ -195,20 +213,25 @@ class Parser:
         found = self._syntax.end(self._text, block, final) if self._syntax else self._thought_end(block, final)
         if found is None:
             return False
+
         body_end, end = found
+        # The first closed call ends the turn; a block that turned out to hold none (an example, say) does not.
         if block.kind == "thought":
             self._thinking.append((block.start, end))
         elif block.kind == "call":
-            added = self._add(block, body_end, end, closed=True)
-            if added and self.stop is None:
+            holds_a_call = self._add(block, body_end, end, closed=True)
+            if holds_a_call and self.stop is None:
                 self.stop = end
-        self._block, self._resume = None, end
+        self._block = None
+        self._resume = end
         return True
 
     def _thought_end(self, block: Block, final: bool) -> Span | None:
+        """Where the closing tag of a skipped thought stands."""
         for match in re.compile(_UNQUOTED[final]).finditer(self._text, block.resume):
             if "/" in match.group():
                 return match.span()
+        # The next look starts where a tag could have begun whose last characters have not been sampled yet.
         block.resume = max(block.resume, len(self._text) - len("[/THINK]"))
         return None
 
@@ -216,13 +239,17 @@ class Parser:
         """Whether the body held a call."""
         assert self._syntax is not None
         found = self._syntax.calls(self._text[block.body : body_end], block)
-        self._calls += [self._call(one, (block.start, end), closed) for one in (found if closed else found[:1])]
+        # Of a block that is cut off only the first is told: the rest may be halves of what was meant.
+        told = found if closed else found[:1]
+        span = (block.start, end)
+        self._calls += [self._call(one, span, closed) for one in told]
         return bool(found)
 
     def _call(self, found: Call, span: Span, closed: bool) -> ToolCall:
         assert self._syntax is not None
         if closed and not found.error:
             return ToolCall(found.name, found.arguments, span)
+        # The policy reads this as the answer to its call: what was wrong, and how it is written.
         why = found.error if closed else "it is not closed"
         arguments = {**found.arguments, "error": f"{why}. {self._syntax.how}"}
         return ToolCall(found.name, arguments, span, "malformed" if closed else "unclosed")

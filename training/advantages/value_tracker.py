@@ -74,10 +74,13 @@ class ValueTracker:
         """
         belief = _Belief()
         if outcomes:
+            # Jeffreys' half a success and half a failure keep v0 off 0 and 1, where no later outcome could surprise.
             v0 = (math.fsum(_unit(r, task_id) for r in outcomes) + 0.5) / (len(outcomes) + 1)
+            # 1/(1 − ρ) observations is what evidence settles at under a forgetting factor ρ.
             strength = min(len(outcomes), 1 / (1 - self.rho_min))
-            belief.start = (strength * v0, strength * (1 - v0), version)
-            belief.now = belief.start[:2]
+            alpha, beta = strength * v0, strength * (1 - v0)
+            belief.start = (alpha, beta, version)
+            belief.now = (alpha, beta)
         self._beliefs[task_id] = belief
 
     def value(self, task_id: str) -> float:
@@ -112,18 +115,22 @@ class ValueTracker:
         if event is None:
             event = belief.events[-1].event + 1 if belief.events else 0
         new = _Evidence(event, reward, divergence, version)
+
         late = bool(belief.events) and event <= belief.events[-1].event
         if not late:
-            last = belief.events[-1].version if belief.events else belief.start[2]
-            belief.now = self._apply(*belief.now, last, new)
+            last_version = belief.events[-1].version if belief.events else belief.start[2]
+            belief.now = self._apply(*belief.now, last_version, new)
             belief.events.append(new)
         else:
+            # It finished after episodes that were sent out later: all that followed it is applied again on top of it.
             insort(belief.events, new, key=_order)
             belief.now = self._replay(belief)
+
+        # What falls out of the window is part of the start from now on: it can no longer be overtaken.
         if len(belief.events) > self.window:
             oldest = belief.events.pop(0)
-            alpha, beta, last = belief.start
-            belief.start = (*self._apply(alpha, beta, last, oldest), oldest.version)
+            alpha, beta, last_version = belief.start
+            belief.start = (*self._apply(alpha, beta, last_version, oldest), oldest.version)
 
     def record_drift(self, version: int, distance: float) -> None:
         """Policy `version` is D = `distance` away from the one before it. Call once a version, in order.
@@ -133,8 +140,10 @@ class ValueTracker:
         """
         if self._drift_versions and version <= self._drift_versions[-1]:
             raise ValueError(f"drift of version {version} after that of version {self._drift_versions[-1]}")
+        # A running sum, so that the travel between any two versions is one difference however many lie between.
+        travelled = self._drift_sums[-1] if self._drift_sums else 0.0
         self._drift_versions.append(version)
-        self._drift_sums.append((self._drift_sums[-1] if self._drift_sums else 0.0) + max(distance, 0.0))
+        self._drift_sums.append(travelled + max(distance, 0.0))
 
     def weights(self, task_ids: Iterable[str], epsilon: float = 0.05) -> list[float]:
         """The tasks' `sampling_weight`s, unnormalised (Eq. 11)."""
@@ -145,38 +154,48 @@ class ValueTracker:
         return {
             "beliefs": {
                 task_id: {
-                    "start": list(b.start),
-                    "now": list(b.now),
-                    "events": [[e.event, e.reward, e.divergence, e.version] for e in b.events],
+                    "start": list(belief.start),
+                    "now": list(belief.now),
+                    "events": [[one.event, one.reward, one.divergence, one.version] for one in belief.events],
                 }
-                for task_id, b in self._beliefs.items()
+                for task_id, belief in self._beliefs.items()
             },
             "drift": [list(self._drift_versions), list(self._drift_sums)],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._beliefs = {
-            task_id: _Belief(tuple(b["start"]), [_Evidence(*e) for e in b["events"]], tuple(b["now"]))
-            for task_id, b in state["beliefs"].items()
+            task_id: _Belief(
+                start=tuple(saved["start"]),
+                events=[_Evidence(*fields) for fields in saved["events"]],
+                now=tuple(saved["now"]),
+            )
+            for task_id, saved in state["beliefs"].items()
         }
         versions, sums = state["drift"]
         self._drift_versions, self._drift_sums = list(versions), list(sums)
 
     def _replay(self, belief: _Belief) -> tuple[float, float]:
-        alpha, beta, last = belief.start
+        """(α, β) after all kept events, from the start."""
+        alpha, beta, last_version = belief.start
         for evidence in belief.events:
-            alpha, beta = self._apply(alpha, beta, last, evidence)
-            last = evidence.version
+            alpha, beta = self._apply(alpha, beta, last_version, evidence)
+            last_version = evidence.version
         return alpha, beta
 
-    def _apply(self, alpha: float, beta: float, last: int | None, new: _Evidence) -> tuple[float, float]:
-        divergence = self._travel(last, new.version) if new.divergence is None else new.divergence
+    def _apply(self, alpha: float, beta: float, last_version: int | None, new: _Evidence) -> tuple[float, float]:
+        """(α, β) after one more outcome (Eq. 5)."""
+        # What the policy earned before it moved says less about the policy of now: old evidence shrinks by ρ.
+        divergence = self._travel(last_version, new.version) if new.divergence is None else new.divergence
         rho = min(max(2.0 ** (-divergence / self.d_half), self.rho_min), self.rho_max)
         return rho * alpha + new.reward, rho * beta + 1 - new.reward
 
     def _travel(self, last: int | None, now: int | None) -> float:
+        """D between two policy versions, in nats a token; 0 where one of them is not known."""
         if last is None or now is None:
             return 0.0
+        # A version's sum is that of the last recorded version up to it. The order of the two does not matter: a late
+        # outcome may be of an older policy than the one before it.
         sums = [0.0, *self._drift_sums]
         return abs(sums[bisect_right(self._drift_versions, now)] - sums[bisect_right(self._drift_versions, last)])
 

@@ -45,17 +45,23 @@ class AsyncCollector:
         max_staleness: int,
         stale: Literal["drop", "redispatch"] = "drop",
     ) -> None:
-        self._source, self._log = source, log
-        self._limit = max(in_flight, batch)
-        self._max_staleness, self._stale = max_staleness, stale
+        self._source = source
+        self._log = log
+        self._limit = max(in_flight, batch)  # fewer than a batch in flight could never fill one
+        self._max_staleness = max_staleness
+        self._stale = stale
         self._retry = RetryPolicy(source.play, retries=source.retries, patience=self._limit)
-        self._flying: dict[int, tuple[RolloutRequest, asyncio.Task[None]]] = {}
-        self._landed = Landed(tokens or batch, (lambda t: t.n_action_tokens) if tokens else (lambda t: 1))
-        self._queued: deque[RolloutRequest] = deque()  # drawn, not yet in flight
+
+        # Where a request is: drawn, running, or finished and not yet taken.
+        self._queued: deque[RolloutRequest] = deque()
+        self._flying: dict[int, tuple[RolloutRequest, asyncio.Task[None]]] = {}  # by event
+        self._landed = Landed(tokens, _action_tokens) if tokens else Landed(batch, _one)
+
         self._changed = asyncio.Event()  # something landed or was given up since `take` last looked
         self._finished = False
         self._failure: BaseException | None = None
-        self._busy_since, self._busy_s = 0.0, 0.0
+        self._busy_since = 0.0  # when the first of those in flight started
+        self._busy_s = 0.0  # of the times before that
         self.version = 0
 
     @property
@@ -76,8 +82,10 @@ class AsyncCollector:
             self._fill()
             batch = self._landed.take()
             if batch is not None:
+                # The learner will be busy with it: what it took away is on its way again before that.
                 self._fill()
                 return batch
+            # Cleared before the wait and after the look, with nothing awaited between: no landing is missed.
             self._changed.clear()
             await self._changed.wait()
 
@@ -99,14 +107,19 @@ class AsyncCollector:
 
     def state_dict(self) -> dict[str, Any]:
         """Every outstanding request; what of them is finished stands in the log."""
-        in_flight, landed = (request for request, _ in self._flying.values()), (request for request, _ in self._landed)
+        in_flight = [request for request, _ in self._flying.values()]
+        landed = [request for request, _ in self._landed]
         return {"outstanding": [request.to_dict() for request in (*in_flight, *landed, *self._queued)]}
 
     def restore(self, state: Mapping[str, Any], finished: Iterable[Trajectory]) -> None:
         """`finished`: the log's trajectories that no checkpointed step has used (`unused`)."""
-        landed = [(RolloutRequest(t.task_id, t.seed, t.dispatch), t) for t in finished]
+        landed = [
+            (RolloutRequest(trajectory.task_id, trajectory.seed, trajectory.dispatch), trajectory)
+            for trajectory in finished
+        ]
         done = {request.dispatch.event for request, _ in landed}
         outstanding = [RolloutRequest.from_dict(record) for record in state["outstanding"]]
+        # All are expected before the first lands: a group must not look complete while some of it is still to come.
         for request, _ in landed:
             self._landed.expect(request)
         # What was on its way runs again, before anything is drawn; its group waits for it.
@@ -125,6 +138,7 @@ class AsyncCollector:
             self._queued.append(request)
 
     async def close(self) -> None:
+        """Nothing of this collector runs any more."""
         tasks = [task for _, task in self._flying.values()]
         for task in tasks:
             task.cancel()
@@ -137,6 +151,7 @@ class AsyncCollector:
                 for drawn in self._source.draw():
                     self._enqueue(drawn)
             request = self._queued.popleft()
+            # The clock of `busy_s` runs from the first departure to the last arrival.
             if not self._flying:
                 self._busy_since = time.monotonic()
             self._flying[request.dispatch.event] = request, asyncio.create_task(self._run(request))
@@ -150,13 +165,16 @@ class AsyncCollector:
         self._landed.expect(request)
 
     async def _run(self, request: RolloutRequest) -> None:
+        """One episode, from its departure to the log and the landed."""
         try:
             trajectory = await self._retry.run(request)
             if trajectory is None:
                 self._landed.give_up(request)
             else:
+                # First on disk, then available: a checkpoint never knows of an episode that a crash could lose.
                 await self._log.append(trajectory)
                 self._landed.land(request, trajectory)
+        # Raised by `take`, where the run can end with it: nobody awaits this task.
         except Exception as error:
             self._failure = self._failure or error
         finally:
@@ -169,6 +187,7 @@ class AsyncCollector:
             self._busy_s += time.monotonic() - self._busy_since
 
     def _outdate(self, request: RolloutRequest) -> None:
+        """Too old to be learnt from: counted, and with "redispatch" its task is run again under the policy of now."""
         self.counts["stale"] += 1
         if self._stale == "redispatch":
             self._enqueue(self._source.again(request))
@@ -185,10 +204,21 @@ def unused(logged: Iterable[Trajectory], next_event: int, state: Mapping[str, An
         event = trajectory.dispatch.event
         return (event >= next_event or event in outstanding) and fault(trajectory) is None
 
-    return list({t.dispatch.event: t for t in logged if wanted(t)}.values())
+    # By event: a run that was cut off twice may have logged an episode twice, and the later one counts.
+    return list({trajectory.dispatch.event: trajectory for trajectory in logged if wanted(trajectory)}.values())
 
 
 def oldest_version(trajectory: Trajectory) -> int:
     """The policy version of its oldest sampled token; that of its dispatch when it sampled none."""
     sampled = trajectory.versions[trajectory.action_mask]
     return int(sampled.min()) if len(sampled) else trajectory.dispatch.version
+
+
+def _one(trajectory: Trajectory) -> int:
+    """What a trajectory counts in a batch of trajectories."""
+    return 1
+
+
+def _action_tokens(trajectory: Trajectory) -> int:
+    """What it counts in a batch of tokens."""
+    return trajectory.n_action_tokens

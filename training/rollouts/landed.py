@@ -64,6 +64,7 @@ class Landed:
         event, group = request.dispatch.event, request.dispatch.group
         self._episodes[event] = request, trajectory
         self._arrivals += 1
+        # An episode of its own is complete at once; a group may be with this member, or may go on waiting.
         if group is None:
             self._singles[event] = self._arrivals
             heapq.heappush(self._order, (self._arrivals, False, event))
@@ -79,6 +80,7 @@ class Landed:
             del self._singles[event]
             self._ready -= self._size(self._episodes[event][1])
         else:
+            # Reopened while its size is still that of all members, closed again at the size of those that are left.
             was_complete = self._reopen(group)
             del self._members[group][event]
             if was_complete:
@@ -91,6 +93,7 @@ class Landed:
             return None
         batch: list[Trajectory] = []
         found = 0
+        # From the front of the order; the last group is taken whole, so `found` may end above what was wanted.
         while found < self._wanted:
             arrival, is_group, key = heapq.heappop(self._order)
             if (self._complete if is_group else self._singles).get(key) != arrival:
@@ -109,6 +112,7 @@ class Landed:
 
     def _no_longer_expected(self, group: int) -> None:
         left = self._expected.pop(group) - 1
+        # No entry means that nobody is expected: groups that are done leave nothing behind here.
         if left:
             self._expected[group] = left
         else:
@@ -117,6 +121,7 @@ class Landed:
     def _close(self, group: int) -> None:
         """Nobody is expected: what has landed of `group` may be taken."""
         members = self._members.get(group)
+        # All of it was given up or removed: there is no group to take.
         if not members:
             self._members.pop(group, None)
             return

@@ -25,7 +25,8 @@ class RetryPolicy:
 
         async def attempt() -> Trajectory:
             played = await self._play(request)
-            unscored = played.grading is not None and played.grading.failure  # another try would be scored no better
+            # Its reward failed, not its sandbox: another try would be scored no better.
+            unscored = played.grading is not None and played.grading.failure
             if played.ending == "infra" and not unscored:
                 raise SandboxError(f"the episode of {request.task_id} ended in an infrastructure failure")
             return played

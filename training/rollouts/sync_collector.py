@@ -22,7 +22,9 @@ class SyncCollector:
     """A batch at a time; the learner waits for the rollouts and they for it."""
 
     def __init__(self, source: PromptSource, log: TrajectoryLog, *, batch: int) -> None:
-        self._source, self._log, self._batch = source, log, batch
+        self._source = source
+        self._log = log
+        self._batch = batch
         self._retry = RetryPolicy(source.play, retries=source.retries, patience=batch)
         self._open: list[RolloutRequest] = []  # of the round that runs now
         self._episodes: asyncio.Future[list[Trajectory | None]] | None = None
@@ -40,10 +42,13 @@ class SyncCollector:
     async def take(self) -> list[Trajectory]:
         """A batch in the order of dispatch, logged. Episodes given up are missing."""
         started = time.monotonic()
+        # After a resume the requests of the unfinished round are there already.
         while len(self._open) < self._batch:
             self._open.extend(self._source.draw())
+        # `gather` keeps the order of the requests, whichever episode ends first: that is what makes it reproducible.
         self._episodes = asyncio.gather(*map(self._retry.run, self._open))
         batch = [trajectory for trajectory in await self._episodes if trajectory is not None]
+        # The round is closed only once all of it is on disk: until then a checkpoint asks for it again.
         await self._log.append(*batch)
         self._open = []
         self._busy_s += time.monotonic() - started
@@ -57,9 +62,10 @@ class SyncCollector:
 
     def state_dict(self) -> dict[str, Any]:
         """The requests of an unfinished round: all of it runs again."""
-        return {"outstanding": [t.to_dict() for t in self._open]}
+        return {"outstanding": [request.to_dict() for request in self._open]}
 
     def restore(self, state: Mapping[str, Any], finished: Iterable[Trajectory]) -> None:
+        """`finished` is not used: a round that was cut off runs again as a whole."""
         self._open = [RolloutRequest.from_dict(record) for record in state["outstanding"]]
 
     async def close(self) -> None:
