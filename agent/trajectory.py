@@ -179,7 +179,8 @@ class Trajectory:
             "usage": self.usage and asdict(self.usage),
             "token_ids": self.token_ids.tolist(),
             "action_mask": self.action_mask.astype(int).tolist(),
-            "logprobs": [None if x != x else x for x in np.round(self.logprobs.astype(np.float64), 6).tolist()],
+            # the shortest decimals that read back as the same float32: a resumed run trains on the very numbers
+            "logprobs": [None if x != x else float(str(x)) for x in self.logprobs],
             "versions": self.versions.tolist(),
         }
 

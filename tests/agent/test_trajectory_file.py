@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from synthetic_runs import evaluation_records, write_evaluation
 
-from solostream.agent.trajectory import Dispatch, TokenRecord
+from solostream.agent.trajectory import Dispatch, TokenRecord, Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog, find_file, read_line, read_lines
 from solostream.errors import UserError
 from solostream.evaluation.samples import read_samples
@@ -92,3 +92,15 @@ def test_empty_and_absent_runs_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text("")
     with pytest.raises(UserError, match="it has no whole line"):
         read_samples(tmp_path)
+
+
+def test_log_probabilities_read_back_to_the_last_bit() -> None:
+    """A run that resumes trains on what the log holds: on the same float32 as the run that did not stop."""
+    sampled = -(np.random.default_rng(7).exponential(1.0, 999) ** 5)
+    record = TokenRecord()
+    record.add_observation("user", [1], "hi")
+    record.add_action(list(range(999)), sampled.tolist(), [3] * 999, "x")
+    whole = record.close("task", 1.0, "answered")
+    back = Trajectory.from_dict(json.loads(json.dumps(whole.to_dict())))
+    assert np.array_equal(back.logprobs[1:], sampled.astype(np.float32))
+    assert np.isnan(back.logprobs[0])

@@ -164,12 +164,16 @@ class ColdStartConfig(Section):
 
 
 class RolloutConfig(Section):
-    """`sync` waits for each batch and is bit-reproducible on CPU; `async` learns while episodes go on."""
+    """`sync` waits for each batch and is bit-reproducible on CPU; `async` learns while episodes go on.
+
+    `lockstep` samples the next batch under the weights from before the update that goes on meanwhile: both at once, and
+    as reproducible as `sync`.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     strategy: str = "episode"  # how an episode is played; its options: [rollout.NAME]
-    mode: Literal["sync", "async"] = "async"  # whether rollouts go on while the learner works
+    mode: Literal["sync", "async", "lockstep"] = "async"  # how rollouts and the learner take turns
     batch: Positive = 128  # trajectories a step ...
     batch_tokens: Count = 0  # ... or, when set, as many as bring this many action tokens
     over_provision: Annotated[float, Field(ge=1)] = 1.5  # episodes in flight = batch x this (async)
@@ -352,8 +356,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.rollout.batch_tokens and self.rollout.mode == "sync":
-            raise ValueError('rollout.batch_tokens needs rollout.mode = "async": sync waits for whole batches')
+        if self.rollout.batch_tokens and self.rollout.mode != "async":
+            raise ValueError(
+                f'rollout.batch_tokens needs rollout.mode = "async": {self.rollout.mode} waits for whole batches'
+            )
         if self.rollout.batch % self.algorithm.group_size:
             raise ValueError(
                 f"rollout.batch = {self.rollout.batch} is no multiple of algorithm.group_size = "

@@ -89,6 +89,9 @@ class AsyncCollector:
             self._changed.clear()
             await self._changed.wait()
 
+    async def settle(self) -> None:
+        """New weights need not wait: every token carries the version that sampled it."""
+
     def advance(self, version: int) -> None:
         """The policy is now `version`: give up what has become too old, in flight and landed."""
         self.version = version

@@ -54,6 +54,9 @@ class SyncCollector:
         self._busy_s += time.monotonic() - started
         return batch
 
+    async def settle(self) -> None:
+        """Nothing is sampled between rounds."""
+
     def advance(self, version: int) -> None:
         self.version = version
 

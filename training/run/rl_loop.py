@@ -28,6 +28,7 @@ from solostream.training.config import Config
 from solostream.training.learner.learner import Learner
 from solostream.training.rollouts.collector import AsyncCollector, unused
 from solostream.training.rollouts.env_pool import Episodes
+from solostream.training.rollouts.lockstep_collector import LockstepCollector
 from solostream.training.rollouts.request import PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
 from solostream.training.rollouts.sync_collector import SyncCollector
@@ -117,6 +118,9 @@ class Reinforcement:
         await self._log.update(self.step, batch, advantages.values)
         if "drift" in numbers:
             self.tracker.record_drift(self.step, numbers["drift"])
+        waiting = time.monotonic()
+        await self.pipeline.settle()
+        wait_s = time.monotonic() - waiting
         await self._engine.load_weights(self._learner.weights(), self.step)
         self.pipeline.advance(self.step)
         self.mismatch_max = max(self.mismatch_max, numbers.get("mismatch/on_policy_max", 0.0))
@@ -129,7 +133,8 @@ class Reinforcement:
             **measured(self._own_metrics, batch),
             **metrics.changes(now, self._counted, COUNTED),
             "time/learn_s": learn_s,
-            "time/sync_s": time.monotonic() - started - learn_s,
+            "time/wait_s": wait_s,
+            "time/sync_s": time.monotonic() - started - learn_s - wait_s,
         }
         self._counted = Counter(now)
         return found
@@ -213,10 +218,14 @@ def clamp_versions(trajectory: Trajectory, step: int) -> Trajectory:
     return replace(trajectory, versions=versions, dispatch=dispatch)
 
 
-def _pipeline(config: Config, source: PromptSource, log: TrajectoryLog) -> AsyncCollector | SyncCollector:
+def _pipeline(
+    config: Config, source: PromptSource, log: TrajectoryLog
+) -> AsyncCollector | SyncCollector | LockstepCollector:
     r = config.rollout
     if r.mode == "sync":
         return SyncCollector(source, log, batch=r.batch)
+    if r.mode == "lockstep":
+        return LockstepCollector(source, log, batch=r.batch)
     return AsyncCollector(
         source,
         log,

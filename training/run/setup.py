@@ -186,7 +186,7 @@ async def open_engine(config: Config, parts: Components, slots: int) -> Engine:
             max_len=parts.max_tokens,
             seed=config.run.seed,
             dtype=config.model.dtype,
-            reproducible=config.rollout.mode == "sync",
+            reproducible=config.rollout.mode != "async",
         )
     wrong = _unfit(engine, parts)
     if wrong:

@@ -135,7 +135,7 @@ class Trainer:
         """What is left to do; None after the cold start only. Raises Interrupted, SandboxError, EngineError."""
         torch.manual_seed(self.config.run.seed)
         keep_freed_memory()
-        if self.config.rollout.mode == "async":  # sampling and learning share the cores
+        if self.config.rollout.mode != "sync":  # sampling and learning share the cores
             torch.set_num_threads(max(1, torch.get_num_threads() // 2))
         return asyncio.run(self._run(cold_start_only))
 
@@ -262,7 +262,7 @@ class Trainer:
         resumed = self.saved if self.saved is not None and self.saved.plain["phase"] == "rl" else None
         kept: int | None = 0  # bytes of the log; None: all of it, whatever was logged after the checkpoint
         if resumed is not None:
-            kept = resumed.plain["log_bytes"] if config.rollout.mode == "sync" else None
+            kept = resumed.plain["log_bytes"] if config.rollout.mode != "async" else None
         log = TrajectoryLog(self.folder / "trajectories.jsonl", kept)
         pool = [task.id for task in self.parts.train]
         rl = Reinforcement(
@@ -316,7 +316,7 @@ class Trainer:
         metrics |= {
             "time/step_s": spent,
             "time/tokens_per_s": sum(t.n_action_tokens for t in batch) / spent,
-            "idle/learner": waited / spent,
+            "idle/learner": (waited + metrics["time/wait_s"]) / spent,
             "idle/rollout": max(0.0, 1 - (rl.pipeline.busy_s - busy) / spent),
         }
         self.logger.log("rl", rl.step, metrics)

@@ -17,6 +17,7 @@ from solostream.agent.trajectory import Dispatch, TokenRecord, Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog, read_lines
 from solostream.errors import SandboxError
 from solostream.training.rollouts.collector import AsyncCollector, oldest_version, unused
+from solostream.training.rollouts.lockstep_collector import LockstepCollector
 from solostream.training.rollouts.request import PromptSource, RolloutRequest
 from solostream.training.rollouts.sync_collector import SyncCollector
 from solostream.training.run.rl_loop import clamp_versions
@@ -233,6 +234,39 @@ async def test_an_interrupted_round_runs_again_with_the_same_tickets(log: Trajec
     resumed = SyncCollector(Tickets(first=2).source(episode_now), log, batch=2)
     resumed.restore(state, [])
     assert events(await resumed.take()) == [0, 1]
+
+
+async def test_in_lockstep_a_batch_is_sampled_while_the_last_is_learned_and_settles_before_weights_move(
+    log: TrajectoryLog,
+) -> None:
+    requests = Tickets()
+    lockstep = LockstepCollector(requests.source(), log, batch=2)
+    requests.open(0)
+    requests.open(1)
+    assert events(await lockstep.take()) == [0, 1]
+    settling = asyncio.create_task(lockstep.settle())
+    requests.open(3)
+    await asyncio.sleep(0.02)
+    assert not settling.done()  # event 2 is still sampled, under the weights that it began with
+    requests.open(2)
+    await asyncio.wait_for(settling, 5)
+    assert [line.trajectory.dispatch.event for line in read_lines(log.path) if line.trajectory] == [0, 1, 2, 3]
+    state = json.loads(json.dumps(lockstep.state_dict()))
+    await lockstep.close()
+
+    played: list[int] = []
+
+    async def play(request: RolloutRequest) -> Trajectory:
+        played.append(request.dispatch.event)
+        return episode(request)
+
+    resumed = LockstepCollector(Tickets(first=4).source(play), log, batch=2)
+    logged = [line.trajectory for line in read_lines(log.path) if line.trajectory]
+    resumed.restore(state, unused(logged, 4, state))
+    assert events(await resumed.take()) == [2, 3]
+    await resumed.settle()
+    assert played == [4, 5]  # what the log held was not sampled again
+    await resumed.close()
 
 
 async def episode_now(request: RolloutRequest) -> Trajectory:

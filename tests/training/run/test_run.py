@@ -133,17 +133,51 @@ def test_the_checkpoint_is_a_hugging_face_folder(whole: Path) -> None:
     assert AutoTokenizer.from_pretrained(folder).chat_template
 
 
-@pytest.mark.parametrize(("phase", "steps"), [("cold_start", 3), ("rl", 4)])
+LOCKSTEP = ["--set", "rollout.mode=lockstep"]
+
+
+@pytest.fixture(scope="module")
+def in_lockstep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("lockstep")
+    torch.set_num_threads(1)
+    assert main(arguments(root, "whole", *LOCKSTEP)) == 0
+    return root / "whole"
+
+
+def test_in_lockstep_each_batch_is_one_update_older_than_what_learns_from_it(in_lockstep: Path) -> None:
+    rows = [row for row in read(in_lockstep / "metrics.jsonl") if row["phase"] == "rl"]
+    assert [(row["staleness/mean"], row["staleness/max"]) for row in rows] == [(0, 0)] + [(1, 1)] * 5
+    played = [line.trajectory for line in read_lines(in_lockstep / "trajectories.jsonl") if line.trajectory]
+    assert [t.dispatch.event for t in played] == list(range(6 * 7))  # the batch on its way when the run ended, too
+    seen = [{int(v) for t in played[i : i + 6] for v in t.versions[t.action_mask]} for i in range(0, 42, 6)]
+    assert seen == [{0}, {0}, {1}, {2}, {3}, {4}, {5}]
+
+
+def test_in_lockstep_a_run_made_longer_later_equals_one_that_was(in_lockstep: Path, tmp_path: Path) -> None:
+    assert main(arguments(tmp_path, "longer", *LOCKSTEP, "--set", "run.steps=3")) == 0
+    assert main(arguments(tmp_path, "longer", "--resume", "--set", "run.steps=6")) == 0
+    mine, other = fingerprint(tmp_path / "longer"), fingerprint(in_lockstep)
+    evaluated = [row for row in mine["rows"] if row["phase"] == "eval" and row["step"] == 3]
+    assert len(evaluated) == 1  # after the first three steps
+    mine["rows"] = [row for row in mine["rows"] if row not in evaluated]
+    assert mine == other
+
+
+@pytest.mark.parametrize(
+    ("mode", "phase", "steps"), [("sync", "cold_start", 3), ("sync", "rl", 4), ("lockstep", "rl", 4)]
+)
 def test_killed_at_a_random_moment_and_resumed_it_equals_the_uninterrupted_run(
-    phase: str, steps: int, whole: Path, tmp_path: Path
+    mode: str, phase: str, steps: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    child = start(tmp_path, "killed")
+    whole = request.getfixturevalue("whole" if mode == "sync" else "in_lockstep")
+    more = [] if mode == "sync" else LOCKSTEP
+    child = start(tmp_path, "killed", *more)
     at = random.randint(1, steps)
     wait_until(lambda: steps_done(tmp_path / "killed", phase) >= at, child)
     time.sleep(random.random() * 0.1)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert main(arguments(tmp_path, "killed", "--resume")) == 0
+    assert main(arguments(tmp_path, "killed", *more, "--resume")) == 0
     assert fingerprint(tmp_path / "killed") == fingerprint(whole), f"killed after step {at} of {phase}"
 
 
