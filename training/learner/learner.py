@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from solostream import registry
+from solostream.agent.engines.live_weights import LiveWeights
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
 from solostream.training.advantages.base import Advantages
@@ -110,6 +111,8 @@ class Learner:
 
         self.scorer = self._scorer(self.model)
         self.optimizer = Optimizer(self.model, config)
+        # A sampler in this process may read these very parameters.
+        self._live = LiveWeights(self.scorer.model)
         # What a utilisation of the hardware is computed from.
         self.shape = shape_of(self.scorer.model, adapters=bool(config.lora))
         self.peak = peak_of(self.scorer.device)
@@ -124,7 +127,9 @@ class Learner:
 
     def set_reference(self) -> None:
         """The KL penalty pulls towards the weights of this moment from now on."""
-        frozen = copy.deepcopy(self.model).requires_grad_(False)
+        # What is not trained (the base under adapters) is the same in both.
+        shared = {id(p): p for p in self.model.parameters() if not p.requires_grad}
+        frozen = copy.deepcopy(self.model, shared).requires_grad_(False)
         self._reference = self._scorer(frozen)
 
     def update(
@@ -187,7 +192,8 @@ class Learner:
             self.optimizer.zero()
             raise UserError("the gradient of a supervised step is not finite; lower the learning rate")
         lr = self.optimizer.lr  # of this step: applying it moves the schedule on
-        self.optimizer.apply()
+        with self._live.writing():
+            self.optimizer.apply()
         tokens = sum(len(ids) for ids, _ in sequences)
         seconds = time.perf_counter() - started
         return {"loss": float(loss), "grad_norm": float(norm), "lr": lr, "tokens_per_s": tokens / seconds}
@@ -211,16 +217,15 @@ class Learner:
                 found[row] = part.numpy()
         return found
 
-    def weights(self) -> Mapping[str, Tensor]:
+    def weights(self) -> LiveWeights:
         """Every weight under its Hugging Face name (tied heads too, adapters merged in): a live view, copy to keep."""
-        if self.config.lora:
-            return lora.merged(self.model)
-        return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+        return self._live
 
     def merge_adapters(self) -> None:
         """Merge the adapters into the model for good, so that another learner can train it; the end of this one."""
         if self.config.lora:
-            lora.merge_adapters(self.model)
+            with self._live.writing():
+                lora.merge_adapters(self.model)
 
     def state_dict(self, *, weights: bool = True) -> dict[str, Any]:
         """What is trained, the optimizer, its step, the base under adapters, and the reference where there is one.
@@ -253,7 +258,8 @@ class Learner:
         norm = self.optimizer.clip()
         if not torch.isfinite(norm):
             self._refuse_gradient(update, step, packs)
-        self.optimizer.apply()
+        with self._live.writing():
+            self.optimizer.apply()
         update.norms.append(float(norm))
 
     def _accumulate(self, update: _Update, step: _Step, packed: PackedBatch) -> None:

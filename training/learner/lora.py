@@ -1,4 +1,4 @@
-"""Adapters by peft, the merged weights that a sampler needs, and the way back to a plain model.
+"""Adapters by peft, and the way back to a plain model.
 
 A checkpoint keeps base and adapters apart: merged weights are rounded, and adapters on top of them would count twice.
 """
@@ -6,8 +6,6 @@ A checkpoint keeps base and adapters apart: merged weights are rounded, and adap
 from __future__ import annotations
 
 from typing import Any
-
-from torch import Tensor
 
 from solostream.errors import UserError
 from solostream.training.config.learner import LoraConfig
@@ -48,25 +46,6 @@ def _shared(model: Any) -> dict[int, list[str]]:
     return {key: places for key, places in names.items() if len(places) > 1}
 
 
-def merged(model: Any) -> dict[str, Tensor]:
-    """The weights of a plain model of the same behaviour, under its own names; the base weights are not touched."""
-    base = model.get_base_model()
-    deltas = {
-        f"{name}.base_layer.weight": module.get_delta_weight("default")
-        for name, module in base.named_modules()
-        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer")
-    }
-    weights = {}
-    for name, tensor in base.state_dict().items():
-        if ".lora_" not in name:
-            whole = tensor + deltas[name].to(tensor.dtype) if name in deltas else tensor
-            weights[name.replace(".base_layer.", ".")] = whole.detach()
-    return weights
-
-
 def merge_adapters(model: Any) -> Any:
-    """The plain model inside `model`, in place, with the weights of `merged`."""
-    weights = {name: tensor.clone() for name, tensor in merged(model).items()}
-    plain = model.unload()
-    plain.load_state_dict(weights)
-    return plain.requires_grad_(True)
+    """The plain model inside `model`, in place, with the adapters merged into its weights."""
+    return model.merge_and_unload().requires_grad_(True)

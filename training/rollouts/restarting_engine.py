@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from solostream.agent.engine import Engine, EngineError, Generation, Sampling, Weights
 
@@ -11,9 +12,9 @@ from solostream.agent.engine import Engine, EngineError, Generation, Sampling, W
 class RestartingEngine:
     """An `Engine` around one that may crash.
 
-    snapshot: what to give to an engine that is opened anew, made from the weights that were loaded last; those are a
-    view of a learner that goes on, so it waits for a moment in which they do not move. It may be one update ahead of
-    `version`, until the `load_weights` of that update, which follows at once. No copy is kept meanwhile.
+    still: held while an engine that is opened anew reads the weights. Those that were loaded last are a live view of a
+    learner, which keeps them; nothing of them is kept here. They may be one update ahead of `version`, until the
+    `load_weights` of that update, which follows at once.
 
     A failed request restarts the engine and raises its EngineError: the episode is run again by whoever asked for it.
     `open_engine` makes one of any weights, which `load_weights` replaces before the first request.
@@ -23,10 +24,10 @@ class RestartingEngine:
         self,
         open_engine: Callable[[], Awaitable[Engine]],
         *,
-        snapshot: Callable[[Weights], Awaitable[Weights]],
+        still: Callable[[], AbstractAsyncContextManager[None]],
         restarts: int = 3,
     ) -> None:
-        self._open, self._snapshot, self._left = open_engine, snapshot, restarts
+        self._open, self._still, self._left = open_engine, still, restarts
         self._engine: Engine | None = None
         self._weights: Weights | None = None
         self._lock = asyncio.Lock()
@@ -80,7 +81,8 @@ class RestartingEngine:
         engine = await self._open()
         try:
             if self._weights is not None:
-                await engine.load_weights(await self._snapshot(self._weights), self.version)
+                async with self._still():
+                    await engine.load_weights(self._weights, self.version)
         except BaseException:
             await engine.close()
             raise

@@ -109,7 +109,7 @@ def load_model(
 
 
 def sampler_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of the shape of `model`, on its device, with weights of its own and a configuration of its own.
+    """A second copy: a model of the shape of `model`, on its device, its weights and its configuration its own.
 
     transformers hands the configuration on as it is, and the learner switches the attention in its own one while it
     works: a sampler that shared it would run the learner's attention in the middle of a turn.

@@ -12,6 +12,7 @@ from typing import Any
 from solostream import registry
 from solostream.agent.chat_template import Chat, read_template
 from solostream.agent.engine import Engine, Weights
+from solostream.agent.engines.live_weights import LiveWeights
 from solostream.agent.engines.pretrained import vocabulary_hash
 from solostream.agent.engines.spec import opened
 from solostream.agent.rollout import fit_to
@@ -169,7 +170,9 @@ async def open_engine(config: Config, parts: Components, slots: int) -> Engine:
     name, path = config.run.engine, config.model.path
 
     def module() -> Any:
-        return sampler_model(parts.model, sampler_dtype(config.model, parts.model.device)).to(parts.model.device)
+        if why_a_second_copy(config, parts.model) is None:
+            return LiveWeights(parts.model).module()
+        return sampler_model(parts.model, sampler_dtype(config.model, parts.model.device))
 
     with tempfile.TemporaryDirectory(prefix="solostream-model-") as folder:
         if path == "build" and not registry.asks("engine", name, "module"):  # it reads the shapes from a folder
@@ -193,6 +196,17 @@ async def open_engine(config: Config, parts: Components, slots: int) -> Engine:
         await engine.close()
         raise UserError(f"engine '{name}' {wrong}")
     return engine
+
+
+def why_a_second_copy(config: Config, model: Any) -> str | None:
+    """Why an engine in this process cannot sample from the parameters that the learner trains; None where it can."""
+    wanted, learned = sampler_dtype(config.model, model.device), next(model.parameters()).dtype
+    if wanted != learned:
+        return f"the sampler's weights are {str(wanted).removeprefix('torch.')}"
+    c = config.learner
+    if config.rollout.mode == "async" and c.num_mini_batches * c.epochs > 1:
+        return "an update takes several steps, and rollouts go on between them"
+    return None
 
 
 def _unfit(engine: Engine, parts: Components) -> str:

@@ -10,7 +10,6 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,8 +19,9 @@ from typing import Any, TypeVar
 import torch
 
 from solostream import provenance, registry
-from solostream.agent.engine import Engine, Weights
+from solostream.agent.engine import Engine
 from solostream.agent.engines.allocator import keep_freed_memory
+from solostream.agent.engines.live_weights import LiveWeights
 from solostream.agent.trajectory_file import TrajectoryLog, read_lines
 from solostream.envs.data import Tasks
 from solostream.errors import UserError
@@ -41,6 +41,7 @@ from solostream.training.run import checkpoint, plots, setup
 from solostream.training.run.checkpoint import State
 from solostream.training.run.clock import Clock
 from solostream.training.run.interrupt import Interrupt, Interrupted
+from solostream.training.run.learner_thread import LearnerThread
 from solostream.training.run.metric_logger import MetricLogger
 from solostream.training.run.progress import ProgressBar, ProgressDisplay
 from solostream.training.run.rl_loop import Reinforcement
@@ -122,6 +123,9 @@ class Trainer:
                     f"{config.cold_start.data} has changed since the checkpoint: start a run of another --name"
                 )
         view.say(describe(self.parts.model.device))
+        second = setup.why_a_second_copy(config, self.parts.model)
+        if engine is None and config.run.engine == "hf" and second is not None:
+            view.say(f"the sampler has a second copy of the weights: {second}")
         self._enough = False  # a callback said so
         self.cold_step: int = plain.get("cold_step", 0)
         self.before = Scores(**plain["before"]) if plain.get("before") else None
@@ -143,12 +147,14 @@ class Trainer:
         config = self.config
         in_flight = config.rollout.batch * (config.rollout.over_provision if config.rollout.mode == "async" else 1)
         opening = partial(self._open_engine, round(in_flight))
-        self.policy = RestartingEngine(opening, snapshot=self._snapshot)
+        self.thread = LearnerThread()
+        self.policy = RestartingEngine(opening, still=self.thread.still)
         try:
-            await self.policy.load_weights(self.parts.model.state_dict(), 0)  # an engine may refuse the model
+            await self.policy.load_weights(LiveWeights(self.parts.model), 0)  # an engine may refuse the model
             return await self._phases(cold_start_only)
         finally:
             await self.policy.close()
+            self.thread.close()
 
     async def _open_engine(self, slots: int) -> Engine:
         if self._engine is None:
@@ -169,6 +175,7 @@ class Trainer:
                         self.view.say(f"held-out accuracy {self.before.accuracy:.1%} sampled\n{self.folder}/")
                     return None
                 learner.merge_adapters()
+                del learner  # and its optimizer's moments
                 return await self._reinforce()
         finally:
             await self._close()
@@ -180,7 +187,6 @@ class Trainer:
         (self.folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         provenance.write(self.folder, seed=config.run.seed)
         self.interrupt = Interrupt()
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
         given = {"name": self.folder.name, "folder": self.folder, "config": config.model_dump(mode="json")}
         opened = [registry.make("tracker", name, config.tracker.get(name), **given) for name in config.run.trackers]
         self.logger = MetricLogger(self.folder, trackers=[*opened, *self._trackers])
@@ -190,7 +196,6 @@ class Trainer:
 
     async def _close(self) -> None:
         await self.episodes.close()
-        self.thread.shutdown()
         self.logger.close()
 
     async def _cold_start(self) -> Learner:
@@ -211,7 +216,7 @@ class Trainer:
             )
             with self.clock.phase("cold start"), self.view.stage("cold start", total, self.cold_step) as stage:
                 async for sequences in played:
-                    metrics = await self._in_thread(learner.sft_step, sequences)
+                    metrics = await self.thread.run(learner.sft_step, sequences)
                     self.cold_step += 1
                     metrics |= await self._measure_cold_start(learner, total)
                     self.logger.log("cold_start", self.cold_step, metrics)
@@ -231,7 +236,7 @@ class Trainer:
             return {}
         measured = {}
         if self.traces and self.traces.held_out:
-            measured["held_out_loss"] = await self._in_thread(learner.sft_loss, self.traces.held_out)
+            measured["held_out_loss"] = await self.thread.run(learner.sft_loss, self.traces.held_out)
         if not last:  # after the last step it is evaluated anyway
             await self.policy.load_weights(learner.weights(), 0)
             found = await self._interruptible(self.held_out.scores(lambda: None), learner)
@@ -272,7 +277,7 @@ class Trainer:
             self.policy,
             self.episodes,
             log,
-            self._in_thread,
+            self.thread.run,
             advantage=self._advantage,
             sampler=self._sampler,
             own_metrics=self._metrics,
@@ -283,8 +288,8 @@ class Trainer:
                 torch.set_rng_state(resumed.tensors["torch_rng"])
                 logged = [line.trajectory for line in read_lines(log.path) if line.trajectory]
                 rl.load_state_dict(resumed.step, resumed.plain["reinforcement"], logged)
-                await self.policy.load_weights(learner.weights(), rl.step)
-            else:
+            await self.policy.load_weights(learner.weights(), rl.step)  # whose they are from now on
+            if resumed is None:
                 if rl.n_starts:
                     with self.clock.phase("tracker start"), self.view.stage("start", rl.n_starts) as stage:
                         await self._interruptible(rl.start(stage.advance), learner)
@@ -373,7 +378,7 @@ class Trainer:
             {"learner": learner.state_dict(weights=False), "torch_rng": torch.get_rng_state()},
         )
         write = partial(setup.write_model, self.config, self.folder.name, self.parts, learner.weights())
-        await self._in_thread(
+        await self.thread.run(
             partial(checkpoint.save, self.folder / "checkpoints", state, write, keep=self.config.run.keep)
         )
 
@@ -385,13 +390,6 @@ class Trainer:
             if learner is not None:
                 await self._save(learner)
             raise
-
-    async def _snapshot(self, weights: Weights) -> Weights:
-        """A copy, made where the learner works: between two updates."""
-        return await self._in_thread(lambda: {name: tensor.clone() for name, tensor in weights.items()})
-
-    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.thread, work, *arguments)
 
     def _is_behind(self, row: Mapping[str, Any]) -> bool:
         """Whether a row of metrics is part of what the checkpoint has done."""

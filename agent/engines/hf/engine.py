@@ -23,12 +23,14 @@ from solostream.agent.engine import EngineError, Generation, Sampling, Weights
 from solostream.agent.engines.hf.cache import SlotCache, feed
 from solostream.agent.engines.hf.forward import SMALL, forward_of, load_state
 from solostream.agent.engines.hf.sampling import sample, uniforms
+from solostream.agent.engines.live_weights import LiveWeights
 from solostream.agent.engines.stops import StopTable
 from solostream.errors import UserError
 
 FEED_TOKENS = 4096  # of one prefill pass, padding included
 PASS_TOKENS = 64  # a pass costs about as much as this much padding in another
 KEY_BLOCK = 16  # attention is over a multiple of this many columns
+PATIENCE_S = 0.005  # between two looks at weights that are being written
 YIELDS = 8  # turns of the event loop after a step: a tool's answer takes several to reach its episode
 
 
@@ -47,8 +49,9 @@ class HFEngine:
 
     slots: sequences that decode at the same time, and episodes whose cache is kept; more requests wait, and the idle
     episode that spoke longest ago makes room. max_len: tokens of a ledger (default: the model's context, at most
-    32,768). The engine owns `model`: give it a copy of one that is being trained. Requests without a seed draw one from
-    `seed`. `reproducible` holds while there are at least as many slots as episodes.
+    32,768). The engine owns `model`, unless that is the `module` of the `LiveWeights` which `load_weights` is given:
+    then it samples from the parameters of a learner in this process, and copies none. Requests without a seed draw one
+    from `seed`. `reproducible` holds while there are at least as many slots as episodes.
     Raises UserError for a model with other than full attention.
     """
 
@@ -102,6 +105,7 @@ class HFEngine:
         self._idle: OrderedDict[str, int] = OrderedDict()  # episode -> slot, least recently used first
         self._seeder = np.random.SeedSequence(seed)
         self._pending_weights: list[tuple[Weights, int, asyncio.Future[None]]] = []
+        self._live: LiveWeights | None = None  # of the learner that changes what `_forward` reads
         self._driver: asyncio.Task[None] | None = None
         inline = self._forward.device.type == "cpu" and model.num_parameters() <= SMALL
         self._thread = None if inline else ThreadPoolExecutor(1, "hf-engine")
@@ -172,10 +176,12 @@ class HFEngine:
                 if not self._active.any():
                     if not self._waiting and not self._pending_weights:
                         return
+                elif self._live is not None and self._live.moved and self._forward.in_place:
+                    await asyncio.sleep(PATIENCE_S)
                 elif self._thread is None:
-                    self._finish(self._step())
+                    self._finish(self._step_if_still())
                 else:
-                    self._finish(await loop.run_in_executor(self._thread, self._step))
+                    self._finish(await loop.run_in_executor(self._thread, self._step_if_still))
                 for _ in range(YIELDS):
                     await asyncio.sleep(0)
         except Exception as error:  # whatever broke, those who wait must hear of it
@@ -195,11 +201,10 @@ class HFEngine:
     def _install_weights(self) -> None:
         for weights, version, done in self._pending_weights:
             try:
-                load_state(self._forward.model, weights)
+                self._take(weights)
             except UserError as error:
                 done.set_exception(error)
                 continue
-            self._forward.refresh()
             self.version = version
             self._cached[:] = 0
             for request in self._requests:
@@ -207,6 +212,20 @@ class HFEngine:
                     request.versions.append((int(self._total[request.slot]), version))
             done.set_result(None)
         self._pending_weights.clear()
+
+    def _take(self, weights: Weights) -> None:
+        """Sample from `weights` from now on. Raises UserError where they do not fit."""
+        if isinstance(weights, LiveWeights) and weights.within(self._forward.model):
+            weights.settle()
+            with weights.reading():
+                if weights is self._live:
+                    self._forward.refresh()
+                else:  # another learner: its model may have adapters, or none any more
+                    self._forward, self._live = forward_of(weights.module()), weights
+            return
+        load_state(self._forward.model, weights)
+        self._live = None
+        self._forward.refresh()
 
     def _drop_cancelled(self) -> None:
         for request in self._requests:
@@ -269,6 +288,13 @@ class HFEngine:
         return self._stop_rows[wanted]
 
     # -- one step ------------------------------------------------------------------------------------------------------
+
+    def _step_if_still(self) -> list[tuple[int, bool]]:
+        """A step, unless the weights have moved since the last `load_weights`."""
+        if self._live is None or not self._forward.in_place:
+            return self._step()
+        with self._live.reading() as still:
+            return self._step() if still else []
 
     def _step(self) -> list[tuple[int, bool]]:
         """Give every active row its next token. Returns the rows that ended, and whether by a stop."""

@@ -26,6 +26,8 @@ SMALL = 64_000_000  # parameters up to which a fused copy of the weights is chea
 class ModelForward:
     """Any decoder with full attention, by its own `forward`."""
 
+    in_place = True  # each step reads the model's own weights
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval()
         self.device = next(model.parameters()).device
@@ -74,6 +76,8 @@ class _Layer:
 class LeanForward:
     """Qwen3, Qwen2 and Llama decoders: computes what `ModelForward` does, faster while models are small."""
 
+    in_place = False  # it reads copies, fused when the weights were new
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval()
         self.device = next(model.parameters()).device
@@ -100,7 +104,7 @@ class LeanForward:
     def refresh(self) -> None:
         """Fuse the model's weights anew."""
         inner: Any = self.model.model
-        self.embedding = inner.embed_tokens.weight
+        self.embedding = _whole(inner.embed_tokens).clone()
         self.layers = []
         for block in inner.layers:
             a, m = block.self_attn, block.mlp
@@ -165,11 +169,18 @@ class LeanForward:
 
 def _fuse(linears: list[Any], gain: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """One weight and bias for linears that read the same input, which a norm has scaled by `gain`."""
-    weight = torch.cat([linear.weight for linear in linears])
+    weight = torch.cat([_whole(linear) for linear in linears])
     if gain is not None:
         weight = weight * gain
     biased = linears[0].bias is not None
     return weight, torch.cat([linear.bias for linear in linears]) if biased else None
+
+
+def _whole(layer: Any) -> Tensor:
+    """The layer's weight, with what peft's adapters add to it."""
+    if hasattr(layer, "base_layer") and hasattr(layer, "get_delta_weight"):
+        return layer.base_layer.weight + layer.get_delta_weight("default").to(layer.base_layer.weight.dtype)
+    return layer.weight
 
 
 def _rotate_half(x: Tensor) -> Tensor:

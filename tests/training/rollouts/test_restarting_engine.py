@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import pytest
 import torch
 
-from solostream.agent.engine import EngineError, Sampling, Weights
+from solostream.agent.engine import EngineError, Sampling
 from solostream.agent.engines.hf import HFEngine
 from solostream.agent.engines.hf.forward import ModelForward
 from solostream.training.config import BuildConfig
@@ -20,11 +23,13 @@ async def test_a_failed_engine_is_opened_again_with_the_weights_of_now() -> None
         opened.append(HFEngine(build_model(shape, tokenizer, 0), tokenizer, slots=1))
         return opened[-1]
 
-    async def snapshot(weights: Weights) -> Weights:
-        taken.append(len(weights))
-        return dict(weights)
+    @asynccontextmanager
+    async def still() -> AsyncIterator[None]:
+        held.append("held")
+        yield
+        held.append("free")
 
-    taken: list[int] = []
+    held: list[str] = []
 
     def spoil(engine: HFEngine) -> None:
         engine._forward = ModelForward(engine._forward.model)
@@ -32,7 +37,7 @@ async def test_a_failed_engine_is_opened_again_with_the_weights_of_now() -> None
 
     tokenizer = build_tokenizer(["a b c"], 300)
     shape = BuildConfig(hidden_size=32, layers=1, heads=2, kv_heads=1, mlp_size=64, vocabulary=300)
-    policy = RestartingEngine(open_engine, snapshot=snapshot, restarts=1)
+    policy = RestartingEngine(open_engine, still=still, restarts=1)
     other = build_model(shape, tokenizer, 1)
     try:
         await policy.load_weights(other.state_dict(), 7)
@@ -48,6 +53,6 @@ async def test_a_failed_engine_is_opened_again_with_the_weights_of_now() -> None
         with pytest.raises(EngineError, match=r"again and again, at last with: the hf engine failed: RuntimeError"):
             await policy.generate([7, 8], Sampling(4, temperature=0.0))
         assert len(opened) == 2
-        assert taken == [len(other.state_dict())]  # when it was opened again, and at no other time
+        assert held == ["held", "free"]  # when it was opened again, and at no other time
     finally:
         await policy.close()

@@ -1,0 +1,81 @@
+"""The weights of a model that is being trained in this process: by name, as they are now, and by one owner at a time.
+
+A sampler in the same process reads the learner's own parameters: no clone, no second copy. Three things keep it right:
+
+- `module` is a model of its own over those parameters: configuration, buffers and mode are copies, for each side
+  changes its own (the learner another attention function, the sampler evaluation mode).
+- `writing` holds off the sampler's steps while the optimizer writes, and a step of the sampler holds off the optimizer.
+- After the first write `moved` is set: what a sampler has cached is of other weights, and no version is theirs yet. It
+  waits until the owner of both has said which (`settle`, from `Engine.load_weights`).
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+
+class LiveWeights(Mapping[str, Any]):
+    """The weights of `model`, a plain model of transformers or one whose layers peft has adapted.
+
+    As a mapping: Hugging Face name -> tensor, tied heads too, with adapters merged in (each when it is asked for); a
+    live view, copy to keep.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.moved = False
+        self._lock = threading.Lock()
+        adapted = {
+            f"{name}.base_layer.weight": module
+            for name, module in model.named_modules()
+            if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer")
+        }
+        self._places = {
+            name.replace(".base_layer.", "."): (tensor.detach(), adapted.get(name))
+            for name, tensor in model.state_dict().items()
+            if ".lora_" not in name
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        tensor, adapted = self._places[name]
+        if adapted is None:
+            return tensor
+        return tensor + adapted.get_delta_weight("default").detach().to(tensor.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def module(self) -> Any:
+        """A model that shares every parameter with this one, and nothing else that anybody changes."""
+        parameters = {id(p): p for p in self.model.parameters()}
+        return copy.deepcopy(self.model, parameters)
+
+    def within(self, module: Any) -> bool:
+        """Whether `module` reads these parameters, so that nothing needs to be copied to it."""
+        own = {id(p) for p in self.model.parameters()}
+        return any(id(p) in own for p in module.parameters())
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Held by whoever changes the parameters."""
+        with self._lock:
+            self.moved = True
+            yield
+
+    @contextmanager
+    def reading(self) -> Iterator[bool]:
+        """Held by a step of the sampler; False when it must not be taken, for the weights have no version yet."""
+        with self._lock:
+            yield not self.moved
+
+    def settle(self) -> None:
+        """What they are now has a version, and may be sampled from."""
+        with self._lock:
+            self.moved = False
