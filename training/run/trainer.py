@@ -34,6 +34,7 @@ from solostream.training.learner.learner import Learner
 from solostream.training.losses import Loss
 from solostream.training.observers import RunTracker
 from solostream.training.rollouts.env_pool import Episodes
+from solostream.training.rollouts.learner_thread import LearnerThread
 from solostream.training.rollouts.restarting_engine import RestartingEngine
 from solostream.training.rollouts.task_sampler import Sampler
 from solostream.training.rollouts.validation import Validation
@@ -41,7 +42,6 @@ from solostream.training.run import checkpoint, plots, setup
 from solostream.training.run.checkpoint import State
 from solostream.training.run.clock import Clock
 from solostream.training.run.interrupt import Interrupt, Interrupted
-from solostream.training.run.learner_thread import LearnerThread
 from solostream.training.run.metric_logger import MetricLogger
 from solostream.training.run.progress import ProgressBar, ProgressDisplay
 from solostream.training.run.rl_loop import Reinforcement

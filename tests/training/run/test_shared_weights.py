@@ -18,7 +18,7 @@ from solostream.agent.engines.live_weights import LiveWeights
 from solostream.training.config import Config, validate
 from solostream.training.config.learner import LearnerConfig, LoraConfig
 from solostream.training.learner.learner import Learner
-from solostream.training.run.learner_thread import LearnerThread
+from solostream.training.rollouts.learner_thread import LearnerThread
 from solostream.training.run.model import build_tokenizer
 from solostream.training.run.setup import why_a_second_copy
 
