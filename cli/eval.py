@@ -72,7 +72,7 @@ def compare(
     from solostream.evaluation.compare import compare as run_comparison
     from solostream.evaluation.compare import shares
     from solostream.provenance import told
-    from solostream.viewer.evaluation import comparison_page
+    from solostream.viewer.report.evaluation import comparison_page
 
     found = run_comparison(run_a, run_b, k=k, same=equivalent)
     rows = [(name, *found.scalar(name)) for name in (*metrics, f"pass@{found.k}")]

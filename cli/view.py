@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -50,7 +52,8 @@ def view(
         from solostream.viewer.server import make_app
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install 'solostream[server]'") from None
-    app = make_app(runs, tokenizer=tokenizer, hosts=["*" if host in ("0.0.0.0", "::") else host])
+    names = ["*" if host in ("0.0.0.0", "::") else host]
+    app = make_app(runs, tokenizer=tokenizer, hosts=names, recipes=_recipes())
     with listen(host, port) as listener:
         address = f"http://{host}:{listener.getsockname()[1]}"
         print(f"{address}  (Ctrl+C stops)", flush=True)
@@ -60,6 +63,19 @@ def view(
             webbrowser.open(address)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listener])
     return 0
+
+
+def _recipes() -> dict[str, Callable[[], dict[str, Any]]]:
+    """The configurations that come with solostream, every default filled in; none where training is not installed."""
+    try:
+        from solostream.training.config.parse import read, recipes, validate
+    except ModuleNotFoundError:
+        return {}
+
+    def whole(path: Path) -> dict[str, Any]:
+        return validate(read(path)).model_dump(mode="json", exclude_none=True)
+
+    return {name: partial(whole, path) for name, path in recipes().items()}
 
 
 def listen(host: str, port: int) -> socket.socket:

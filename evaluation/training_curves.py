@@ -36,6 +36,99 @@ STALENESS = Curve("staleness/mean", "policy versions")
 SPEED = Curve("time/tokens_per_s", "tokens a second")
 TRACKED_VALUE = Curve("tracker/value", "tracked value")
 
+CALIBRATION_ERROR = Curve("tracker/calibration_error", "expected calibration error")
+BRIER = Curve("tracker/brier", "mean squared error")
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One picture of the viewer's run page. tab: where; unit: of its y axis, which ends at 1 for a share.
+
+    A chart is shown when a run wrote one of its curves.
+    """
+
+    tab: Literal["overview", "behaviours", "tracker", "health", "system"]
+    title: str
+    unit: str
+    curves: tuple[Curve, ...]
+    share: bool = False
+
+
+CHARTS = (
+    Chart("overview", "Accuracy", "share of problems", (ACCURACY, ACCURACY_GREEDY, TRAIN_ACCURACY), share=True),
+    Chart("overview", "First call", "token of the response", (FIRST_CALL,)),
+    Chart("overview", "Reward", "mean reward", (REWARD,), share=True),
+    Chart("overview", "Entropy", "nats a token", (ENTROPY,)),
+    Chart("behaviours", "First call", "token of the response", (FIRST_CALL,)),
+    Chart("behaviours", "Trajectories with code", "share of trajectories", (Curve("code/ratio", "with a call"),), True),
+    Chart("behaviours", "Calls that pass", "share of calls", (Curve("code/pass_ratio", "passed"),), share=True),
+    Chart("behaviours", "Code rounds", "calls a trajectory", (Curve("code/rounds", "calls"),)),
+    Chart("behaviours", "Code lines", "lines a call", (Curve("code/lines", "lines"),)),
+    Chart("behaviours", "Response length", "tokens", (Curve("length/response_mean", "mean"),)),
+    Chart("behaviours", "Turns", "turns a trajectory", (Curve("length/turns", "turns of the policy"),)),
+    Chart(
+        "behaviours",
+        "Endings",
+        "share of trajectories",
+        tuple(
+            Curve(f"ending/{name}", name.replace("_", " "))
+            for name in ("answered", "void", "turn_limit", "token_limit", "time_limit")
+        ),
+        share=True,
+    ),
+    Chart("tracker", "What the tracker expects, and what came", "success rate", (TRACKED_VALUE, REWARD), share=True),
+    Chart("tracker", "Error of the tracker", "squared, absolute", (BRIER, CALIBRATION_ERROR)),
+    Chart("tracker", "Effective samples of a value", "trajectories", (Curve("tracker/n_eff", "mean"),)),
+    Chart("tracker", "Advantages near zero", "share of trajectories", (NEAR_ZERO,), share=True),
+    Chart(
+        "health",
+        "Idle",
+        "share of the step",
+        (Curve("idle/learner", "learner waits"), Curve("idle/rollout", "rollouts wait")),
+        share=True,
+    ),
+    Chart("health", "Staleness", "policy versions", (STALENESS, Curve("staleness/max", "largest"))),
+    Chart("health", "Sampler against learner", "nats", (MISMATCH, Curve("mismatch/on_policy_max", "of one policy"))),
+    Chart(
+        "health", "Effective sample size", "share of tokens", (Curve("mismatch/ess", "of importance weights"),), True
+    ),
+    Chart("health", "Clipped tokens", "share of action tokens", (CLIPPED_LOW, CLIPPED_HIGH)),
+    Chart("health", "KL from the sampling policy", "nats a token", (Curve("kl/k3", "k3 estimate"),)),
+    Chart("health", "Gradient norm", "norm", (Curve("learner/grad_norm", "before clipping"),)),
+    Chart(
+        "health",
+        "Filtered and failed",
+        "trajectories a step",
+        tuple(
+            Curve(f"filter/{name}", name.replace("_", " "))
+            for name in ("infra_failures", "infra_dropped", "reward_failures", "engine_failures", "stale")
+        ),
+    ),
+    Chart("health", "Loss", "loss", (LOSS,)),
+    Chart("health", "Cold start", "nats a token", (COLD_START,)),
+    Chart("system", "Speed", "tokens a second", (SPEED,)),
+    Chart(
+        "system",
+        "Time of a step",
+        "seconds",
+        (
+            Curve("time/step_s", "whole"),
+            Curve("time/learn_s", "learning"),
+            Curve("time/sync_s", "weights to the sampler"),
+        ),
+    ),
+    Chart("system", "Learning rate", "rate", (Curve("learner/lr", "learner"),)),
+)
+# Rows of the held-out table: key of an `eval` row -> (label, unit)
+HELD_OUT = {
+    "accuracy": ("accuracy, sampled", "%"),
+    "accuracy_greedy": ("accuracy, greedy", "%"),
+    "code_ratio": ("trajectories with code", "%"),
+    "first_call_token": ("first call", "token"),
+    "code_pass_ratio": ("calls that pass", "%"),
+    "code_rounds": ("calls a trajectory", ""),
+}
+
 
 def sampling_weight(value: float, epsilon: float = 0.05) -> float:
     """How often a prompt of tracked value v is drawn, unnormalised: √(v(1 − v)) + ε (SPO, arXiv 2509.13232, Eq. 11).

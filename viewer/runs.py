@@ -8,11 +8,13 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 
 from solostream.agent.trajectory_file import FILE_NAMES, find_file
 from solostream.errors import UserError
 from solostream.viewer.index import Index
+from solostream.viewer.metric_columns import Metrics
 from solostream.viewer.tokens import Pieces, find_tokenizer
 
 # What a run and an evaluation write before their first trajectory -> the file that this will be in.
@@ -20,20 +22,24 @@ BEGUN = {"config.toml": "trajectories.jsonl", "identity.json": "samples.jsonl"}
 
 
 class Source:
-    """One run that can be looked at: its index and its tokenizer. `trouble`: why its file cannot be followed now."""
+    """One run that can be looked at: its index, its metrics and its tokenizer.
 
-    def __init__(self, place: Path, tokenizer: Path | None = None, name: str | None = None) -> None:
+    name: of its own among the runs of a server, part of its pages' addresses. trouble: why its file cannot be followed
+    now.
+    """
+
+    def __init__(self, place: Path, name: str, tokenizer: Path | None = None) -> None:
+        self.place, self.name = place, name
         self.path = _file(place)
-        self.name = name or (place.resolve().name if place.is_dir() else place.name)
         self.index = Index(self.path)
+        self.metrics = Metrics(self.path.with_name("metrics.jsonl"))
         self.trouble: str | None = None
-        self._place = place
         self._pieces = Pieces(tokenizer) if tokenizer else None
 
     @property
     def pieces(self) -> Pieces | None:
         """Of the run's tokenizer, which comes with its first checkpoint."""
-        if self._pieces is None and (found := find_tokenizer(self._place)) is not None:
+        if self._pieces is None and (found := find_tokenizer(self.place)) is not None:
             self._pieces = Pieces(found)
         return self._pieces
 
@@ -44,8 +50,11 @@ class Runs:
     def __init__(self, places: Sequence[Path], tokenizer: Path | None = None) -> None:
         self._tokenizer = tokenizer
         self._folders = [place for place in places if not _is_run(place) and _holds_runs(place)]
-        self.sources = [Source(place, tokenizer) for place in places if place not in self._folders]
-        self._known = {source.path.resolve() for source in self.sources}
+        self.sources: list[Source] = []
+        self._known: set[Path] = set()
+        for place in places:
+            if place not in self._folders:
+                self.sources.append(self._source(place))
         self._changed = threading.Lock()
         self._follower: _Follower | None = None
         self.discover()
@@ -53,16 +62,32 @@ class Runs:
     def discover(self) -> None:
         """Take in the runs that have begun in the folders since the last look; the others keep their numbers."""
         with self._changed:
-            new = []
+            new: list[Source] = []
             for folder in self._folders:
                 for place in sorted(path for path in folder.iterdir() if path.is_dir() and _is_run(path)):
                     if _file(place).resolve() not in self._known:
-                        new.append(Source(place, self._tokenizer, place.name))
-                        self._known.add(_file(place).resolve())
+                        new.append(self._source(place, [source.name for source in new]))
             self.sources += new
             if new and self._follower is not None:
                 self._follower.stop()
                 self._follower = _Follower(self.sources)
+
+    @property
+    def only(self) -> Source | None:
+        """The one run that was named, when there is nothing else to show and nothing will come."""
+        return self.sources[0] if len(self.sources) == 1 and not self._folders else None
+
+    def find(self, name: str) -> Source | None:
+        return next((source for source in self.sources if source.name == name), None)
+
+    def _source(self, place: Path, more: Sequence[str] = ()) -> Source:
+        """more: names that are taken besides those of `sources`."""
+        taken = {source.name for source in self.sources} | set(more)
+        plain = place.resolve().name
+        name = next(n for n in chain([plain], (f"{plain}-{i}" for i in count(2))) if n not in taken)
+        source = Source(place, name, self._tokenizer)
+        self._known.add(source.path.resolve())
+        return source
 
     @contextmanager
     def followed(self) -> Iterator[None]:

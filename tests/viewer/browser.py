@@ -20,7 +20,6 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-ARTEFACTS = Path(os.environ.get("SCREENSHOTS", "build/screenshots"))
 
 
 @contextmanager
@@ -57,10 +56,11 @@ def serving(places: Sequence[Path]) -> Iterator[str]:
             thread.join(20)
 
 
-def keep(page, name: str) -> None:
-    """A screenshot as a test artefact."""
-    ARTEFACTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=str(ARTEFACTS / f"{name}.png"))
+def keep(page, place: Path, name: str) -> Path:
+    """A screenshot of the whole page, to be looked at by whoever reads the test's folder."""
+    path = place / f"{name}.png"
+    page.screenshot(path=str(path), full_page=True)
+    return path
 
 
 def until(page, expression: str, seconds: float = 20.0) -> None:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import chromium, keep
+from browser import keep
 from synthetic_runs import write_evaluation, write_training_run
 from test_view import HOSTILE, hostile_record
 
 from solostream.cli import eval as commands
 from solostream.errors import UserError
 from solostream.evaluation.compare import compare
-from solostream.viewer import charts
-from solostream.viewer.charts import Scale, Series
-from solostream.viewer.evaluation import comparison_page
-from solostream.viewer.report import Attempts, Seen, write_report
+from solostream.viewer.report import charts, write_report
+from solostream.viewer.report.charts import Scale, Series
+from solostream.viewer.report.evaluation import comparison_page
+from solostream.viewer.report.training import Attempts, Seen
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +34,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    with chromium() as one:
-        yield one
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["training", "evaluation", "comparison"])
-def test_opens_offline_without_a_request(browser, pages: dict[str, Path], name: str, scheme: str) -> None:
+def test_opens_offline_without_a_request(
+    browser, pages: dict[str, Path], name: str, scheme: str, tmp_path: Path
+) -> None:
     context = browser.new_context(offline=True, color_scheme=scheme, viewport={"width": 1280, "height": 900})
     page = context.new_page()
     asked: list[str] = []
@@ -56,7 +51,7 @@ def test_opens_offline_without_a_request(browser, pages: dict[str, Path], name: 
     assert page.locator("svg.chart").count() >= 1
     assert asked == [pages[name].as_uri()]
     assert complaints == []
-    keep(page, f"report-{name}-{scheme}")
+    keep(page, tmp_path, f"report-{name}-{scheme}")
     context.close()
 
 

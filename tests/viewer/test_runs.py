@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from browser import chromium, serving, until
+from browser import serving, until
 from synthetic_runs import training_records
 
 from solostream.cli.main import main
@@ -42,7 +42,7 @@ def test_a_run_is_shown_from_its_first_second(tmp_path: Path) -> None:
     run = begin(tmp_path / "young")
     with serving([run]) as address:
         assert rows(address) == {"young": 0}
-        assert httpx.get(f"{address}/api/runs/0/rows").json() == {"total": 0, "rows": []}
+        assert httpx.get(f"{address}/api/runs/young/rows").json() == {"total": 0, "rows": []}
         assert [r["trouble"] for r in httpx.get(f"{address}/api/runs").json()] == [None]
         write(run, 7)
         wait(lambda: rows(address) == {"young": 7})
@@ -73,11 +73,11 @@ def test_a_folder_of_anything_else_is_a_mistake(tmp_path: Path, capsys: pytest.C
         Runs([tmp_path / "gone"])
 
 
-def test_the_page_waits_for_the_first_run_and_shows_it(tmp_path: Path) -> None:
+def test_the_page_waits_for_the_first_run_and_shows_it(browser, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
-    with serving([tmp_path / "runs"]) as address, chromium() as browser:
+    with serving([tmp_path / "runs"]) as address:
         page = browser.new_page()
-        page.goto(address)
+        page.goto(f"{address}/trajectories")
         until(page, "document.getElementById('state').textContent === 'no run yet'")
         write(begin(tmp_path / "runs/first"), 5)
         until(page, "document.getElementById('run').textContent.startsWith('first (')")

@@ -36,11 +36,14 @@ def client(path: Path) -> Iterator[httpx.Client]:
 
 
 def test_wrong_questions_get_an_answer(client: httpx.Client) -> None:
-    assert client.get("/api/runs/0/rows", params={"filters": "wrogn"}).status_code == 400
-    assert "unknown filter 'wrogn'" in client.get("/api/runs/0/rows", params={"filters": "wrogn"}).json()["detail"]
-    assert client.get("/api/runs/7/rows").status_code == 404
-    assert client.get("/api/runs/0/rows/99").status_code == 404
-    assert client.get("/api/runs/0/rows", params={"limit": 10**9}).status_code == 422
+    assert client.get("/api/runs/trajectories.jsonl/rows", params={"filters": "wrogn"}).status_code == 400
+    assert (
+        "unknown filter 'wrogn'"
+        in client.get("/api/runs/trajectories.jsonl/rows", params={"filters": "wrogn"}).json()["detail"]
+    )
+    assert client.get("/api/runs/absent/rows").status_code == 404
+    assert client.get("/api/runs/trajectories.jsonl/rows/99").status_code == 404
+    assert client.get("/api/runs/trajectories.jsonl/rows", params={"limit": 10**9}).status_code == 422
     assert client.get("/static/../server.py").status_code == 404
 
 
@@ -51,10 +54,10 @@ def test_another_host_name_is_refused(client: httpx.Client) -> None:
 def test_a_file_cut_under_the_server_is_said(client: httpx.Client, path: Path) -> None:
     while client.get("/api/runs").json()[0]["rows"] < 20:
         time.sleep(0.01)
-    row = client.get("/api/runs/0/rows/19").json()
+    row = client.get("/api/runs/trajectories.jsonl/rows/19").json()
     assert row["record"]["task_id"] == row["row"]["task_id"]
     os.truncate(path, 10)
-    answer = client.get("/api/runs/0/rows/19")
+    answer = client.get("/api/runs/trajectories.jsonl/rows/19")
     assert answer.status_code in (404, 410)
 
 
@@ -100,7 +103,7 @@ def test_a_seed_of_63_bits_survives_javascript(tmp_path: Path) -> None:
     record = {**next(training_records(1)), "seed": 2**63 - 1}
     (tmp_path / "samples.jsonl").write_text(json.dumps(record) + "\n")
     with serving([tmp_path]) as address:
-        assert httpx.get(f"{address}/api/runs/0/rows/0").json()["record"]["seed"] == "9223372036854775807"
+        assert httpx.get(f"{address}/api/runs/{tmp_path.name}/rows/0").json()["record"]["seed"] == "9223372036854775807"
 
 
 def test_port_in_use_names_the_flag() -> None:

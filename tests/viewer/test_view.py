@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from browser import chromium, keep, serving, until, wait
+from browser import serving, until, wait
 from synthetic_runs import Writer, run_code, tokenizer, training_records, write_evaluation, write_training_run
 
 from solostream.envs.types import Task
@@ -22,12 +22,6 @@ HOSTILE = '<script>window.hacked=1</script><img src=x onerror="window.hacked=2">
 
 # The last thing that a page waits for when it starts, or when its list is narrowed: the numbers on the chips.
 BESIDE = "[...document.querySelectorAll('#filters b')].every(count => count.textContent)"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    with chromium() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +44,7 @@ def page(browser, site: str) -> Iterator:
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.goto(site)
+    page.goto(f"{site}/trajectories?run=first")
     page.wait_for_selector(".turn")
     until(page, BESIDE)
     yield page
@@ -80,6 +74,8 @@ def picked(page) -> str:
 def test_load_shows_the_first_trajectory(page, place: Path) -> None:
     first = records(place)[0]
     assert page.locator("h1").inner_text().startswith("✓" if first["reward"] > 0.5 else "✗")
+    page.keyboard.press("m")  # the text as it was written, not its formulas
+    until(page, "document.querySelectorAll('math').length === 0")
     assert first["task_id"] in page.locator("h1").inner_text()
     assert page.locator("#state").inner_text() == "400 trajectories"
     assert first["turns"][-1]["text"].strip().splitlines()[-1] in page.locator("#detail").inner_text()
@@ -163,16 +159,15 @@ def test_two_attempts_side_by_side(page) -> None:
     page.wait_for_selector(".pair")
     assert page.locator(".pair > section").count() == 2
     texts = page.locator(".pair > section").evaluate_all(
-        "s => s.map(x => x.querySelector('.turn.assistant').innerText)"
+        "s => s.map(x => x.querySelector('.turn.assistant .body').innerText)"
     )
     if texts[0] != texts[1]:
         assert page.locator(".pair mark").count() > 0
-    keep(page, "compare")
 
 
 def test_the_other_run(page) -> None:
     page.focus("#run")
-    page.select_option("#run", "1")
+    page.select_option("#run", "second")
     assert page.evaluate("document.activeElement.id") == "list"  # keys are shortcuts again
     page.keyboard.press("2")
     page.wait_for_selector(".tokens.ids span")  # no tokenizer there: ids
@@ -182,8 +177,8 @@ def test_the_other_run(page) -> None:
 
 def test_a_tab_chosen_while_a_trajectory_loads_is_the_tab_it_opens_in(page) -> None:
     held: list = []
-    page.route(re.compile(r"/runs/1/rows/0\b"), lambda route: held.append(route))
-    page.select_option("#run", "1")
+    page.route(re.compile(r"/runs/second/rows/0\b"), lambda route: held.append(route))
+    page.select_option("#run", "second")
     wait(page, lambda: held)
     page.keyboard.press("2")  # nothing is there to be shown yet
     held[0].continue_()
@@ -193,7 +188,7 @@ def test_a_tab_chosen_while_a_trajectory_loads_is_the_tab_it_opens_in(page) -> N
 
 def test_of_two_trajectories_the_one_asked_for_last_is_shown(page, place: Path) -> None:
     held: list = []
-    page.route(re.compile(r"/runs/0/rows/1\b"), lambda route: held.append(route))
+    page.route(re.compile(r"/runs/first/rows/1\b"), lambda route: held.append(route))
     page.keyboard.press("j")
     wait(page, lambda: held)
     page.keyboard.press("j")
@@ -222,12 +217,11 @@ def test_an_answer_to_an_earlier_filter_is_dropped(page, place: Path) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_dark_and_light(browser, site: str, scheme: str) -> None:
     page = browser.new_page(viewport={"width": 1360, "height": 860}, color_scheme=scheme)
-    page.goto(f"{site}/#row=3")
+    page.goto(f"{site}/trajectories?run=first&row=3")
     page.wait_for_selector(".turn")
     background = "getComputedStyle(document.body).backgroundColor"
     red = lambda: int(page.evaluate(background).split("(")[1].split(",")[0])
     assert (red() > 200) == (scheme == "light")
-    keep(page, f"view-{scheme}")
     page.keyboard.press("t")
     assert (red() > 200) == (scheme == "dark")
     page.close()
@@ -248,7 +242,7 @@ def test_what_a_model_wrote_never_runs(browser, tmp_path: Path) -> None:
         page = browser.new_page()
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
-        answer = page.goto(address)
+        answer = page.goto(f"{address}/trajectories")
         assert "script-src 'self'" in answer.headers["content-security-policy"]
         page.wait_for_selector(".turn")
         assert HOSTILE in page.locator(".turn.user .text").evaluate("node => node.textContent")
@@ -267,7 +261,7 @@ def test_follows_a_run_that_is_still_writing(browser, tmp_path: Path) -> None:
     path.write_text("")
     with serving([tmp_path]) as address:
         page = browser.new_page()
-        page.goto(address)
+        page.goto(f"{address}/trajectories")
         page.wait_for_selector(".empty")
         page.keyboard.press("f")
         with path.open("a") as file:

@@ -296,6 +296,7 @@ class RunConfig(Section):
     trackers: Names = ()  # of experiments, beside TensorBoard: "wandb", or one of your own
     metrics: Names = ()  # of each batch, beside the built-in ones
     callbacks: Names = ()  # told of the start, of every step and of the end
+    tags: Names = ()  # what the start page of `solostream view` shows and finds a run by
 
     @model_validator(mode="after")
     def _known(self) -> RunConfig:

@@ -92,5 +92,5 @@ export function ledger(body) {
   });
   list.reset();
   const head = ["position", "id", "text", "mask", "logprob", "version", "turn"].map((name) => el("span", {}, name));
-  return [el("div", { className: "ledger-head" }, head), box];
+  return el("div", { className: "ledger-frame" }, el("div", { className: "ledger-head" }, head), box);
 }

@@ -1,32 +1,39 @@
-// The conversation: what was asked, said, run and printed.
+// The conversation: what was asked, said, run and printed. Turns and outputs fold.
 import { el, number, plural } from "./dom.js";
+import { maths as formulas } from "./maths.js";
 import { python } from "./python.js";
 
 const WHO = { system: "System", user: "Problem", assistant: "Policy", tool: "Tool output" };
+const LONG = 1200; // characters of an output that is folded at first
 
-// `paint(text)` decorates all that the policy wrote, code included, and returns nodes; without it code is highlighted.
-// `advantages`: one number a turn of the policy, where an update weighed its turns differently.
-export function turns(record, paint, advantages = null) {
+// `paint(text)` decorates all that the policy wrote, code included, and returns nodes; without it code is highlighted and
+// formulas are drawn. `advantages`: one number a turn of the policy, where an update weighed its turns differently.
+export function turns(record, { paint, advantages = null, maths = true, prefix = "turn" } = {}) {
   const spoken = record.turns.filter((turn) => turn.role === "assistant");
   const weighed = (turn) => advantages?.[spoken.indexOf(turn)] ?? null;
   const paidInBetween = spoken.some((turn) => turn.reward && turn !== spoken.at(-1));
-  return record.turns.map((turn, i) =>
-    el("article", { className: `turn ${turn.role}`, id: `turn-${i}` },
-      el("div", { className: "who" },
-        el("b", {}, WHO[turn.role] ?? turn.role),
+  const plain = maths ? formulas : (text) => [text];
+  return record.turns.map((turn, i) => {
+    const before = record.turns[i - 1];
+    const repeats = turn.role === "tool" && before?.executions.some(Boolean); // the cells above show it already
+    return el("details", { className: `turn ${turn.role}`, id: `${prefix}-${i}`, open: !repeats },
+      el("summary", { className: "who" },
+        el("b", {}, repeats ? "What the policy read of it" : WHO[turn.role] ?? turn.role),
         el("span", { className: "num" }, `${plural(turn.end - turn.start, "token")}, from ${turn.start}`),
-        weighed(turn) !== null && el("span", { className: "num" }, `advantage ${number(weighed(turn), 3)}`),
+        weighed(turn) !== null && el("span", { className: `num ${weighed(turn) >= 0 ? "up" : "down"}` }, `advantage ${number(weighed(turn), 3)}`),
         paidInBetween && turn.role === "assistant" && el("span", { className: "num" }, `reward ${number(turn.reward)}`),
         turn.void && el("span", { className: "pill warn" }, "void turn")),
-      el("div", { className: "body" }, turn.role === "assistant" ? said(turn, paint) : el("div", { className: "text" }, turn.text))),
-  );
+      el("div", { className: "body" },
+        turn.reasoning && el("details", { className: "reasoning", open: true }, el("summary", {}, `Reasoning, ${plural(turn.reasoning.length, "character")}`), el("div", { className: "text" }, plain(turn.reasoning))),
+        turn.role === "assistant" ? said(turn, paint, plain) : el("div", { className: "text" }, turn.role === "tool" ? turn.text : plain(turn.text))));
+  });
 }
 
 // The policy's text with each call's span replaced by a cell: code and what it did.
-function said(turn, paint) {
+function said(turn, paint, plain) {
   const parts = [];
   const points = [...turn.text]; // spans count code points, JavaScript strings do not
-  const shown = paint ?? ((text) => [text]);
+  const shown = paint ?? plain;
   let done = 0;
   const words = (text) => text.trim() && parts.push(el("div", { className: "text" }, shown(text.replace(/^\n+|\s+$/g, ""))));
   turn.calls.forEach((call, i) => {
@@ -47,20 +54,24 @@ function cell(call, execution, source, token, paint) {
       el("span", {}, call.name), el("span", { className: "num" }, `token ${token}`), el("span", { className: "gap" }),
       execution && el("span", { className: "num" }, `${number(execution.duration_s * 1000, 0)} ms`),
       execution && !execution.state_kept && el("span", { className: "pill warn" }, "state lost"),
-      el("span", { className: `pill ${tone}` }, execution?.error?.name ?? state)),
+      el("span", { className: `pill ${tone}` }, state === "error" ? "failed" : state)),
     el("pre", { className: "code" }, paint ? paint(source) : typeof code === "string" ? python(code) : source),
     execution && outputs(execution));
 }
 
+// What a call gave, every part once: an error is its traceback, which is on stderr only where it is not given apart.
 function outputs(execution) {
-  const cut = (flag) => (flag ? el("span", { className: "tag" }, "cut to the limit") : null);
-  const block = (text, tag, tone = "") =>
-    text ? el("pre", { className: `out ${tone}` }, el("span", { className: "tag" }, tag), text) : null;
+  const { error } = execution;
+  const message = error ? `${error.name}: ${error.message}` : "";
+  const told = error && (error.traceback.includes(error.name) ? error.traceback : [error.traceback, message].filter(Boolean).join("\n"));
+  const stderr = told ? execution.stderr.replace(told.trim(), "").trim() : execution.stderr;
+  const block = (text, tag, cut, tone = "") => text && el("details", { className: `out ${tone}`, open: text.length <= LONG },
+    el("summary", { className: "tag" }, tag, text.length > LONG && ` ${plural(text.length, "character")}`, cut && ", cut to the limit"), el("pre", {}, text));
   return [
-    block(execution.stdout, "stdout"), cut(execution.stdout_truncated),
-    block(execution.result, "result"), cut(execution.result_truncated),
-    block(execution.stderr, "stderr", "error"), cut(execution.stderr_truncated),
-    block(execution.error && (execution.error.traceback || `${execution.error.name}: ${execution.error.message}`), "error", "error"),
+    block(execution.stdout, "stdout", execution.stdout_truncated),
+    block(execution.result, "result", execution.result_truncated),
+    block(stderr, "stderr", execution.stderr_truncated, "error"),
+    block(told, "error", false, "error"),
     ...(execution.display ?? []).filter((shown) => /^[A-Za-z0-9+/=\s]+$/.test(shown["image/png"] ?? ""))
       .map((shown) => el("img", { src: `data:image/png;base64,${shown["image/png"]}`, alt: "figure drawn by the code" })),
   ];

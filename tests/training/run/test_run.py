@@ -117,7 +117,9 @@ def test_every_curve_that_is_drawn_is_written_by_a_run(whole: Path, tmp_path: Pa
         return {(row["phase"], key) for row in read(folder / "metrics.jsonl") for key in row}
 
     drawn = {(c.phase, c.key) for c in vars(training_curves).values() if isinstance(c, training_curves.Curve)}
-    assert len(drawn) == 15
+    drawn |= {(c.phase, c.key) for chart in training_curves.CHARTS for c in chart.curves}
+    drawn |= {("eval", key) for key in training_curves.HELD_OUT}
+    assert len(drawn) == 49
     assert drawn <= names(whole)
     assert names(write_training_run(tmp_path / "made up", 40, problems=5)) <= names(whole)
 

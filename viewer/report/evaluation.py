@@ -13,11 +13,11 @@ from solostream.evaluation.evaluate import SUMMARY
 from solostream.evaluation.metrics import Sample, by_problem, summarize
 from solostream.evaluation.samples import read_samples
 from solostream.provenance import told
-from solostream.viewer import charts
-from solostream.viewer.charts import Series
 from solostream.viewer.index import Index
-from solostream.viewer.page import card, grid, number, page, percent, section, table, tiles
-from solostream.viewer.transcript import transcripts
+from solostream.viewer.report import charts
+from solostream.viewer.report.charts import Series
+from solostream.viewer.report.page import card, grid, number, page, percent, section, table, tiles
+from solostream.viewer.report.transcript import transcripts
 
 BEHAVIOURS = {
     "response_length": ("Response length", "tokens"),

@@ -1,7 +1,7 @@
 """`report.html` of a training run: what happened to the policy, what the tracker knew, which problems moved.
 
 Tool use over steps is computed from the trajectories themselves, so it needs no metric of the trainer; everything in
-metrics.jsonl is drawn as well. Evaluations have their own page (`solostream.viewer.evaluation`).
+metrics.jsonl is drawn as well. Evaluations have their own page (`solostream.viewer.report.evaluation`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from solostream.evaluation import training_curves as curves
 from solostream.evaluation.metrics import mean_of, spread
 from solostream.evaluation.training_curves import Curve
 from solostream.provenance import told
-from solostream.viewer import charts
-from solostream.viewer.charts import Series
-from solostream.viewer.evaluation import evaluation_page
 from solostream.viewer.index import Index
-from solostream.viewer.page import card, grid, page, percent, section, table, tiles
-from solostream.viewer.transcript import transcripts
+from solostream.viewer.report import charts
+from solostream.viewer.report.charts import Series
+from solostream.viewer.report.evaluation import evaluation_page
+from solostream.viewer.report.page import card, grid, page, percent, section, table, tiles
+from solostream.viewer.report.transcript import transcripts
 
 LISTED = 12  # problems in each table
 
@@ -97,7 +97,7 @@ def write_report(place: Path, out: Path | None = None) -> Path:
 
 def training_page(folder: Path, index: Index, notes: Sequence[str]) -> str:
     """The page of a training run."""
-    seen = [Seen(*row) for row in index.scan(", ".join(Seen.__slots__))]
+    seen = [Seen(*row) for row in index.scan(Seen.__slots__)]
     problems: dict[str, Attempts] = {}
     for one in seen:
         problems.setdefault(one.task_id, Attempts(one.task_id)).seen.append(one)

@@ -1,0 +1,63 @@
+"""Evaluations for the viewer's pages: the numbers of one, and of two side by side, problem by problem."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from solostream.envs.rewards.grading import equivalent
+from solostream.evaluation.compare import compare
+from solostream.evaluation.metrics import by_problem, summarize
+from solostream.evaluation.samples import read_samples
+from solostream.viewer.runs import Source
+
+_known: dict[
+    tuple[Path, int], dict[str, Any]
+] = {}  # the last of each file, by its size: reading all of it takes a while
+_lock = threading.Lock()
+
+
+def evaluation(source: Source) -> dict[str, Any]:
+    """`metrics` (see `evaluation.metrics.summarize`) and `problems`, the hardest first. Raises UserError."""
+    with _lock:
+        key = (source.path.resolve(), source.path.stat().st_size if source.path.exists() else 0)
+        if key not in _known:
+            for old in [k for k in _known if k[0] == key[0]]:
+                del _known[old]
+            _known[key] = _evaluation(source)
+        return _known[key]
+
+
+def _evaluation(source: Source) -> dict[str, Any]:
+    samples, damage = read_samples(source.path)
+    problems = sorted(by_problem(samples), key=lambda p: (p.c / p.n, p.task_id))
+    prompts = _prompts(source)
+    rows = [
+        {
+            "task_id": p.task_id,
+            "prompt": prompts.get(p.task_id, ""),
+            "n": p.n,
+            "c": p.c,
+            "reward": sum(p.rewards) / p.n,
+            "majority": float(p.majority(equivalent)[-1]),
+            "tokens": sum(s.behaviour.action_tokens for s in p.samples) / p.n,
+            "sandbox_s": sum(s.behaviour.sandbox_s for s in p.samples) / p.n,
+        }
+        for p in problems
+    ]
+    return {"metrics": summarize(samples, equivalent), "problems": rows, "damaged": len(damage)}
+
+
+def comparison(a: Source, b: Source, k: int | None) -> dict[str, Any]:
+    """The fields of `evaluation.compare.Comparison`, and the prompt of each problem. Raises UserError."""
+    found = asdict(compare(a.path, b.path, k=k, same=equivalent))
+    prompts = _prompts(a)
+    for row in found["rows"]:
+        row["prompt"] = prompts.get(row["task_id"], "")
+    return {**found, "names": [a.name, b.name]}
+
+
+def _prompts(source: Source) -> dict[str, str]:
+    return dict(source.index.select("SELECT task_id, prompt FROM tasks"))
