@@ -17,6 +17,7 @@ class AnswerWatch:
         self._style, self._seen, self._over = style, 0, False
 
     def see(self, trajectory: Trajectory) -> None:
+        """Count one episode; `infra` ones do not count. Warns once, after `EPISODES` without an answer."""
         if self._over or trajectory.ending == "infra":
             return
         self._seen += 1

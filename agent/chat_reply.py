@@ -76,7 +76,8 @@ class Reply:
 
     def message(self) -> dict[str, Any]:
         """What is sent back as history. Reasoning goes with its calls: some servers insist on it there and refuse it
-        elsewhere."""
+        elsewhere.
+        """
         if not self.calls:
             return {"role": "assistant", "content": self.text}
         calls = [

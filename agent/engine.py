@@ -57,6 +57,8 @@ class Generation:
 
 @runtime_checkable
 class Engine(Protocol):
+    """What samples tokens for a rollout. One is shared by all episodes; see `solostream check engine`."""
+
     version: int  # of the weights that sample now
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:

@@ -45,6 +45,7 @@ class RunSettings:
         return {**theirs, **given}
 
     def write(self, folder: Path) -> None:
+        """Write the settings as JSON into `folder`, where `run_settings` finds them."""
         (folder / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:

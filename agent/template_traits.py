@@ -34,6 +34,7 @@ _WAYS: tuple[tuple[dict[str, str], bool], ...] = (
 
 
 def assistant(content: str = SPOKEN) -> dict[str, Any]:
+    """An assistant's turn that says `content`, as a template takes it."""
     return {"role": "assistant", "content": content}
 
 
@@ -73,6 +74,7 @@ class Traits:
 
     @cached_property
     def has_system(self) -> bool:
+        """Whether the template renders a system message: one with a probe in it is tried."""
         return self._shown([{"role": "system", "content": _PROBE}, USER], (), _PROBE) is not None
 
     def shows_tools(self, system: bool) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
+    """The token ids of `text`. Tokenizers that pad or cut by default do neither here."""
     rust = _rust(tokenizer)
     if rust is not None and rust.truncation is None and rust.padding is None and not tokenizer.split_special_tokens:
         return list(rust.encode(text, add_special_tokens=False).ids)
@@ -15,6 +16,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of `ids`, special tokens included."""
     rust = _rust(tokenizer)
     if rust is not None:
         return str(rust.decode(ids, skip_special_tokens=False))

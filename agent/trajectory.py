@@ -118,6 +118,7 @@ class Trajectory:
 
     @property
     def n_action_tokens(self) -> int:
+        """How many tokens the policy wrote: the sum of `action_mask`."""
         return int(self.action_mask.sum())
 
     @property
@@ -147,6 +148,7 @@ class Trajectory:
 
     @property
     def void(self) -> bool:
+        """Whether any turn held neither a call nor an answer (SimpleTIR, arXiv 2509.02479)."""
         return any(t.void for t in self.turns)
 
     def to_dict(self) -> dict[str, Any]:
@@ -221,6 +223,7 @@ class Trajectory:
         )
 
     def to_json(self) -> str:
+        """One line of JSON; `from_dict` is the inverse."""
         return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
 
 

@@ -173,6 +173,7 @@ class TrajectoryLog:
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
+        """Write what still waits, then close the file."""
         self._closed = True
         self._writer.shutdown()
         self._file.close()

@@ -6,7 +6,7 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -154,32 +154,44 @@ def result_table(summary: Mapping[str, Any]) -> str:
         rows += [(f"{name}@{row['k']}", row) for row in some]
     lines = [f"{name:<18}{100 * row['mean']:6.1f} %   95 % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
              for name, row in rows if row]  # fmt: skip
+    return "\n".join([*lines, *_tool_lines(metrics), *_cost_lines(summary), *_remarks(summary)])
+
+
+def _tool_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """How the tool was used, and what went wrong with it."""
     six, unit = metrics["behaviour"], metrics["unit"]
     for name, key in (("code ratio", "code_ratio"), ("code pass ratio", "code_pass_ratio")):
         if six[key] is not None:
-            lines.append(f"{name:<18}{100 * six[key]:6.1f} %")
+            yield f"{name:<18}{100 * six[key]:6.1f} %"
     for name, key in ((f"first call, {unit[:-1]}", "first_call"), (f"response, {unit}", "response_length"),
                       ("code rounds", "code_rounds"), ("code lines", "code_lines")):  # fmt: skip
         if six[key] is not None:
-            lines.append(f"{name:<18}{six[key]['mean']:6.1f}     median {six[key]['p50']:g}")
+            yield f"{name:<18}{six[key]['mean']:6.1f}     median {six[key]['p50']:g}"
     if metrics["errors"]:
-        lines.append("errors            " + ", ".join(f"{name} {count}" for name, count in metrics["errors"].items()))
-    if usage := metrics["usage"]:
-        lines.append(
+        yield "errors            " + ", ".join(f"{name} {count}" for name, count in metrics["errors"].items())
+
+
+def _cost_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What an endpoint counted, and what that costs."""
+    if usage := summary["metrics"]["usage"]:
+        yield (
             f"{'usage, tokens':<18}{usage['prompt_tokens']:,} prompt ({usage['cached_tokens']:,} cached), "
             f"{usage['completion_tokens']:,} completion ({usage['reasoning_tokens']:,} reasoning), "
             f"{usage['requests']:,} requests"
         )
     if summary["cost"] is not None:
-        lines.append(f"{'cost':<18}{summary['cost']:.4f} at the given prices")
+        yield f"{'cost':<18}{summary['cost']:.4f} at the given prices"
+
+
+def _remarks(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What is missing from the numbers above, and why."""
     if summary["replaced"]:
-        lines.append(f"{summary['replaced']} samples of problems that were edited are in replaced.jsonl now")
+        yield f"{summary['replaced']} samples of problems that were edited are in replaced.jsonl now"
     if summary["trouble"]:
-        lines.append(f"{'not answered':<18}the last: {summary['trouble']}")
+        yield f"{'not answered':<18}the last: {summary['trouble']}"
     for name, count in (("failed episodes", summary["infra"]), ("damaged lines", summary["damaged"])):
         if count:
-            lines.append(f"{name:<18}{count}: left out; the same command asks for them again")
-    return "\n".join(lines)
+            yield f"{name:<18}{count}: left out; the same command asks for them again"
 
 
 def _cell(value: float | None) -> str:

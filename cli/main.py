@@ -146,12 +146,17 @@ def _parse(command: Callable[..., Any], name: str, args: list[str]) -> tuple[Seq
     return parsed
 
 
+def _print_anywhere() -> None:
+    """A terminal that has no arrow gets a question mark, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that has no arrow gets a question mark, not a traceback
-            stream.reconfigure(errors="replace")
+    _print_anywhere()
     try:
         if (text := _asks_for_help(argv)) is not None:
             print(text)

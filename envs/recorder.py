@@ -33,14 +33,17 @@ class RecordEpisodes(gymnasium.Wrapper[str, str, str, str], RecordConstructorArg
         self._path.parent.mkdir(parents=True, exist_ok=True)
 
     def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
+        """As the environment's `step`; an episode that ends with it is written down."""
         result = super().step(action)
         self._record(result[2] or result[3])
         return result
 
     async def areset(self, **kwargs: Any) -> tuple[str, dict[str, Any]]:
+        """As `ToolEnv.areset`."""
         return await self._core.areset(**kwargs)
 
     async def astep(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """As `ToolEnv.astep`; an episode that ends with it is written down."""
         result = await self._core.astep(action)
         self._record(result[2] or result[3])
         return result

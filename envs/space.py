@@ -36,10 +36,12 @@ class UnicodeText(Space[str]):
         return chr(int(self.np_random.integers(low, high)))
 
     def contains(self, x: Any) -> bool:
+        """Whether `x` is a text of at most `max_length` characters that UTF-8 can hold (no lone surrogates)."""
         return isinstance(x, str) and len(x) <= self.max_length and (x.isascii() or SURROGATE.search(x) is None)
 
     @property
     def is_np_flattenable(self) -> bool:
+        """False: text of any alphabet has no fixed vector."""
         return False
 
     def __repr__(self) -> str:

@@ -28,11 +28,16 @@ class TextEnv(Protocol):
     """One episode at a time. tasks: what `areset` can be asked for. trace: a `Step` for each turn so far."""
 
     @property
-    def tasks(self) -> Tasks: ...
+    def tasks(self) -> Tasks:
+        """The problems by id, as `reset(options={"task_id": …})` takes them."""
+
     @property
-    def task(self) -> Task | None: ...
+    def task(self) -> Task | None:
+        """The problem of the running episode; None before the first reset, and where there are only seeds."""
+
     @property
-    def trace(self) -> list[Step]: ...
+    def trace(self) -> list[Step]:
+        """The steps of the running episode so far."""
 
     @property
     def tools(self) -> Sequence[Mapping[str, Any]]:
@@ -64,11 +69,14 @@ class TextEnv(Protocol):
         """
         ...
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]: ...
-    def close(self) -> None: ...
-    async def aclose(self) -> None: ...
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """As `areset`, for callers without an event loop."""
+
+    def close(self) -> None:
+        """As `aclose`, for callers without an event loop."""
+
+    async def aclose(self) -> None:
+        """Give back what it holds, above all its sandbox sessions. May be called twice."""
 
 
 class TextEnvAdapter:
@@ -86,17 +94,21 @@ class TextEnvAdapter:
 
     @property
     def tasks(self) -> Tasks:
+        """The inner environment's; one that has none draws its episodes from seeds, which are its tasks."""
         return self._core.tasks if self._native else seeds(self.env, HELD_OUT, EVALUATED)
 
     @property
     def tools(self) -> Sequence[Mapping[str, Any]]:
+        """The inner environment's tools; none where it knows of none."""
         return self._core.tools if self._native else ()
 
     @property
     def stops(self) -> tuple[str, ...]:
+        """The inner environment's hints; none where it has none."""
         return self._core.stops if self._native else ()
 
     def complete(self, text: str) -> int | None:
+        """As the inner environment says; one that has no syntax leaves the end of a turn to the engine."""
         return self._core.complete(text) if self._native else None
 
     def fit(self, syntax: str, opens_thought: bool) -> None:
@@ -105,6 +117,7 @@ class TextEnvAdapter:
             self._core.fit(syntax, opens_thought)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Through all wrappers. A "task_id" of an environment without tasks is the seed of its episode."""
         wanted = (options or {}).get("task_id")
         if not self._native and wanted is not None:
             seed, options = seed_in(wanted), None
@@ -121,6 +134,7 @@ class TextEnvAdapter:
         return observation, {**info, "messages": opening, "task_id": self.task.id}
 
     def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Through all wrappers; the step is added to `trace`."""
         observation, reward, terminated, truncated, info = self.env.step(text)
         over = terminated or truncated
         if self._native:
@@ -141,15 +155,19 @@ class TextEnvAdapter:
     async def areset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
+        """As `reset`, in a thread."""
         return await asyncio.to_thread(self.reset, seed=seed, options=None if options is None else dict(options))
 
     async def astep(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """As `step`, in a thread."""
         return await asyncio.to_thread(self.step, text)
 
     def close(self) -> None:
+        """Close the environment through all wrappers."""
         self.env.close()
 
     async def aclose(self) -> None:
+        """As `close`, in a thread."""
         await asyncio.to_thread(self.close)
 
 

@@ -28,17 +28,17 @@ from solostream.envs.rewards.rubric import RewardSource, Rubric
 from solostream.envs.space import SURROGATE, UnicodeText
 from solostream.envs.text.answers import AnswerStyle, check_style, find_answer
 from solostream.envs.text.budgets import TokenCounter, at_least_one, budget_note, clip, token_counter
-from solostream.envs.text.observation import observe
 from solostream.envs.text.parse import Parsed, Parser, Think, names_tools, stops
 from solostream.envs.text.prompts import system_prompt as default_prompt
 from solostream.envs.text.syntax import syntax as syntax_of
 from solostream.envs.text.syntax import syntaxes
-from solostream.envs.tools import ToolSource, json_schema, tools_by_name, typed, wrong_arguments
+from solostream.envs.tools import ToolSource, json_schema, tools_by_name
+from solostream.envs.tools.running import run_call
 from solostream.envs.types import EnvEnding, Grading, Step, Task, ToolCall
 from solostream.envs.workspace import SandboxSource, Workspace
 from solostream.errors import UserError
 from solostream.sandbox.interpreter import wait
-from solostream.sandbox.types import CodeError, Execution
+from solostream.sandbox.types import Execution
 
 Message = dict[str, Any]
 
@@ -266,9 +266,11 @@ class ToolEnv(gymnasium.Env[str, str]):
         return observation, step.reward, done, ending is not None and not done, info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """As `areset`, for callers without an event loop."""
         return wait(self.areset(seed=seed, options=options))
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """As `astep`, for callers without an event loop."""
         return wait(self.astep(action))
 
     def render(self) -> str | None:
@@ -347,7 +349,8 @@ class ToolEnv(gymnasium.Env[str, str]):
             if not runs or index >= self._max_calls or self._out_of_time():
                 executions.append(None)
                 continue
-            execution, content = await self._call(call)
+            execution, said = await run_call(call, self._tools, self._workspace, tracebacks=self._tracebacks)
+            content = clip(said, self._output_tokens, self._counter)
             executions.append(execution)
             name = call.name if call.name in self._tools else "unknown"  # whatever the policy wrote
             messages.append({"role": "tool", "name": name, "content": self._frame.format(content)})
@@ -356,27 +359,6 @@ class ToolEnv(gymnasium.Env[str, str]):
         if messages and self._show_budget:
             messages[-1]["content"] += self._remaining(messages)
         return tuple(executions), tuple(messages)
-
-    async def _call(self, call: ToolCall) -> tuple[Execution | None, str]:
-        """(what was executed, what the policy sees). Raises SandboxError."""
-        if call.status != "ok":
-            why = call.arguments["error"]
-            return None, clip(f"Error: this call could not be read: {why}", self._output_tokens, self._counter)
-        tool = self._tools.get(call.name)
-        if tool is None:
-            return None, f"Error: no such tool; there is: {', '.join(self._tools)}"
-        arguments = typed(tool, call.arguments)
-        if wrong := wrong_arguments(tool, arguments):
-            return None, clip(f"Error: {wrong}", self._output_tokens, self._counter)
-        try:
-            result = await tool(arguments, self._workspace)
-        except UserError:
-            raise  # no Docker daemon, a misspelt sandbox: its user's mistake, not the policy's
-        except ValueError as error:
-            result = Execution(status="error", error=CodeError(type(error).__name__, str(error), ""))
-        execution = Execution(stdout=result) if isinstance(result, str) else result
-        seen = SURROGATE.sub("\ufffd", observe(execution, tracebacks=self._tracebacks))
-        return execution, clip(seen, self._output_tokens, self._counter)
 
     def _remaining(self, messages: Sequence[Message]) -> str:
         """What the policy may still spend after reading this note, which costs tokens too."""

@@ -43,10 +43,12 @@ class ToolCall:
         return str(self.arguments.get("code", ""))
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
         return {**asdict(self), "arguments": dict(self.arguments), "span": list(self.span)}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> ToolCall:
+        """The inverse of `to_dict`. Raises KeyError or TypeError on a damaged record."""
         return cls(**{**record, "span": tuple(record["span"])})
 
 
@@ -65,6 +67,7 @@ class Grading:
     failure: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
         return {
             "expected": list(self.expected),
             "style": self.style,
@@ -75,6 +78,7 @@ class Grading:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Grading:
+        """The inverse of `to_dict`. Raises KeyError or TypeError on a damaged record."""
         return cls(**{**record, "expected": tuple(record["expected"])})
 
 

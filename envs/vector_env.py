@@ -107,12 +107,15 @@ class ToolVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], np.ndarray]):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[tuple[str, ...], dict[str, Any]]:
+        """As `areset`, for callers without an event loop."""
         return wait(self.areset(seed=seed, options=options))
 
     def step(self, actions: Sequence[str]) -> Arrays:
+        """As `astep`, for callers without an event loop."""
         return wait(self.astep(actions))
 
     def render(self) -> tuple[str | None, ...]:  # type: ignore[override]
+        """The transcript of every environment, for `render_mode="ansi"`."""
         return tuple(env.render() for env in self.envs)
 
     def close_extras(self, **kwargs: Any) -> None:

@@ -56,15 +56,18 @@ class Progress:
 
     @property
     def accuracy(self) -> float | None:
+        """The share of solved samples so far; None before the first."""
         return sum(s.solved for s in self.samples) / len(self.samples) if self.samples else None
 
     @property
     def code_ratio(self) -> float | None:
+        """The share of samples so far that call a tool; None before the first."""
         called = [s.behaviour.first_call is not None for s in self.samples]
         return sum(called) / len(called) if called else None
 
     @property
     def tokens_per_s(self) -> float:
+        """Tokens that this process sampled a second; what an earlier one found does not count."""
         sampled = sum(s.behaviour.action_tokens for s in self.samples[self.found :])
         return sampled / max(time.monotonic() - self.started, 1e-9)
 

@@ -78,5 +78,5 @@ def _shares(n: int, sizes: tuple[tuple[int, int], ...]) -> tuple[float, ...]:
 
 @lru_cache(maxsize=65_536)
 def _choose(n: int, k: int) -> float:
-    """C(n, k) · 2^(−n/2)"""
+    """C(n, k) · 2^(−n/2), which stays a float where C(n, k) does not."""
     return math.comb(n, k) / (1 << n // 2) / (math.sqrt(2) if n % 2 else 1)

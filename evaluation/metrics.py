@@ -66,6 +66,7 @@ class Sample:
 
     @property
     def solved(self) -> bool:
+        """Whether the reward is above `SOLVED`."""
         return self.reward > SOLVED
 
 
@@ -78,18 +79,21 @@ class Problem:
 
     @property
     def n(self) -> int:
+        """How many samples it has."""
         return len(self.samples)
 
     @property
     def c(self) -> int:
+        """How many of them solve it."""
         return sum(s.solved for s in self.samples)
 
     @property
     def rewards(self) -> list[float]:
+        """The rewards of its samples, in order."""
         return [s.reward for s in self.samples]
 
     def majority(self, same: Same = None) -> np.ndarray:
-        """maj@1 … maj@n"""
+        """maj@1 … maj@n, [n]."""
         return majority_at_k([s.answer for s in self.samples], [s.solved for s in self.samples], same)
 
 

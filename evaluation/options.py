@@ -109,7 +109,8 @@ class Options:
 
     def settled(self) -> Options:
         """With the settings of the run that saved the model, if one did, where the options say nothing. Settling twice
-        changes nothing more. Raises UserError."""
+        changes nothing more. Raises UserError.
+        """
         run = run_settings(self.model)
         if run is None:
             return self

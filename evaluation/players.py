@@ -30,19 +30,25 @@ FAILURES = 8  # samples in a row that an endpoint does not answer, before the ev
 
 class Player(Protocol):
     """tokenizer: of its environments; None: they count tokens approximately. waiting: requests that wait for a rate
-    limit. trouble: why the last sample that came to nothing did, else ""."""
+    limit. trouble: why the last sample that came to nothing did, else "".
+    """
 
     tokenizer: Any
 
     @property
-    def waiting(self) -> int: ...
+    def waiting(self) -> int:
+        """Requests that wait for a rate limit."""
+
     @property
-    def trouble(self) -> str: ...
+    def trouble(self) -> str:
+        """Why the last sample that came to nothing did; "" where all came to something."""
+
     async def play(self, env: Any, task: Task, sample: int) -> Trajectory | None:
         """One sample; None where the server did not answer this one. Raises EngineError, UserError."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Give back the engine or the connections."""
 
 
 async def open_player(options: Options, on_wait: Callable[[], None]) -> Player:
@@ -80,6 +86,7 @@ class EnginePlayer:
         self._sampling = preset.turn(self._max_tokens)
 
     async def play(self, env: Any, task: Task, sample: int) -> Trajectory:
+        """A rollout with a seed of its own; engine errors get `ENGINE_TRIES` tries. Raises EngineError, UserError."""
         seed = seed_of(self._seed, task.id, sample)
         attempt = partial(
             rollout,
@@ -94,6 +101,7 @@ class EnginePlayer:
         return await retry(attempt, EngineError, ENGINE_TRIES - 1, pause_s=PAUSE_S)
 
     async def close(self) -> None:
+        """Close the engine."""
         await self._engine.close()
 
 
@@ -112,9 +120,11 @@ class EndpointPlayer:
 
     @property
     def waiting(self) -> int:
+        """Requests that wait for the endpoint's rate limit."""
         return self._endpoint.waiting
 
     async def play(self, env: Any, task: Task, sample: int) -> Trajectory | None:
+        """One conversation; None where the endpoint did not answer. Raises EngineError when too many in a row fail."""
         seed = seed_of(self._seed or 0, task.id, sample)
         sent = self._parameters if self._seed is None else replace(self._parameters, seed=seed & 0x7FFFFFFF)
         for attempt in range(ENGINE_TRIES):
@@ -144,4 +154,5 @@ class EndpointPlayer:
         raise UserError(self.trouble) if isinstance(error, Refused) else error
 
     async def close(self) -> None:
+        """Close the connections."""
         await self._endpoint.close()

@@ -103,6 +103,7 @@ class HttpSandbox:
             return _Answer(error.code, error.read().decode("utf-8", "replace"))
 
     async def open(self) -> Session:
+        """A session on the server; the first one takes the lease. Raises SandboxError, UserError."""
         if not self.stateful:
             return FusionSession(self)
         answer = await self.post("/sessions", {"lease": await self._leased()})
@@ -111,6 +112,7 @@ class HttpSandbox:
         return session
 
     async def close(self) -> None:
+        """Close all sessions and give the lease back."""
         await asyncio.gather(*(session.close() for session in list(self._sessions)), return_exceptions=True)
         if self._lease is not None:
             self._lease.cancel()
@@ -189,6 +191,7 @@ class HttpSandbox:
             return
 
     def forget(self, session: HttpSession) -> None:
+        """A session of this client has closed."""
         self._sessions.discard(session)
 
 
@@ -212,6 +215,7 @@ class HttpSession:
             return Execution.from_dict(await self._sandbox.post(f"/sessions/{self._number}/run", body, timeout))
 
     async def close(self) -> None:
+        """Close the session on the server. May be called twice."""
         if not self._closed:
             self._closed = True
             self._sandbox.forget(self)

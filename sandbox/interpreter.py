@@ -69,7 +69,7 @@ def in_any_thread(work: Callable[[], T], stop: Callable[[], None] = lambda: None
 
 
 class Interpreter:
-    """One stateful interpreter, called like a function:
+    """One stateful interpreter, called like a function.
 
         with Interpreter() as py:
             assert py.run("1 + 1").result == "2"
@@ -84,6 +84,7 @@ class Interpreter:
 
     @property
     def isolation(self) -> str:
+        """What the backend enforces, in words; see `Sandbox.isolation`."""
         return self._sandbox.isolation
 
     def run(self, code: str, *, timeout: float | None = None) -> Execution:

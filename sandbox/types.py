@@ -60,13 +60,16 @@ class Execution:
 
     @property
     def ok(self) -> bool:
+        """Whether the code ran to its end without an error."""
         return self.status == "ok"
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Execution:
+        """The inverse of `to_dict`. Raises KeyError or TypeError on a damaged record."""
         error = record.get("error")
         display = tuple(record.get("display", ()))
         return cls(**{**record, "error": CodeError(**error) if error else None, "display": display})

@@ -256,7 +256,8 @@ class _Numbers:
     """Words and tasks to their numbers, which they get when they are first seen; for one transaction."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
-        self._db, self._known = db, {}  # type: ignore[var-annotated]
+        self._db = db
+        self._known: dict[tuple[str, ...], int] = {}
 
     def word(self, kind: str, word: str | None) -> int | None:
         if word is None:
@@ -320,13 +321,14 @@ def _narrowed(name: str, value: str) -> tuple[str, str | int]:
 
 
 def _literal(text: str) -> str:
-    """For LIKE … ESCAPE '\\'."""
+    """For LIKE with a backslash as its ESCAPE."""
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
 def _weigh(db: sqlite3.Connection, update: Mapping[int, Given]) -> None:
     """Give the rows of an update, which come before it, their advantages: the mean over the turns for the list, and
-    the turns' own where they differ."""
+    the turns' own where they differ.
+    """
     for event, given in update.items():
         one = [given] if isinstance(given, float) else [a for a in given if a is not None]
         rows = [(row[0],) for row in db.execute("SELECT id FROM rows WHERE event = ?", (event,))]

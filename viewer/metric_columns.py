@@ -24,6 +24,7 @@ class Columns:
         self._of: dict[str, array[float]] = {}
 
     def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row: its numbers; texts, booleans and None are passed over."""
         for name, value in row.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 column = self._of.setdefault(name, array("d"))
@@ -42,9 +43,11 @@ class Columns:
         return known + [None] * (self.length - start - len(known))
 
     def last(self, name: str) -> float | None:
+        """The latest number under a name; None where there never was one."""
         return next((value for value in reversed(self.column(name)) if value is not None), None)
 
     def first(self, name: str) -> float | None:
+        """The earliest number under a name; None where there never was one."""
         return next((value for value in self.column(name) if value is not None), None)
 
 
@@ -63,7 +66,8 @@ class Metrics:
 
     def since(self, seen: Mapping[str, int]) -> dict[str, Any]:
         """Phase -> {"start": rows that are left out, "columns": name -> numbers}; a phase may have been written anew,
-        then all of it is there. seen: rows of each phase that the caller has."""
+        then all of it is there. seen: rows of each phase that the caller has.
+        """
         with self._lock:
             self._refresh()
             found = {}

@@ -78,6 +78,7 @@ class Runs:
         return self.sources[0] if len(self.sources) == 1 and not self._folders else None
 
     def find(self, name: str) -> Source | None:
+        """The run of that name, as the list shows it."""
         return next((source for source in self.sources if source.name == name), None)
 
     def _source(self, place: Path, more: Sequence[str] = ()) -> Source:

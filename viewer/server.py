@@ -74,6 +74,7 @@ def make_app(
     api = APIRouter(prefix="/api")
     _of_all(api, shown, recipes)
     _of_a_run(api, shown)
+    _of_a_folder(api, shown)
     _of_trajectories(api, shown)
     app.include_router(api)
     for path, name in PAGES.items():
@@ -168,6 +169,10 @@ def _of_a_run(api: APIRouter, shown: Runs) -> None:
     @api.get("/runs/{run}/evaluation")
     def evaluation(run: str) -> dict[str, Any]:
         return scores.evaluation(_source(shown, run))
+
+
+def _of_a_folder(api: APIRouter, shown: Runs) -> None:
+    """What else a run's folder tells: what it was made from, on which machine, and its files."""
 
     @api.get("/runs/{run}/configuration")
     def configuration(run: str) -> dict[str, Any]:

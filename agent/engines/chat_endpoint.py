@@ -194,6 +194,7 @@ class ChatEndpoint(ScriptedEngine):
         return (await self.reply(_messages(decode(self.tokenizer, list(prompt_ids))), (), parameters)).text
 
     async def close(self) -> None:
+        """Give the client's connections back."""
         await super().close()
         await self._client.close()
 

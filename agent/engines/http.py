@@ -15,10 +15,13 @@ RETRIES = 4  # of a request, with 0.25, 0.5, 1 and 2 s between them
 
 
 class Answer(NamedTuple):
+    """What a server answered: the HTTP status and the body as text."""
+
     status: int
     text: str
 
     def json(self) -> Any:
+        """The body, parsed. Raises ValueError where it is no JSON."""
         return json.loads(self.text)
 
     def reason(self) -> str:

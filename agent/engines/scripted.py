@@ -38,6 +38,7 @@ class ScriptedEngine:
 
     @property
     def tokenizer(self) -> Any:
+        """The one that was given, else `byte_tokenizer`."""
         return self._tokenizer or byte_tokenizer()
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
@@ -59,6 +60,7 @@ class ScriptedEngine:
         return await text if inspect.isawaitable(text) else text
 
     async def release(self, key: str) -> None:
+        """Forget what the script had still to say in this episode."""
         self._unsaid.pop(key, None)
 
     async def load_weights(self, weights: Weights, version: int) -> None:
@@ -66,6 +68,7 @@ class ScriptedEngine:
         raise UserError("a script or a plain chat endpoint has no weights: it can be evaluated, not trained")
 
     async def close(self) -> None:
+        """Forget every episode."""
         self._unsaid.clear()
 
 

@@ -161,6 +161,7 @@ class ServerEngine:
         return home
 
     async def release(self, key: str) -> None:
+        """Forget which replica the episode was at; the server frees its prefix cache by itself."""
         self._homes.pop(key, None)
 
     async def load_weights(self, weights: Weights, version: int) -> None:
@@ -215,6 +216,7 @@ class ServerEngine:
             raise UserError(f"{url} tells logprobs of another distribution than it samples from; start it as {FLAGS}")
 
     async def close(self) -> None:
+        """Give the connections back; the servers go on."""
         await self._client.close()
 
 

@@ -65,7 +65,7 @@ async def opened(name: str, options: Mapping[str, Any] | None, **given: Any) -> 
 
 
 def split(spec: str) -> tuple[str, str]:
-    """ "vllm:PATH" -> ("vllm", "PATH"); "PATH" -> ("hf", "PATH"). Raises UserError for half a spec."""
+    """Of "vllm:PATH" ("vllm", "PATH"), of "PATH" ("hf", "PATH"). Raises UserError for half a spec."""
     if spec.startswith(("http://", "https://")):
         return "server", spec
     name, colon, rest = spec.partition(":")

@@ -155,6 +155,7 @@ class VllmEngine:
                 raise EngineError(f"vllm did not take the weights: {error}; open the engine again") from error
 
     async def close(self) -> None:
+        """Shut vLLM down and give its memory back. May be called twice."""
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.shutdown()

@@ -252,7 +252,7 @@ def hub_rows(path: str, config: str | None, split: str) -> Iterator[Row]:
 
 
 def _snapshot(path: str) -> list[str]:
-    """The folder that `hf download` left, if it did. (`datasets` by itself finds only what it has loaded before.)"""
+    """The folder that `hf download` left, if it did; `datasets` by itself finds only what it has loaded before."""
     from huggingface_hub import snapshot_download
 
     try:

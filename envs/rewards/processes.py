@@ -35,6 +35,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
+        """Whether its process still runs."""
         return self._process.poll() is None
 
     def ask(self, argument: Any) -> Any:
@@ -51,6 +52,7 @@ class Worker:
         return value
 
     def kill(self) -> None:
+        """Kill and reap it; an `ask` in another thread raises RuntimeError."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -72,6 +74,7 @@ class Processes:
         self._lock = threading.Lock()
 
     def take(self) -> Worker:
+        """An idle worker, else a new one. Give it back."""
         with self._lock:
             while self._idle:
                 worker = self._idle.pop()
@@ -80,6 +83,7 @@ class Processes:
         return Worker(self._name, self._options)
 
     def give(self, worker: Worker) -> None:
+        """Keep a worker for the next call; a dead one is dropped."""
         if worker.alive:
             with self._lock:
                 self._idle.append(worker)

@@ -51,4 +51,5 @@ class Rubric:
         return dict(zip(self._calls, found, strict=True))  # type: ignore[arg-type]
 
     def total(self, scores: Mapping[str, Score]) -> float:
+        """The weighted sum of the scores, at most 1."""
         return min(1.0, math.fsum(self.weights[name] * score.value for name, score in scores.items()))

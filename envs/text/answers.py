@@ -91,6 +91,7 @@ def find_answer(text: str, parsed: Parsed, style: AnswerStyle = "boxed") -> Foun
 
 
 def boxed(text: str) -> Iterator[tuple[str, int]]:
+    r"""Every `\boxed{…}` with its braces balanced, and where it begins, in the order of the text."""
     closers: dict[int, int] = {}  # one past "{" -> its "}", all pairs in one pass
     unclosed: list[int] = []
     for match in _BRACES.finditer(text):
@@ -104,6 +105,7 @@ def boxed(text: str) -> Iterator[tuple[str, int]]:
 
 
 def line(text: str) -> Iterator[tuple[str, int]]:
+    """Every "Answer: …" line and "the answer is …", and where it begins, in the order of the text."""
     found = [(match["answer"], match.start()) for match in _LINE.finditer(text)]
     found += [(match["answer"], match.start()) for match in _PHRASE.finditer(text)]
     for answer, start in sorted(found, key=lambda pair: pair[1]):
@@ -111,6 +113,7 @@ def line(text: str) -> Iterator[tuple[str, int]]:
 
 
 def tag(text: str) -> Iterator[tuple[str, int]]:
+    """Every `<answer>…</answer>`, and where it begins."""
     start = text.find("<answer>")
     while start >= 0 and (end := text.find("</answer>", start)) >= 0:
         yield text[start + len("<answer>") : end], start
@@ -118,6 +121,7 @@ def tag(text: str) -> Iterator[tuple[str, int]]:
 
 
 def last_number(text: str) -> Iterator[tuple[str, int]]:
+    """Every number, and where it begins: the last one counts."""
     for match in _NUMBER.finditer(text):
         yield match.group(), match.start()
 

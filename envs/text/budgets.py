@@ -15,9 +15,11 @@ MARKER = "\n[… {} tokens cut …]\n"
 class TokenCounter(Protocol):
     """Ids may be of any kind: they are only counted, cut and decoded."""
 
-    def encode(self, text: str, /) -> Sequence[int]: ...
+    def encode(self, text: str, /) -> Sequence[int]:
+        """The tokens of `text`, without special ones."""
 
-    def decode(self, ids: Sequence[int], /) -> str: ...
+    def decode(self, ids: Sequence[int], /) -> str:
+        """The text of `ids`: the inverse of `encode`."""
 
 
 class ApproximateTokens:
@@ -28,11 +30,13 @@ class ApproximateTokens:
     """
 
     def encode(self, text: str, /) -> list[int]:
+        """Three characters a token, packed into one number."""
         points = [ord(char) + 1 for char in text]
         points += [0] * (-len(points) % 3)
         return [a | b << 21 | c << 42 for a, b, c in zip(points[::3], points[1::3], points[2::3], strict=True)]
 
     def decode(self, ids: Sequence[int], /) -> str:
+        """The characters that `encode` packed."""
         points = (token >> shift & 0x1FFFFF for token in ids for shift in (0, 21, 42))
         return "".join(chr(point - 1) for point in points if point)
 

@@ -25,5 +25,6 @@ class PythonTool:
         self.description = f"Run Python code and see what it prints and the value of its last expression. {state}"
 
     async def __call__(self, arguments: Mapping[str, Any], workspace: Workspace) -> Execution:
+        """Run arguments["code"]: in the episode's session, or in a fresh one where the tool keeps no state."""
         code = str(arguments["code"])
         return await (workspace.run(code) if self._stateful else workspace.run_fresh(code))

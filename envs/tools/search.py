@@ -58,6 +58,7 @@ class Search:
         self._index, self._k = _index(str(corpus)), k
 
     async def __call__(self, arguments: Mapping[str, Any], workspace: Workspace) -> str:
+        """The best passages for arguments["query"], the best first. Raises ValueError for a query without words."""
         words = _WORD.findall(str(arguments["query"]))[:64]
         if not words:
             raise ValueError("the query has no words")

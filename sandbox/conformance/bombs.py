@@ -181,6 +181,7 @@ def number(seen: Execution, promise: str) -> int:
 
 
 async def goes_on(session: Session) -> None:
+    """Assert that the session still runs code: a bomb may end the code, not the session."""
     seen = await session.run("print('on')")
     expect(seen.stdout == "on\n", "the session goes on", seen)
 

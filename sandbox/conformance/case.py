@@ -56,6 +56,7 @@ class Arena:
 
     @property
     def limits(self) -> Limits:
+        """The limits that the backend under test was opened with."""
         return self.sandbox.limits
 
     async def open(self) -> Session:

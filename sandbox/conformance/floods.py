@@ -9,6 +9,7 @@ HOST_MB = 150  # the most that this process may grow while one case floods it
 
 
 def bounded(arena: Arena, seen: Execution) -> None:
+    """Assert that no stream of `seen` is longer than the limit and its note of what was cut."""
     limit = arena.limits.output_bytes + 200
     for name in ("stdout", "stderr", "result"):
         size = len((getattr(seen, name) or "").encode(errors="replace"))

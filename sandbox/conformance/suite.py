@@ -45,9 +45,11 @@ class Report:
 
     @property
     def failed(self) -> tuple[Verdict, ...]:
+        """The cases that did not pass."""
         return tuple(verdict for verdict in self.cases if verdict.status == "fail")
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for `sandbox check --json`."""
         keys = ("name", "status", "detail", "ms")
         cases = [{key: getattr(verdict, key) for key in keys} for verdict in self.cases]
         return {"backend": self.backend, "isolation": self.isolation, "cases": cases}
@@ -198,6 +200,7 @@ class Witness:
     lock: asyncio.Lock
 
     async def answers(self) -> None:
+        """Assert that a session beside the cases still knows its variable: no case may disturb others."""
         if self.session is not None:
             async with self.lock:
                 seen = await asyncio.wait_for(self.session.run("word"), 30)

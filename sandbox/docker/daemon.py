@@ -84,7 +84,8 @@ class Daemon:
 
     def start(self, name: str, *, stdin: bool = False) -> socket.socket:
         """Start a created container. The socket carries its output and ends when it does; with `stdin` it feeds it, and
-        the container's input ends when this process does."""
+        the container's input ends when this process does.
+        """
         params = {"stdin": int(stdin), "stdout": 1, "stderr": 1, "stream": 1}
         attached = self.client.attach_socket(name, params=params)
         # A copy: the library's own is closed only when a cycle of its objects happens to be collected.
@@ -102,6 +103,7 @@ class Daemon:
         return stream
 
     def interrupt(self, name: str) -> None:
+        """Send SIGINT to a container; one that has ended meanwhile is passed over."""
         with contextlib.suppress(self._gone):  # it has ended meanwhile
             self.client.kill(name, "SIGINT")
 
@@ -111,6 +113,7 @@ class Daemon:
             self.client.remove_container(name, force=True, v=True)
 
     def close(self) -> None:
+        """Give the connections to the daemon back."""
         self.client.close()
 
     def _reap(self) -> None:

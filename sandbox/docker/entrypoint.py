@@ -40,6 +40,7 @@ class Server:
             task.add_done_callback(self.tasks.discard)
 
     async def answer(self, request: dict[str, Any]) -> None:
+        """Do one request and write its reply. Every fault becomes {"failed": why}: the host must not wait in vain."""
         try:
             reply = await getattr(self, f"do_{request['op']}")(request)
         except (SandboxError, UserError) as error:
@@ -50,23 +51,27 @@ class Server:
         await self.writer.drain()
 
     async def do_open(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Open a session: its number and its isolation."""
         session = await self.sandbox.open()
         number = next(self.numbers)
         self.sessions[number] = session
         return {"session": number, "isolation": session.isolation}
 
     async def do_fork(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Copy a session: the number of the copy and its isolation."""
         session = await self.sessions[request["session"]].fork()
         number = next(self.numbers)
         self.sessions[number] = session
         return {"session": number}
 
     async def do_run(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run code in a session: the `Execution` as a record."""
         seen = await self.sessions[request["session"]].run(request["code"], timeout=request["timeout"])
         # The host cuts again; here it keeps the frame within its cap.
         return {"execution": frames.execution(seen.to_dict(), self.sandbox.limits).to_dict()}
 
     async def do_close(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Close a session; an unknown one is closed already."""
         session = self.sessions.pop(request["session"], None)
         if session is not None:
             await session.close()
@@ -74,6 +79,7 @@ class Server:
 
 
 async def main(path: str) -> None:
+    """Connect to the host's socket at `path`, read what it asks for, serve until the connection ends."""
     reader, writer = await asyncio.open_unix_connection(path)
     told = await frames.read(reader, 65_536)
     limits = Limits(**told["limits"])

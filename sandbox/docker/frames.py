@@ -43,6 +43,7 @@ async def read(reader: asyncio.StreamReader, cap: int) -> dict[str, Any]:
 
 
 def pack(frame: dict[str, Any]) -> bytes:
+    """A frame as bytes: the length of its JSON (big-endian, 4 bytes), then the JSON."""
     body = json.dumps(frame).encode()
     return _LENGTH.pack(len(body)) + body
 

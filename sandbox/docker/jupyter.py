@@ -27,10 +27,12 @@ class KernelContainer:
         self._name: str | None = None
 
     async def start(self) -> socket.socket:
+        """Start the container with the launcher; the connection to it. Raises SandboxError."""
         self._name, connection = await connect(self._daemon, "solostream.sandbox.jupyter.launcher")
         return connection
 
     async def end(self) -> None:
+        """Remove the container. May be called twice."""
         name, self._name = self._name, None
         if name is not None:
             await asyncio.to_thread(self._daemon.remove, name)
@@ -76,11 +78,13 @@ class DockerJupyterSandbox:
         self._kernels = Kernels(self._start)
 
     async def open(self) -> KernelSession:
+        """A session on a kernel of its own, in a container of its own. Raises SandboxError, UserError."""
         kernel = await self._kernels.take()
         self.isolation = kernel.isolation
         return KernelSession(self._kernels, kernel, self.limits)
 
     async def close(self) -> None:
+        """End the kernels, then leave the daemon."""
         await self._kernels.close()
         if self._daemon is not None:
             daemon, self._daemon = self._daemon, None

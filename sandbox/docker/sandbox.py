@@ -186,6 +186,7 @@ class DockerSandbox:
         self._closed = False
 
     async def open(self) -> DockerSession:
+        """A session in the container, which is started with the first one. Raises SandboxError, UserError."""
         server = await self._server()
         try:
             answer = await server.call(START_S, op="open")
@@ -198,6 +199,7 @@ class DockerSandbox:
         return DockerSession(self, server, number)
 
     async def close(self) -> None:
+        """Remove the containers and all sessions in them."""
         self._closed = True
         async with self._starting:
             servers, self._servers, self._current = self._servers, set(), None
@@ -243,6 +245,7 @@ class DockerSession:
         self._closed = False
 
     async def run(self, code: str, *, timeout: float | None = None) -> Execution:
+        """As `Session.run`. Raises SandboxError when the container is gone."""
         seconds = self._sandbox.limits.seconds(timeout)
         if len(code) > frames.CODE_LENGTH:
             message = f"the code has {len(code)} characters, more than {frames.CODE_LENGTH}"
@@ -272,6 +275,7 @@ class DockerSession:
         return DockerSession(self._sandbox, self._server, number)
 
     async def close(self) -> None:
+        """End the session in the container. May be called twice."""
         if self._closed:
             return
         self._closed = True

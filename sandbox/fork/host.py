@@ -48,7 +48,8 @@ def _confines_signals(isolation: str) -> bool:
 
 def _crashes_start_helpers() -> bool:
     """Where core dumps go to a pipe, only a limit of 1 keeps crashes from starting a program on the host (core(5)), and
-    a user whose hard limit is 0 cannot set it."""
+    a user whose hard limit is 0 cannot set it.
+    """
     try:
         piped = Path("/proc/sys/kernel/core_pattern").read_text().startswith("|")
     except OSError:
@@ -95,7 +96,7 @@ class ForkSandbox:
 
     @property
     def tier(self) -> str:
-        """ "namespaces", "landlock" or "rlimits". Raises UserError where it is refused."""
+        """One of "namespaces", "landlock" and "rlimits". Raises UserError where it is refused."""
         tier, _ = probe(self._options.isolation, self._options.landlock_abi)
         if tier == "rlimits" and not self._allow_unisolated:
             raise UserError(
@@ -113,6 +114,7 @@ class ForkSandbox:
 
     @property
     def claims(self) -> frozenset[Claim]:
+        """What the tier in force keeps, less what the options give up."""
         held = frozenset(get_args(Claim)) - _LOST[self.tier]
         if self._options.snapshot:
             held -= {"fork"}

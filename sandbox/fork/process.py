@@ -260,7 +260,8 @@ class Process:
 
     async def _stop(self, nonce: bytes, snapshot: bool) -> bytes:
         """SIGINT, and b"" after 300 ms in vain. With `snapshot` the keeper does it where none could be made; else
-        it kills the runner: the state is then always the one before the call, never what an interrupt left."""
+        it kills the runner: the state is then always the one before the call, never what an interrupt left.
+        """
         number, seconds = (signal.SIGTERM, _ROLLBACK_S) if snapshot else (signal.SIGINT, _INTERRUPT_S)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)

@@ -63,6 +63,7 @@ class Server:
 
     @property
     def alive(self) -> bool:
+        """Whether its process runs and is this process's own child."""
         return self.owner == os.getpid() and self._process.poll() is None
 
     def ask(self) -> socket.socket:

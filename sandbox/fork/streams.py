@@ -55,7 +55,8 @@ class _Stream:
 
     def read(self, most: int) -> bool:
         """What is there, up to `most` bytes; only the limit and one byte more are kept. False when nobody has the
-        writing end any more: the code has closed it."""
+        writing end any more: the code has closed it.
+        """
         while most > 0:
             try:
                 piece = os.read(self.fd, _PIPE)

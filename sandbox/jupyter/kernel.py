@@ -313,6 +313,7 @@ class Kernels:
         return kernel
 
     async def close(self) -> None:
+        """End the warm kernel and the one that is starting."""
         self._closed = True
         warm, self._warm = self._warm, None
         if warm is not None:
@@ -334,6 +335,7 @@ class KernelSession:
         self._closed = False
 
     async def run(self, code: str, *, timeout: float | None = None) -> Execution:
+        """As `Session.run`. A kernel that died is replaced: the state is lost, and `state_kept` says so."""
         timeout = self._limits.seconds(timeout)
         async with self._turn:
             if self._closed:
@@ -348,6 +350,7 @@ class KernelSession:
             return replace(seen, state_kept=False) if lost else seen
 
     async def close(self) -> None:
+        """End the kernel. May be called twice."""
         if not self._closed:
             self._closed = True
             await self._kernel.end()

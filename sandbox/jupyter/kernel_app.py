@@ -146,11 +146,14 @@ def _exit_code(error: BaseException | None) -> int:
 
 
 class Kernel(IPythonKernel):
+    """IPython's, with `Shell`, capped replies and no standard input."""
+
     shell_class = Shell
 
     shell: Any
 
     async def do_execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """One request. `sys.exit()` is no error; an error's text is capped."""
         repair_streams()
         self.shell.left = False
         reply: dict[str, Any] = await super().do_execute(*args, **kwargs)
@@ -165,6 +168,7 @@ class Kernel(IPythonKernel):
         raise EOFError("EOF when reading a line")
 
     def getpass(self, prompt: str = "", stream: Any = None, **_: Any) -> str:
+        """As `raw_input`: there is nobody to ask."""
         return self.raw_input()
 
 
@@ -172,6 +176,7 @@ class Text(PlainTextFormatter):
     """The result is the repr, as with every backend; a notebook's pretty printer abbreviates."""
 
     def __call__(self, value: Any) -> str:
+        """The repr, capped; what it raises instead where it raises."""
         try:
             return _clip(repr(value))
         except Exception as error:
@@ -180,11 +185,14 @@ class Text(PlainTextFormatter):
 
 def finish_contexts() -> None:
     """Have every ZeroMQ context that the kernel will need make its epolls now: later there are none to be had. The
-    kernel's own has sockets by then; pyzmq's has one only once a large message is sent."""
+    kernel's own has sockets by then; pyzmq's has one only once a large message is sent.
+    """
     garbage.gc.context.socket(zmq.PAIR).close()
 
 
 class App(IPKernelApp):
+    """ipykernel's application on the host's sockets, without files, heartbeat and the debugger's socket."""
+
     kernel_class = Kernel
     fds: list[int]
     shell: Any
@@ -204,10 +212,12 @@ class App(IPKernelApp):
         """The guard knows when the kernel dies."""
 
     def init_kernel(self) -> None:
+        """Without the debugger's socket."""
         self.debug_shell_socket.close()  # it would try for ever to connect to a path that does not exist in here
         super().init_kernel()
 
     def init_shell(self) -> None:
+        """With `Text` as the plain form of results."""
         super().init_shell()
         formatter = self.shell.display_formatter
         formatter.formatters["text/plain"] = Text(parent=formatter)

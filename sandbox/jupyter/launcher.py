@@ -37,6 +37,7 @@ _OWN_MB = 160  # what kernel and guard need besides what the session may use
 
 
 def main(host_socket: str, groups: str | None = None) -> NoReturn:
+    """Confine this process, start the kernel on the sockets that the host passes, and guard it to its end."""
     if host_socket.isdigit():
         host = socket.socket(fileno=int(host_socket))
     else:

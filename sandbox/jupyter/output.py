@@ -66,6 +66,7 @@ class Collector:
             self._error = CodeError(name[:256], self._cut(message)[0], self._cut(_ESCAPES.sub("", traceback))[0])
 
     def execution(self, duration_s: float, *, timed_out: bool, state_kept: bool) -> Execution:
+        """What was collected, as an `Execution`. duration_s: wall time; a time-out overrides the kernel's status."""
         status: Status = "ok"
         error = self._error
         if timed_out:

@@ -32,6 +32,7 @@ class KernelProcess:
         self._guard: asyncio.subprocess.Process | None = None
 
     async def start(self) -> socket.socket:
+        """Start the launcher as a child; the host's end of the socket to it. Raises SandboxError."""
         ours, theirs = socket.socketpair()
         groups = -1 if self._groups is None else os.open(self._groups, os.O_PATH | os.O_DIRECTORY)
         passed = [fd for fd in (theirs.fileno(), groups) if fd >= 0]
@@ -86,7 +87,7 @@ class JupyterSandbox:
 
     @property
     def tier(self) -> str:
-        """ "namespaces" or "landlock". Raises UserError."""
+        """Either "namespaces" or "landlock". Raises UserError."""
         tier, _ = probe(self._asked)
         if tier == "rlimits":
             raise UserError("this machine grants neither namespaces nor Landlock; use the 'docker-jupyter' sandbox")
@@ -94,17 +95,21 @@ class JupyterSandbox:
 
     @property
     def isolation(self) -> str:
+        """The tier that this machine grants, in words. Raises SandboxError, UserError."""
         return probe(self._asked)[1]
 
     @property
     def claims(self) -> frozenset[Claim]:
+        """Those of `fork` without `fork`; without `memory` where no memory groups can be had."""
         held = ForkSandbox(limits=self.limits, isolation=self._asked).claims - {"fork"}
         return held if "cgroup" in self.isolation else held - {"memory"}  # nobody adds up a kernel's processes
 
     async def open(self) -> KernelSession:
+        """A session on a kernel of its own. Raises SandboxError, UserError."""
         return KernelSession(self._kernels, await self._kernels.take(), self.limits)
 
     async def close(self) -> None:
+        """End the kernels."""
         await self._kernels.close()
 
     async def _start(self) -> Kernel:

@@ -7,6 +7,7 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
@@ -69,32 +70,37 @@ def create_app(settings: Settings, open_sandbox: Callable[[], Sandbox], peers: P
         stopping=lambda: server.should_exit,
     )
     app.include_router(fusion.router)
-    _routes(app)
+    _about_routes(app)
+    _session_routes(app)
     _lease_routes(app)
     answer_errors(app)
     return app
 
 
-def _routes(app: FastAPI) -> None:
-    peers: Peers = app.state.peers
+def _live(app: FastAPI) -> Sessions:
+    sessions: Sessions = app.state.sessions
+    return sessions
 
-    def live() -> Sessions:
-        sessions: Sessions = app.state.sessions
-        return sessions
 
+def _about_routes(app: FastAPI) -> None:
     @app.get("/health")
     async def health() -> Response:
         return AsciiJSON({"status": "ok"})
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(live().metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(_live(app).metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/sandbox")
     async def describe() -> Response:
-        sandbox = live().sandbox
+        sandbox = _live(app).sandbox
         about = {"backend": app.state.settings.sandbox, "isolation": sandbox.isolation}
         return AsciiJSON({**about, "limits": asdict(sandbox.limits), "claims": sorted(sandbox.claims)})
+
+
+def _session_routes(app: FastAPI) -> None:
+    peers: Peers = app.state.peers
+    live = partial(_live, app)
 
     @app.post("/sessions")
     async def open_session(request: Request) -> Response:
@@ -131,9 +137,7 @@ def _routes(app: FastAPI) -> None:
 
 
 def _lease_routes(app: FastAPI) -> None:
-    def live() -> Sessions:
-        sessions: Sessions = app.state.sessions
-        return sessions
+    live = partial(_live, app)
 
     @app.post("/leases")
     async def lease() -> Response:
@@ -211,6 +215,8 @@ class Lease(Response):
         self.number = f"{app.state.peers.name}-{secrets.token_hex(12)}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hold the response open; when the client goes, close the sessions of its lease."""
+
         async def gone() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass

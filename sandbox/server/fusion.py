@@ -59,6 +59,8 @@ Files = dict[Path, Annotated[str | None, AfterValidator(_base64)]]
 
 
 class RunCode(BaseModel):
+    """The body of /run_code. Times in seconds; fields of SandboxFusion that mean nothing here are accepted."""
+
     code: Text
     language: str = "python"
     run_timeout: float = Field(10, gt=0, allow_inf_nan=False)
@@ -70,6 +72,8 @@ class RunCode(BaseModel):
 
 
 class RunJupyter(BaseModel):
+    """The body of /run_jupyter: cells run one after the other in one fresh session. Times in seconds."""
+
     cells: list[Text]
     cell_timeout: float = Field(0, ge=0, allow_inf_nan=False)  # 0: no limit but the total's
     total_timeout: float = Field(45, gt=0, allow_inf_nan=False)
@@ -81,16 +85,19 @@ class RunJupyter(BaseModel):
 
 @router.get("/v1/ping")
 async def ping() -> Response:
+    """SandboxFusion's sign of life: "pong"."""
     return AsciiJSON("pong")
 
 
 @router.post("/run_code")
 async def run_code(body: RunCode, request: Request) -> Response:
+    """One program in a fresh session, in SandboxFusion's wire format."""
     return await _answer(request, _run_code(request.app.state.sessions, body))
 
 
 @router.post("/run_jupyter")
 async def run_jupyter(body: RunJupyter, request: Request) -> Response:
+    """Several cells in one fresh session, in SandboxFusion's wire format."""
     return await _answer(request, _run_jupyter(request.app.state.sessions, body))
 
 
@@ -223,7 +230,8 @@ async def _write(session: Session, files: Files) -> Execution:
 
 async def _fetch(session: Session, paths: list[str], sessions: Sessions) -> tuple[dict[str, str], str]:
     """path -> base64 of the files that exist, in parts that fit a result, all of them within a body's size; and which
-    were not read because the session took its time."""
+    were not read because the session took its time.
+    """
     part = _part(sessions.sandbox.limits.output_bytes)
     room = int(sessions.settings.max_body_mb * (1 << 20))
     deadline = time.monotonic() + FETCH_S

@@ -41,6 +41,7 @@ class Guard:
         self.max_body, self.host, self.stopping = max_body, host, stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse what must not ask; everything else goes to the app with its body read."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
@@ -134,6 +135,7 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def refuse(send: Send, status: int, detail: str) -> None:
+    """Answer with `status` and a JSON {"detail": …}; after 408 and 413 the connection closes, its body is unread."""
     body = json.dumps({"detail": detail}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status in (408, 413):  # the rest of the body is not read, so the connection cannot be used again

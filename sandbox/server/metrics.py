@@ -27,6 +27,7 @@ class Metrics:
         self.live = Gauge("solostream_sessions", "Open sessions", multiprocess_mode="livesum", **into)
 
     def count(self, seen: Execution) -> None:
+        """Count one run by its status, and its wall time."""
         self.runs.labels(seen.status).inc()
         self.seconds.observe(seen.duration_s)
 

@@ -30,6 +30,7 @@ class Peers:
     _clients: dict[str, aiohttp.ClientSession] = field(default_factory=dict)
 
     def elsewhere(self, number: str) -> bool:
+        """Whether session `number` lives in another worker: its name starts the number."""
         return number.partition("-")[0] in self.sockets
 
     async def forward(self, request: Request) -> Response:
@@ -76,4 +77,5 @@ class Peers:
         return self._clients[name]
 
     async def close(self) -> None:
+        """Close the connections to the other workers."""
         await asyncio.gather(*(client.close() for client in self._clients.values()))

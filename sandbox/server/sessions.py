@@ -30,6 +30,8 @@ class Gone(Exception):
 
 @dataclass(slots=True)
 class Entry:
+    """A live session, the lease that it ends with (None: no lease), and when it was last used (monotonic, s)."""
+
     session: Session
     lease: str | None
     last_used: float
@@ -125,15 +127,18 @@ class Sessions:
                 await asyncio.shield(session.close())
 
     async def run(self, session: Session, code: str, timeout: float | None) -> Execution:
+        """Run code and count it."""
         seen = await session.run(code, timeout=timeout)
         self.metrics.count(seen)
         return seen
 
     def check_timeout(self, timeout: float | None) -> None:
+        """Raises UserError for a time-out (seconds) that the settings do not allow."""
         if timeout is not None and not 0 < timeout <= self.settings.max_timeout_s:
             raise UserError(f"a time-out is more than 0 and at most {self.settings.max_timeout_s:g} s, not {timeout}")
 
     def isolation(self, number: str) -> str:
+        """What confines session `number`. Raises Gone where there is none."""
         return self.entries[number].session.isolation
 
     async def close(self, number: str) -> None:
@@ -144,6 +149,7 @@ class Sessions:
             await entry.session.close()
 
     async def close_lease(self, lease: str) -> None:
+        """Close the sessions of a client that has gone."""
         await asyncio.gather(*(self.close(n) for n, entry in list(self.entries.items()) if entry.lease == lease))
 
     async def expire(self) -> None:
@@ -158,4 +164,5 @@ class Sessions:
                         await self.close(number)
 
     async def close_all(self) -> None:
+        """Close every session, whatever some of them raise."""
         await asyncio.gather(*(self.close(number) for number in list(self.entries)), return_exceptions=True)

@@ -31,8 +31,10 @@ class Settings:
     limits: Limits = SERVER_LIMITS
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for the worker processes."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Settings:
+        """The inverse of `to_dict`."""
         return cls(**{**record, "limits": Limits(**record["limits"])})

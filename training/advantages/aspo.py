@@ -59,6 +59,7 @@ class ASPO:
         self._running: dict[str, list[float]] = {}  # task -> count, Σs, ΣL over its eligible trajectories so far
 
     def __call__(self, batch: Batch) -> Advantages:
+        """The inner estimator's advantages, with early calls of correct trajectories raised within ±k·A."""
         before = self.inner(batch)
         values = list(before.values)
         shaped = cut = 0
@@ -114,8 +115,10 @@ class ASPO:
         return terms
 
     def state_dict(self) -> dict[str, Any]:
+        """The inner estimator's state and the running means of every task."""
         return {"inner": self.inner.state_dict(), "running": {t: list(seen) for t, seen in self._running.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self.inner.load_state_dict(state["inner"])
         self._running = {t: list(seen) for t, seen in state["running"].items()}

@@ -49,8 +49,11 @@ class Advantage(Protocol):
         """One array a trajectory, in the order of `batch`. Raises UserError on a batch that it cannot judge."""
         ...
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, in plain JSON types; {} where it keeps nothing."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict` that went through JSON."""
 
 
 def per_token(values: Sequence[float], batch: Batch) -> list[np.ndarray]:

@@ -26,6 +26,7 @@ class GRPO:
         self.divide, self.epsilon = divide, epsilon
 
     def __call__(self, batch: Batch) -> Advantages:
+        """(r − mean)/(std + ε) within each group. Raises UserError for trajectories without a group."""
         r, raw = [t.reward for t in batch], [0.0] * len(batch)
         scale = [1.0] * len(batch)
         for members in groups(batch).values():
@@ -38,10 +39,11 @@ class GRPO:
         return Advantages(per_token([a / s for a, s in zip(raw, scale, strict=True)], batch), metrics)
 
     def state_dict(self) -> dict[str, Any]:
+        """Nothing is kept from one batch to the next."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        """Nothing was kept."""
 
 
 class DrGRPO(GRPO):

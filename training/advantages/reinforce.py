@@ -21,6 +21,7 @@ class Reinforce:
     """No baseline; the others differ in `_values`."""
 
     def __call__(self, batch: Batch) -> Advantages:
+        """One number a trajectory, over all of its action tokens; see the table above for each estimator."""
         r = [t.reward for t in batch]
         raw, values = self._values(batch, r)
         return Advantages(per_token(values, batch), spread(raw, r))
@@ -30,19 +31,24 @@ class Reinforce:
         return r, r
 
     def state_dict(self) -> dict[str, Any]:
+        """Nothing is kept from one batch to the next."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        """Nothing was kept."""
 
 
 class ReinforcePlusPlus(Reinforce):
+    """(r − mean)/std over the whole batch."""
+
     def _values(self, batch: Batch, r: list[float]) -> tuple[Sequence[float], Sequence[float]]:
         mean = sum(r) / max(len(r), 1)
         return [x - mean for x in r], standardize(r)
 
 
 class OPO(Reinforce):
+    """r minus the mean reward weighted by length, of the group or, without groups, of the batch."""
+
     groups: Grouping = "optional"
 
     def _values(self, batch: Batch, r: list[float]) -> tuple[Sequence[float], Sequence[float]]:

@@ -19,6 +19,7 @@ class RLOO:
     groups: Grouping = "required"
 
     def __call__(self, batch: Batch) -> Advantages:
+        """r minus the mean reward of the others in its group; 0 for one alone. Raises UserError without groups."""
         r, values = [t.reward for t in batch], [0.0] * len(batch)
         for members in groups(batch).values():
             total = sum(r[i] for i in members)
@@ -29,7 +30,8 @@ class RLOO:
         return Advantages(per_token(values, batch), metrics)
 
     def state_dict(self) -> dict[str, Any]:
+        """Nothing is kept from one batch to the next."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        """Nothing was kept."""

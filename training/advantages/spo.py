@@ -50,6 +50,7 @@ class SPO:
         self._last: dict[str, Trajectory] = {}  # by task, only for rescoring
 
     def __call__(self, batch: Batch) -> Advantages:
+        """r − v, standardized; then the tracker learns the rewards. Raises UserError for a missing v."""
         outcomes = [t.reward for t in batch]
         baselines = [_frozen_value(t) for t in batch]
         raw = [r - v for r, v in zip(outcomes, baselines, strict=True)]
@@ -90,6 +91,7 @@ class SPO:
         return {"last": {task_id: t.to_dict() for task_id, t in self._last.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self._last = {task_id: Trajectory.from_dict(t) for task_id, t in state["last"].items()}
 
 

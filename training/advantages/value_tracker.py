@@ -164,6 +164,7 @@ class ValueTracker:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self._beliefs = {
             task_id: _Belief(
                 start=tuple(saved["start"]),

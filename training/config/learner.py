@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from solostream import registry
+from solostream.training.config.section import Bounds, Count, Decay, Names, Positive, Rate, Section
 
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(ge=0)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Bounds = Annotated[tuple[float, float], Field(strict=False)]  # strict=False: TOML has lists, a frozen model tuples
 Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum"]
-
-
-class Section(BaseModel):
-    """Unknown keys are errors, values are never coerced ("3" is not 3) and finite, instances are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class LoraConfig(Section):
@@ -27,7 +18,7 @@ class LoraConfig(Section):
     rank: Positive = 16  # of each adapter
     alpha: Positive = 32  # an adapter's product is scaled by alpha / rank
     # names of linear layers, or all of them
-    targets: str | Annotated[tuple[str, ...], Field(strict=False)] = "all-linear"
+    targets: str | Names = "all-linear"
 
 
 class LearnerConfig(Section):
@@ -40,8 +31,8 @@ class LearnerConfig(Section):
     weight_decay: Rate = 0.0  # of matrices and embeddings
     grad_clip: Rate = 1.0  # largest gradient norm; 0: no limit
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the learning rates, after the warm-up
-    warmup_steps: Annotated[int, Field(ge=0)] = 0  # optimizer steps of linear growth
-    total_steps: Annotated[int, Field(ge=0)] = 0  # optimizer steps until linear and cosine reach zero
+    warmup_steps: Count = 0  # optimizer steps of linear growth
+    total_steps: Count = 0  # optimizer steps until linear and cosine reach zero
 
     num_mini_batches: Positive = 1  # optimizer steps a batch ...
     epochs: Positive = 1  # ... and passes over it

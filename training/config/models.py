@@ -8,25 +8,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from solostream import registry
-from solostream.errors import UserError
-from solostream.training.advantages import Advantage, ValueTracker, estimator, grouping
-from solostream.training.advantages.base import Grouping
+from solostream.training.config.algorithm import AlgorithmConfig
 from solostream.training.config.components import Options, beside_keys, complete, options_of
-from solostream.training.config.learner import LearnerConfig, Section
-
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(ge=0)]
-# TOML has lists, a frozen model wants tuples: the one conversion that strict mode would refuse.
-Names = Annotated[tuple[str, ...], Field(strict=False)]
-Levels = Annotated[tuple[int, ...], Field(strict=False)]
+from solostream.training.config.learner import LearnerConfig
+from solostream.training.config.section import Count, Levels, Names, Positive, Section
 
 
 class BuildConfig(Section):
@@ -191,89 +181,6 @@ class RolloutConfig(Section):
         return self
 
 
-class TrackerConfig(Section):
-    """SPO's value tracker: `[algorithm.tracker]`."""
-
-    rho_min: Share = 0.875  # rho_min = rho_max: constant forgetting
-    rho_max: Share = 0.96  # the share of old evidence that stays where the policy hardly moves
-    d_half: Annotated[float, Field(gt=0)] = 0.06  # nats a token that halve the weight of old evidence
-    window: Positive = 64  # observations of a task that may still be put in order
-    start_samples: Count = 1  # rollouts a prompt that initialize it; 0: Beta(0.5, 0.5)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> TrackerConfig:
-        self.make()
-        return self
-
-    def make(self) -> ValueTracker:
-        """Raises UserError."""
-        return ValueTracker(self.rho_min, self.rho_max, self.d_half, window=self.window)
-
-
-class AlgorithmConfig(Section):
-    """Advantage, tracker, and how prompts are drawn; symbols as in the papers (see docs/training.md).
-
-    Beside these keys, `[algorithm.NAME]` holds the options of the estimator or stage NAME.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    advantage: str = "spo"  # the estimator
-    stages: Names = ("aspo",)  # around the advantage, innermost first
-    group_size: Positive = 1  # trajectories a prompt
-    sampler: str | None = None  # of prompts; default: prioritized where an advantage keeps the tracker, else uniform
-    reward_range: Annotated[tuple[float, float], Field(strict=False)] = (0.0, 1.0)  # the environment's; onto [0, 1]
-    tracker: TrackerConfig = TrackerConfig()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> AlgorithmConfig:
-        beside_keys("advantage", self)
-        if self.reward_range[0] >= self.reward_range[1]:
-            raise ValueError(f"reward_range must be [low, high] with low < high, not {list(self.reward_range)}")
-        if self.sampler is not None and registry.asks("sampler", self.sampler, "tracker") and not self.uses_tracker:
-            raise UserError(
-                f"sampler '{self.sampler}' draws by the tracker's values, and no advantage here keeps a tracker: "
-                "set algorithm.sampler = 'uniform', or algorithm.advantage = 'spo'"
-            )
-        groups = self._groups()
-        if self.group_size < 2 and "required" in groups.values():
-            name = next(name for name, wanted in groups.items() if wanted == "required")
-            raise UserError(f"advantage '{name}' compares within groups: set algorithm.group_size to 2 or more")
-        return self
-
-    def estimator(self, tracker: ValueTracker, logprobs: Callable[..., Any]) -> list[Advantage]:
-        """The advantage and its stages, innermost first. Raises UserError."""
-        return estimator(self.advantage, self.stages, self.options, tracker, logprobs)
-
-    @property
-    def options(self) -> Options:
-        """Component -> its options."""
-        return dict(self.model_extra or {})
-
-    @property
-    def components(self) -> tuple[str, ...]:
-        return (self.advantage, *self.stages)
-
-    @property
-    def uses_tracker(self) -> bool:
-        """Whether a component asks for the tracker: then it is initialized, and its values are frozen at dispatch."""
-        return any(registry.asks("advantage", name, "tracker") for name in self.components)
-
-    @property
-    def task_sampler(self) -> str:
-        return self.sampler or ("prioritized" if self.uses_tracker else "uniform")
-
-    @property
-    def grouped(self) -> bool:
-        """Whether the streams of a prompt wait for one another; those of the other estimators go their own way."""
-        found = set(self._groups().values())
-        return "required" in found or ("optional" in found and self.group_size > 1)
-
-    def _groups(self) -> dict[str, Grouping]:
-        made = self.estimator(self.tracker.make(), lambda batch: [])
-        return {name: grouping(one) for name, one in zip(self.components, made, strict=True)}
-
-
 class EvalConfig(Section):
     """Held-out evaluation: sampled at `temperature` and greedy, before and after; in between every `every` steps."""
 
@@ -312,6 +219,8 @@ class RunConfig(Section):
 
 
 class Config(Section):
+    """A whole run, one section each; see docs/training.md for what the keys mean."""
+
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -398,6 +307,7 @@ class Config(Section):
         return self.model_copy(update={**sections, "algorithm": algorithm})
 
     def to_toml(self) -> str:
+        """The complete configuration as TOML, defaults included: a run is repeated from this text alone."""
         import tomli_w
 
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))

@@ -34,6 +34,7 @@ def batch(version: int = 0) -> Batch:
 
 
 def advantage(spec: str, options: dict[str, Any]) -> Promises:
+    """An array a trajectory, finite, repeatable, and a state that survives JSON."""
     stage = registry.asks("advantage", spec, "inner")
 
     def logprobs(wanted: Sequence[Trajectory]) -> list[np.ndarray]:
@@ -64,6 +65,7 @@ def advantage(spec: str, options: dict[str, Any]) -> Promises:
 
 
 def loss(spec: str, options: dict[str, Any]) -> Promises:
+    """One finite loss and gradient a token, whatever the cut into micro-batches, and metrics as sums."""
     made = registry.make("loss", spec, options)
     generator = torch.Generator().manual_seed(7)
     segment = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
@@ -98,6 +100,7 @@ def loss(spec: str, options: dict[str, Any]) -> Promises:
 
 
 def sampler(spec: str, options: dict[str, Any]) -> Promises:
+    """It draws several of the run's tasks, no others, and goes on alike from a saved state."""
     ids, tracker = [f"task-{i}" for i in range(9)], ValueTracker()
     for i in range(9):
         tracker.observe(f"task-{i}", float(i % 2), event=i)

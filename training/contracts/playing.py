@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from solostream import registry
@@ -15,6 +16,7 @@ from solostream.agent.engines.spec import open_engine
 from solostream.agent.tokenization import encode
 from solostream.agent.trajectory import Trajectory
 from solostream.envs import making
+from solostream.envs.data.generators import Maker, Side
 from solostream.envs.text.answers import check_style, extractor
 from solostream.envs.text.parse import Parser
 from solostream.envs.text.syntax import syntax
@@ -28,6 +30,7 @@ TURNS = ("```python\nprint(6 * 7)\n```", "It is \\boxed{42}.\nAnswer: 42\n<answe
 
 
 def tool(spec: str, options: dict[str, Any]) -> Promises:
+    """Its name, description and schema, which arguments it requires, and that calling it is a coroutine."""
     made = make_tool({"tool": spec, **options})
     schema = json_schema(made)["function"]["parameters"]
     required = list(made.parameters.get("required", ()))
@@ -42,6 +45,7 @@ def tool(spec: str, options: dict[str, Any]) -> Promises:
 
 
 def environment(spec: str, options: dict[str, Any]) -> Promises:
+    """Tasks, resets by id that open alike, turns of text with finite rewards, and a trace."""
     env = making.make(spec, options)
     try:
         tasks = env.tasks
@@ -66,6 +70,7 @@ def environment(spec: str, options: dict[str, Any]) -> Promises:
 
 
 def reward(spec: str, options: dict[str, Any]) -> Promises:
+    """It lies in [0, 1], and the same episode earns the same."""
     scores = []
     named = {"reward": spec, **options} if options else spec
     for said in (TURNS[1], "It is \\boxed{41}.", TURNS[1]):
@@ -80,6 +85,7 @@ def reward(spec: str, options: dict[str, Any]) -> Promises:
 
 
 def answer(spec: str, options: dict[str, Any]) -> Promises:
+    """Candidates are (text, position) in the order of the text; an empty text has none."""
     check_style(spec)
     found = list(extractor(spec)(TURNS[1])) if spec != "auto" else []
     return [
@@ -90,6 +96,7 @@ def answer(spec: str, options: dict[str, Any]) -> Promises:
 
 
 def syntax_(spec: str, options: dict[str, Any]) -> Promises:
+    """The same calls whether a turn arrives whole or in pieces, and its own example is read back."""
     made = syntax(spec)
     same = True
     for text in ("plain text", *TURNS, f"{made.how}\n", "<a [b ```c\n" * 3):
@@ -104,6 +111,7 @@ def syntax_(spec: str, options: dict[str, Any]) -> Promises:
 
 
 def layout(spec: str, options: dict[str, Any]) -> Promises:
+    """It says what it reads, and claims no rows that are not its own."""
     made = registry.make("layout", spec, options)
     return [
         ("it says what it reads", isinstance(made.says, str) and bool(made.says)),
@@ -117,19 +125,26 @@ def data(spec: str, options: dict[str, Any]) -> Promises:
     """options: of the component; `what` among them is what stands after its name."""
     options = dict(options)
     what = str(options.pop("what", ""))
-    made = lambda seed: registry.make("data", spec, options, what=what, seed=seed)
-    train, test, other = made(3).tasks("train", 6), made(3).tasks("test", 6), made(4).tasks("train", 6)
-    prompts = lambda tasks: {task.prompt for task in tasks}
+
+    def made(seed: int, side: Side) -> list[Task]:
+        maker: Maker = registry.make("data", spec, options, what=what, seed=seed)
+        return maker.tasks(side, 6)
+
+    def prompts(tasks: Sequence[Task]) -> set[str]:
+        return {task.prompt for task in tasks}
+
+    train, test, other = made(3, "train"), made(3, "test"), made(4, "train")
     return [
         ("it makes as many as are asked for", len(train) == len(test) == 6),
         ("no two are the same", len(prompts(train)) == 6 and len({task.id for task in train}) == 6),
-        ("the same seed makes the same", made(3).tasks("train", 6) == train),
+        ("the same seed makes the same", made(3, "train") == train),
         ("what is held out is never learnt, whatever the seeds", not prompts(test) & (prompts(train) | prompts(other))),
         ("prompts and answers are texts", all(isinstance(t.prompt, str) and isinstance(t.answer, str) for t in train)),
     ]
 
 
 def engine(spec: str, options: dict[str, Any]) -> Promises:
+    """Tokens within the limit with log-probabilities and versions, and one seed gives one sample."""
     return asyncio.run(_engine(spec, options))
 
 
@@ -156,6 +171,7 @@ async def _engine(spec: str, options: dict[str, Any]) -> Promises:
 
 
 def strategy(spec: str, options: dict[str, Any]) -> Promises:
+    """It plays the asked task to a whole `Trajectory`, in which the policy's tokens alone are marked."""
     env = ToolEnv([TASK])
     said = itertools.chain(TURNS, itertools.repeat(TURNS[1]))
     scripted = ScriptedEngine(lambda text: next(said))

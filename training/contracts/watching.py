@@ -16,6 +16,7 @@ CONFIG = {"run": {"steps": 1}}
 
 
 def metric(spec: str, options: dict[str, Any]) -> Promises:
+    """It says numbers, the same of the same trajectories, and bears a batch of none."""
     made = registry.bind("metric", spec, options)
     found, again = (measured({spec: made}, batch()) for _ in range(2))
     return [
@@ -26,6 +27,7 @@ def metric(spec: str, options: dict[str, Any]) -> Promises:
 
 
 def tracker(spec: str, options: dict[str, Any]) -> Promises:
+    """It has `log` and `finish`, and takes two rows and an end."""
     with tempfile.TemporaryDirectory(prefix="solostream-check-") as folder:
         made = registry.make("tracker", spec, options, name="check", folder=Path(folder), config=CONFIG)
         if not callable(getattr(made, "log", None)) or not callable(getattr(made, "finish", None)):
@@ -37,6 +39,7 @@ def tracker(spec: str, options: dict[str, Any]) -> Promises:
 
 
 def callback(spec: str, options: dict[str, Any]) -> Promises:
+    """It hears of start, steps and end, and answers a step with True, False or None."""
     with tempfile.TemporaryDirectory(prefix="solostream-check-") as folder:
         made = observers.callback(spec, options, folder=Path(folder), config=CONFIG)
         observers.tell([made], "on_start", 0)

@@ -56,6 +56,7 @@ class LogprobComputer:
         return _attention(self.model, ATTENTION if self.packed else self.own_attention)
 
     def autocast(self) -> torch.autocast:
+        """bfloat16 arithmetic where the learner's dtype says so; nothing in float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _hidden(self, packed: PackedBatch) -> Tensor:

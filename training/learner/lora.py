@@ -13,7 +13,8 @@ from solostream.training.config.learner import LoraConfig
 
 def wrap(model: Any, config: LoraConfig) -> Any:
     """`model` with fresh adapters; only they are trained. Raises UserError when peft is missing, fits nothing, or
-    would adapt a tied weight."""
+    would adapt a tied weight.
+    """
     try:
         import peft
     except ImportError:

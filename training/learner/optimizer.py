@@ -63,13 +63,16 @@ class Optimizer:
         self.zero()
 
     def zero(self) -> None:
+        """Drop the gradients."""
         for p in self.parameters:
             p.grad = None
 
     def state_dict(self) -> dict[str, Any]:
+        """The step, and the moments of every part, as tensors."""
         return {"step": self.step, "parts": [part.state_dict() for part, _ in self.parts]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self.step = state["step"]
         for (part, _), saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)

@@ -38,6 +38,7 @@ class UpdateMetrics:
         self._first.append((difference.detach(), versions))
 
     def result(self, version: int | None) -> dict[str, float]:
+        """The means, by name. version: the learner's policy, for `mismatch/on_policy_max`; None: without it."""
         out = {name: float(value) / max(self._tokens, 1) for name, value in self._sums.items()}
         if self._first:
             d = torch.cat([x for x, _ in self._first]).double().clamp(-20, 20).cpu().numpy()

@@ -17,6 +17,8 @@ from solostream.training.losses.tokens import Tokens
 
 @runtime_checkable
 class Loss(Protocol):
+    """A policy loss, token by token; `solostream check loss` tries one."""
+
     def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each token [n], and metrics "group/name" as sums over the tokens."""
         ...

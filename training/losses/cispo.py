@@ -22,6 +22,7 @@ class CISPO:
     clip_high: Rate = 0.28
 
     def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """−sg(clipped ρ)·A·log π of each token [n], and sums of `clip/low` and `clip/high`."""
         ratio, a = tokens.log_ratio.detach().exp(), tokens.advantage  # [n], [n]
         weight = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         metrics = {"clip/low": (ratio < weight).sum(), "clip/high": (ratio > weight).sum()}

@@ -49,6 +49,7 @@ class ClipCov:
         return picked
 
     def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """PPO-clip [n], without the gradient of the picked tokens; sums of `clip/*`."""
         loss, metrics = self._ppo()(tokens)
         return torch.where(tokens.picked, loss.detach(), loss), {**metrics, "clip/covariance": tokens.picked.sum()}
 

@@ -24,6 +24,7 @@ class GSPO:
     clip_high: Rate = 4e-4
 
     def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """PPO-clip [n] with the ratio of the whole sequence, its geometric mean a token; sums of `clip/*`."""
         ratio, a = tokens.sequence_mean(tokens.log_ratio).exp(), tokens.advantage  # [n], [n]
         loss = -torch.minimum(ratio * a, ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * a)
         return loss, clip_counts(ratio.detach(), a, self.clip_low, self.clip_high)

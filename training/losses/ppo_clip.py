@@ -31,6 +31,7 @@ class PPOClip:
             raise UserError(f"dual_clip = {self.dual_clip:g} would cut on-policy tokens: above 1, or 0 for none")
 
     def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """The clipped loss of each token [n], bounded for A < 0 (dual clip); sums of `clip/*`."""
         ratio, a = tokens.log_ratio.exp(), tokens.advantage  # [n], [n]
         loss = -torch.minimum(ratio * a, ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * a)
         metrics = clip_counts(ratio.detach(), a, self.clip_low, self.clip_high)

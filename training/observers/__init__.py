@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from solostream import registry
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
-from solostream.evaluation.own_metrics import Value
+from solostream.evaluation.own_metrics import Metric, Value
+from solostream.training.config import Config
 
 HOOKS = ("on_start", "on_step", "on_end")
 
@@ -20,7 +22,8 @@ class RunTracker(Protocol):
         """One row: "phase/metric" -> number, "phase/step" among them."""
         ...
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """The run has ended: send what waits."""
 
 
 class Callback(Protocol):
@@ -45,6 +48,23 @@ def callback(spec: str, options: Mapping[str, Any] | None, **given: Any) -> Any:
     if not any(callable(getattr(made, hook, None)) for hook in HOOKS):
         raise UserError(f"callback '{spec}' made a {type(made).__name__}: it needs one of {', '.join(HOOKS)}")
     return made
+
+
+def metrics(config: Config) -> dict[str, Metric]:
+    """The metrics that `run.metrics` names. Raises UserError."""
+    return {name: registry.bind("metric", name, config.metric.get(name)) for name in config.run.metrics}
+
+
+def callbacks(config: Config, folder: Path) -> list[Any]:
+    """The callbacks that `run.callbacks` names, for the run in `folder`. Raises UserError."""
+    given = {"folder": folder, "config": config.model_dump(mode="json")}
+    return [callback(name, config.callback.get(name), **given) for name in config.run.callbacks]
+
+
+def open_trackers(config: Config, folder: Path) -> list[RunTracker]:
+    """The trackers that `run.trackers` names, opened for the run in `folder`. Raises UserError."""
+    given = {"name": folder.name, "folder": folder, "config": config.model_dump(mode="json")}
+    return [registry.make("tracker", name, config.tracker.get(name), **given) for name in config.run.trackers]
 
 
 def tell(callbacks: Sequence[Any], hook: str, *arguments: Any) -> bool:

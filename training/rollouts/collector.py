@@ -141,7 +141,7 @@ class AsyncCollector:
             self._queued.append(request)
 
     async def close(self) -> None:
-        """Nothing of this collector runs any more."""
+        """Cancel the episodes that are under way; afterwards nothing of this collector runs any more."""
         tasks = [task for _, task in self._flying.values()]
         for task in tasks:
             task.cancel()

@@ -68,9 +68,11 @@ class Episodes:
         return replace(played, reward=(played.reward - low) / (high - low))
 
     def sampling(self, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Sampling:
+        """What one turn is sampled with: its limit in tokens is the environment's."""
         return Sampling(self._config.env.turn_tokens, temperature, top_p, top_k)
 
     async def close(self) -> None:
+        """Close the environments and their sandbox sessions."""
         for environment in self._idle:
             await environment.aclose()
         self._idle.clear()

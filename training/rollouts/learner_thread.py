@@ -13,10 +13,13 @@ T = TypeVar("T")
 
 
 class LearnerThread:
+    """One thread; what is given to it runs in the order in which it was given."""
+
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="learner")
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
+        """What `work` returns or raises, when its turn has come."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
     @asynccontextmanager
@@ -37,4 +40,5 @@ class LearnerThread:
             await waiting
 
     def close(self) -> None:
+        """Wait for what was given, then end the thread."""
         self._pool.shutdown()

@@ -79,6 +79,7 @@ class LockstepCollector:
         self._logged = {t.dispatch.event: t for t in finished}
 
     async def close(self) -> None:
+        """Cancel the batch on its way and wait for it."""
         if self._sampling is not None:
             self._sampling.cancel()
             await asyncio.gather(self._sampling, return_exceptions=True)

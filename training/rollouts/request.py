@@ -18,10 +18,12 @@ class RolloutRequest:
     dispatch: Dispatch
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> RolloutRequest:
+        """The inverse of `to_dict`."""
         return cls(record["task_id"], record["seed"], Dispatch(**record["dispatch"]))
 
 

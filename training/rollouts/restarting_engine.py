@@ -35,6 +35,7 @@ class RestartingEngine:
         self.version = 0
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        """As the engine's. One that fails is opened again with the last weights, and this call raises EngineError."""
         engine = await self._ready()
         try:
             return await engine.generate(prompt_ids, sampling)
@@ -43,10 +44,12 @@ class RestartingEngine:
             raise
 
     async def release(self, key: str) -> None:
+        """As the engine's; nothing where none is open."""
         if self._engine is not None:
             await self._engine.release(key)
 
     async def load_weights(self, weights: Weights, version: int) -> None:
+        """As the engine's. One that fails at it is opened again with these weights."""
         engine = await self._ready()
         self._weights, self.version = weights, version
         try:
@@ -55,6 +58,7 @@ class RestartingEngine:
             await self._replace(engine, error)
 
     async def close(self) -> None:
+        """Close the engine, also one that is just opening."""
         async with self._lock:
             engine, self._engine = self._engine, None
             if self._opening is not None:

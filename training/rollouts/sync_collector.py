@@ -33,10 +33,12 @@ class SyncCollector:
 
     @property
     def counts(self) -> Counter[str]:
+        """Failures by name, since the start of the process."""
         return self._retry.counts
 
     @property
     def busy_s(self) -> float:
+        """Seconds in which episodes ran."""
         return self._busy_s
 
     async def take(self) -> list[Trajectory]:
@@ -58,6 +60,7 @@ class SyncCollector:
         """Nothing is sampled between rounds."""
 
     def advance(self, version: int) -> None:
+        """The learner's policy is now `version`."""
         self.version = version
 
     def finish(self) -> None:
@@ -72,6 +75,7 @@ class SyncCollector:
         self._open = [RolloutRequest.from_dict(record) for record in state["outstanding"]]
 
     async def close(self) -> None:
+        """Cancel the round that is under way and wait for it."""
         if self._episodes is not None:
             self._episodes.cancel()
             await asyncio.gather(self._episodes, return_exceptions=True)

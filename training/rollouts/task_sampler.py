@@ -30,7 +30,8 @@ class Sampler(Protocol):
         """Plain JSON types, without the tracker's."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict` that went through JSON: the same draws follow."""
 
 
 class Prioritized:
@@ -50,6 +51,7 @@ class Prioritized:
         self._random = random.Random(seed)
 
     def next(self) -> str:
+        """A task drawn by its weight, by rejection: the tracker is read only for the candidates."""
         while True:
             task_id = self._random.choice(self.task_ids)
             (weight,) = self.tracker.weights([task_id], self.epsilon)
@@ -57,9 +59,11 @@ class Prioritized:
                 return task_id
 
     def state_dict(self) -> dict[str, Any]:
+        """The state of its random numbers."""
         return {"random": _state(self._random)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         _restore(self._random, state["random"])
 
 
@@ -72,12 +76,14 @@ class Uniform:
         self._pass: list[int] = []  # places still to come in this pass, the next one last
 
     def next(self) -> str:
+        """The next task of a random pass over all; then another pass."""
         if not self._pass:
             self._pass = list(range(len(self.task_ids)))
             self._random.shuffle(self._pass)
         return self.task_ids[self._pass.pop()]
 
     def state_dict(self) -> dict[str, Any]:
+        """The state of its random numbers, and what is left of the pass."""
         return {"random": _state(self._random), "pass": list(self._pass)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ class DirectAnswer:
         self.version, self._engine, self._opening = engine.version, engine, list(opening)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        """The engine's turn behind the given opening, whose tokens count as the policy's with log-probability 0."""
         rest = await self._engine.generate([*prompt_ids, *self._opening], sampling)
         n = len(self._opening)
         return Generation(
@@ -42,12 +43,15 @@ class DirectAnswer:
         )
 
     async def release(self, key: str) -> None:
+        """As the engine's."""
         await self._engine.release(key)
 
     async def load_weights(self, weights: Weights, version: int) -> None:
+        """As the engine's."""
         await self._engine.load_weights(weights, version)
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """The engine is not its own: nothing to close."""
 
 
 class Validation:
@@ -65,6 +69,7 @@ class Validation:
         return len(self._tasks) * (self._config.eval.samples + self._config.eval.greedy)
 
     async def scores(self, advance: Callable[[], None]) -> Scores:
+        """Play every problem as configured, sampled and greedy. advance: called after each episode."""
         e = self._config.eval
         sampled, greedy = await asyncio.gather(
             self._play(self._episodes.sampling(e.temperature), e.samples, advance),

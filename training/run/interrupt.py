@@ -29,6 +29,7 @@ class Interrupt:
 
     @property
     def asked(self) -> bool:
+        """Whether somebody asked the run to stop."""
         return self._event.is_set()
 
     @contextmanager

@@ -66,6 +66,7 @@ class MetricLogger:
         self._board.add_event(self._event(wall_time=row["time"], step=row["step"], summary=self._summary(value=values)))
 
     def close(self) -> None:
+        """Close the files and finish the trackers."""
         self._file.close()
         self._board.close()
         for other in self._others:

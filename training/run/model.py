@@ -1,7 +1,7 @@
-"""The policy's weights and tokenizer: a small Qwen3 built from the config, or any Hugging Face id or local path.
+r"""The policy's weights and tokenizer: a small Qwen3 built from the config, or any Hugging Face id or local path.
 
 The built tokenizer is a byte-level BPE with single digits (operands are copied digit by digit) and with the pieces of
-the tool protocol (code fences, `\\boxed{`) as single tokens. Its chat template is ChatML with a `tool` role.
+the tool protocol (code fences, `\boxed{`) as single tokens. Its chat template is ChatML with a `tool` role.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ class ProgressBar:
         self._task = bars.add_task(title, total=total, completed=done, note="") if bars else None
 
     def advance(self, metrics: Mapping[str, Value] | None = None, by: int = 1) -> None:
+        """`by` units are done; `metrics` are shown beside them (see `SHOWN`)."""
         self._done += by
         note = note_of(metrics or {})
         if self._bars is not None and self._task is not None:
@@ -62,6 +63,7 @@ class ProgressDisplay:
         self._bars: Progress | None = None
 
     def say(self, text: str) -> None:
+        """One line of plain text, above the bars."""
         self.console.print(text, markup=False)
 
     @contextmanager

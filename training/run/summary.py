@@ -29,6 +29,7 @@ class Scores:
 
 
 def scores(sampled: Sequence[Trajectory], greedy: Sequence[Trajectory]) -> Scores:
+    """What the held-out episodes come to. greedy: may be empty; then there is no greedy accuracy."""
     calls = [t.first_call_token for t in sampled if t.first_call_token is not None]
     runs = [e.ok for t in sampled for turn in t.turns for e in turn.executions if e is not None]
     return Scores(

@@ -90,18 +90,8 @@ class Trainer:
         view = self.view
         self._advantage, self._sampler, self._rollout, self._engine = advantage, sampler, rollout, engine
         self.loss = loss or registry.make("loss", config.learner.loss, config.loss.get(config.learner.loss))
-        self._metrics = {
-            **{name: registry.bind("metric", name, config.metric.get(name)) for name in config.run.metrics},
-            **metrics,
-        }
-        written = config.model_dump(mode="json")
-        self._callbacks = [
-            *(
-                observers.callback(c, config.callback.get(c), folder=folder, config=written)
-                for c in config.run.callbacks
-            ),
-            *callbacks,
-        ]
+        self._metrics = {**observers.metrics(config), **metrics}
+        self._callbacks = [*observers.callbacks(config, folder), *callbacks]
         for name in config.run.trackers:
             registry.load("tracker", name)
         self._trackers = list(trackers)
@@ -187,8 +177,7 @@ class Trainer:
         (self.folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         provenance.write(self.folder, seed=config.run.seed)
         self.interrupt = Interrupt()
-        given = {"name": self.folder.name, "folder": self.folder, "config": config.model_dump(mode="json")}
-        opened = [registry.make("tracker", name, config.tracker.get(name), **given) for name in config.run.trackers]
+        opened = observers.open_trackers(config, self.folder)
         self.logger = MetricLogger(self.folder, trackers=[*opened, *self._trackers])
         self.logger.keep(self._is_behind)
         self.episodes = Episodes(config, parts, Tasks((*parts.train, *parts.test)), play=self._rollout)
@@ -321,7 +310,7 @@ class Trainer:
         metrics |= {
             "time/step_s": spent,
             "time/tokens_per_s": sum(t.n_action_tokens for t in batch) / spent,
-            "idle/learner": (waited + metrics["time/wait_s"]) / spent,
+            "idle/learner": (waited + (metrics["time/wait_s"] or 0.0)) / spent,
             "idle/rollout": max(0.0, 1 - (rl.pipeline.busy_s - busy) / spent),
         }
         self.logger.log("rl", rl.step, metrics)

@@ -105,12 +105,16 @@ class Script:
         self._next = 0
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        """The next text of the script, whatever the prompt. Raises IndexError after the last."""
         ids = self._turns[self._next]
         self._next += 1
         return Generation(ids, [0.0] * len(ids), [0] * len(ids), "stop")
 
-    async def release(self, key: str) -> None: ...
+    async def release(self, key: str) -> None:
+        """Nothing is kept for an episode."""
 
-    async def load_weights(self, weights: Weights, version: int) -> None: ...
+    async def load_weights(self, weights: Weights, version: int) -> None:
+        """A script has no weights."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """There is nothing to close."""

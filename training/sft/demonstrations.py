@@ -26,10 +26,12 @@ FILLERS = (
 
 
 def fence(code: str) -> str:
+    """Code as the environment's default syntax has it."""
     return f"```python\n{code}\n```\n"
 
 
 def boxed(answer: object) -> str:
+    """An answer as the default answer style has it."""
     return f"\\boxed{{{answer}}}"
 
 

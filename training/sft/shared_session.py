@@ -31,6 +31,7 @@ class SharedSession:
         self.claims: frozenset[Claim] = sandbox.claims - {"sessions"}
 
     async def open(self) -> Session:
+        """A view of the shared session; after `EPISODES` of them it is a new one. Raises SandboxError."""
         async with self._lock:
             if self._session is None or self._opened == EPISODES:
                 # Episodes that are still at the old session finish there; closing the sandbox ends it.
@@ -48,6 +49,7 @@ class SharedSession:
             self._session = None
 
     async def close(self) -> None:
+        """Close the sandbox, and with it every session."""
         await self._sandbox.close()
 
 

@@ -76,6 +76,7 @@ class TraceSet:
 
     @property
     def steps(self) -> int:
+        """Supervised steps: as configured, else one pass over the traces."""
         c = self._config.cold_start
         return c.steps or -(-len(self._train) // c.batch)
 

@@ -38,9 +38,11 @@ class Scale:
         self.low, self.high, self._start, self._end = low, high, start, end
 
     def __call__(self, value: float) -> float:
+        """The pixel of a value, to two decimals."""
         return round(self._start + (value - self.low) / (self.high - self.low) * (self._end - self._start), 2)
 
     def ticks(self, most: int = 6) -> list[float]:
+        """Round values in the range: at most about `most`, at steps of 1, 2, 2.5 or 5 times a power of ten."""
         rough = (self.high - self.low) / most
         power = 10 ** math.floor(math.log10(rough))
         step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough - 1e-12)

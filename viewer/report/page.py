@@ -45,10 +45,12 @@ def section(title: str, *inside: str, note: str = "") -> str:
 
 
 def grid(cards: Iterable[str]) -> str:
+    """Cards beside each other. They are HTML."""
     return f'<div class="grid">{"".join(cards)}</div>'
 
 
 def card(title: str, inside: str, note: str = "", wide: bool = False) -> str:
+    """A titled box. `inside` is HTML; `title` and `note` are text. wide: over the whole grid."""
     about = f"<p>{escape(note)}</p>" if note else ""
     return f'<div class="card{" wide" if wide else ""}"><h3>{escape(title)}</h3>{about}{inside}</div>'
 
@@ -83,11 +85,12 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], links: dict[st
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """For people: 1,234 · 0.125 · –"""
+    """For people: "1,234", "0.125", and a dash for None."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if value == int(value) else f"{value:,.{digits}f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
 def percent(value: float | None) -> str:
+    """A share in percent with one decimal; a dash for None."""
     return "–" if value is None else f"{100 * value:.1f} %"

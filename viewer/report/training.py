@@ -59,6 +59,7 @@ class Attempts:
 
     @property
     def reward(self) -> float:
+        """Mean reward of all attempts."""
         return fmean(s.reward for s in self.seen)
 
     @property
@@ -69,6 +70,7 @@ class Attempts:
 
     @property
     def sandbox_s(self) -> float:
+        """Mean seconds in the sandbox of an attempt."""
         return fmean(s.sandbox_s for s in self.seen)
 
 

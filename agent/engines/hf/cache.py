@@ -71,6 +71,7 @@ class SlotCache:
 
     @property
     def bin_column(self) -> int:
+        """The last column of every slot, where padding writes: nothing attends to it."""
         return self.columns - 1
 
     def grow(self, columns: int) -> None:

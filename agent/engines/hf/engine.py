@@ -133,6 +133,7 @@ class HFEngine:
             raise
 
     async def release(self, key: str) -> None:
+        """The episode's cache slot becomes free; unknown keys are passed over."""
         slot = self._idle.pop(key, None)
         if slot is not None:
             self._free.append(slot)
@@ -145,6 +146,7 @@ class HFEngine:
         await done
 
     async def close(self) -> None:
+        """End the driver; requests that still wait raise EngineError."""
         self._broken = self._broken or "the engine is closed"
         if self._driver is not None and not self._driver.done():
             self._driver.cancel()

@@ -90,6 +90,7 @@ class LeanForward:
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
+        """Whether this code computes the model, and it is small enough (`SMALL`) for fused weights to pay."""
         config: Any = model.config
         rope = getattr(config, "rope_parameters", None) or {}
         return (
@@ -179,8 +180,11 @@ def _fuse(linears: list[Any], gain: Tensor | None = None) -> tuple[Tensor, Tenso
 def _whole(layer: Any) -> Tensor:
     """The layer's weight, with what peft's adapters add to it."""
     if hasattr(layer, "base_layer") and hasattr(layer, "get_delta_weight"):
-        return layer.base_layer.weight + layer.get_delta_weight("default").to(layer.base_layer.weight.dtype)
-    return layer.weight
+        base: Tensor = layer.base_layer.weight
+        added: Tensor = layer.get_delta_weight("default")
+        return base + added.to(base.dtype)
+    weight: Tensor = layer.weight
+    return weight
 
 
 def _rotate_half(x: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ SIZE = 256  # problems where nobody says how many
 
 
 class Maker(Protocol):
+    """Makes problems, from its options alone: of the registry's kind "data"."""
+
     def tasks(self, side: Side, n: int) -> list[Task]:
         """`n` problems, the same each time. Raises UserError where there are not as many."""
 

@@ -85,7 +85,7 @@ class ReasoningGym:
             raise UserError(f"reasoning-gym's {kind} refuses its configuration {own}: {error}") from None
 
     def _weighted(self, what: str) -> dict[str, float]:
-        """ "chain_sum=2,gcd" -> {"chain_sum": 2.0, "gcd": 1.0}. Raises UserError."""
+        """Of "chain_sum=2,gcd" {"chain_sum": 2.0, "gcd": 1.0}. Raises UserError."""
         found: dict[str, float] = {}
         for part in filter(None, (part.strip() for part in what.split(","))):
             kind, equals, weight = part.partition("=")

@@ -29,21 +29,29 @@ def _has_answer(row: Mapping[str, Any]) -> bool:
 
 
 class Trl:
+    """TRL's standard form: `prompt` is text."""
+
     says = f"prompt, the answer from one of {', '.join(ANSWERS)}, completion"
 
     def matches(self, row: Mapping[str, Any]) -> bool:
+        """A text `prompt`, and an answer under a name that TRL's examples use."""
         return isinstance(row.get("prompt"), str) and _has_answer(row)
 
     def fields(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The prompt and the answer as they are. Raises ValueError for a completion of several messages."""
         return {"prompt": row.get("prompt"), "answer": _answer(row), "id": row.get("id")}
 
 
 class Conversational:
+    """TRL's conversational form: `prompt` is a list of messages."""
+
     says = f"the user's message of prompt, the answer from one of {', '.join(ANSWERS)}, completion"
 
     def matches(self, row: Mapping[str, Any]) -> bool:
+        """A list of messages under `prompt`, and an answer under a name that TRL's examples use."""
         return is_chat(row.get("prompt")) and _has_answer(row)
 
     def fields(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The user's one message and the answer. Raises ValueError for a conversation of several turns."""
         prompt = question(row["prompt"], "prompt") if is_chat(row.get("prompt")) else None
         return {"prompt": prompt, "answer": _answer(row), "id": row.get("id")}

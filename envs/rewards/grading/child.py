@@ -64,11 +64,13 @@ class Worker:
         its.close()
 
     def ask(self, comparison: Comparison) -> None:
+        """Send it the comparison. One that died meanwhile is seen by the server, as the end of its socket."""
         self.comparison = comparison
         with suppress(BrokenPipeError):
             self.socket.sendall(json.dumps(comparison.question).encode() + b"\n")
 
     def end(self) -> None:
+        """Kill and reap it."""
         self.socket.close()
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
@@ -107,6 +109,7 @@ class Server:
         self._unread = b""
 
     def run(self) -> None:
+        """Serve until standard input ends, then end the workers."""
         try:
             while self.step():
                 pass

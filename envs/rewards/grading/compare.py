@@ -88,10 +88,8 @@ def _same(gold: Node, answer: Node, rules: Rules) -> str | None:
         return _same_atoms(gold, answer, rules)
     if gold.kind == "matrix" or answer.kind == "matrix" or "Matrix" in answer.text:
         return _same_matrices(gold, answer, rules)
-    if gold.kind == answer.kind == "ratio":
-        return _same_ratios(gold, answer, rules)
     if "ratio" in (gold.kind, answer.kind):
-        return None
+        return _same_ratios(gold, answer, rules) if gold.kind == answer.kind else None
     if "relation" in (gold.kind, answer.kind):
         one, other = _as_relation(gold), _as_relation(answer)
         if one.kind == other.kind == "relation" and (rule := _same_relations(one, other, rules)):

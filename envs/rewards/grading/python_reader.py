@@ -118,6 +118,17 @@ _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.BitAnd: lambda a, b: sympy.And(a, b),
     ast.BitOr: lambda a, b: sympy.Or(a, b),
 }
+_SIGNS: dict[type[ast.AST], Callable[[Any], Any]] = {
+    ast.USub: lambda a: -a,
+    ast.UAdd: lambda a: a,
+    ast.Not: lambda a: sympy.Not(a),
+    ast.Invert: lambda a: sympy.Not(a),
+}
+_COLLECTIONS: dict[type[ast.AST], Callable[..., Any]] = {
+    ast.Tuple: lambda *elements: sympy.Tuple(*elements),
+    ast.List: lambda *elements: list(elements),
+    ast.Set: lambda *elements: sympy.FiniteSet(*elements),
+}
 _COMPARISONS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Lt: lambda a, b: sympy.Lt(a, b),
     ast.LtE: lambda a, b: sympy.Le(a, b),
@@ -160,24 +171,16 @@ def _value(node: ast.AST) -> Any:
             return _name(name)
         case ast.Attribute(value=ast.Name(id=module), attr=name) if module in _MODULES:
             return _name(name)
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_value(operand)
-        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-            return _value(operand)
-        case ast.UnaryOp(op=ast.Not() | ast.Invert(), operand=operand):
-            return sympy.Not(_value(operand))
+        case ast.UnaryOp(op=op, operand=operand):
+            return _SIGNS[type(op)](_value(operand))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_value(left), _value(right))
         case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARISONS for op in ops):
             terms = [_value(term) for term in (left, *others)]
             pairs = zip(terms, ops, terms[1:], strict=False)
             return sympy.And(*(_COMPARISONS[type(op)](a, b) for a, op, b in pairs))
-        case ast.Tuple(elts=elements):
-            return sympy.Tuple(*map(_value, elements))
-        case ast.List(elts=elements):
-            return [_value(element) for element in elements]
-        case ast.Set(elts=elements):
-            return sympy.FiniteSet(*map(_value, elements))
+        case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Set(elts=elements):
+            return _COLLECTIONS[type(node)](*map(_value, elements))
         case ast.Call(func=function, args=args, keywords=keywords):
             return _call(function, args, keywords)
     raise Unreadable(ast.dump(node)[:80])

@@ -36,6 +36,7 @@ class Node:
 
     @property
     def number(self) -> Number | None:
+        """The number that it is, without its unit; None where it is none."""
         return self.measure.number if self.measure else None
 
 
@@ -147,7 +148,7 @@ def _several(text: str, items: int, depth: int) -> Node | None:
 
 
 def _measured_thousands(text: str) -> bool:
-    """`1,250 dollars`, `\\$ 1,250`, `-1,250x`: every comma groups digits."""
+    r"""`1,250 dollars`, `\$ 1,250`, `-1,250x`: every comma groups digits."""
     return _COMMA_GROUP.sub("", text).count(",") == 0
 
 

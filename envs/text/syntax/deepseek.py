@@ -1,4 +1,4 @@
-"""DeepSeek: calls between special tokens, in the three shapes of its releases.
+r"""DeepSeek: calls between special tokens, in the three shapes of its releases.
 
 V3 and R1:  <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\n```json\n{…}\n```<｜tool▁call▁end｜>…
 V3.1:       <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{…}<｜tool▁call▁end｜><｜tool▁calls▁end｜>
@@ -29,7 +29,7 @@ _PARAMETER = re.compile(
 
 
 class DeepSeek:
-    """<｜tool▁calls▁begin｜>…<｜tool▁calls▁end｜>"""
+    """Calls as `<｜tool▁calls▁begin｜>…<｜tool▁calls▁end｜>`."""
 
     name = "deepseek"
     how = (
@@ -43,10 +43,12 @@ class DeepSeek:
     marks = ("<｜tool▁call",)
 
     def enter(self, match: re.Match[str]) -> Block:
+        """Always a call; which of the two forms opened it says what closes it."""
         closer = _END if match.group() == _BEGIN else _DSML_END
         return Block("call", match.start(), match.end(), match.end(), {"closer": closer})
 
     def end(self, text: str, block: Block, final: bool) -> Span | None:
+        """The form's closing token; the end of the turn where a whole call stands right before it."""
         closer = block.notes["closer"]
         at = text.find(closer, block.resume)
         if at >= 0:
@@ -57,6 +59,7 @@ class DeepSeek:
         return (len(text), len(text)) if final and text.rstrip().endswith(whole) else None
 
     def calls(self, body: str, block: Block) -> list[Call]:
+        """All calls between the tokens: V3's name and JSON, or the `invoke` elements of V3.2's DSML."""
         if block.notes["closer"] == _DSML_END:
             invoked = [_invoked(match) for match in _INVOKE.finditer(body)]
             return invoked or [Call("", {"raw": body}, "no whole <｜DSML｜invoke>")]

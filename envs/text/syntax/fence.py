@@ -27,7 +27,7 @@ _REST = {quote: re.compile(rf"\\.|{quote}", re.DOTALL) for quote in ('"""', "'''
 
 
 class Fence:
-    """```python … ```"""
+    """Code as ```python … ``` over several lines."""
 
     name = "fence"
     how = "To run Python, write a block that starts with a line ```python and ends with a line ```."
@@ -42,6 +42,7 @@ class Fence:
     marks = ()
 
     def enter(self, match: re.Match[str]) -> Block | None:
+        """A call where the info string says Python, else text that may hold backticks. None: an inline run of them."""
         ticks, info = match["fence_ticks"], match["fence_info"].rstrip("\r")
         python = _PYTHON.fullmatch(info) is not None
         inline = match["fence_line"] is None
@@ -52,6 +53,7 @@ class Fence:
         return Block("call" if python else "text", match.start(), match.end(), match.end(), notes)
 
     def end(self, text: str, block: Block, final: bool) -> Span | None:
+        """Ticks as many as opened it that end a line; a block without a language ends where Python begins."""
         notes = block.notes
         for found in _closers(notes["ticks"], final).finditer(text, block.resume):
             if (interrupted := self._interrupted(text, block, found.start())) is not None:
@@ -81,6 +83,7 @@ class Fence:
         return found.start(), found.start()
 
     def calls(self, body: str, block: Block) -> list[Call]:
+        """The code, without common indentation and the marks of a quotation."""
         lines = body.split("\n")
         if body.strip() and all(line.lstrip().startswith(">") for line in lines if line.strip()):  # a quotation
             lines = [re.sub(r"^[ \t]*> ?", "", line) for line in lines]

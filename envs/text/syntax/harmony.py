@@ -21,7 +21,7 @@ _RECIPIENT = re.compile(r"\bto=([\w.-]+)")
 
 
 class Harmony:
-    """<|channel|>commentary to=functions.python<|message|>{…}<|call|>"""
+    """Calls as `<|channel|>commentary to=functions.python<|message|>{…}<|call|>`."""
 
     name = "harmony"
     how = (
@@ -43,6 +43,7 @@ class Harmony:
     marks = ("<|channel|>", "<|message|>")
 
     def enter(self, match: re.Match[str]) -> Block:
+        """A message of one channel: a call where it has a recipient, a thought in `analysis`, else text."""
         head = f"{match['harmony_role'] or ''} {match['harmony_head']}"
         recipient = _RECIPIENT.search(head)
         to = recipient[1] if recipient and recipient[1] not in ("all", "user", "assistant") else ""
@@ -53,6 +54,7 @@ class Harmony:
         return Block("thought" if match["harmony_head"].split()[:1] == ["analysis"] else "text", *where)
 
     def end(self, text: str, block: Block, final: bool) -> Span | None:
+        """The end token of the message, or the start of the next; what is said aloud is no block at all."""
         if block.kind == "text":  # what is said aloud: the next message begins by itself
             return block.body, block.body
         found = _END.search(text, block.resume)
@@ -62,6 +64,7 @@ class Harmony:
         return (len(text), len(text)) if final and block.kind == "call" else None  # the engine keeps <|call|> to itself
 
     def calls(self, body: str, block: Block) -> list[Call]:
+        """Raw code to `python`, JSON arguments to `functions.NAME`."""
         name = block.notes["to"].removeprefix("functions.")
         if name == "python" and block.notes["code"] and not body.lstrip().startswith("{"):
             return code_call(body)

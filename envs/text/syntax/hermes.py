@@ -15,7 +15,7 @@ _CLOSER = "</tool_call>"
 
 
 class Hermes:
-    """<tool_call>{"name": …}</tool_call>"""
+    """Calls as `<tool_call>{"name": …}</tool_call>`."""
 
     name = "hermes"
     how = 'To call a tool, write <tool_call>{"name": …, "arguments": {…}}</tool_call>.'
@@ -26,13 +26,16 @@ class Hermes:
     marks = ("<tool_call>",)
 
     def enter(self, match: re.Match[str]) -> Block:
+        """Always a call: `<tool_call>` opens nothing else."""
         return Block("call", match.start(), match.end(), match.end())
 
     def end(self, text: str, block: Block, final: bool) -> Span | None:
+        """`</tool_call>` outside JSON strings; where the turn ends without one, the first inside."""
         found = outside_strings(text, block, _CLOSER)
         if found is None and final and (at := text.find(_CLOSER, block.body)) >= 0:
             return at, at + len(_CLOSER)
         return found
 
     def calls(self, body: str, block: Block) -> list[Call]:
+        """The JSON objects of the body, one a call."""
         return calls(body)

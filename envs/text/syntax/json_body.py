@@ -166,6 +166,7 @@ def arguments(name: str, given: Any, body: str) -> Call:
 
 
 def looks_like_call(record: Any) -> bool:
+    """Whether a JSON value has the fields of a call: a name and arguments, or OpenAI's `function`."""
     return isinstance(record, dict) and (
         "function" in record or ("name" in record and ("arguments" in record or "parameters" in record))
     )

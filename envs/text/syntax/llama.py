@@ -19,7 +19,7 @@ _BUILT_IN = re.compile(r"\s*(\w+)\.call(?=\()")
 
 
 class Llama:
-    """<|python_tag|>print(1)<|eom_id|>"""
+    """Calls as `<|python_tag|>print(1)<|eom_id|>`."""
 
     name = "llama"
     how = 'To run Python, write <|python_tag|> and the code; to call a tool, {"name": …, "parameters": {…}}.'
@@ -30,11 +30,13 @@ class Llama:
     marks = ("<|python_tag|>",)
 
     def enter(self, match: re.Match[str]) -> Block:
+        """A call, by the tag of the built-in tools or as a bare JSON object."""
         if match["llama_json"]:
             return json_block(match.start("llama_json"))
         return Block("call", match.start(), match.end(), match.end(), {"tag": True})
 
     def end(self, text: str, block: Block, final: bool) -> Span | None:
+        """The tag's end token, or the end of the balanced JSON."""
         if "tag" not in block.notes:
             at = balanced(text, block)
             return None if at is None else (at, at)
@@ -44,6 +46,7 @@ class Llama:
         return (len(text), len(text)) if final else None
 
     def calls(self, body: str, block: Block) -> list[Call]:
+        """Behind the tag code, JSON calls or `tool.call(…)`; else the JSON object of the line."""
         if "tag" not in block.notes:
             return line_calls(body)
         if body.lstrip().startswith(("{", "[")):

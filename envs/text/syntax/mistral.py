@@ -13,7 +13,7 @@ _NAME = re.compile(r"\s*([\w.-]{1,200})\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\])?
 
 
 class Mistral:
-    """[TOOL_CALLS]python[ARGS]{"code": …}"""
+    """Calls as `[TOOL_CALLS]python[ARGS]{"code": …}`."""
 
     name = "mistral"
     how = 'To call a tool, write [TOOL_CALLS][{"name": …, "arguments": {…}}].'
@@ -24,9 +24,11 @@ class Mistral:
     marks = (_TAG,)
 
     def enter(self, match: re.Match[str]) -> Block:
+        """Always a call: `[TOOL_CALLS]` opens nothing else."""
         return Block("call", match.start(), match.end(), match.end())
 
     def end(self, text: str, block: Block, final: bool) -> Span | None:
+        """The end of the JSON behind the token; several calls may stand in one list."""
         notes = block.notes
         if "json" not in notes:
             found = _JSON.search(text, block.resume)
@@ -39,6 +41,7 @@ class Mistral:
         return None if at is None else (at, at)
 
     def calls(self, body: str, block: Block) -> list[Call]:
+        """A list of calls, or NAME[ARGS]{…} with the arguments of one."""
         named = _NAME.match(body)
         if named is None:
             return calls(body)

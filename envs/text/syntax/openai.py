@@ -14,7 +14,7 @@ PARTIAL = r'^[ \t]{0,32}(?:\[\s{0,32})?(?:\{\s{0,32}(?:["\']\w{0,10})?)?'
 
 
 class OpenAI:
-    """{"name": …, "arguments": {…}}"""
+    """Calls as `{"name": …, "arguments": {…}}` on a line of their own."""
 
     name = "openai"
     how = 'To call a tool, write on a line of its own {"name": …, "arguments": {…}}.'
@@ -25,17 +25,21 @@ class OpenAI:
     marks = ()
 
     def enter(self, match: re.Match[str]) -> Block:
+        """A call that begins with the object's first brace."""
         return json_block(match.start("openai_json"))
 
     def end(self, text: str, block: Block, final: bool) -> Span | None:
+        """The end of the balanced JSON."""
         at = balanced(text, block)
         return None if at is None else (at, at)
 
     def calls(self, body: str, block: Block) -> list[Call]:
+        """The call of the object; none where it is other JSON."""
         return line_calls(body)
 
 
 def json_block(start: int) -> Block:
+    """A call whose body begins at `start`, with the JSON's first brace."""
     return Block("call", start, start, start)
 
 

@@ -18,7 +18,7 @@ _MARK = re.compile(r"\\.|\"\"\"|'''|[\"'()\[\]{}\n]", re.DOTALL)
 
 
 class Pythonic:
-    """[python(code="print(1)")]"""
+    """Calls as `[python(code="print(1)")]`."""
 
     name = "pythonic"
     how = 'To call a tool, write a list on a line of its own: [NAME(ARGUMENT="VALUE")].'
@@ -32,10 +32,12 @@ class Pythonic:
     marks = ("[func_name1(params_name1=",)
 
     def enter(self, match: re.Match[str]) -> Block:
+        """A call that begins with the list's bracket."""
         start = match.start("pythonic_list")
         return Block("call", start, start, start, {"depth": 0, "quote": ""})
 
     def end(self, text: str, block: Block, final: bool) -> Span | None:
+        """The bracket that closes the list, outside strings."""
         notes = block.notes
         for mark in _MARK.finditer(text, block.resume):
             symbol = mark.group()
@@ -53,6 +55,7 @@ class Pythonic:
         return None
 
     def calls(self, body: str, block: Block) -> list[Call]:
+        """The calls of the list, read as Python: literals as arguments, nothing is evaluated."""
         return expression_calls(body)
 
 

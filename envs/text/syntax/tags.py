@@ -39,12 +39,12 @@ class _Tag:
 
 
 def code() -> _Tag:
-    """<code> … </code>"""
+    """Code as `<code> … </code>`."""
     return _Tag("code", "code")
 
 
 class ReTool(_Tag):
-    """<code> … </code>, answered by <interpreter> … </interpreter>"""
+    """Code as `<code> … </code>`, answered by `<interpreter> … </interpreter>`."""
 
     output = "<interpreter>\n{}\n</interpreter>"  # around what the policy sees of a call
 
@@ -54,5 +54,5 @@ class ReTool(_Tag):
 
 
 def python() -> _Tag:
-    """<python> … </python>"""
+    """Code as `<python> … </python>`."""
     return _Tag("python", "python")

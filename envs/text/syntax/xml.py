@@ -25,7 +25,7 @@ _GLM_NAME = re.compile(r"\s*([\w.-]{1,200})\s*(?:<arg_key>|\Z)")
 
 
 class QwenXML:
-    """<tool_call><function=python><parameter=code>…"""
+    """Calls as `<tool_call><function=python><parameter=code>…`."""
 
     name = "qwen_xml"
     how = (
@@ -39,18 +39,21 @@ class QwenXML:
     marks = ("<tool_call>", "<function=", "<parameter=")
 
     def enter(self, match: re.Match[str]) -> Block:
+        """A call, by `<tool_call>` or by a bare `<function=…>`, as the models sometimes write."""
         bare = match.group() != "<tool_call>"
         body = match.start() if bare else match.end()
         notes = {"closer": "</function>" if bare else "</tool_call>"}
         return Block("call", match.start(), body, match.end(), notes)
 
     def end(self, text: str, block: Block, final: bool) -> Span | None:
+        """The closing tag outside parameters, whose values are raw text."""
         found = _outside(text, block, block.notes["closer"], "<parameter=", "</parameter>", final)
         if found and block.notes["closer"] == "</function>":
             return found[1], found[1]
         return found
 
     def calls(self, body: str, block: Block) -> list[Call]:
+        """One call a `<function=NAME>` that does not stand inside a parameter."""
         functions, inside = [], False
         for mark in re.finditer(r"<(/?)parameter[=>]|<function=[^>\n]{1,200}>", body):
             if mark.group().startswith("<function="):
@@ -82,7 +85,7 @@ def _unwrapped(value: str) -> str:
 
 
 class GLM:
-    """<tool_call>python<arg_key>code</arg_key><arg_value>…"""
+    """Calls as `<tool_call>python<arg_key>code</arg_key><arg_value>…`."""
 
     name = "glm"
     how = (
@@ -96,12 +99,15 @@ class GLM:
     marks = ("<tool_call>", "<arg_key>")
 
     def enter(self, match: re.Match[str]) -> Block:
+        """Always a call: `<tool_call>` opens nothing else."""
         return Block("call", match.start(), match.end(), match.end())
 
     def end(self, text: str, block: Block, final: bool) -> Span | None:
+        """The closing tag outside `<arg_value>`, whose content is raw text."""
         return _outside(text, block, "</tool_call>", "<arg_value>", "</arg_value>", final)
 
     def calls(self, body: str, block: Block) -> list[Call]:
+        """The name, and the pairs of `<arg_key>` and `<arg_value>`; text between them is an error."""
         named = _GLM_NAME.match(body)
         if named is None:
             return [Call("", {"raw": body}, "no tool's name before <arg_key>")]

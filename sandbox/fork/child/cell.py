@@ -1,5 +1,6 @@
 """One piece of code, run as a notebook runs a cell: its last expression is the result, `await` works at the top level,
-`_` is the result before, and `inspect` finds the source of what was defined."""
+`_` is the result before, and `inspect` finds the source of what was defined.
+"""
 
 from __future__ import annotations
 

@@ -36,6 +36,7 @@ def _checked(value: int, *names: object) -> int:
 
 
 def syscall(number: int, *args: object) -> int:
+    """A system call that the C library has no function for; its result. Raises OSError."""
     return _checked(_libc.syscall(ctypes.c_long(number), *args), "system call", number)
 
 
@@ -47,13 +48,14 @@ class Calls:
     """
 
     def __init__(self) -> None:
-        self._calls: list[tuple[Any, tuple, ctypes.c_int | None, bool, str]] = []
+        self._calls: list[tuple[Any, tuple[object, ...], ctypes.c_int | None, bool, str]] = []
 
     def add(self, name: str, *args: object, into: ctypes.c_int | None = None, needed: bool = True) -> None:
         """`into` takes the result: an argument of later calls. One that is not `needed` may fail."""
         self._calls.append((getattr(_libc, name), args, into, needed, name))
 
     def add_syscall(self, number: int, *args: object, into: ctypes.c_int | None = None) -> None:
+        """As `add`, for a system call that the C library has no function for."""
         self.add("syscall", ctypes.c_long(number), *args, into=into)
 
     def add_write(self, folder: int | ctypes.c_int, path: str, text: str, needed: bool = True) -> None:
@@ -64,6 +66,7 @@ class Calls:
         self.add("close", fd, needed=needed)
 
     def add_mount(self, source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+        """As the function of that name."""
         self.add("mount", *_mounting(source, target, kind, flags, data))
 
     def make(self) -> None:
@@ -77,7 +80,7 @@ class Calls:
 
 
 def fork() -> int:
-    """fork() of the C library without Python's after-fork hooks.
+    """The C library's own, without Python's after-fork hooks.
 
     For a single-threaded parent they have nothing to repair (no lock can be held by a thread that is gone), and they
     write to 200 pages that child and parent then no longer share, a fifth of a session's cost. What they would have
@@ -87,14 +90,17 @@ def fork() -> int:
 
 
 def unshare(flags: int) -> None:
+    """Enter new namespaces of the kinds in `flags` (CLONE_NEW…). Raises OSError."""
     _checked(_libc.unshare(flags), "unshare", hex(flags))
 
 
 def setns(fd: int, kind: int) -> None:
+    """Enter the namespace that `fd` refers to, which is of `kind`. Raises OSError."""
     _checked(_libc.setns(fd, kind), "setns")
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    """As the command of that name; `kind` is the file system's type. Raises OSError that names the target."""
     _checked(_libc.mount(*_mounting(source, target, kind, flags, data)), "mount", target)
 
 
@@ -103,10 +109,12 @@ def _mounting(source: str, target: str, kind: str, flags: int, data: str) -> tup
 
 
 def unmount(target: str) -> None:
+    """Detach `target` now, and free it when nobody uses it any more. Raises OSError."""
     _checked(_libc.umount2(target.encode(), MNT_DETACH), "umount", target)
 
 
 def pivot_root(new: str, old: str) -> None:
+    """Make `new` the root and put the old one at `old`. Raises OSError."""
     _checked(_libc.pivot_root(new.encode(), old.encode()), "pivot_root", new)
 
 
@@ -117,6 +125,7 @@ def protect_mount(path: str, flags: int) -> None:
 
 
 def prctl(option: int, value: int = 0, pointer: int = 0) -> None:
+    """Set one attribute of this process. Raises OSError."""
     _checked(_libc.prctl(option, value, pointer, 0, 0), "prctl", option)
 
 

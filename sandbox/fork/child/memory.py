@@ -54,6 +54,7 @@ class Group:
             return False
 
     def close(self) -> None:
+        """Let go of the group's file; the host removes the group."""
         os.close(self.members)
 
 

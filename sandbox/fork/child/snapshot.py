@@ -53,7 +53,8 @@ class Rollback:
 
     def protect(self, nonce: bytes) -> bool:
         """Fork where that can be right. True in the runner. In the snapshot: False once the runner has died, never when
-        it has ended well."""
+        it has ended well.
+        """
         self._number += 1
         grown = _memory()[0] - self._anonymous
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]

@@ -42,6 +42,8 @@ class Process(NamedTuple):
 
 
 class Session(NamedTuple):
+    """The processes of one session, as the watch knows them: pids, and a pidfd that ends with it."""
+
     leader: int
     init: int
     pidfd: int  # of process 1, or of the leader where there is none

@@ -82,7 +82,8 @@ class _Room:
 
 class _Capped(io.RawIOBase):
     """Writes through to a descriptor as long as there is room and swallows the rest: a loop that prints for ever fills
-    nothing. There is room for one byte above the limit, so that the host can tell a full stream from a cut one."""
+    nothing. There is room for one byte above the limit, so that the host can tell a full stream from a cut one.
+    """
 
     def __init__(
         self, fd: int, room: _Room, write: Callable[[int, Any], int] = os.write, view: type[memoryview] = memoryview
@@ -235,7 +236,8 @@ def _send(send: Callable[[Any], int], head: bytes, reply: cell.Reply) -> None:
 
 def _leave(reply: cell.Reply) -> NoReturn:
     """The code has forked and this is the child, at the end of the code: it leaves as the child of a script does, and
-    never answers the call. Handlers of `atexit` are the parent's: multiprocessing's would end the parent's pools."""
+    never answers the call. Handlers of `atexit` are the parent's: multiprocessing's would end the parent's pools.
+    """
     try:
         if reply.trace:
             os.write(2, reply.trace)
@@ -292,7 +294,8 @@ def _run(source: bytes, filename: str, session: _Session) -> cell.Reply:
 
 def _keep_streams(outlived: list[tuple[object, ...]]) -> None:
     """Before new streams come: a thread that prints holds the old one only by its name in `sys`, and most versions of
-    Python crash when it is freed in the middle of that."""
+    Python crash when it is freed in the middle of that.
+    """
     if _count_threads():
         outlived.append(tuple(getattr(sys, name, None) for name in ("stdin", "stdout", "stderr")))
     else:

@@ -43,7 +43,8 @@ _TRIES = 500  # at the folder of a session whose last processes are still dying
 
 def main() -> NoReturn:
     """Arguments: a JSON object; descriptors of the control socket, of the host's pidfd (-1: only probe the tier) and of
-    the folder for memory groups (-1: none)."""
+    the folder for memory groups (-1: none).
+    """
     options = json.loads(sys.argv[1])
     told, host, groups = (_above_channel(int(number)) for number in sys.argv[2:])
     control = socket.socket(fileno=told)
@@ -355,7 +356,8 @@ class _Server:
 
     def _take_down(self, session: _Session, status: int | None) -> None:
         """Begin to end what a dead session left. The kernel, or a child of ours, does the work: it may take seconds,
-        and other sessions must not wait for it."""
+        and other sessions must not wait for it.
+        """
         last = session.init
         if last is not None:
             os.kill(last, signal.SIGKILL)  # it has ended when its namespace is empty
@@ -398,7 +400,8 @@ def _wait_status(pid: int) -> int:
 
 def _undertake(session: _Session) -> NoReturn:
     """In a process of its own: kill the group and delete the folder of a dead session. Where that takes long, a child
-    goes on with it."""
+    goes on with it.
+    """
     try:
         linux.syscall(_CLOSE_RANGE, worker.CHANNEL, 0x7FFFFFFF, 0)
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -41,6 +41,7 @@ class Confinement:
 
     @property
     def isolation(self) -> str:
+        """What is in force, as one word a mechanism: "namespaces+seccomp+landlock6+rlimits"."""
         parts = ["namespaces"] if self.tier == "namespaces" else []
         parts += ["seccomp"] if self.seccomp else []
         parts += [f"landlock{self.landlock_abi}"] if self.landlock_abi and self.tier != "rlimits" else []
@@ -50,7 +51,8 @@ class Confinement:
 def prepare_stage(calls: linux.Calls) -> None:
     """A session of its own in the kernel's sense too, and the first to die: where memory ends for the machine or the
     container, the kernel ends sessions before anything else. Children inherit that; to take it back they would have to
-    write to a /proc, which every tier denies them."""
+    write to a /proc, which every tier denies them.
+    """
     calls.add_write(_HERE, "/proc/self/oom_score_adj", "1000", needed=False)
     calls.add("setsid")  # in every tier: kill(0) crosses a pid namespace to the rest of the process group
 
@@ -81,7 +83,8 @@ class Restriction:
 
     def prepare(self, calls: linux.Calls, folder: str, *more: str) -> None:
         """Irrevocable once made, and inherited by all that the caller starts, which may write below `folder` and
-        `more`."""
+        `more`.
+        """
         os.environ["HOME"] = os.environ["TMPDIR"] = os.environ["PWD"] = folder
         calls.add("chdir", folder.encode())
         # A daemon stays below its session; gVisor knows no subreapers.

@@ -38,7 +38,8 @@ def readable() -> list[str]:
 
 def let_in(uid: int) -> None:
     """Where `uid` may not enter a folder above this Python (root's home, say), cover that folder, in a mount namespace
-    of our own, by one that holds nothing but Python. Needs CAP_SYS_ADMIN."""
+    of our own, by one that holds nothing but Python. Needs CAP_SYS_ADMIN.
+    """
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     closed = {path: _closed_above(path, uid) for path in readable() if os.path.isdir(path)}
@@ -73,7 +74,8 @@ def _inside(path: str, folder: str) -> bool:
 
 def build() -> None:
     """Replace this mount namespace's root. Needs CAP_SYS_ADMIN over the namespace; /proc stays the host's until
-    `mount_proc` covers it."""
+    `mount_proc` covers it.
+    """
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=1m,mode=755")
     os.mkdir("/tmp" + _OLD, 0o700)

@@ -120,6 +120,7 @@ class _Test(NamedTuple):
 
 
 def supported() -> bool:
+    """Whether filters are written for this machine's architecture."""
     return os.uname().machine in _ARCH
 
 
@@ -161,7 +162,8 @@ def _ranges(answers: dict[int, list[_Line]], last: int) -> list[tuple[int, list[
 
 def _search(ranges: list[tuple[int, list[_Line]]]) -> list[_Line]:
     """Find the range by halves. The kernel runs a new filter once for every call that there is, to remember which are
-    always allowed: comparing one number after another took a twentieth of a session's cost."""
+    always allowed: comparing one number after another took a twentieth of a session's cost.
+    """
     if len(ranges) == 1:
         return ranges[0][1]
     half = len(ranges) // 2

@@ -121,6 +121,7 @@ def _enter_namespaces() -> None:
 
 
 def drop_root() -> None:
+    """Become nobody where root started this. Raises OSError."""
     if os.geteuid() != 0:
         return
     os.setgroups([])
