@@ -105,7 +105,15 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "reinforce_pp": "solostream.training.advantages.reinforce:ReinforcePlusPlus",
         "opo": "solostream.training.advantages.reinforce:OPO",
         "none": "solostream.training.advantages.reinforce:Reinforce",
+        "maxrl": "solostream.training.advantages.maxrl:MaxRL",
+        "maxrl_stream": "solostream.training.advantages.maxrl:MaxRLStream",
+        "shrinkage": "solostream.training.advantages.shrinkage:Shrinkage",
+        "optimal_token": "solostream.training.advantages.optimal_token:OptimalToken",
         "aspo": "solostream.training.advantages.aspo:ASPO",
+        "inclusion_weights": "solostream.training.advantages.stages.inclusion_weights:InclusionWeights",
+        "negative_weight": "solostream.training.advantages.stages.negative_weight:NegativeWeight",
+        "negative_tokens": "solostream.training.advantages.stages.negative_tokens:NegativeTokens",
+        "improbable_tokens": "solostream.training.advantages.stages.improbable_tokens:ImprobableTokens",
     },
     "loss": {
         "ppo_clip": "solostream.training.losses.ppo_clip:PPOClip",
@@ -113,13 +121,14 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "gspo": "solostream.training.losses.gspo:GSPO",
         "clip_cov": "solostream.training.losses.clip_cov:ClipCov",
         "kl_cov": "solostream.training.losses.kl_cov:KLCov",
+        "dppo": "solostream.training.losses.dppo:DPPO",
     },
 }
 # kind -> the keywords that the run hands over to a factory that asks for them
 GIVEN: dict[str, tuple[str, ...]] = {
     "data": ("what", "seed"),
     "advantage": ("inner", "tracker", "logprobs"),
-    "sampler": ("task_ids", "tracker", "seed"),
+    "sampler": ("task_ids", "tracker", "seed", "batch"),
     "rollout": ("env", "engine", "chat", "sampling", "max_tokens", "task_id", "dispatch", "seed", "retries"),
     "metric": ("trajectories",),
     "tracker": ("name", "folder", "config"),

@@ -17,12 +17,19 @@ from solostream.errors import UserError
 
 
 class Batch(Sequence[Trajectory]):
-    """An immutable sequence of B trajectories. Raises UnfitBatch, with the task ids, for what cannot be trained on."""
+    """An immutable sequence of B trajectories. Raises UnfitBatch, with the task ids, for what cannot be trained on.
 
-    __slots__ = ("_trajectories",)
+    kept: B booleans, which of them the learner's filters leave in the update; None: all. An estimator centres over
+    these alone, and takes evidence from all.
+    """
 
-    def __init__(self, trajectories: Iterable[Trajectory]) -> None:
+    __slots__ = ("_trajectories", "kept")
+
+    def __init__(self, trajectories: Iterable[Trajectory], kept: Sequence[bool] | None = None) -> None:
         self._trajectories = tuple(trajectories)
+        self.kept = (True,) * len(self._trajectories) if kept is None else tuple(kept)
+        if len(self.kept) != len(self._trajectories):
+            raise ValueError(f"{len(self.kept)} flags for {len(self._trajectories)} trajectories")
         faults: dict[str, list[str]] = {}
         for trajectory in self._trajectories:
             why = fault(trajectory)
@@ -40,6 +47,11 @@ class Batch(Sequence[Trajectory]):
 
     def __len__(self) -> int:
         return len(self._trajectories)
+
+
+def kept_of(batch: Sequence[Trajectory]) -> Sequence[bool]:
+    """Which trajectories the update is made of; of a plain sequence all."""
+    return batch.kept if isinstance(batch, Batch) else (True,) * len(batch)
 
 
 class UnfitBatch(UserError):

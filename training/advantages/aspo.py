@@ -20,7 +20,7 @@ from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
 from solostream.training.advantages.base import Advantage, Advantages, Grouping, call_terms, clipped
 from solostream.training.advantages.groups import groups
-from solostream.training.batch import Batch
+from solostream.training.batch import Batch, kept_of
 
 Signal = Literal["first_call", "calls"]
 Eligible = Literal["code", "executed", "passed"]
@@ -77,7 +77,7 @@ class ASPO:
 
     def _terms(self, batch: Batch) -> dict[int, float]:
         """δ·(s − mean s)/mean L, unclipped, by place in `batch`; places that are not shaped are missing."""
-        columns = [self._columns(t) for t in batch]
+        columns = [self._columns(t) if keep else (None, 0.0) for t, keep in zip(batch, kept_of(batch), strict=True)]
         if self.compare == "running":
             return self._running_terms(batch, columns)
         terms: dict[int, float] = {}

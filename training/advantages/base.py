@@ -67,15 +67,20 @@ def standardize(advantages: Numbers, weights: Any = None) -> Numbers:
     advantages: n floats, a list or a 1-d tensor; the same kind comes back. All equal: zeros.
     """
     a = _floats(advantages)
-    w = [1.0] * len(a) if weights is None else _floats(weights)
-    total = math.fsum(w)
+    centred, deviation = centre(a, [1.0] * len(a) if weights is None else _floats(weights))
+    return _like(advantages, [x / deviation if deviation else 0.0 for x in centred])
+
+
+def centre(advantages: Sequence[float], weights: Sequence[float]) -> tuple[list[float], float]:
+    """(A − μ, σ) under `weights`; σ is exactly 0 where all are equal, or where nothing has a weight."""
+    total = math.fsum(weights)
     if total == 0:
-        return _like(advantages, [0.0] * len(a))
-    mean = math.fsum(x * y for x, y in zip(w, a, strict=True)) / total
-    deviation = math.sqrt(math.fsum(x * (y - mean) ** 2 for x, y in zip(w, a, strict=True)) / total)
-    if deviation <= 1e-9 * max(1.0, *map(abs, a)):  # rounding of equal numbers is not a signal
-        return _like(advantages, [0.0] * len(a))
-    return _like(advantages, [(y - mean) / deviation for y in a])
+        return [0.0] * len(advantages), 0.0
+    mean = math.fsum(w * a for w, a in zip(weights, advantages, strict=True)) / total
+    centred = [a - mean for a in advantages]
+    deviation = math.sqrt(math.fsum(w * a * a for w, a in zip(weights, centred, strict=True)) / total)
+    equal = deviation <= 1e-9 * max(1.0, *map(abs, advantages))  # rounding of equal numbers is not a signal
+    return centred, 0.0 if equal else deviation
 
 
 def shape_early_calls(

@@ -6,19 +6,23 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from solostream.errors import UserError
-from solostream.training.batch import Batch
+from solostream.training.batch import Batch, kept_of
 
 
 def groups(batch: Batch) -> dict[int, list[int]]:
-    """Places in `batch` by group. Raises UserError for trajectories that were dispatched without one."""
+    """Places in `batch` by group, without those that the learner's filters take out (they get the advantage 0).
+
+    Raises UserError for trajectories that were dispatched without a group.
+    """
     members: dict[int, list[int]] = defaultdict(list)
-    for i, trajectory in enumerate(batch):
+    for i, (trajectory, keep) in enumerate(zip(batch, kept_of(batch), strict=True)):
         if trajectory.dispatch.group is None:
             raise UserError(
                 f"the trajectory of task {trajectory.task_id} has no group; "
                 "sample several streams a prompt (G >= 2), or use a single-stream estimator such as spo"
             )
-        members[trajectory.dispatch.group].append(i)
+        if keep:
+            members[trajectory.dispatch.group].append(i)
     return members
 
 

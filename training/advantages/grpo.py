@@ -1,4 +1,6 @@
-"""GRPO: A = (r − mean_g)/(std_g + ε) over the answers to one prompt (arXiv 2402.03300, Eq. 4; population std).
+"""GRPO: A = (r − mean_g)/(std_g + ε) over the answers to one prompt (arXiv 2402.03300, Eq. 4).
+
+The paper does not say which deviation; verl and TRL divide by the sample's, G − 1 in its denominator, and so does this.
 
 Dr. GRPO (arXiv 2503.20783) drops the division, A = r − mean_g; its constant length norm is the learner's aggregation
 `seq_mean_token_sum` with `length_norm`. A group whose answers all earn the same is degenerate: no signal.
@@ -6,24 +8,34 @@ Dr. GRPO (arXiv 2503.20783) drops the division, A = r − mean_g; its constant l
 
 from __future__ import annotations
 
-from statistics import fmean, pstdev
-from typing import Annotated, Any
+from statistics import fmean, pstdev, stdev
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from solostream.training.advantages.base import Advantages, Grouping, per_token
 from solostream.training.advantages.groups import degenerate_share, groups
 from solostream.training.advantages.spo import spread
-from solostream.training.batch import Batch
+from solostream.training.batch import Batch, kept_of
 
 
 class GRPO:
-    """divide=False is Dr. GRPO. Raises UserError for trajectories without a group."""
+    """divide=False is Dr. GRPO. deviation: of the group's rewards.
+
+    Raises UserError for trajectories without a group.
+    """
 
     groups: Grouping = "required"
 
-    def __init__(self, *, divide: bool = True, epsilon: Annotated[float, Field(ge=0)] = 1e-6) -> None:
+    def __init__(
+        self,
+        *,
+        divide: bool = True,
+        epsilon: Annotated[float, Field(ge=0)] = 1e-6,
+        deviation: Literal["sample", "population"] = "sample",
+    ) -> None:
         self.divide, self.epsilon = divide, epsilon
+        self._deviation = stdev if deviation == "sample" else pstdev
 
     def __call__(self, batch: Batch) -> Advantages:
         """(r − mean)/(std + ε) within each group. Raises UserError for trajectories without a group."""
@@ -31,11 +43,11 @@ class GRPO:
         scale = [1.0] * len(batch)
         for members in groups(batch).values():
             mean = fmean(r[i] for i in members)
-            deviation = pstdev([r[i] for i in members])
+            deviation = self._deviation([r[i] for i in members]) if len(members) > 1 else 0.0
             for i in members:
                 raw[i] = r[i] - mean
                 scale[i] = deviation + self.epsilon if self.divide else 1.0
-        metrics = {**spread(raw, r), "advantage/degenerate": degenerate_share(batch, r)}
+        metrics = {**spread(raw, r, kept_of(batch)), "advantage/degenerate": degenerate_share(batch, r)}
         return Advantages(per_token([a / s for a, s in zip(raw, scale, strict=True)], batch), metrics)
 
     def state_dict(self) -> dict[str, Any]:

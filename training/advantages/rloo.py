@@ -10,7 +10,7 @@ from typing import Any
 from solostream.training.advantages.base import Advantages, Grouping, per_token
 from solostream.training.advantages.groups import degenerate_share, groups
 from solostream.training.advantages.spo import spread
-from solostream.training.batch import Batch
+from solostream.training.batch import Batch, kept_of
 
 
 class RLOO:
@@ -26,7 +26,7 @@ class RLOO:
             for i in members:
                 if len(members) > 1:
                     values[i] = r[i] - (total - r[i]) / (len(members) - 1)
-        metrics = {**spread(values, r), "advantage/degenerate": degenerate_share(batch, r)}
+        metrics = {**spread(values, r, kept_of(batch)), "advantage/degenerate": degenerate_share(batch, r)}
         return Advantages(per_token(values, batch), metrics)
 
     def state_dict(self) -> dict[str, Any]:

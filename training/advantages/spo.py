@@ -8,6 +8,9 @@ Divergence D of the forgetting: by default the drift between policy versions tha
 "rescore" the learner's `logprobs` measure it on each task's last trajectory: the mean over its action tokens of
 |log π_now − log π_then|. That is D of the authors' code (`_get_spo_rho`), for which D_half = 0.06 was set; a KL in nats
 is about half its square.
+
+The options baseline, slope, scale, and the values "energy" and "calibrated" are this project's (`advantages.stream`, a
+file each); with what stands here as their default, SPO is the published one.
 """
 
 from __future__ import annotations
@@ -20,19 +23,27 @@ import numpy as np
 
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
-from solostream.training.advantages.base import Advantages, per_token, standardize
+from solostream.training.advantages.base import Advantages, per_token
+from solostream.training.advantages.stream.energy_ratio import EnergyRatio
+from solostream.training.advantages.stream.forgetting import CalibratedForgetting
+from solostream.training.advantages.stream.measure import Measure, energy, weights
+from solostream.training.advantages.stream.scale import Kind, Scale
+from solostream.training.advantages.stream.slope import FittedSlope
 from solostream.training.advantages.value_tracker import ValueTracker
-from solostream.training.batch import Batch
+from solostream.training.batch import Batch, kept_of
 
-Measure = Literal["token", "trajectory"]
-Divergence = Literal["drift", "rescore"]
+Divergence = Literal["drift", "rescore", "calibrated"]
+Baseline = Literal["value", "energy"]
+Slope = Literal["one", "fitted"]
 Logprobs = Callable[[Sequence[Trajectory]], Sequence[Any]]
 
 
 class SPO:
     """Estimator and keeper of the tracker's evidence. Raises UserError for trajectories without a frozen value.
 
-    logprobs: the learner's, of each trajectory's action tokens; divergence = "rescore" needs them.
+    measure, scale: of the standardization. baseline: the value, or the one of least gradient variance that follows
+    from it. slope: how far it is believed, 1 or fitted. logprobs: the learner's, of each trajectory's action tokens;
+    divergence = "rescore" needs them.
     """
 
     def __init__(
@@ -41,29 +52,65 @@ class SPO:
         measure: Measure = "token",
         *,
         divergence: Divergence = "drift",
+        baseline: Baseline = "value",
+        slope: Slope = "one",
+        scale: Kind = "deviation",
         logprobs: Logprobs | None = None,
     ) -> None:
         if divergence == "rescore" and logprobs is None:
             raise UserError("divergence 'rescore' scores trajectories again: give SPO the learner's logprobs")
         self.tracker, self.measure = tracker, measure
         self.rescore = logprobs if divergence == "rescore" else None
+        self.ratio = EnergyRatio() if baseline == "energy" else None
+        self.slope = FittedSlope() if slope == "fitted" else None
+        self.forgetting = CalibratedForgetting(tracker) if divergence == "calibrated" else None
+        self.scale = Scale(scale)
         self._last: dict[str, Trajectory] = {}  # by task, only for rescoring
 
     def __call__(self, batch: Batch) -> Advantages:
         """r − v, standardized; then the tracker learns the rewards. Raises UserError for a missing v."""
         outcomes = [t.reward for t in batch]
-        baselines = [_frozen_value(t) for t in batch]
-        raw = [r - v for r, v in zip(outcomes, baselines, strict=True)]
-        values = standardize(raw, [t.n_action_tokens for t in batch] if self.measure == "token" else None)
-        self._learn(batch, outcomes)
-        metrics = spread(raw, outcomes)
-        metrics["tracker/brier"] = fmean(a * a for a in raw) if raw else 0.0
-        metrics["tracker/n_eff"] = fmean(sum(self.tracker.evidence(t.task_id)) for t in batch) if batch else 0.0
+        frozen = [_frozen_value(t) for t in batch]
+        used = weights(batch, self.measure)
+        baselines = frozen if self.ratio is None else [self.ratio.baseline(v) for v in frozen]
+        s = 1.0 if self.slope is None else self.slope.value
+        raw = [r - s * b for r, b in zip(outcomes, baselines, strict=True)]
+        metrics = {**spread(raw, outcomes, kept_of(batch)), **self._state()}
+        values = self.scale(raw, used)
+        if self.slope is not None:
+            self.slope.update(outcomes, baselines, used)
+        if self.ratio is not None:
+            self.ratio.update(outcomes, [energy(t) for t in batch])
+        self._learn(batch, outcomes, frozen)
+        if len(batch):
+            metrics["tracker/brier"] = fmean((r - v) ** 2 for r, v in zip(outcomes, frozen, strict=True))
+            metrics["tracker/n_eff"] = fmean(sum(self.tracker.evidence(t.task_id)) for t in batch)
         return Advantages(per_token(values, batch), metrics)
 
-    def _learn(self, batch: Batch, outcomes: Sequence[float]) -> None:
+    def _state(self) -> dict[str, float]:
+        """What the options have learnt from earlier batches, as it is used on this one."""
+        found = {}
+        if self.slope is not None:
+            found["tracker/slope"] = self.slope.value
+        if self.ratio is not None:
+            found["tracker/energy_ratio"] = self.ratio.value
+        if self.forgetting is not None:
+            found["tracker/rho"] = self.forgetting.rho
+        return found
+
+    def _learn(self, batch: Batch, outcomes: Sequence[float], frozen: Sequence[float]) -> None:
         order = sorted(range(len(batch)), key=lambda i: batch[i].dispatch.event)
+        for trajectory in batch:
+            self.tracker.place(trajectory.task_id, trajectory.source)
+        if order:
+            newest = max(t.dispatch.version for t in batch)
+            self.tracker.learn_shared(newest, [(batch[i].task_id, outcomes[i], frozen[i]) for i in order])
         divergences = self._divergences([batch[i] for i in order])
+        if self.forgetting is not None:
+            divergences = [self.forgetting.divergence] * len(order)
+            self.forgetting.update(
+                [batch[i].task_id for i in order], [outcomes[i] for i in order], [frozen[i] for i in order]
+            )
         for i, divergence in zip(order, divergences, strict=True):
             dispatch = batch[i].dispatch
             self.tracker.observe(
@@ -87,16 +134,30 @@ class SPO:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON types. The tracker keeps its own state."""
-        return {"last": {task_id: t.to_dict() for task_id, t in self._last.items()}}
+        """Plain JSON types. The tracker keeps its own state; with "rescore" each task's last trajectory is in it."""
+        parts = self._parts()
+        return {
+            "last": {task_id: t.to_dict() for task_id, t in self._last.items()},
+            **{name: part.state_dict() for name, part in parts.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self._last = {task_id: Trajectory.from_dict(t) for task_id, t in state["last"].items()}
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        """What has a state of its own."""
+        parts = {"scale": self.scale, "slope": self.slope, "ratio": self.ratio, "forgetting": self.forgetting}
+        return {name: part for name, part in parts.items() if part is not None}
 
 
-def spread(raw: Sequence[float], outcomes: Sequence[float]) -> dict[str, float]:
-    """How much signal a batch carries, before standardization: the paper's Fig. 3."""
+def spread(raw: Sequence[float], outcomes: Sequence[float], kept: Sequence[bool] | None = None) -> dict[str, float]:
+    """How much signal a batch carries, before standardization: the paper's Fig. 3. kept: which count; None: all."""
+    if kept is not None:
+        raw = [a for a, keep in zip(raw, kept, strict=True) if keep]
+        outcomes = [r for r, keep in zip(outcomes, kept, strict=True) if keep]
     if not raw:
         return {}
     return {

@@ -10,6 +10,13 @@ which is v ← v + η·(r − v) with η = 1/(ρ·(α+β) + 1) (Eq. 7), so a fra
 Evidence counts in the order of the events that produced it, never in order of arrival (SPO++, arXiv 2608.24870): the
 last `window` observations of a task are kept, and a late one is put in its place and the state replayed. An
 observation more than `window` events late for its own task enters before all that are kept.
+
+Options, none of them SPO's:
+`forgetting = "snapshot"`: SPO++'s retention. ρ_min once for every policy version between two dispatches, whatever D is;
+    streams dispatched under one version add up. (Evidence decays with the versions that pass, visited or not: that
+    scales α and β alike, so no value changes by it and `evidence` counts up to the last visit.)
+`shared_drift`, `pooled`: values move, and begin, with what tasks have in common (`stream.shared_drift`, `.pooling`).
+    These two learn from whole batches and from what has arrived: for them the order of arrival counts.
 """
 
 from __future__ import annotations
@@ -18,10 +25,15 @@ import math
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 from solostream.errors import UserError
 from solostream.evaluation.training_curves import sampling_weight
+from solostream.training.advantages.stream.pooling import Pool
+from solostream.training.advantages.stream.shared_drift import SharedDrift
+
+Forgetting = Literal["divergence", "snapshot"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -48,12 +60,20 @@ class ValueTracker:
     """Keyed by task id, never by prompt text.
 
     rho_min, rho_max: bounds of the forgetting factor (windows of 8 and 25 observations); equal bounds make it constant.
-    d_half: the D, in nats a token, that halves the weight of old evidence.
+    d_half: the D, in nats a token, that halves the weight of old evidence. shared_drift: its rate; 0: none.
     Raises UserError on impossible settings and on rewards outside [0, 1].
     """
 
     def __init__(
-        self, rho_min: float = 0.875, rho_max: float = 0.96, d_half: float = 0.06, *, window: int = 64
+        self,
+        rho_min: float = 0.875,
+        rho_max: float = 0.96,
+        d_half: float = 0.06,
+        *,
+        window: int = 64,
+        forgetting: Forgetting = "divergence",
+        shared_drift: float = 0.0,
+        pooled: bool = False,
     ) -> None:
         if not 0 < rho_min <= rho_max < 1 or d_half <= 0 or window < 1:
             raise UserError(
@@ -61,6 +81,10 @@ class ValueTracker:
                 f"got rho_min={rho_min}, rho_max={rho_max}, d_half={d_half}, window={window}"
             )
         self.rho_min, self.rho_max, self.d_half, self.window = rho_min, rho_max, d_half, window
+        self.forgetting = forgetting
+        self.shared = SharedDrift(shared_drift) if shared_drift else None
+        self.pool = Pool(1 / (1 - rho_min)) if pooled else None
+        self._sources: dict[str, str] = {}  # task -> what it shares values with
         self._beliefs: dict[str, _Belief] = {}
         self._drift_versions: list[int] = []
         self._drift_sums: list[float] = []  # D travelled up to and including that version
@@ -72,26 +96,42 @@ class ValueTracker:
         paper has n = N0 = 8). No outcomes: Beta(0.5, 0.5). version: of the policy that earned them, from which the
         travel to the first observation counts; None: it counts as 0.
         """
-        belief = _Belief()
-        if outcomes:
-            # Jeffreys' half a success and half a failure keep v0 off 0 and 1, where no later outcome could surprise.
-            v0 = (math.fsum(_unit(r, task_id) for r in outcomes) + 0.5) / (len(outcomes) + 1)
-            # 1/(1 − ρ) observations is what evidence settles at under a forgetting factor ρ.
-            strength = min(len(outcomes), 1 / (1 - self.rho_min))
-            alpha, beta = strength * v0, strength * (1 - v0)
-            belief.start = (alpha, beta, version)
-            belief.now = (alpha, beta)
+        if not outcomes:
+            self._beliefs.pop(task_id, None)
+            return
+        for before, r in pairwise([None, *outcomes]):
+            self._pool(task_id, _unit(r, task_id), before)  # type: ignore[arg-type]
+        # Jeffreys' half a success and half a failure keep v0 off 0 and 1, where no later outcome could surprise.
+        alpha, beta = self.pool.prior(self._sources.get(task_id, "")) if self.pool else (0.5, 0.5)
+        v0 = (math.fsum(outcomes) + alpha) / (len(outcomes) + alpha + beta)
+        # 1/(1 − ρ) observations is what evidence settles at under a forgetting factor ρ.
+        strength = min(len(outcomes) + (alpha + beta if self.pool else 0), 1 / (1 - self.rho_min))
+        belief = _Belief((strength * v0, strength * (1 - v0), version))
+        belief.now = belief.start[:2]
         self._beliefs[task_id] = belief
 
+    def place(self, task_id: str, source: str) -> None:
+        """Say which tasks share what `shared_drift` and `pooled` learn; untold, a task goes with the population."""
+        if source:
+            self._sources[task_id] = source
+
     def value(self, task_id: str) -> float:
-        """v = α/(α+β); 0.5 for a task never seen."""
+        """v = α/(α+β); 0.5, or what the pool says, for a task never seen."""
         alpha, beta = self.evidence(task_id)
         return alpha / (alpha + beta)
 
     def evidence(self, task_id: str) -> tuple[float, float]:
-        """(α, β); their sum is the effective number of observations."""
+        """(α, β) under the newest policy; their sum is the effective number of observations."""
         belief = self._beliefs.get(task_id)
-        return belief.now if belief else (0.5, 0.5)
+        if belief is None:
+            return self._first(task_id)
+        last = belief.events[-1].version if belief.events else belief.start[2]
+        return self._moved(*belief.now, self._sources.get(task_id, ""), last, None)
+
+    def learn_shared(self, version: int, residuals: Iterable[tuple[str, float, float]]) -> None:
+        """One batch dispatched up to `version`: (task, r, frozen v) of each trajectory. Before its evidence enters."""
+        if self.shared is not None:
+            self.shared.update(version, [(self._sources.get(task, ""), r, v) for task, r, v in residuals])
 
     def observe(
         self,
@@ -111,7 +151,12 @@ class ValueTracker:
         reward = _unit(reward, task_id)
         if divergence is not None and not 0 <= divergence < math.inf:
             raise UserError(f"the divergence of task {task_id} is {divergence}; give a finite D >= 0, in nats a token")
-        belief = self._beliefs.setdefault(task_id, _Belief())
+        belief = self._beliefs.get(task_id)
+        if belief is None:
+            first = self._first(task_id)
+            belief = self._beliefs[task_id] = _Belief((*first, None), now=first)
+        self._pool(task_id, reward, belief.events[-1].reward if belief.events else None)
+        source = self._sources.get(task_id, "")
         if event is None:
             event = belief.events[-1].event + 1 if belief.events else 0
         new = _Evidence(event, reward, divergence, version)
@@ -119,18 +164,18 @@ class ValueTracker:
         late = bool(belief.events) and event <= belief.events[-1].event
         if not late:
             last_version = belief.events[-1].version if belief.events else belief.start[2]
-            belief.now = self._apply(*belief.now, last_version, new)
+            belief.now = self._apply(*belief.now, source, last_version, new)
             belief.events.append(new)
         else:
             # It finished after episodes that were sent out later: all that followed it is applied again on top of it.
             insort(belief.events, new, key=_order)
-            belief.now = self._replay(belief)
+            belief.now = self._replay(belief, source)
 
         # What falls out of the window is part of the start from now on: it can no longer be overtaken.
         if len(belief.events) > self.window:
             oldest = belief.events.pop(0)
             alpha, beta, last_version = belief.start
-            belief.start = (*self._apply(alpha, beta, last_version, oldest), oldest.version)
+            belief.start = (*self._apply(alpha, beta, source, last_version, oldest), oldest.version)
 
     def record_drift(self, version: int, distance: float) -> None:
         """Policy `version` is D = `distance` away from the one before it. Call once a version, in order.
@@ -145,9 +190,16 @@ class ValueTracker:
         self._drift_versions.append(version)
         self._drift_sums.append(travelled + max(distance, 0.0))
 
-    def weights(self, task_ids: Iterable[str], epsilon: float = 0.05) -> list[float]:
-        """The tasks' `sampling_weight`s, unnormalised (Eq. 11)."""
-        return [sampling_weight(v, epsilon) for v in map(self.value, task_ids)]
+    def weights(self, task_ids: Iterable[str], epsilon: float = 0.05, gamma: float = 0.0) -> list[float]:
+        """The tasks' `sampling_weight`s, unnormalised (Eq. 11), by evidence: √(v(1 − v))/N^γ + ε, N = max(α + β, 1).
+
+        γ = 0 is Eq. 11; the paper's conference version has γ > 0.
+        """
+        found = []
+        for alpha, beta in map(self.evidence, task_ids):
+            n = alpha + beta
+            found.append(sampling_weight(alpha / n, 0.0) / max(n, 1.0) ** gamma + epsilon)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -161,6 +213,9 @@ class ValueTracker:
                 for task_id, belief in self._beliefs.items()
             },
             "drift": [list(self._drift_versions), list(self._drift_sums)],
+            "sources": dict(self._sources),
+            **({"shared": self.shared.state_dict()} if self.shared else {}),
+            **({"pool": self.pool.state_dict()} if self.pool else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -175,21 +230,48 @@ class ValueTracker:
         }
         versions, sums = state["drift"]
         self._drift_versions, self._drift_sums = list(versions), list(sums)
+        self._sources = dict(state["sources"])
+        if self.shared is not None:
+            self.shared.load_state_dict(state["shared"])
+        if self.pool is not None:
+            self.pool.load_state_dict(state["pool"])
 
-    def _replay(self, belief: _Belief) -> tuple[float, float]:
+    def _first(self, task_id: str) -> tuple[float, float]:
+        return self.pool.prior(self._sources.get(task_id, "")) if self.pool else (0.5, 0.5)
+
+    def _pool(self, task_id: str, reward: float, before: float | None) -> None:
+        if self.pool is not None:
+            self.pool.observe(self._sources.get(task_id, ""), reward, before)
+
+    def _replay(self, belief: _Belief, source: str) -> tuple[float, float]:
         """(α, β) after all kept events, from the start."""
         alpha, beta, last_version = belief.start
         for evidence in belief.events:
-            alpha, beta = self._apply(alpha, beta, last_version, evidence)
+            alpha, beta = self._apply(alpha, beta, source, last_version, evidence)
             last_version = evidence.version
         return alpha, beta
 
-    def _apply(self, alpha: float, beta: float, last_version: int | None, new: _Evidence) -> tuple[float, float]:
+    def _apply(self, alpha: float, beta: float, source: str, last: int | None, new: _Evidence) -> tuple[float, float]:
         """(α, β) after one more outcome (Eq. 5)."""
+        alpha, beta = self._moved(alpha, beta, source, last, new.version)
         # What the policy earned before it moved says less about the policy of now: old evidence shrinks by ρ.
-        divergence = self._travel(last_version, new.version) if new.divergence is None else new.divergence
-        rho = min(max(2.0 ** (-divergence / self.d_half), self.rho_min), self.rho_max)
+        rho = self._rho(last, new)
         return rho * alpha + new.reward, rho * beta + 1 - new.reward
+
+    def _rho(self, last: int | None, new: _Evidence) -> float:
+        if self.forgetting == "snapshot":
+            passed = 0 if last is None or new.version is None else max(new.version - last, 0)
+            return self.rho_min**passed
+        divergence = self._travel(last, new.version) if new.divergence is None else new.divergence
+        return min(max(2.0 ** (-divergence / self.d_half), self.rho_min), self.rho_max)
+
+    def _moved(self, alpha: float, beta: float, source: str, last: int | None, now: int | None) -> tuple[float, float]:
+        """The belief of version `last`, as of version `now` (None: the newest), by what all tasks have in common."""
+        if self.shared is None:
+            return alpha, beta
+        n = alpha + beta
+        value = self.shared.moved(alpha / n, source, last, now)
+        return n * value, n * (1 - value)
 
     def _travel(self, last: int | None, now: int | None) -> float:
         """D between two policy versions, in nats a token; 0 where one of them is not known."""

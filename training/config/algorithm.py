@@ -11,6 +11,7 @@ from solostream import registry
 from solostream.errors import UserError
 from solostream.training.advantages import Advantage, ValueTracker, estimator, grouping
 from solostream.training.advantages.base import Grouping
+from solostream.training.advantages.value_tracker import Forgetting
 from solostream.training.config.components import Options, beside_keys
 from solostream.training.config.section import Bounds, Count, Names, Positive, Section, Share
 
@@ -23,6 +24,9 @@ class TrackerConfig(Section):
     d_half: Annotated[float, Field(gt=0)] = 0.06  # nats a token that halve the weight of old evidence
     window: Positive = 64  # observations of a task that may still be put in order
     start_samples: Count = 1  # rollouts a prompt that initialize it; 0: Beta(0.5, 0.5)
+    forgetting: Forgetting = "divergence"  # snapshot: SPO++'s, rho_min once a policy version
+    shared_drift: Share = 0.0  # how much of a batch's residual moves the values of all tasks; 0: none
+    pooled: bool = False  # a task never seen starts from its source and the population
 
     @model_validator(mode="after")
     def _consistent(self) -> TrackerConfig:
@@ -31,7 +35,8 @@ class TrackerConfig(Section):
 
     def make(self) -> ValueTracker:
         """Raises UserError."""
-        return ValueTracker(self.rho_min, self.rho_max, self.d_half, window=self.window)
+        options = {name: getattr(self, name) for name in ("window", "forgetting", "shared_drift", "pooled")}
+        return ValueTracker(self.rho_min, self.rho_max, self.d_half, **options)
 
 
 class AlgorithmConfig(Section):

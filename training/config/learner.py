@@ -22,7 +22,11 @@ class LoraConfig(Section):
 
 
 class LearnerConfig(Section):
-    """One optimizer and one loss. The defaults are SPO's (arXiv 2509.13232), except the learning rate."""
+    """One optimizer and one loss.
+
+    The loss is SPO's (arXiv 2509.13232, Eq. 10). The optimizer's defaults are the project's own: betas (.9, .95), no
+    weight decay, one step a batch; the authors' are (.9, .999), .01 and eight (`recipes/dapo-aime25.toml` has them).
+    """
 
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: on matrices; embeddings, head and norms stay with AdamW
     lr: Rate = 1e-6  # of AdamW
@@ -54,7 +58,10 @@ class LearnerConfig(Section):
     # Truncated importance sampling: weight min(π_learner/π_sampler, cap), and π_old is the learner's policy at the
     # start of the batch. 0: π_old is the sampler's, and the clip of the loss bounds the distance to it.
     tis_cap: Rate = 0.0
+    mask_outside: Bounds | None = None  # IcePop: a token weighs π_learner/π_sampler inside, nothing outside; [0.5, 5.0]
     reject_outside: Bounds | None = None  # geometric-mean π_learner/π_sampler of a whole trajectory
+    # DeepSeek-V3.2: nats a token from which on a negative trajectory that became improbable is left alone; 0: never
+    drop_negatives_beyond: Rate = 0.0
     drop_void: bool = False  # leave out trajectories with a void turn (SimpleTIR)
     drop_overlong: bool = False  # leave out those that a token or time limit ended
 
@@ -63,12 +70,13 @@ class LearnerConfig(Section):
         if self.schedule != "constant" and self.total_steps <= self.warmup_steps:
             raise ValueError(f"schedule = {self.schedule!r} ends at total_steps: set it above warmup_steps")
         registry.find("loss", self.loss)
-        bounds = self.reject_outside
-        if bounds is not None and bounds[0] >= bounds[1]:
-            raise ValueError(f"reject_outside must be [low, high] with low < high, not {list(bounds)}")
+        for name in ("mask_outside", "reject_outside"):
+            bounds = getattr(self, name)
+            if bounds is not None and bounds[0] >= bounds[1]:
+                raise ValueError(f"{name} must be [low, high] with low < high, not {list(bounds)}")
         return self
 
     @property
     def decoupled(self) -> bool:
         """π_old is the learner's own policy at the start of the batch; the sampler is corrected for by weights."""
-        return self.tis_cap > 0 or self.reject_outside is not None
+        return self.tis_cap > 0 or self.mask_outside is not None or self.reject_outside is not None

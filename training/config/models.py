@@ -275,6 +275,12 @@ class Config(Section):
                 f"rollout.batch = {self.rollout.batch} is no multiple of algorithm.group_size = "
                 f"{self.algorithm.group_size}"
             )
+        on_policy = self.rollout.mode == "sync" or self.learner.decoupled
+        if self.learner.loss == "kl_cov" and on_policy and self.learner.num_mini_batches * self.learner.epochs == 1:
+            raise ValueError(
+                "loss kl_cov holds tokens near the policy before the update, and with one optimizer step a batch none "
+                "has left it: set learner.num_mini_batches to 2 or more"
+            )
         return self
 
     def hash(self) -> str:

@@ -3,8 +3,8 @@
     loss = Σ_tokens w · (correction · policy loss − entropy bonus · H + KL coefficient · KL)
 
 with the weights w of `losses.aggregation`, fixed from the whole optimizer batch: micro-batches only add up.
-π_old is the sampler's own log-probabilities; with `tis_cap` or `reject_outside` it is the learner's policy at the start
-of the batch, and the distance to the sampler is corrected by weights (`solostream.training.learner.correction`).
+π_old is the sampler's own log-probabilities; with `tis_cap`, `mask_outside` or `reject_outside` it is the learner's
+policy at the start of the batch, and the distance to the sampler is corrected by weights (`learner.corrections`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from solostream.training.advantages.base import Advantages
 from solostream.training.batch import Batch
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import lora
-from solostream.training.learner.correction import importance_weights, kept
+from solostream.training.learner.corrections import kept, token_corrections
 from solostream.training.learner.device import compile_layers, compute_dtype
 from solostream.training.learner.guards import NotFinite, check_advantages, memory_advice, refuse
 from solostream.training.learner.logprobs import LogprobComputer
@@ -287,10 +287,9 @@ class Learner:
         losses, sums = self.loss(tokens)
 
         # The tokens are the sampler's and not π_old's: that weighs the policy's loss, before the other terms are added.
-        if config.decoupled:
-            weight, of_correction = importance_weights(old, sampler, packed.segment, len(rows), config)
-            losses = losses * weight
-            sums = {**sums, **of_correction}
+        weight, of_correction = token_corrections(tokens, sampler, config)
+        losses = losses if weight is None else losses * weight
+        sums = {**sums, **of_correction}
         if config.entropy_coef:
             losses = losses - config.entropy_coef * entropy
         if self._reference is not None:

@@ -1,8 +1,9 @@
 """Clip-Cov (arXiv 2505.22617, Eq. 12): PPO-clip, and a few tokens of high covariance lose their gradient.
 
 cov = (log π − mean log π)(A − mean A) over the action tokens of the optimizer batch: the tokens that drive the entropy
-down. Of those between the bounds, `share` of all tokens are drawn at random. Departure: log π is the sampler's, so
-that the choice does not depend on how the batch is cut into micro-batches.
+down. Of those between the bounds, `share` of all tokens are drawn at random. Departures: log π is the sampler's, so
+that the choice does not depend on how the batch is cut into micro-batches; a token that PPO clips anyway may be drawn
+(the authors leave those out of the draw), which takes nothing more from it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class ClipCov:
     clip_low: Rate = 0.2
     clip_high: Rate = 0.28
     dual_clip: Rate = 10.0
-    share: Share = 2e-3
+    share: Share = 2e-4
     bounds: tuple[float, float] = (1.0, 5.0)
 
     def __post_init__(self) -> None:

@@ -1,9 +1,10 @@
 """KL-Cov (arXiv 2505.22617, Eq. 13): the tokens of the largest covariance are held near π_old by a KL penalty.
 
-    L = −ρA + [picked]·β·(e^d − 1 − d),  d = log ρ: k3 of KL(π_old ‖ π)
+    L = −ρA + [picked]·β·|log ρ|        (the authors' code; share 2e-4, β = 1)
 
-Departures: k3 in place of the authors' |d|, which has no gradient to speak of at d = 0 but a kink there; log π of the
-covariance is the sampler's (see clip_cov).
+At ρ = 1 the penalty has no gradient: with one optimizer step a batch, of a sampler that is the learner, the loss is
+plain policy gradient, and a configuration of that kind is refused. Departure: log π of the covariance is the sampler's
+(see clip_cov).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from solostream.training.losses.tokens import Rate, Share, Tokens
 class KLCov:
     """share: of all tokens, that are held. kl: β, the weight of the penalty."""
 
-    share: Share = 2e-3
+    share: Share = 2e-4
     kl: Rate = 1.0
 
     def select(self, cov: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -32,5 +33,5 @@ class KLCov:
     def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """−ρA, and β·k3 on the picked tokens [n]; the sum of `clip/covariance`."""
         d = tokens.log_ratio
-        penalty = tokens.picked * self.kl * (d.exp() - 1 - d)
+        penalty = tokens.picked * self.kl * d.abs()
         return penalty - d.exp() * tokens.advantage, {"clip/covariance": tokens.picked.sum()}

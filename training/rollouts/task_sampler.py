@@ -3,7 +3,11 @@
 Prioritised: weight √(v(1 − v)) + ε (SPO, arXiv 2509.13232, Eq. 11). Uniform: shuffled passes.
 
 Prioritised drawing is by rejection: take a task at random, keep it with probability weight / (0.5 + ε). It follows the
-exact weights of this moment and costs a few look-ups, however many tasks there are.
+exact weights of this moment and costs a few look-ups, however many tasks there are. Of each batch's worth of draws no
+task comes twice (the authors draw with `replace=False`): one that came is passed over until the next begins.
+
+What that does to the objective: Σ q(x) J(x) is maximised, q ∝ weight, not the pool's mean of J. Neither paper nor
+authors weigh it back; the stage `inclusion_weights` does.
 """
 
 from __future__ import annotations
@@ -20,7 +24,10 @@ from solostream.training.advantages.value_tracker import ValueTracker
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Chooses tasks. A factory may ask for `task_ids`, `tracker` (where an advantage keeps one) and `seed`."""
+    """Chooses tasks.
+
+    A factory may ask for `task_ids`, `tracker` (where an advantage keeps one), `seed`, `batch` (draws of one update).
+    """
 
     def next(self) -> str:
         """The id of the task to play next."""
@@ -35,36 +42,50 @@ class Sampler(Protocol):
 
 
 class Prioritized:
-    """Raises UserError for an epsilon that would leave tasks out for ever."""
+    """gamma: evidence counts, √(v(1 − v))/N^γ + ε (the conference version of SPO). batch: draws without replacement.
+
+    Raises UserError for an epsilon that would leave tasks out for ever.
+    """
 
     def __init__(
         self,
         task_ids: Sequence[str],
         tracker: ValueTracker,
         seed: int = 0,
+        batch: int = 1,
         *,
         epsilon: Annotated[float, Field(gt=0)] = 0.05,
+        gamma: Annotated[float, Field(ge=0)] = 0.0,
     ) -> None:
         if epsilon <= 0:
             raise UserError(f"the sampler needs epsilon > 0; got {epsilon}")
-        self.task_ids, self.tracker, self.epsilon = list(task_ids), tracker, epsilon
+        self.task_ids, self.tracker, self.epsilon, self.gamma = list(task_ids), tracker, epsilon, gamma
+        self._block = min(batch, len(self.task_ids))
+        self._drawn: list[str] = []  # since the block began
         self._random = random.Random(seed)
 
     def next(self) -> str:
         """A task drawn by its weight, by rejection: the tracker is read only for the candidates."""
+        if len(self._drawn) >= self._block:
+            self._drawn = []
+        passed = set(self._drawn)
         while True:
             task_id = self._random.choice(self.task_ids)
-            (weight,) = self.tracker.weights([task_id], self.epsilon)
+            if task_id in passed:
+                continue
+            (weight,) = self.tracker.weights([task_id], self.epsilon, self.gamma)
             if self._random.random() * (0.5 + self.epsilon) < weight:
+                self._drawn.append(task_id)
                 return task_id
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of its random numbers."""
-        return {"random": _state(self._random)}
+        """The state of its random numbers, and what this batch's draws have had."""
+        return {"random": _state(self._random), "drawn": list(self._drawn)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         _restore(self._random, state["random"])
+        self._drawn = list(state["drawn"])
 
 
 class Uniform:

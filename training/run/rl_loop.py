@@ -25,6 +25,7 @@ from solostream.training.advantages import grouped, tracker_of
 from solostream.training.advantages.base import Advantage, Advantages
 from solostream.training.batch import Batch, UnfitBatch, dump
 from solostream.training.config import Config
+from solostream.training.learner.corrections import kept
 from solostream.training.learner.learner import Learner
 from solostream.training.rollouts.collector import AsyncCollector, unused
 from solostream.training.rollouts.env_pool import Episodes
@@ -46,7 +47,7 @@ class Reinforcement:
     def __init__(
         self,
         config: Config,
-        task_ids: Sequence[str],
+        sources: Mapping[str, str],
         learner: Learner,
         engine: Engine,
         episodes: Episodes,
@@ -57,19 +58,22 @@ class Reinforcement:
         sampler: Sampler | None = None,
         own_metrics: Mapping[str, Metric] = MappingProxyType({}),
     ) -> None:
-        """advantage, sampler: in place of those that the configuration names."""
-        self.config, self.task_ids = config, list(task_ids)
+        """sources: task id -> its source, of the pool. advantage, sampler: instead of what the configuration names."""
+        self.config, self.task_ids = config, list(sources)
         self._learner, self._engine, self._episodes, self._in_thread = learner, engine, episodes, in_thread
         a = config.algorithm
         self.tracker = (tracker_of(advantage) if advantage else None) or a.tracker.make()
         self._advantage = advantage or a.estimator(self.tracker, learner.logprobs)[-1]
+        for task_id, source in sources.items():
+            self.tracker.place(task_id, source)
         self._uses_tracker = a.uses_tracker if advantage is None else tracker_of(advantage) is not None
         self._grouped = grouped(self._advantage, a.group_size)
         self._own_metrics = own_metrics
         if sampler is None:
             name = a.sampler or ("prioritized" if self._uses_tracker else "uniform")
+            prompts = max(config.rollout.batch // a.group_size, 1)
             given = {"task_ids": self.task_ids, "tracker": self.tracker, "seed": seed_of(config.run.seed, "sampler")}
-            sampler = registry.make("sampler", name, config.sampler.get(name), **given)
+            sampler = registry.make("sampler", name, config.sampler.get(name), batch=prompts, **given)
         self._sampler = TaskSampler(self.task_ids, sampler, streams=a.group_size)
         self.step, self.mismatch_max = 0, 0.0
         self._warned = False
@@ -147,7 +151,7 @@ class Reinforcement:
 
     def _batch(self, trajectories: Sequence[Trajectory]) -> Batch:
         try:
-            return Batch(trajectories)
+            return Batch(trajectories, kept(trajectories, self.config.learner)[0])
         except UnfitBatch as error:
             place = dump(trajectories, self._learner.dump_dir, self.step)
             raise UnfitBatch(f"{error}; no step was taken, the batch is in {place}") from None

@@ -202,3 +202,24 @@ def test_grpo_weighs_groups_by_their_deviation() -> None:
     got, bound = monte_carlo(lambda a: (GRPO(epsilon=1e-12), streams(a, 0), 0.0), 2500, g)
     assert abs(got - exact) < bound
     assert abs(got - TRUE) > bound
+
+
+def test_dppo_masks_by_probability_and_weighs_by_a_capped_ratio() -> None:
+    """π(1): .5 -> .8 moved by .3 > .2: A > 0 on 1 and A ≤ 0 on 0 are out; the others weigh their ratio times ∇log π."""
+    new, old = math.log(0.8 / 0.2), 0.0
+    p, actions, advantages = 0.8, [1, 1, 0, 0], [1.0, -0.5, -1.0, 2.0]
+    expected = np.mean([0.0, 0.5 * (p / 0.5) * (1 - p), 0.0, -2.0 * (0.2 / 0.5) * (0 - p)])
+    got = gradient(lambda t: LOSSES["dppo"]()(t)[0], new, old, actions, advantages)
+    assert got == pytest.approx(expected, abs=1e-12)
+    capped = gradient(lambda t: LOSSES["dppo"](ratio_cap=1.1)(t)[0], new, old, [1], [-0.5])
+    assert capped == pytest.approx(0.5 * 1.1 * (1 - p), abs=1e-12)
+
+
+def test_kl_cov_holds_a_token_by_its_log_ratio() -> None:
+    """d|log ρ|/dθ of the picked token is ±(1 − p) whatever the distance; nothing at ρ = 1."""
+    parameter = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    logprob = bernoulli(parameter, torch.tensor([1, 1]))
+    old, picked = bernoulli(torch.tensor(0.2, dtype=torch.float64), torch.tensor([1, 1])), torch.tensor([True, False])
+    tokens = Tokens(logprob, old, torch.zeros(2, dtype=torch.float64), torch.arange(2), 2, picked)
+    LOSSES["kl_cov"](kl=3.0)(tokens)[0].sum().backward()
+    assert float(parameter.grad) == pytest.approx(3 * (1 - 1 / (1 + math.exp(-0.7))), abs=1e-12)

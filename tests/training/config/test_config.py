@@ -234,3 +234,12 @@ def test_another_option_of_a_component_is_another_run() -> None:
 def test_what_has_no_weights_is_not_trained(engine: str) -> None:
     with pytest.raises(UserError, match="it can be evaluated, not trained"):
         configuration.load(ROOT / "configs" / "recipes" / "quickstart.toml", [f"run.engine='{engine}'"])
+
+
+@pytest.mark.parametrize("settings", [["rollout.mode=sync"], ["learner.tis_cap=2.0"]])
+def test_a_loss_that_would_do_nothing_is_refused(settings: list[str]) -> None:
+    """KL-Cov's penalty has no gradient on the policy that sampled; with several steps, or stale tokens, it has."""
+    with pytest.raises(UserError, match="num_mini_batches to 2 or more"):
+        validate(assign({}, ["learner.loss=kl_cov", *settings]))
+    validate(assign({}, ["learner.loss=kl_cov", "learner.num_mini_batches=2", *settings]))
+    validate(assign({}, ["learner.loss=kl_cov"]))

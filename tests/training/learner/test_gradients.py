@@ -97,7 +97,7 @@ def test_packed_padded_and_micro_batched_gradients_are_equal(aggregation) -> Non
     assert close(gradient(alone, batch, advantages), expected)
 
 
-@pytest.mark.parametrize("loss", ["ppo_clip", "cispo", "gspo", "clip_cov", "kl_cov"])
+@pytest.mark.parametrize("loss", ["ppo_clip", "cispo", "gspo", "clip_cov", "kl_cov", "dppo"])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_every_loss_is_independent_of_the_cut(loss, aggregation) -> None:
     """Entropy bonus, KL to a reference, TIS and sequence rejection on, too."""
@@ -110,6 +110,8 @@ def test_every_loss_is_independent_of_the_cut(loss, aggregation) -> None:
         kl_coef=0.1,
         tis_cap=1.1,
         reject_outside=(0.9, 1.15),
+        mask_outside=(0.7, 1.6),
+        drop_negatives_beyond=0.02,
     )
     options = {"clip_cov": {"share": 0.2, "bounds": (0.0, 5.0)}, "kl_cov": {"share": 0.2}}
     made = LOSSES[loss](**options.get(loss, {}))

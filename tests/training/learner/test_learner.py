@@ -17,11 +17,12 @@ from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
 from solostream.training.advantages.base import Advantages
 from solostream.training.config.learner import LearnerConfig, LoraConfig
-from solostream.training.learner.correction import importance_weights
+from solostream.training.learner.corrections import token_corrections
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.muon import orthogonalise
 from solostream.training.learner.optimizer import factor
 from solostream.training.losses.aggregation import token_weights
+from solostream.training.losses.tokens import Tokens
 from solostream.training.run import checkpoint
 
 
@@ -130,12 +131,39 @@ def test_decoupled_ratio_starts_at_one_and_the_mismatch_is_capped() -> None:
 
 def test_importance_weights_by_hand() -> None:
     """Trajectory 0: ratios 2 and 0.5, geometric mean 1, kept; 1: ratio 4, rejected. TIS caps 2 at 1.5."""
-    old = torch.tensor([math.log(2.0), math.log(0.5), math.log(4.0)])
     config = LearnerConfig(tis_cap=1.5, reject_outside=(0.5, 2.0))
-    weight, metrics = importance_weights(old, torch.zeros(3), torch.tensor([0, 0, 1]), 2, config)
+    weight, metrics = token_corrections(ratios([2.0, 0.5, 4.0], [0, 0, 1]), torch.zeros(3), config)
     assert weight.tolist() == pytest.approx([1.5, 0.5, 0.0])
     assert int(metrics["tis/clipped"]) == 2
     assert int(metrics["tis/rejected"]) == 1
+
+
+def test_a_two_sided_mask_lets_a_token_weigh_its_ratio_or_nothing() -> None:
+    """IcePop's [0.5, 5] on ratios 0.4, 0.7, 4.5 and 5.5; a cap of 3 on what it leaves, and none by default."""
+    tokens = ratios([0.4, 0.7, 4.5, 5.5], [0, 1, 2, 3])
+    weight, metrics = token_corrections(tokens, torch.zeros(4), LearnerConfig(mask_outside=(0.5, 5.0)))
+    assert weight.tolist() == pytest.approx([0.0, 0.7, 4.5, 0.0])
+    assert int(metrics["mask/sampler"]) == 2
+    capped = token_corrections(tokens, torch.zeros(4), LearnerConfig(mask_outside=(0.5, 5.0), tis_cap=3.0))
+    assert capped[0].tolist() == pytest.approx([0.0, 0.7, 3.0, 0.0])
+    assert int(capped[1]["tis/clipped"]) == 1
+    assert token_corrections(tokens, torch.zeros(4), LearnerConfig()) == (None, {})
+
+
+def test_negatives_that_became_improbable_are_left_alone() -> None:
+    """Mean log(sampler/policy) of three sequences: 0.3, 0.3 and 0.1, against δ = 0.2; only negative tokens go."""
+    logprob = torch.tensor([-1.5, -1.1, -1.3, -1.1])  # the sampler's were all -1
+    advantage = torch.tensor([-1.0, -1.0, 2.0, -1.0])
+    tokens = Tokens(logprob, logprob, advantage, torch.tensor([0, 0, 1, 2]), 3, torch.zeros(4) > 0)
+    weight, metrics = token_corrections(tokens, -torch.ones(4), LearnerConfig(drop_negatives_beyond=0.2))
+    assert weight.tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert int(metrics["mask/negatives"]) == 2
+
+
+def ratios(of: list[float], segment: list[int]) -> Tokens:
+    """Tokens whose π_old is so many times the sampler's, whose log-probabilities are 0."""
+    old, n = torch.tensor(of).log(), len(of)
+    return Tokens(old, old, torch.ones(n), torch.tensor(segment), max(segment) + 1, torch.zeros(n) > 0)
 
 
 def test_aggregation_weights_by_hand() -> None:

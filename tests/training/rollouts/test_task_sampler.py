@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -90,3 +91,33 @@ def test_a_checkpoint_of_other_data_is_refused() -> None:
     sampler.draw()
     with pytest.raises(UserError, match="same data"):
         sampler_of(["a"]).load_state_dict(sampler.state_dict())
+
+
+def test_no_task_comes_twice_in_a_batch() -> None:
+    """Draws of 4 out of 6 without replacement; the next batch may have any of them again."""
+    ids = [f"t{i}" for i in range(6)]
+    sampler = Prioritized(ids, ValueTracker(), 3, 4)
+    batches = [[sampler.next() for _ in range(4)] for _ in range(200)]
+    assert all(len(set(batch)) == 4 for batch in batches)
+    assert Counter(t for batch in batches for t in batch).keys() == set(ids)
+    assert any(one[-1] in two for one, two in pairwise(batches))
+    half, resumed = Prioritized(ids, ValueTracker(), 3, 4), Prioritized(ids, ValueTracker(), 9, 4)
+    begun = [half.next() for _ in range(2)]
+    resumed.load_state_dict(json.loads(json.dumps(half.state_dict())))
+    assert len({*begun, *(resumed.next() for _ in range(2))}) == 4
+
+
+def test_a_pool_smaller_than_the_batch_is_gone_through_again() -> None:
+    sampler = Prioritized(["a", "b"], ValueTracker(), 0, 5)
+    assert Counter(sampler.next() for _ in range(10)) == {"a": 5, "b": 5}
+
+
+def test_evidence_counts_in_the_weight_of_the_conference_version() -> None:
+    """√(v(1 − v))/N^γ + ε with v = .25 and N = 4: .433/4^.5 + .05; less than one observation counts as one."""
+    tracker = ValueTracker()
+    state = tracker.state_dict()
+    state["beliefs"]["x"] = {"start": [1, 3, None], "now": [1, 3], "events": []}
+    state["beliefs"]["y"] = {"start": [0.1, 0.3, None], "now": [0.1, 0.3], "events": []}
+    tracker.load_state_dict(state)
+    root = (3 / 16) ** 0.5
+    assert tracker.weights("xy", 0.05, 0.5) == pytest.approx([root / 2 + 0.05, root + 0.05])

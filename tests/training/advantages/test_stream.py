@@ -1,0 +1,292 @@
+"""The parts of a single stream, each by numbers worked out by hand and by what it is for."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+from tiny_ledgers import one_each, trajectory
+
+from solostream.agent.trajectory import Trajectory
+from solostream.training.advantages.base import standardize
+from solostream.training.advantages.spo import SPO
+from solostream.training.advantages.stream.energy_ratio import EnergyRatio
+from solostream.training.advantages.stream.forgetting import CalibratedForgetting
+from solostream.training.advantages.stream.measure import energy, weights
+from solostream.training.advantages.stream.pooling import Pool
+from solostream.training.advantages.stream.scale import Scale
+from solostream.training.advantages.stream.shared_drift import SharedDrift
+from solostream.training.advantages.stream.slope import FittedSlope
+from solostream.training.advantages.value_tracker import ValueTracker
+from solostream.training.batch import Batch
+
+
+def answer(task: str, reward: float, *probabilities: float, **fields) -> Trajectory:
+    """One whose tokens the sampler gave these probabilities."""
+    logprobs = [math.log(p) for p in probabilities]
+    return trajectory(task, reward, response=range(len(probabilities)), logprobs=logprobs, **fields)
+
+
+def test_measures_by_hand() -> None:
+    """(1 − .9)² + (1 − .5)² = .26, and (1 − .2)² = .64; what a filter takes out weighs nothing."""
+    batch = [answer("a", 1, 0.9, 0.5), answer("b", 0, 0.2)]
+    assert [energy(t) for t in batch] == pytest.approx([0.26, 0.64])
+    assert weights(batch, "token") == [2, 1]
+    assert weights(batch, "trajectory") == [1, 1]
+    assert weights(Batch(batch, [False, True]), "energy") == pytest.approx([0, 0.64])
+
+
+def test_the_energy_measure_centres_where_the_gradient_is_least_noisy() -> None:
+    """Of all constants b the weighted mean of r minimises Σ w (r − b)², w the energies."""
+    batch = [answer("a", 1, 0.9, 0.8), answer("b", 0, 0.3), answer("c", 0.4, 0.6, 0.1), answer("d", 1, 0.95)]
+    w = [energy(t) for t in batch]
+    raw = one_each(SPO(ValueTracker(), "energy", scale="centred")(batch))  # all were dispatched at 0.5
+    centre = batch[0].reward - raw[0]
+    noise = lambda b: sum(x * (t.reward - b) ** 2 for x, t in zip(w, batch, strict=True))
+    assert all(noise(centre) < noise(centre + step) for step in (-0.01, 0.01))
+    assert centre == pytest.approx((0.05 + 0.4 * 0.97 + 0.0025) / (0.05 + 0.49 + 0.97 + 0.0025))
+
+
+def test_energy_ratio_by_hand() -> None:
+    """Right answers .2 and .4, wrong ones 1.2 and 1.8: κ = 1.5/.3 = 5, and .8 becomes .8/(.8 + .2·5) = 4/9."""
+    ratio = EnergyRatio()
+    assert ratio.baseline(0.8) == 0.8
+    ratio.update([1, 1, 0, 0], [0.2, 0.4, 1.2, 1.8])
+    assert ratio.value == pytest.approx(5)
+    assert ratio.baseline(0.8) == pytest.approx(4 / 9)
+    assert (ratio.baseline(0.0), ratio.baseline(1.0)) == (0, 1)
+    ratio.update([0.25], [0.6])  # wrong: (.9·3 + .45)/(.9·2 + .75), right: (.9·.6 + .15)/(.9·2 + .25)
+    assert ratio.value == pytest.approx((3.15 / 2.55) / (0.69 / 2.05))
+
+
+def test_energy_baseline_is_the_one_of_least_variance_for_each_task() -> None:
+    """b = E[W r]/E[W] of a task with v = .3 and κ = 4, against its neighbours, by enumeration of its two outcomes."""
+    ratio, v, right, wrong = EnergyRatio(), 0.3, 0.7, 2.8
+    ratio.update([1, 0], [right, wrong])
+    b = ratio.baseline(v)
+    noise = lambda x: v * right * (1 - x) ** 2 + (1 - v) * wrong * x**2
+    assert noise(b) < min(noise(b - 0.01), noise(b + 0.01))
+    assert b == pytest.approx(0.3 / (0.3 + 0.7 * 4))
+
+
+def test_fitted_slope_by_hand() -> None:
+    """Rewards 1, 0, 1 on baselines .8, .2, .5 under weights 1, 2, 1: Cov = .1125, Var = .061875; clipped to 1."""
+    slope = FittedSlope()
+    assert slope.value == 0
+    slope.update([1, 0, 1], [0.8, 0.2, 0.5], [1, 2, 1])
+    assert slope.value == 1
+    slope.update([1, 0, 1, 0], [0.9, 0.9, 0.1, 0.1], [1, 1, 1, 1])  # no covariance: variance .16
+    assert slope.value == pytest.approx(0.8 * 0.1125 / (0.8 * 0.061875 + 0.16))
+    slope.update([0, 1], [1, 0], [5, 5])
+    assert slope.value == 0
+
+
+def test_values_that_explain_nothing_do_not_add_noise() -> None:
+    """Values drawn at random: the fitted slope goes to 0, and the advantage to that of the batch mean."""
+    rng = random.Random(2)
+    spo = SPO(ValueTracker(), "trajectory", slope="fitted", scale="centred")
+
+    def variance(one: SPO) -> float:
+        batch = [trajectory(f"t{i}", rng.randint(0, 1), value=rng.random(), event=i) for i in range(256)]
+        plain = np.var([t.reward for t in batch])
+        return float(np.var(one_each(one(batch))) / plain)
+
+    for _ in range(12):
+        ratio = variance(spo)
+    assert ratio < 1.01 < 1.25 < variance(SPO(ValueTracker(), "trajectory", scale="centred"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("deviation", [3.0, -1 / 3]), ("centred", [0.9, -0.1]), ("fixed", [1.8, -0.2]), ("running", [3.0, -1 / 3])],
+)
+def test_scales_by_hand(kind, expected: list[float]) -> None:
+    """0 and -1 under weights 1 and 9: mean -.9, deviation .3."""
+    assert Scale(kind)([0.0, -1.0], [1, 9]) == pytest.approx(expected)
+
+
+def test_a_batch_of_right_answers_is_not_blown_up() -> None:
+    """After batches of deviation .5, one with r − v in {0, .02}: 1 under `deviation`, a fiftieth under the others."""
+    running = Scale("running")
+    for _ in range(40):
+        running([0.5, -0.5], [1, 1])
+    quiet = [0.02, 0.0]
+    assert Scale()(quiet, [1, 1]) == pytest.approx([1, -1])
+    last = 0.01 / math.sqrt(0.9 * 0.25 + 0.1 * 0.0001)
+    assert running(quiet, [1, 1]) == pytest.approx([last, -last], rel=1e-2)
+    assert Scale("fixed")(quiet, [1, 1]) == pytest.approx([0.02, -0.02])
+    assert Scale("centred")(quiet, [1, 1]) == pytest.approx([0.01, -0.01])
+
+
+def test_forgetting_follows_the_errors_of_successive_visits() -> None:
+    """A tracker that lags behind a rising rate forgets faster, one of a constant rate slower than it began."""
+
+    def final(rate, seed: int) -> float:
+        rng, tracker = random.Random(seed), ValueTracker(0.5, 0.98)
+        forgetting = CalibratedForgetting(tracker)
+        for step in range(60):
+            values = [tracker.value(f"t{i}") for i in range(32)]
+            rewards = [float(rng.random() < rate(step)) for _ in values]
+            forgetting.update([f"t{i}" for i in range(32)], rewards, values)
+            for i, r in enumerate(rewards):
+                tracker.observe(f"t{i}", r, forgetting.divergence)
+        return forgetting.rho
+
+    start = CalibratedForgetting(ValueTracker(0.5, 0.98)).rho
+    assert start == pytest.approx(0.9)  # √(.5·.02) = .1
+    assert final(lambda step: 0.3, 1) > 0.93
+    assert final(lambda step: 0.1 if step % 20 < 10 else 0.9, 2) < 0.8
+
+
+def test_the_divergence_of_calibrated_forgetting_gives_its_rho() -> None:
+    tracker = ValueTracker(0.5, 0.98)
+    forgetting = CalibratedForgetting(tracker)
+    tracker.observe("x", 1, 0.0)
+    before = tracker.evidence("x")
+    tracker.observe("x", 0, forgetting.divergence)
+    assert tracker.evidence("x")[0] == pytest.approx(forgetting.rho * before[0])
+
+
+def test_shared_drift_by_hand() -> None:
+    """Rate .5: half a Newton step of all four on all, half of what is left within a source on its own."""
+    drift = SharedDrift(0.5)
+    drift.update(3, [("s", 1.0, 0.5), ("s", 0.7, 0.5), ("o", 0.6, 0.5), ("", 0.2, 0.5 - math.sqrt(0.15))])
+    errors = 0.5 + 0.2 + 0.1 + 0.2 - (0.5 - math.sqrt(0.15))
+    common = 0.5 * errors / (0.75 + 0.1)
+    own = common + 0.5 * (0.7 - common / 0.5 * 0.5) / (0.5 + 2)
+    logit = lambda p: math.log(p / (1 - p))
+    assert logit(drift.moved(0.4, "s", 2, None)) == pytest.approx(logit(0.4) + own)
+    assert logit(drift.moved(0.4, "unknown", 2, 3)) == pytest.approx(logit(0.4) + common)
+    assert drift.moved(0.4, "s", 3, None) == 0.4  # as of version 3 it is in the value already
+    assert drift.moved(0.4, "s", 1, 2) == 0.4
+    assert drift.moved(0.4, "s", None, None) == 0.4  # a value of nobody knows which version
+    again = SharedDrift(0.5)
+    again.load_state_dict(json.loads(json.dumps(drift.state_dict())))
+    assert again.moved(0.4, "s", 0, 9) == drift.moved(0.4, "s", 0, 9)
+
+
+def test_a_value_is_fresh_without_a_visit() -> None:
+    """400 tasks of rates .1 to .7, all logits rising; 40 visited a batch: the shared drift halves the error of all."""
+
+    def error(shared: float) -> float:
+        rng, tracker = random.Random(4), ValueTracker(shared_drift=shared)
+        base = {f"t{i}": 0.1 + 0.6 * i / 400 for i in range(400)}
+        rate = lambda task, step: 1 / (1 + math.exp(-(math.log(base[task] / (1 - base[task])) + 0.06 * step)))
+        for task in base:
+            tracker.initialize(task, [float(rng.random() < base[task]) for _ in range(8)], version=0)
+        for step in range(40):
+            tasks = rng.sample(sorted(base), 40)
+            batch = []
+            for i, task in enumerate(tasks):
+                where = {"value": tracker.value(task), "event": 40 * step + i, "version": step}
+                batch.append(trajectory(task, float(rng.random() < rate(task, step)), **where))
+            SPO(tracker)(batch)
+        return math.sqrt(sum((tracker.value(t) - rate(t, 40)) ** 2 for t in base) / len(base))
+
+    assert error(0.5) < 0.6 * error(0.0)
+
+
+def test_shared_drift_moves_the_belief_before_the_evidence_enters() -> None:
+    tracker = ValueTracker(0.9, 0.9, shared_drift=1.0)
+    tracker.observe("x", 1, 0.0, event=0, version=0)  # (1.45, .45)
+    tracker.learn_shared(1, [("y", 0.0, 0.5), ("y", 0.5, 0.5)])  # Δb = −.5/.5 = −1
+    moved = 1 / (1 + math.exp(-(math.log(1.45 / 0.45) - 1)))
+    assert tracker.value("x") == pytest.approx(moved)
+    tracker.observe("x", 0, 0.0, event=1, version=1)
+    assert tracker.evidence("x") == pytest.approx((0.9 * 1.9 * moved, 0.9 * 1.9 * (1 - moved) + 1))
+    copy = ValueTracker(0.9, 0.9, shared_drift=1.0)
+    copy.load_state_dict(json.loads(json.dumps(tracker.state_dict())))
+    assert copy.evidence("x") == tracker.evidence("x")
+
+
+def test_pooled_moments_find_the_beta_that_rates_were_drawn_from() -> None:
+    """Beta(1.2, 2.8): m = .3, c = 4; three visits a task; a source of its own at .9."""
+    rng, pool = random.Random(7), Pool(8.0)
+    for i in range(4000):
+        p, source = (rng.betavariate(1.2, 2.8), "s") if i % 4 else (0.9, "easy")
+        last = None
+        for _ in range(3):
+            r = float(rng.random() < p)
+            pool.observe(source, r, last)
+            last = r
+    alpha, beta = pool.prior("s")
+    assert alpha / (alpha + beta) == pytest.approx(0.3, abs=0.07)
+    assert 2.0 < alpha + beta < 8
+    easy = pool.prior("easy")
+    assert easy[0] / sum(easy) == pytest.approx(0.9, abs=0.06)
+    assert sum(easy) > sum((alpha, beta))  # rates alike are believed further
+    assert pool.prior("never seen") == pool.prior("")
+
+
+def test_a_pooled_task_starts_from_its_source_and_keeps_its_own_evidence() -> None:
+    tracker = ValueTracker(pooled=True)
+    for i in range(60):
+        tracker.place(f"t{i}", "hard" if i % 2 else "easy")
+    assert tracker.value("t0") == 0.5
+    for i in range(50):
+        tracker.observe(f"t{i}", float(i % 2 == 0), event=i)
+    assert tracker.value("t51") < 0.2 < 0.8 < tracker.value("t50")
+    assert tracker.value("nobody's") == pytest.approx(0.5, abs=0.02)
+    a, b = tracker.evidence("t51")
+    tracker.observe("t51", 1.0, 0.0, event=99)
+    assert tracker.evidence("t51") == pytest.approx((0.96 * a + 1, 0.96 * b))
+    copy = ValueTracker(pooled=True)
+    copy.load_state_dict(json.loads(json.dumps(tracker.state_dict())))
+    assert copy.value("t53") == tracker.value("t53")
+
+
+def test_snapshot_retention_counts_versions_not_visits() -> None:
+    """SPO++: ρ once a version between two dispatches; two streams of one version add up."""
+    tracker = ValueTracker(0.875, 0.96, forgetting="snapshot")
+    tracker.initialize("x", [1] * 8, version=0)
+    a, b = tracker.evidence("x")
+    tracker.observe("x", 0, event=0, version=2)
+    tracker.observe("x", 1, event=1, version=2)
+    assert tracker.evidence("x") == pytest.approx((0.875**2 * a + 1, 0.875**2 * b + 1))
+    tracker.observe("x", 0, 9.9, event=2, version=3)  # D says nothing here
+    assert tracker.evidence("x") == pytest.approx((0.875 * (0.875**2 * a + 1), 0.875 * (0.875**2 * b + 1) + 1))
+
+
+def test_published_spo_is_the_default() -> None:
+    """What stands in the paper's place is off: r − v, deviation of the token measure, no state learnt."""
+    batch = [answer("a", 1, 0.9, 0.5, 0.1, value=0.25), answer("b", 0, 0.2, value=0.4), answer("c", 1, 0.3, value=0.9)]
+    got = SPO(ValueTracker())(batch)
+    assert one_each(got) == pytest.approx(standardize([0.75, -0.4, 0.1], [3, 1, 1]))
+    assert not {"tracker/slope", "tracker/energy_ratio", "tracker/rho"} & got.metrics.keys()
+
+
+def test_what_a_filter_takes_out_is_evidence_and_no_part_of_the_centre() -> None:
+    """Four overlong wrong answers beside four others: Σ w A over what is trained on is 0, and the tracker saw all."""
+    long = [trajectory(f"l{i}", 0.0, response=range(180), event=i) for i in range(4)]
+    short = [trajectory(f"s{i}", float(i < 3), response=range(20 + 7 * i), event=9 + i) for i in range(4)]
+    tracker = ValueTracker()
+    got = one_each(SPO(tracker)(Batch([*long, *short], [False] * 4 + [True] * 4)))
+    assert sum(t.n_action_tokens * a for t, a in zip(short, got[4:], strict=True)) == pytest.approx(0, abs=1e-9)
+    assert got[7] < 0 < min(got[4:7])
+    assert tracker.value("l0") < 0.5
+
+
+OURS = {"baseline": "energy", "slope": "fitted", "scale": "running", "divergence": "calibrated"}
+
+
+def test_every_option_survives_a_checkpoint() -> None:
+    def batch(step: int) -> list[Trajectory]:
+        made = []
+        for i in range(8):
+            where = {"event": 8 * step + i, "value": 0.1 * (i + 1), "version": step}
+            reward = float((i * 7 + step) % 3 == 0)
+            made.append(answer(f"t{i % 5}", reward, 0.3 + 0.05 * i, 0.9 - 0.1 * (i % 4), **where))
+        return made
+
+    one, two = (SPO(ValueTracker(0.5, 0.98), "energy", **OURS) for _ in range(2))
+    for step in range(3):
+        one(batch(step))
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    two.tracker.load_state_dict(json.loads(json.dumps(one.tracker.state_dict())))
+    third, again = one(batch(3)), two(batch(3))
+    assert one_each(third) == one_each(again)
+    assert third.metrics == again.metrics
+    assert 0 < third.metrics["tracker/energy_ratio"] != 1

@@ -1,0 +1,1 @@
+"""Stages: each stands around an estimator and changes the advantages that it gives, one file each."""

@@ -1,0 +1,59 @@
+"""Forgetting by measured calibration: what was wrong in the same direction twice is forgotten faster.
+
+If the values of tasks are what they will earn, the errors of a task's successive visits are uncorrelated; values that
+lag behind err twice with the same sign, values that jump after every outcome err with alternating ones (the whiteness
+of innovations, Mehra 1970). Per batch, with standardized errors u = (r − v)/√(v(1 − v) + ε):
+
+    c = mean u_now·u_before over the tasks of the batch that were seen before
+    log(1 − ρ) ← log(1 − ρ) + η·c,  within the tracker's bounds
+
+and the D that a tracker is told is the one that gives this ρ. It takes the place of a distance between policies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from solostream.training.advantages.value_tracker import ValueTracker
+
+RATE = 1.0  # η
+SMOOTH = 0.05  # ε
+
+
+class CalibratedForgetting:
+    """One ρ for all tasks, from the errors of their visits; it starts in the middle of the tracker's bounds."""
+
+    def __init__(self, tracker: ValueTracker) -> None:
+        self._fastest, self._slowest, self._d_half = 1 - tracker.rho_min, 1 - tracker.rho_max, tracker.d_half
+        self._log_rate = (math.log(self._fastest) + math.log(self._slowest)) / 2
+        self._errors: dict[str, float] = {}  # of each task's last visit
+
+    @property
+    def rho(self) -> float:
+        return 1 - math.exp(self._log_rate)
+
+    @property
+    def divergence(self) -> float:
+        """The D, in nats a token, whose forgetting factor is `rho`."""
+        return -self._d_half * math.log2(self.rho)
+
+    def update(self, task_ids: Sequence[str], rewards: Sequence[float], values: Sequence[float]) -> None:
+        """One batch, in the order of dispatch; values: frozen at dispatch."""
+        products = []
+        for task_id, r, v in zip(task_ids, rewards, values, strict=True):
+            error = (r - v) / math.sqrt(v * (1 - v) + SMOOTH)
+            if task_id in self._errors:
+                products.append(error * self._errors[task_id])
+            self._errors[task_id] = error
+        if products:
+            moved = self._log_rate + RATE * fmean(products)
+            self._log_rate = min(max(moved, math.log(self._slowest)), math.log(self._fastest))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"log_rate": self._log_rate, "errors": dict(self._errors)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._log_rate, self._errors = state["log_rate"], dict(state["errors"])

@@ -1,0 +1,68 @@
+"""What is taken out of an update, or weighed down, because it is not what the policy under training would have done.
+
+Whole trajectories are dropped by the filters here, each counted: `void` (a turn with neither a complete call nor an
+answer: SimpleTIR, arXiv 2509.02479), `overlong` (ended by the token limit: arXiv 2503.14476). Tokens are weighed by the
+files beside this one; their weights multiply. Denominators are fixed before any of it (`losses.aggregation`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from solostream.agent.trajectory import Trajectory
+from solostream.training.config.learner import LearnerConfig
+from solostream.training.learner.corrections.off_policy_negatives import off_policy_negatives
+from solostream.training.learner.corrections.sampler_mask import sampler_mask
+from solostream.training.learner.corrections.sequence_rejection import sequence_rejection
+from solostream.training.learner.corrections.truncation import truncation
+from solostream.training.losses.tokens import LOG_RATIO_LIMIT, Tokens
+
+FILTERS = ("void", "overlong", "empty")
+
+
+def kept(batch: Sequence[Trajectory], config: LearnerConfig) -> tuple[list[bool], dict[str, float]]:
+    """Which trajectories are trained on, and how many each filter took (the first that applies)."""
+    causes = [_cause(t, config) for t in batch]
+    count = Counter(causes)
+    return [c is None for c in causes], {f"dropped/{name}": float(count[name]) for name in FILTERS}
+
+
+def _cause(trajectory: Trajectory, config: LearnerConfig) -> str | None:
+    if config.drop_void and trajectory.void:
+        return "void"
+    if config.drop_overlong and trajectory.ending == "token_limit":
+        return "overlong"
+    return "empty" if trajectory.n_action_tokens == 0 else None
+
+
+def token_corrections(
+    tokens: Tokens, sampler: Tensor, config: LearnerConfig
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """The weight of each token's loss [n], None where nothing is set; metrics as sums over the tokens.
+
+    sampler [n]: its own log-probabilities. `tokens.old` is the learner's policy at the start of the update where a
+    correction by weights is set (`config.decoupled`).
+    """
+    weight: Tensor | None = None
+    metrics: dict[str, Tensor] = {}
+    if config.decoupled:
+        log_ratio = (tokens.old - sampler).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        ratio = log_ratio.exp()
+        weight = torch.ones_like(ratio)
+        if config.mask_outside is not None:
+            weight, metrics["mask/sampler"] = sampler_mask(ratio, config.mask_outside)
+        if config.tis_cap:
+            weight, metrics["tis/clipped"] = truncation(ratio, weight, config)
+        if config.reject_outside is not None:
+            inside = sequence_rejection(tokens.sequence_mean(log_ratio).exp(), config.reject_outside)
+            weight, metrics["tis/rejected"] = weight * inside, (~inside).sum()
+        metrics["tis/weight"] = weight.sum()
+    if config.drop_negatives_beyond:
+        stay = off_policy_negatives(tokens, sampler, config.drop_negatives_beyond)
+        weight = stay.to(sampler.dtype) if weight is None else weight * stay
+        metrics["mask/negatives"] = (~stay).sum()
+    return weight, metrics

@@ -1,0 +1,19 @@
+"""Negative trajectories that the policy would hardly sample any more are left alone (DeepSeek-V3.2, arXiv 2512.02556).
+
+    M_t = 0 where A_t < 0 and mean_t log(π_sampler/π) > δ over the trajectory, else 1
+
+π is the policy of this very step. Pushing down what has become improbable already is where an off-policy gradient
+does damage; positive trajectories are never masked.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from solostream.training.losses.tokens import Tokens
+
+
+def off_policy_negatives(tokens: Tokens, sampler: Tensor, delta: float) -> Tensor:
+    """bool [n]: whether a token stays. sampler [n]: its log-probabilities. delta: in nats a token."""
+    distance = tokens.sequence_mean(sampler - tokens.logprob.detach())
+    return (tokens.advantage >= 0) | (distance <= delta)
