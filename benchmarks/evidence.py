@@ -1,0 +1,106 @@
+"""Which single stream is the better one: the protocol of docs/evidence.md, on a table policy and on a small model.
+
+    python benchmarks/evidence.py [--quick] [--stage noise table model report] [--processes N] [--out FOLDER]
+
+Every cell is a line of FOLDER/cells.jsonl: a killed run goes on, and what is there is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from evidence_parts import report
+from evidence_parts.cells import Cells
+from evidence_parts.methods import METHODS
+from evidence_parts.statistics import area
+from evidence_parts.table import POPULATIONS
+from evidence_parts.table_run import noise, play
+from evidence_parts.tuning import best_rate
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("noise", "table", "model", "report")
+TUNING_SEEDS = (100, 101)
+CHECKPOINTS = (0, 5, 10, 20)
+RATES = (0.03, 0.1, 0.3, 1.0)  # of the table's logits
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much of the protocol is done."""
+
+    budget: int = 2560
+    seeds: int = 10
+    rates: tuple[float, ...] = RATES
+    model_seeds: int = 5
+    model_steps: int = 24
+
+
+QUICK = Size(seeds=4, rates=RATES[1:3], model_seeds=1, model_steps=6)
+
+
+def tune_and_play(out: Path, population: str, method: str, size: Size) -> None:
+    """All table cells of one method on one population."""
+    cells = Cells(out)
+
+    def curve(rate: float, seed: int, budget: int) -> dict:
+        key = ("table", population, method, rate, seed, budget)
+        return cells.get(key, lambda: asdict(play(population, method, rate, seed, budget)))
+
+    def score(rate: float, seed: int, share: float) -> float:
+        budget = round(size.budget * share)
+        found = curve(rate, seed, budget)
+        return area(list(zip(found["episodes"], found["sampled"], strict=True)), budget)
+
+    rate = cells.get(
+        ("table rate", population, method, list(size.rates), size.budget),
+        lambda: best_rate(score, size.rates, TUNING_SEEDS),
+    )
+    for seed in range(size.seeds):
+        curve(rate, seed, size.budget)
+
+
+def table_noise(out: Path, population: str, seed: int) -> None:
+    names = list(METHODS)
+    Cells(out).get(
+        ("noise", population, seed, list(CHECKPOINTS), names),
+        lambda: noise(population, names, seed, checkpoints=CHECKPOINTS),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--quick", action="store_true", help="fewer seeds and learning rates, short model runs")
+    options.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
+    options.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    options.add_argument("--processes", type=int, default=1)
+    options.add_argument("--out", type=Path, default=ROOT / "runs/evidence")
+    a = options.parse_args(arguments)
+    out, size = a.out.resolve() / ("quick" if a.quick else "full"), QUICK if a.quick else Size()
+    with ProcessPoolExecutor(a.processes) as pool:
+        work = []
+        if "noise" in a.stage:
+            work += [pool.submit(table_noise, out, p, seed) for p in POPULATIONS for seed in range(min(size.seeds, 5))]
+        if "table" in a.stage:
+            work += [pool.submit(tune_and_play, out, p, m, size) for p in POPULATIONS for m in a.methods]
+        for done in work:
+            done.result()
+    if "model" in a.stage:
+        from evidence_parts.model import tune_and_run
+
+        tune_and_run(out, seeds=size.model_seeds, steps=size.model_steps, quick=a.quick)
+    if "report" in a.stage:
+        text = report.write(Cells(out))
+        (out / "evidence.md").write_text(text, encoding="utf-8")
+        print(f"\n{text}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

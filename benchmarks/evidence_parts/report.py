@@ -1,0 +1,151 @@
+"""The tables and bars of docs/evidence.md, from what cells there are."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from evidence_parts.cells import Cells
+from evidence_parts.methods import METHODS
+from evidence_parts.statistics import area, interval, said
+
+Runs = dict[str, dict[int, dict[str, float]]]  # method -> seed -> scores
+
+
+def write(cells: Cells) -> str:
+    lines: list[str] = []
+    kinds = defaultdict(list)
+    for key, found in cells.everything():
+        kinds[key[0]].append((key[1:], found))
+    for population, runs in sorted(_table(kinds["table"], kinds["table rate"]).items()):
+        lines += [f"### Table policy, {population}", "", *_curves(runs), "", *_bars(population, runs), ""]
+    for population, noises in sorted(_noises(kinds["noise"]).items()):
+        lines += [f"### Gradient noise against the batch mean's, {population}", "", *noises, ""]
+    for population, runs in sorted(_model(kinds["model"]).items()):
+        lines += [f"### Model, {population}", "", *_curves(runs), "", *_bars(population, runs), ""]
+    return "\n".join(lines)
+
+
+def scores(found: Mapping[str, Any], end: int) -> dict[str, float]:
+    """Of one run: areas over [0, end] and last values; what it does not have is left out."""
+    episodes = found["episodes"]
+    last = {
+        name: found[name][-1] for name in ("sampled", "greedy", "pass8", "entropy", "value_error") if found.get(name)
+    }
+    wide = {
+        f"{name} area": area(list(zip(episodes, found[name], strict=True)), end)
+        for name in ("sampled", "greedy")
+        if found.get(name)
+    }
+    signal = {"no signal": fmean(found["no_signal"])} if found.get("no_signal") else {}
+    first = {"first call": found["first_call"]} if found.get("first_call") is not None else {}
+    return {**wide, **last, **signal, **first}
+
+
+def _table(curves: Iterable[Any], rates: Iterable[Any]) -> dict[str, Runs]:
+    best = {(population, method): rate for (population, method, *_), rate in rates}
+    budgets: dict[str, int] = defaultdict(int)
+    for (population, _, _, _, budget), _ in curves:
+        budgets[population] = max(budgets[population], budget)
+    made: dict[str, Runs] = defaultdict(lambda: defaultdict(dict))
+    for (population, method, rate, seed, budget), found in curves:
+        if rate == best.get((population, method)) and seed < 100 and budget == budgets[population]:
+            made[population][method][seed] = {**scores(found, budget), "rate": rate}
+    return made
+
+
+def _model(runs: Iterable[Any]) -> dict[str, Runs]:
+    """Runs at each method's best rate: the one whose fresh seeds there are."""
+    made: dict[str, Runs] = defaultdict(lambda: defaultdict(dict))
+    for (population, method, rate, seed, steps), found in runs:
+        if seed < 100:
+            made[population][method][seed] = {**scores(found, found["episodes"][-1]), "rate": rate, "steps": steps}
+    return made
+
+
+COLUMNS = (
+    "sampled area", "greedy area", "sampled", "greedy", "pass8", "entropy", "value_error", "no signal", "first call",
+)  # fmt: skip
+
+
+def _curves(runs: Runs) -> list[str]:
+    shown = [name for name in COLUMNS if any(name in s for group in runs.values() for s in group.values())]
+    lines = _header(["method", "lr", "seeds", *shown])
+    order = sorted(runs, key=lambda m: -fmean(s["sampled area"] for s in runs[m].values()))
+    for method in order:
+        group = list(runs[method].values())
+        cells = [said([s.get(name) for s in group]) for name in shown]
+        lines.append(_row([_title(method), f"{group[0]['rate']:g}", str(len(group)), *cells]))
+    return lines
+
+
+def _bars(population: str, runs: Runs) -> list[str]:
+    if "ours" not in runs:
+        return []
+    against = [m for m in runs if m in METHODS and METHODS[m].baseline]
+    lines = _header(["ours −", "sampled area", "greedy area"])
+    for method in [*against, *(m for m in runs if m not in against and m != "ours")]:
+        cells = [said(_differences(runs, "ours", method, name), sign="+") for name in ("sampled area", "greedy area")]
+        lines.append(_row([_title(method), *cells]))
+    lines.append("")
+    for method, wanted in _wanted(population, runs, against):
+        mean, half = interval(_differences(runs, "ours", method, "sampled area"))
+        low, high = mean - half, mean + half
+        met = low > 0 if wanted == "above 0" else high >= 0
+        lines.append(_bar(met, f"ours − {_title(method)} {wanted} ({mean:+.3f}, [{low:+.3f}, {high:+.3f}])"))
+    if "no signal" in next(iter(runs["ours"].values())) and "grpo" in runs:
+        one, other = (fmean(s["no signal"] for s in runs[m].values()) for m in ("ours", "grpo"))
+        lines.append(_bar(one < other / 2, f"share without signal {one:.3f}, under half of GRPO's {other:.3f}"))
+    return lines
+
+
+def _wanted(population: str, runs: Runs, against: Sequence[str]) -> list[tuple[str, str]]:
+    if population == "mixed":
+        wanted = [("grpo", "above 0"), ("batch", "above 0"), ("none", "not below 0")]
+        return [(m, how) for m, how in wanted if m in runs]
+    best = max(against, key=lambda m: fmean(s["sampled area"] for s in runs[m].values()), default=None)
+    return [(best, "not below 0")] if best else []
+
+
+def _differences(runs: Runs, one: str, other: str, name: str) -> list[float]:
+    """Seed by seed, where both have a number."""
+    a, b = runs[one], runs[other]
+    return [a[seed][name] - b[seed][name] for seed in a.keys() & b.keys() if name in a[seed] and name in b[seed]]
+
+
+def _noises(found: Iterable[Any]) -> dict[str, list[str]]:
+    by_population: dict[str, list[tuple[list[int], Mapping[str, list[float]]]]] = defaultdict(list)
+    for (population, _, checkpoints, _), noises in found:
+        by_population[population].append((checkpoints, noises))
+    made = {}
+    for population, seeds in by_population.items():
+        checkpoints = seeds[0][0]
+        lines = _header(["method", *(f"step {c}" for c in checkpoints)])
+        for method in seeds[0][1]:
+            ratios = [[n[method][c] / n["batch"][c] for _, n in seeds] for c in range(len(checkpoints))]
+            lines.append(_row([_title(method), *(said(r, ".2f") for r in ratios)]))
+        worst = max(fmean(n["ours"][c] / n["batch"][c] for _, n in seeds) for c in range(len(checkpoints)))
+        made[population] = [
+            *lines,
+            "",
+            f"- {'met' if worst <= 0.7 else 'MISSED'}: ours ≤ 0.7 at every checkpoint (largest {worst:.2f})",
+        ]
+    return made
+
+
+def _bar(met: bool, what: str) -> str:
+    return f"- {'met' if met else 'MISSED'}: {what}"
+
+
+def _title(method: str) -> str:
+    return METHODS[method].title if method in METHODS else method
+
+
+def _header(names: Sequence[str]) -> list[str]:
+    return [_row(names), "|" + "---|" * len(names)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,165 @@
+"""One run of a method on a table policy: what is spent, what is learnt, how noisy its gradient is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from evidence_parts.methods import METHODS, PROTOCOL
+from evidence_parts.table import POPULATIONS, TablePolicy, Tasks
+from solostream import registry
+from solostream.agent.trajectory import Dispatch
+from solostream.training.advantages import estimator
+from solostream.training.advantages.base import Advantages
+from solostream.training.batch import Batch
+from solostream.training.config import Config, assign, validate
+from solostream.training.rollouts.task_sampler import TaskSampler
+
+BATCH, POOL, HELD_OUT = 64, 128, 256
+BETAS = (0.9, 0.95)  # the product's
+
+
+def configure(method: str, extra: Sequence[str] = ()) -> Config:
+    given = (*PROTOCOL, f"rollout.batch={BATCH}", *METHODS[method].settings, *extra)
+    return validate(assign({}, [setting for setting in given if setting]))
+
+
+class Adam:
+    """On one array, uphill; the product's is torch's AdamW without weight decay, the same numbers."""
+
+    def __init__(self, shape: tuple[int, ...], lr: float) -> None:
+        self.lr, self.t = lr, 0
+        self.m, self.v = np.zeros(shape), np.zeros(shape)
+
+    def step(self, weights: np.ndarray, gradient: np.ndarray) -> None:
+        self.t += 1
+        self.m = BETAS[0] * self.m + (1 - BETAS[0]) * gradient
+        self.v = BETAS[1] * self.v + (1 - BETAS[1]) * gradient**2
+        m, v = self.m / (1 - BETAS[0] ** self.t), self.v / (1 - BETAS[1] ** self.t)
+        weights += self.lr * m / (np.sqrt(v) + 1e-8)
+
+
+@dataclass(slots=True)
+class Curve:
+    """At each number of episodes spent: exact accuracies on held-out tasks, and what the batch looked like."""
+
+    episodes: list[int] = field(default_factory=list)
+    sampled: list[float] = field(default_factory=list)
+    greedy: list[float] = field(default_factory=list)
+    pass8: list[float] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
+    value_error: list[float] = field(default_factory=list)  # RMS of tracked value − exact rate over the pool
+    no_signal: list[float] = field(default_factory=list)  # degenerate groups, or |A| ≤ .02
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last batch
+
+
+class Player:
+    """The product's estimator, tracker and sampler of one method, on the tasks of a table policy."""
+
+    def __init__(self, config: Config, tasks: Tasks, seed: int) -> None:
+        a, ids = config.algorithm, tasks.ids()
+        self.config, self.tasks, self.group, self.grouped = config, tasks, a.group_size, a.grouped
+        self.tracker = a.tracker.make()
+        for task_id, source in ids.items():
+            self.tracker.place(task_id, source)
+        self.estimator = estimator(a.advantage, a.stages, a.options, self.tracker, lambda batch: [])[-1]
+        given = {"task_ids": list(ids), "tracker": self.tracker, "seed": seed, "batch": BATCH // self.group}
+        sampler = registry.make("sampler", a.task_sampler, {}, **given)
+        self.sampler = TaskSampler(list(ids), sampler, streams=a.group_size)
+        self.event = 0
+
+    def start(self, policy: TablePolicy, rng: np.random.Generator) -> int:
+        """Initialise the tracker; how many episodes that took."""
+        n = self.config.algorithm.tracker.start_samples if self.config.algorithm.uses_tracker else 0
+        if n:
+            chosen = np.repeat(np.arange(POOL), n)
+            rewards = policy.sample(self.tasks, chosen, rng).reward.reshape(POOL, n)
+            for i in range(POOL):
+                self.tracker.initialize(f"t{i}", rewards[i].tolist(), version=0)
+        return n * POOL
+
+    def batch(self, policy: TablePolicy, version: int, rng: np.random.Generator) -> tuple[Any, Advantages]:
+        """(episodes, advantages) of one batch under `policy`; the tracker learns from it."""
+        chosen, dispatches = [], []
+        for _ in range(BATCH):
+            task_id, group = self.sampler.draw()
+            group = group if self.grouped else None
+            dispatches.append(Dispatch(self.event, self.tracker.value(task_id), version, group))
+            chosen.append(int(task_id[1:]))
+            self.event += 1
+        episodes = policy.sample(self.tasks, np.array(chosen), rng)
+        return episodes, self.estimator(Batch(episodes.trajectories(dispatches, self.tasks)))
+
+
+def play(population: str, method: str, lr: float, seed: int, budget: int) -> Curve:
+    """`budget` episodes in all, the start's among them. Tasks and first policy are the seed's, whatever the method."""
+    made = POPULATIONS[population]
+    tasks, held_out = (Tasks.draw(made, n, np.random.default_rng((seed, i))) for i, n in enumerate((POOL, HELD_OUT)))
+    rng, policy = np.random.default_rng((seed, 2)), TablePolicy(made)
+    player, adam, curve = Player(configure(method), tasks, seed), Adam(policy.logits.shape, lr), Curve()
+    _look(curve, 0, policy, held_out, player)
+    spent, version = player.start(policy, rng), 0
+    while spent + BATCH <= budget:
+        episodes, advantages = player.batch(policy, version, rng)
+        adam.step(policy.logits, episodes.gradient(advantages, policy.logits.shape))
+        spent, version = spent + BATCH, version + 1
+        _look(curve, spent, policy, held_out, player)
+        m = advantages.metrics
+        curve.no_signal.append(m.get("advantage/degenerate", m.get("advantage/near_zero", 0.0)))
+        curve.metrics = {name: float(x) for name, x in m.items()}
+    return curve
+
+
+def _look(curve: Curve, spent: int, policy: TablePolicy, held_out: Tasks, player: Player) -> None:
+    sampled, greedy = policy.accuracy(held_out)
+    curve.episodes.append(spent)
+    curve.sampled.append(float(sampled.mean()))
+    curve.greedy.append(float(greedy.mean()))
+    curve.pass8.append(float((1 - (1 - sampled) ** 8).mean()))
+    curve.entropy.append(policy.entropy(held_out))
+    if player.config.algorithm.uses_tracker:
+        rate = policy.accuracy(player.tasks)[0]
+        values = np.array([player.tracker.value(f"t{i}") for i in range(POOL)])
+        curve.value_error.append(float(np.sqrt(np.mean((values - rate) ** 2))))
+
+
+def noise(
+    population: str, methods: Sequence[str], seed: int, *, checkpoints: Sequence[int], lr: float = 0.1, draws: int = 48
+) -> dict[str, list[float]]:
+    """Method -> noise of its batch gradient at each checkpoint: tr Cov(G)/|E G|², over `draws` batches of one policy.
+
+    All methods look at one policy, which the batch mean trains; each estimator and tracker sees a batch of its own at
+    every step. Prompts are uniform for all, so that E G points the same way.
+    """
+    made = POPULATIONS[population]
+    tasks = Tasks.draw(made, POOL, np.random.default_rng((seed, 0)))
+    rng, policy = np.random.default_rng((seed, 3)), TablePolicy(made)
+    players = {name: Player(configure(name, ("algorithm.sampler=uniform",)), tasks, seed) for name in methods}
+    for player in players.values():
+        player.start(policy, rng)
+    leader, adam = Player(configure("batch"), tasks, seed), Adam(policy.logits.shape, lr)
+    found: dict[str, list[float]] = {name: [] for name in methods}
+    for step in range(max(checkpoints) + 1):
+        if step in checkpoints:
+            for name, player in players.items():
+                found[name].append(_noise(player, policy, step, rng, draws))
+        for player in players.values():
+            player.batch(policy, step, rng)
+        episodes, advantages = leader.batch(policy, step, rng)
+        adam.step(policy.logits, episodes.gradient(advantages, policy.logits.shape))
+    return found
+
+
+def _noise(player: Player, policy: TablePolicy, step: int, rng: np.random.Generator, draws: int) -> float:
+    gradients = []
+    for _ in range(draws):
+        episodes, advantages = copy.deepcopy(player).batch(policy, step, rng)
+        gradients.append(episodes.gradient(advantages, policy.logits.shape).ravel())
+    g = np.nan_to_num(np.array(gradients))
+    variance = g.var(0, ddof=1).sum()
+    signal = max(float((g.mean(0) ** 2).sum() - variance / draws), 1e-12)  # |mean|² has a share of the noise in it
+    return float(variance / signal)
