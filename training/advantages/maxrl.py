@@ -25,6 +25,7 @@ class MaxRL:
     groups: Grouping = "required"
 
     def __call__(self, batch: Batch) -> Advantages:
+        """(r − mean)/mean within each group. Raises UserError without groups."""
         r, values = [t.reward for t in batch], [0.0] * len(batch)
         for members in groups(batch).values():
             mean = fmean(r[i] for i in members)
@@ -34,10 +35,11 @@ class MaxRL:
         return Advantages(per_token(values, batch), metrics)
 
     def state_dict(self) -> dict[str, Any]:
+        """Nothing is kept from one batch to the next."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        """Nothing was kept."""
 
 
 class MaxRLStream:
@@ -48,12 +50,15 @@ class MaxRLStream:
         self._keeper = SPO(tracker)
 
     def __call__(self, batch: Batch) -> Advantages:
+        """(r − v)/max(v, floor), v frozen at dispatch; the outcomes then enter the tracker."""
         metrics = self._keeper(batch).metrics
         pairs = [(t.reward, t.dispatch.value or 0.0) for t in batch]
         return Advantages(per_token([(r - v) / max(v, self.floor) for r, v in pairs], batch), metrics)
 
     def state_dict(self) -> dict[str, Any]:
+        """The keeper's."""
         return {"keeper": self._keeper.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self._keeper.load_state_dict(state["keeper"])

@@ -27,6 +27,7 @@ class Shrinkage:
     groups: Grouping = "required"
 
     def __call__(self, batch: Batch) -> Advantages:
+        """r less the shrunken mean of the others. Raises UserError without groups."""
         r, values = [t.reward for t in batch], [0.0] * len(batch)
         sets = list(groups(batch).values())
         rewards = [[r[i] for i in members] for members in sets]
@@ -46,10 +47,11 @@ class Shrinkage:
         return Advantages(per_token(values, batch), metrics)
 
     def state_dict(self) -> dict[str, Any]:
+        """Nothing is kept from one batch to the next."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        """Nothing was kept."""
 
 
 def _shrinkage(others: list[list[float]], n: int) -> float:

@@ -25,6 +25,7 @@ class DPPO:
     ratio_cap: Rate = 20.0
 
     def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """The capped, detached ratio times −A·log π where the trust region holds [n]; sums of `clip/*`."""
         a, logprob = tokens.advantage, tokens.logprob  # [n], [n]
         moved = logprob.detach().exp() - tokens.old.exp()
         far_up, far_down = (a > 0) & (moved > self.delta_high), (a <= 0) & (moved < -self.delta_low)

@@ -24,6 +24,7 @@ class ImprobableTokens:
         self.inner, self.floor = inner, floor
 
     def __call__(self, batch: Batch) -> Advantages:
+        """The inner advantages, negative ones of improbable tokens scaled down."""
         before = self.inner(batch)
         values = []
         for a, trajectory in zip(before.values, batch, strict=True):
@@ -32,7 +33,9 @@ class ImprobableTokens:
         return Advantages(values, before.metrics)
 
     def state_dict(self) -> dict[str, Any]:
+        """The inner estimator's."""
         return {"inner": self.inner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self.inner.load_state_dict(state["inner"])

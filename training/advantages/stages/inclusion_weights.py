@@ -26,6 +26,7 @@ class InclusionWeights:
         self.inner, self.epsilon = inner, epsilon
 
     def __call__(self, batch: Batch) -> Advantages:
+        """The inner advantages over the probability that their task was drawn with."""
         before = self.inner(batch)
         inverse = [1 / (math.sqrt(_value(t.task_id, t.dispatch.value)) + self.epsilon) for t in batch]
         mean = math.fsum(inverse) / max(len(inverse), 1)
@@ -34,9 +35,11 @@ class InclusionWeights:
         return Advantages(values, {**before.metrics, "inclusion/largest": largest})
 
     def state_dict(self) -> dict[str, Any]:
+        """The inner estimator's."""
         return {"inner": self.inner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self.inner.load_state_dict(state["inner"])
 
 

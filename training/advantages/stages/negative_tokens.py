@@ -25,6 +25,7 @@ class NegativeTokens:
         self.inner, self.share = inner, share
 
     def __call__(self, batch: Batch) -> Advantages:
+        """The inner advantages, of negative ones only those of the least likely tokens."""
         before = self.inner(batch)
         values = [self._least_likely(a, t.logprobs[t.action_mask]) for a, t in zip(before.values, batch, strict=True)]
         return Advantages(values, before.metrics)
@@ -39,7 +40,9 @@ class NegativeTokens:
         return kept
 
     def state_dict(self) -> dict[str, Any]:
+        """The inner estimator's."""
         return {"inner": self.inner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self.inner.load_state_dict(state["inner"])

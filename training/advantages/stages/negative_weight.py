@@ -23,11 +23,14 @@ class NegativeWeight:
         self.inner, self.weight = inner, weight
 
     def __call__(self, batch: Batch) -> Advantages:
+        """The inner advantages, negative ones times the weight."""
         before = self.inner(batch)
         return Advantages([np.where(a < 0, self.weight * a, a) for a in before.values], before.metrics)
 
     def state_dict(self) -> dict[str, Any]:
+        """The inner estimator's."""
         return {"inner": self.inner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self.inner.load_state_dict(state["inner"])

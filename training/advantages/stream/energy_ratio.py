@@ -25,6 +25,7 @@ class EnergyRatio:
 
     @property
     def value(self) -> float:
+        """κ of the batches so far, within [1/100, 100]."""
         energy_right, right, energy_wrong, wrong = self._sums
         if min(self._sums) <= 0:
             return 1.0
@@ -45,7 +46,9 @@ class EnergyRatio:
         self._sums = [KEEP * old + x for old, x in zip(self._sums, new, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
         return {"sums": list(self._sums)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self._sums = list(state["sums"])

@@ -33,6 +33,7 @@ class CalibratedForgetting:
 
     @property
     def rho(self) -> float:
+        """The forgetting factor of now."""
         return 1 - math.exp(self._log_rate)
 
     @property
@@ -53,7 +54,9 @@ class CalibratedForgetting:
             self._log_rate = min(max(moved, math.log(self._slowest)), math.log(self._fastest))
 
     def state_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
         return {"log_rate": self._log_rate, "errors": dict(self._errors)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self._log_rate, self._errors = state["log_rate"], dict(state["errors"])

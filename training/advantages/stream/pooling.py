@@ -51,7 +51,9 @@ class Pool:
             self._moments[name] = [KEEP * old + x for old, x in zip(m, new, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
         return {name: list(moments) for name, moments in self._moments.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self._moments = {name: list(moments) for name, moments in state.items()}

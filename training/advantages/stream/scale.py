@@ -39,7 +39,9 @@ class Scale:
         return [a / by for a in centred]
 
     def state_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
         return {"square": self._square, "seen": self._seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self._square, self._seen = state["square"], state["seen"]

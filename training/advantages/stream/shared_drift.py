@@ -74,9 +74,11 @@ class SharedDrift:
         return sums[place - 1] if place else 0.0
 
     def state_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
         return {"versions": _copy(self._versions), "sums": _copy(self._sums)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self._versions, self._sums = _copy(state["versions"]), _copy(state["sums"])
 
 

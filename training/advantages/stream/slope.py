@@ -24,6 +24,7 @@ class FittedSlope:
 
     @property
     def value(self) -> float:
+        """s of the batches so far, within [0, 1]."""
         return min(max(self._covariance / self._variance, 0.0), 1.0) if self._variance > 0 else 0.0
 
     def update(self, rewards: Sequence[float], baselines: Sequence[float], weights: Sequence[float]) -> None:
@@ -38,7 +39,9 @@ class FittedSlope:
         self._variance = KEEP * self._variance + mean([(y - b) ** 2 for y in baselines])
 
     def state_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
         return {"moments": [self._covariance, self._variance]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         self._covariance, self._variance = state["moments"]
