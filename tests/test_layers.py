@@ -21,6 +21,7 @@ BELOW: dict[str, set[str]] = {
     "training": {"sandbox", "envs", "agent", "evaluation"},
     "viewer": {"sandbox", "envs", "agent", "evaluation"},
     "cli": {"sandbox", "envs", "agent", "evaluation", "training", "viewer"},
+    "integrations": {"sandbox", "envs", "agent", "evaluation", "training"},
 }
 SHARED = {"errors", "provenance", "registry", "retry"}
 # library -> the files or folders that may import it
@@ -30,6 +31,7 @@ ONLY_IN = {
     "docker": {"sandbox/docker"},
     "openai": {"agent/engines/chat_endpoint.py", "envs/rewards/judge.py"},
     "fastapi": {"sandbox/server", "viewer/server.py"},
+    "trl": {"integrations/trl.py"},
 }
 FLOORS = sorted(path.name for path in HOUSE.iterdir() if path.is_symlink() and (path / "__init__.py").is_file())
 FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
