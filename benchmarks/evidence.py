@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = ("noise", "table", "model", "report")
 TUNING_SEEDS = (100, 101)
 CHECKPOINTS = (0, 5, 10, 20)
+NOISE_SEEDS = 3
 RATES = (0.03, 0.1, 0.3, 1.0)  # of the table's logits
 
 
@@ -85,10 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out, size = a.out.resolve() / ("quick" if a.quick else "full"), QUICK if a.quick else Size()
     with ProcessPoolExecutor(a.processes) as pool:
         work = []
-        if "noise" in a.stage:
-            work += [pool.submit(table_noise, out, p, seed) for p in POPULATIONS for seed in range(min(size.seeds, 5))]
         if "table" in a.stage:
-            work += [pool.submit(tune_and_play, out, p, m, size) for p in POPULATIONS for m in a.methods]
+            work += [pool.submit(tune_and_play, out, p, m, size) for m in a.methods for p in POPULATIONS]
+        if "noise" in a.stage:
+            work += [pool.submit(table_noise, out, p, seed) for seed in range(NOISE_SEEDS) for p in POPULATIONS]
         for done in work:
             done.result()
     if "model" in a.stage:

@@ -1,9 +1,9 @@
-"""The main job over several seeds, with ASPO and without: every bar of the quickstart in one table.
+"""The main job over ten seeds, with ASPO and without: every bar of the quickstart in one table.
 
 Each run is the command that a user types; a finished run in the output folder is read instead of repeated, so an
 interrupted benchmark goes on where it stopped. Times are honest only when nothing else runs on the machine.
 
-    python benchmarks/quickstart.py [--quick] [--seeds 0 1 2] [--engine hf|vllm] [--out runs/benchmark]
+    python benchmarks/quickstart.py [--quick] [--seeds 0 1 2 …] [--engine hf|vllm] [--out runs/benchmark]
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def bars(runs: dict[str, list[Run]]) -> list[tuple[str, str, bool]]:
     sampled = [r["after"]["accuracy"] for r in shaped]
     gap = round(after(shaped, "accuracy") - after(plain, "accuracy"), 6)  # 8 problems of 400 are 2 points
     early, late = after(shaped, "first_call_token"), after(plain, "first_call_token")
+    worst = min(sampled)
     walls = [r["wall_s"] for r in shaped]
     no_tool = max(r["no_tool_accuracy"] for r in shaped + plain)
     return [
@@ -61,14 +62,18 @@ def bars(runs: dict[str, list[Run]]) -> list[tuple[str, str, bool]]:
             ", ".join(f"{x:.1%}" for x in before),
             all(0.15 <= x <= 0.6 for x in before),
         ),
-        ("sampled accuracy after, median >= 90 %", f"{median(sampled):.1%}", median(sampled) >= 0.9),
-        ("sampled accuracy after, no seed under 80 %", f"{min(sampled):.1%}", min(sampled) >= 0.8),
+        ("sampled accuracy after, median >= 93 %", f"{median(sampled):.1%}", median(sampled) >= 0.93),
+        ("sampled accuracy after, worst >= 89 %", f"{worst:.1%}", worst >= 0.89),
         (
-            "greedy accuracy after, median >= 96 %",
+            "greedy accuracy after, median >= 97 %",
             f"{after(shaped, 'accuracy_greedy'):.1%}",
-            after(shaped, "accuracy_greedy") >= 0.96,
+            after(shaped, "accuracy_greedy") >= 0.97,
         ),
-        ("first call with ASPO >= 40 % earlier", f"token {early:.1f} against {late:.1f}", early <= 0.6 * late),
+        (
+            "first call with ASPO >= 5 tokens and >= 40 % earlier",
+            f"token {early:.1f} against {late:.1f}",
+            early <= min(0.6 * late, late - 5),
+        ),
         ("at equal accuracy (± 2 points)", f"{100 * gap:+.1f} points", abs(gap) <= 0.02),
         ("without the tool < 10 %", f"{no_tool:.1%}", no_tool < 0.1),
         ("cold start + RL + evaluation <= 240 s", ", ".join(f"{x:.0f} s" for x in walls), max(walls) <= 240),
@@ -78,7 +83,7 @@ def bars(runs: dict[str, list[Run]]) -> list[tuple[str, str, bool]]:
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--quick", action="store_true", help="one seed and few steps: shows that it runs, no more")
-    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     options.add_argument("--engine", choices=("hf", "vllm"), default="hf")
     options.add_argument("--out", type=Path, default=ROOT / "runs/benchmark")
     a = options.parse_args()

@@ -10,8 +10,9 @@ output folder is read instead of repeated; an interrupted one goes on from its l
 AUC is the area under the held-out (sampled) accuracy curve divided by its width. "start counted" puts the episodes that
 initialize SPO's tracker on the axis too, and every curve ends at the trajectories of `steps` batches.
 
-Reward shaping is the control that should fail: ASPO's clipped term with the reward in place of the advantage,
-r' = r + clip(δ·(p − mean p)/mean L, −k·r, +k·r), then A = r' − v₋₁, standardized. The tracker sees r, not r'.
+Bounded shaping is ASPO's clipped term with the reward in place of the advantage, r' = r + clip(δ·(p − mean p)/mean L,
+−k·r, +k·r), then A = r' − v₋₁, standardized; the tracker sees r, not r'. It is not the paper's control, which is
+unbounded and normalised within groups (`evidence_parts/shaping.py`): under a batch's normalisation correctness stays.
 """
 
 from __future__ import annotations
@@ -22,14 +23,12 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-import mpmath
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from evidence_parts.statistics import area, interval, said
 
 from solostream.agent.trajectory import Trajectory
 from solostream.agent.trajectory_file import read_lines
@@ -58,6 +57,7 @@ ASPO = ('algorithm.stages=["aspo"]', 'algorithm.aspo.eligible="code"', 'algorith
 VARIANTS = {
     "spo": Variant("SPO"),
     "grpo": Variant("GRPO, G = 8", ("algorithm.advantage=grpo", "algorithm.group_size=8")),
+    "batch-mean": Variant("batch mean (SPO's v = 0)", ("algorithm.advantage=reinforce_pp",)),
     "no-baseline": Variant("no baseline (A = r)", ("algorithm.advantage=none",)),
     "no-start": Variant("SPO, no offline start", ("algorithm.tracker.start_samples=0",)),
     "uniform": Variant("SPO, uniform sampling", ("algorithm.sampler=uniform",)),
@@ -67,7 +67,7 @@ VARIANTS = {
     "trajectory": Variant("SPO, trajectory measure", ("algorithm.spo.measure=trajectory",)),
     "aspo": Variant("SPO + ASPO (−2, 0.7)", (*ASPO, "algorithm.aspo.delta=-2.0", "algorithm.aspo.k=0.7")),
     "aspo-aggressive": Variant("SPO + ASPO (−2.5, 0.9)", (*ASPO, "algorithm.aspo.delta=-2.5", "algorithm.aspo.k=0.9")),
-    "reward-shaping": Variant("SPO + reward shaping (−2, 0.7)", ("algorithm.advantage=reproduction:RewardShaping",)),
+    "reward-shaping": Variant("SPO + bounded shaping (−2, 0.7)", ("algorithm.advantage=reproduction:RewardShaping",)),
 }
 # Whose batches show the sign of correct answers, under which (δ, k).
 SIGNS = {"spo": (-2.0, 0.7), "aspo": (-2.0, 0.7), "aspo-aggressive": (-2.5, 0.9), "reward-shaping": (-2.0, 0.7)}
@@ -155,8 +155,8 @@ class Reproduction:
         folder, wanted = self.out / f"cold-start-{seed}", self.configure(seed)
         if not wanted.cold_start.phases:
             raise UserError("the recipe quickstart has no cold start to begin from: give it [cold_start] phases")
-        if not _is_done(folder, wanted, "before"):
-            _work(folder, wanted, cold_start_only=True)
+        if not is_done(folder, wanted, "before"):
+            work(folder, wanted, cold_start_only=True)
         return checkpoint.newest(folder / "checkpoints")[0]
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
@@ -164,9 +164,9 @@ class Reproduction:
         variant, folder = VARIANTS[name], self.out / f"{name}-{seed}"
         start = ("cold_start={}", f"model.path={json.dumps(str(self.cold_start(seed)))}")
         wanted = self.configure(seed, (*start, *variant.settings))
-        if not _is_done(folder, wanted, "summary"):
+        if not is_done(folder, wanted, "summary"):
             print(f"— {variant.title}, seed {seed}", flush=True)
-            _work(folder, wanted)
+            work(folder, wanted)
         found = {**json.loads((folder / "summary.json").read_text())["after"], "config": wanted}
         curve = [row for row in metric_logger.read(folder / "metrics.jsonl") if row["phase"] == "eval"]
         found["curve"] = [(row["step"], row["accuracy"], row["first_call_token"]) for row in curve]
@@ -180,7 +180,7 @@ class Reproduction:
         return found
 
 
-def _is_done(folder: Path, wanted: config.Config, what: str) -> bool:
+def is_done(folder: Path, wanted: config.Config, what: str) -> bool:
     """Whether the folder has the finished run. Raises UserError when it was made with other settings."""
     if not (folder / "config.toml").exists():
         return False
@@ -197,23 +197,13 @@ def _is_done(folder: Path, wanted: config.Config, what: str) -> bool:
     return bool(checkpoint.complete(root)) and checkpoint.newest(root)[1].plain[what] is not None
 
 
-def _work(folder: Path, wanted: config.Config, *, cold_start_only: bool = False) -> None:
+def work(folder: Path, wanted: config.Config, *, cold_start_only: bool = False) -> None:
     root = folder / "checkpoints"
     source = checkpoint.newest(root)[0] if checkpoint.complete(root) else None
     try:
         Trainer(wanted, folder, ProgressDisplay(live=False), source).run(cold_start_only=cold_start_only)
     except Interrupted:
         raise KeyboardInterrupt from None
-
-
-def area(points: Sequence[tuple[float, float]], end: float) -> float:
-    """Mean height of the broken line through `points` (x ascending) over [0, end]."""
-    total = 0.0
-    for (x0, y0), (x1, y1) in pairwise(points):
-        if x1 > x0 and x0 < end:
-            stop = min(x1, end)
-            total += (stop - x0) * (y0 + (y0 + (y1 - y0) * (stop - x0) / (x1 - x0))) / 2
-    return total / end
 
 
 def _signs(folder: Path, measure: Measure, delta: float, k: float) -> dict[str, float]:
@@ -243,21 +233,6 @@ def count_signs(batches: Iterable[Sequence[Trajectory]], measure: Measure, delta
     return {name: n / max(correct, 1) for name, n in counts.items()}
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half width of the 95 % t interval); NaN where there are not two values."""
-    n = len(values)
-    if n < 2:
-        return (values[0] if values else float("nan")), float("nan")
-    outside = lambda t: mpmath.betainc((n - 1) / 2, 0.5, 0, (n - 1) / (n - 1 + t * t), regularized=True) - 0.05
-    return fmean(values), float(mpmath.findroot(outside, (1.9, 13), solver="anderson")) * stdev(values) / n**0.5
-
-
-def cell(values: Sequence[float | None], form: str, sign: str = "") -> str:
-    known = [x for x in values if x is not None]
-    mean, half = interval(known)
-    return "–" if mean != mean else f"{mean:{sign}{form}}" + ("" if half != half else f" ± {half:{form}}")
-
-
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # variant -> one a seed
 
 
@@ -277,17 +252,17 @@ def report(runs: Runs, seeds: Sequence[int]) -> str:
         *_header(["run", *(heading for heading, _ in COLUMNS.values())]),
     ]
     for name, group in runs.items():
-        cells = [cell([r[key] for r in group], form) for key, (_, form) in COLUMNS.items()]
+        cells = [said([r[key] for r in group], form) for key, (_, form) in COLUMNS.items()]
         lines.append(_row([VARIANTS[name].title, *cells]))
     if "spo" in runs and len(runs) > 1:
         lines += ["", "Paired differences from SPO, seed by seed:", ""]
         lines += _header(["run − SPO", *(heading for heading, _ in COLUMNS.values())])
         for name in runs:
             if name != "spo":
-                cells = [cell(difference(runs, name, "spo", key), form, "+") for key, (_, form) in COLUMNS.items()]
+                cells = [said(difference(runs, name, "spo", key), form, "+") for key, (_, form) in COLUMNS.items()]
                 lines.append(_row([VARIANTS[name].title, *cells]))
     if {"spo", "grpo"} <= set(runs):
-        auc, counted = (cell(difference(runs, "spo", "grpo", key), ".3f", "+") for key in ("auc", "auc_start"))
+        auc, counted = (said(difference(runs, "spo", "grpo", key), ".3f", "+") for key in ("auc", "auc_start"))
         lines += ["", f"SPO − GRPO in AUC, paired: {auc}; with SPO's start counted: {counted}."]
     if shown := [name for name in SIGNS if name in runs]:
         lines += [
@@ -298,7 +273,7 @@ def report(runs: Runs, seeds: Sequence[int]) -> str:
         for name in shown:
             keys = ("plain", "aspo", "reward", "aspo_turned", "reward_turned")
             lines.append(
-                _row([VARIANTS[name].title, *(cell([r["signs"][k] for r in runs[name]], ".3f") for k in keys)])
+                _row([VARIANTS[name].title, *(said([r["signs"][k] for r in runs[name]], ".3f") for k in keys)])
             )
         lines += ["", "Turned: positive under SPO, negative once shaped."]
     return "\n".join(lines) + "\n"

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from evidence_parts.cells import Cells
-from evidence_parts.methods import METHODS
-from evidence_parts.statistics import area, interval, said
+from .cells import Cells
+from .methods import METHODS
+from .statistics import area, interval, said
 
 Runs = dict[str, dict[int, dict[str, float]]]  # method -> seed -> scores
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from evidence_parts.methods import METHODS, PROTOCOL
-from evidence_parts.table import POPULATIONS, TablePolicy, Tasks
 from solostream import registry
 from solostream.agent.trajectory import Dispatch
 from solostream.training.advantages import estimator
@@ -18,6 +16,9 @@ from solostream.training.advantages.base import Advantages
 from solostream.training.batch import Batch
 from solostream.training.config import Config, assign, validate
 from solostream.training.rollouts.task_sampler import TaskSampler
+
+from .methods import METHODS, PROTOCOL
+from .table import POPULATIONS, TablePolicy, Tasks
 
 BATCH, POOL, HELD_OUT = 64, 128, 256
 BETAS = (0.9, 0.95)  # the product's
@@ -128,7 +129,7 @@ def _look(curve: Curve, spent: int, policy: TablePolicy, held_out: Tasks, player
 
 
 def noise(
-    population: str, methods: Sequence[str], seed: int, *, checkpoints: Sequence[int], lr: float = 0.1, draws: int = 48
+    population: str, methods: Sequence[str], seed: int, *, checkpoints: Sequence[int], lr: float = 0.1, draws: int = 32
 ) -> dict[str, list[float]]:
     """Method -> noise of its batch gradient at each checkpoint: tr Cov(G)/|E G|², over `draws` batches of one policy.
 

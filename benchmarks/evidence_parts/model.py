@@ -1,0 +1,135 @@
+"""The protocol on a small model: the quickstart's, trained from one cold start a seed by every method."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reproduction import is_done, work
+
+from solostream.envs.rewards.builtin import correct
+from solostream.envs.rewards.episode import Episode, Score
+from solostream.training import config
+from solostream.training.run import checkpoint, metric_logger
+
+from .cells import Cells
+from .methods import METHODS, PROTOCOL, ours
+from .statistics import area
+from .tuning import best_rate
+
+ROOT = Path(__file__).parents[2]
+TUNING_SEEDS = (100, 101)
+RATES = (1.25e-4, 2.5e-4, 5e-4, 1e-3)
+EVERY = 4  # steps between evaluations
+ASPO = ('algorithm.stages=["aspo"]', "algorithm.aspo.delta=-2.0", "algorithm.aspo.k=0.7")
+SHAPING = "algorithm.advantage=evidence_parts.shaping:PaperShaping"
+BASELINES = ("none", "batch", "rloo", "grpo", "dr_grpo", "opo", "spo", "spo_pp")
+MODEL_METHODS: dict[str, Sequence[str]] = {
+    **{name: METHODS[name].settings for name in (*BASELINES, "ours")},
+    "ours + ASPO": (*ours(), *ASPO),
+    "GRPO + ASPO": (*METHODS["grpo"].settings, *ASPO, "algorithm.aspo.compare=group"),
+    "GRPO + reward shaping": (SHAPING, "algorithm.group_size=8"),
+}
+# what differs from the quickstart: of the cold start, and of what follows
+POPULATIONS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "equal": ((), ()),
+    "mixed": (
+        ('data.kinds=["gcd", "modpow", "lcm", "digitsum", "muladd", "divisible"]',),
+        ("data.kinds=[]", "data.levels=[1, 2, 3]", 'env.options.reward="evidence_parts.model:pays"'),
+    ),
+}
+TINY = (
+    "cold_start.phases=[{steps=60, mix={early=0.7, late=0.3}}]",
+    "cold_start.batch=16",
+    "data.train=64",
+    "data.test=32",
+    "rollout.batch=32",
+)
+
+
+async def pays(episode: Episode) -> Score:
+    """Correctness, except for 15 % of the tasks, which never pay."""
+    digest = hashlib.sha256(episode.task.id.encode()).digest()
+    return Score(0.0, "impossible") if digest[0] < 0.15 * 256 else await correct(episode)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRuns:
+    """Runs of one output folder; `quick`: a cold start and a pool that only show that it runs."""
+
+    out: Path
+    quick: bool
+
+    def _configure(self, population: str, seed: int, settings: Sequence[str]) -> config.Config:
+        where = (f"run.root={json.dumps(str(self.out))}", f"run.seed={seed}", f"eval.every={EVERY}")
+        given = (*PROTOCOL, "eval.greedy=true", *(TINY if self.quick else ()), *where, *settings)
+        return config.load(ROOT / "configs/recipes/quickstart.toml", [s for s in given if s])
+
+    def cold_start(self, population: str, seed: int) -> Path:
+        """The folder that every run of this population and seed starts from."""
+        folder = self.out / f"cold-{population}-{seed}"
+        wanted = self._configure(population, seed, POPULATIONS[population][0])
+        if not is_done(folder, wanted, "before"):
+            work(folder, wanted, cold_start_only=True)
+        return checkpoint.newest(folder / "checkpoints")[0]
+
+    def run(self, population: str, method: str, rate: float, seed: int, steps: int) -> dict[str, Any]:
+        """One run of as many trajectories as `steps` batches hold, the start's counted."""
+        begin = ("cold_start={}", f"model.path={json.dumps(str(self.cold_start(population, seed)))}")
+        chosen = (*begin, *POPULATIONS[population][1], *MODEL_METHODS[method], f"learner.lr={rate}")
+        made = self._configure(population, seed, chosen)
+        starts = made.data.train * made.algorithm.tracker.start_samples if made.algorithm.uses_tracker else 0
+        left = steps - -(-starts // made.rollout.batch)
+        if left < 1:
+            return {"episodes": [0, steps * made.rollout.batch], "sampled": [0.0, 0.0], "greedy": [0.0, 0.0]}
+        name = f"{population}-{method.replace(' + ', '-').replace(' ', '-')}-{rate:g}-{seed}-{steps}"
+        wanted = self._configure(population, seed, (*chosen, f"run.steps={left}"))
+        folder = self.out / name
+        if not is_done(folder, wanted, "summary"):
+            work(folder, wanted)
+        return _curve(folder, starts, made.rollout.batch)
+
+
+def _curve(folder: Path, starts: int, batch: int) -> dict[str, Any]:
+    rows = metric_logger.read(folder / "metrics.jsonl")
+    looks = [row for row in rows if row["phase"] == "eval"]
+    learnt = [row for row in rows if row["phase"] == "rl"]
+    last: Mapping[str, Any] = json.loads((folder / "summary.json").read_text())
+    no_signal = [row.get("advantage/degenerate", row.get("advantage/near_zero", 0.0)) for row in learnt]
+    return {
+        "episodes": [starts * (row["step"] > 0) + row["step"] * batch for row in looks],
+        "sampled": [row["accuracy"] for row in looks],
+        "greedy": [row["accuracy_greedy"] for row in looks],
+        "entropy": [row["learner/entropy"] for row in learnt],
+        "no_signal": no_signal,
+        "first_call": last["after"]["first_call_token"],
+        "wall_s": last["wall_s"],
+    }
+
+
+def tune_and_run(out: Path, *, seeds: int, steps: int, quick: bool) -> None:
+    """All cells; seed by seed at the end, so that what an interruption leaves are whole comparisons."""
+    cells, runs = Cells(out), ModelRuns(out / "runs", quick)
+
+    def found(population: str, method: str, rate: float, seed: int, n: int) -> dict[str, Any]:
+        key = ("model", population, method, rate, seed, n)
+        return cells.get(key, lambda: runs.run(population, method, rate, seed, n))
+
+    def tuned(population: str, method: str) -> float:
+        def score(rate: float, seed: int, share: float) -> float:
+            n = max(round(steps * share), 1)
+            one = found(population, method, rate, seed, n)
+            return area(list(zip(one["episodes"], one["sampled"], strict=True)), one["episodes"][-1])
+
+        rates = RATES[1:3] if quick else RATES
+        key = ("model rate", population, method, list(rates), steps)
+        return cells.get(key, lambda: best_rate(score, rates, TUNING_SEEDS[: 1 if quick else 2]))
+
+    best = {(p, m): tuned(p, m) for p in POPULATIONS for m in MODEL_METHODS}
+    for seed in range(seeds):
+        for (population, method), rate in best.items():
+            found(population, method, rate, seed, steps)

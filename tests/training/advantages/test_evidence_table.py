@@ -1,0 +1,131 @@
+"""The benchmark's table policy: what it calls exact is exact, and its control fails as the paper says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_ledgers import one_each, trajectory
+
+from benchmarks.evidence_parts.cells import Cells
+from benchmarks.evidence_parts.shaping import PaperShaping
+from benchmarks.evidence_parts.statistics import area, interval
+from benchmarks.evidence_parts.table import POPULATIONS, Kind, Population, TablePolicy, Tasks
+from benchmarks.evidence_parts.table_run import Adam
+from benchmarks.evidence_parts.tuning import best_rate
+from solostream.agent.trajectory import Dispatch
+from solostream.training.advantages.base import Advantages
+
+TWO = Population((Kind(0.7, 0.8, 0.3), Kind(0.4, 0.6, 0.1)), 0.4, 0.25)
+
+
+def a_batch(n: int = 4000) -> tuple:
+    rng = np.random.default_rng(5)
+    tasks, policy = Tasks.draw(TWO, 40, rng), TablePolicy(TWO)
+    return tasks, policy, policy.sample(tasks, rng.integers(0, 40, n), rng)
+
+
+def test_the_exact_accuracy_is_what_sampling_finds() -> None:
+    tasks, policy, episodes = a_batch(20_000)
+    expected = policy.accuracy(tasks)[0][episodes.task].mean()
+    assert episodes.reward.mean() == pytest.approx(expected, abs=4 * 0.5 / 20_000**0.5)
+    assert 0.1 < expected < 0.4
+
+
+def test_the_gradient_is_autograds() -> None:
+    """Σ A log π/Σ T of the sampled tokens, differentiated by torch."""
+    tasks, policy, episodes = a_batch(60)
+    made = episodes.trajectories([Dispatch(i) for i in range(60)], tasks)
+    rng = np.random.default_rng(1)
+    advantages = Advantages([rng.normal(size=t.n_action_tokens) for t in made])
+    logits = torch.tensor(policy.logits, requires_grad=True)
+    loss, count = torch.zeros((), dtype=torch.float64), 0
+    for i, a in enumerate(advantages.values):
+        for t, weight in enumerate(a):
+            row = int(episodes.row[i, t])
+            step = row % policy.rows
+            offset = torch.zeros(5, dtype=torch.float64)
+            offset[0] = tasks.offset[episodes.task[i]] if 0 < step < policy.rows - 1 else 0.0
+            logprob = (logits[row] - offset).log_softmax(0)[int(episodes.token[i, t])]
+            assert float(logprob.detach()) == pytest.approx(float(made[i].logprobs[1 + t]), abs=1e-5)
+            loss, count = loss + weight * logprob, count + 1
+    (loss / count).backward()
+    expected = torch.nan_to_num(logits.grad).numpy()
+    assert np.abs(episodes.gradient(advantages, policy.logits.shape) - expected).max() < 1e-12
+
+
+def test_wrong_answers_are_louder() -> None:
+    """As on the quickstart's model: the mean squared score of a wrong answer is several times a right one's."""
+    policy = TablePolicy(POPULATIONS["equal"])
+    tasks = Tasks.draw(POPULATIONS["equal"], 60, np.random.default_rng(0))
+    episodes = policy.sample(tasks, np.arange(3000) % 60, np.random.default_rng(1))
+    loud = (episodes.score**2 * (episodes.row >= 0)[..., None]).sum((1, 2))
+    assert loud[episodes.reward == 0].mean() > 2 * loud[episodes.reward == 1].mean()
+
+
+def test_adam_is_torchs() -> None:
+    rng = np.random.default_rng(3)
+    ours, theirs = rng.normal(size=(3, 2)), torch.nn.Parameter(torch.zeros(3, 2, dtype=torch.float64))
+    theirs.data = torch.from_numpy(ours.copy())
+    adam, torchs = Adam((3, 2), 0.07), torch.optim.AdamW([theirs], 0.07, (0.9, 0.95), weight_decay=0.0)
+    for _ in range(5):
+        gradient = rng.normal(size=(3, 2))
+        adam.step(ours, gradient)
+        theirs.grad = torch.from_numpy(-gradient)
+        torchs.step()
+    assert np.abs(ours - theirs.detach().numpy()).max() < 1e-9
+
+
+def test_the_papers_reward_shaping_cancels_correctness_in_a_right_group() -> None:
+    """All eight right: half are negative and δ does not matter. Beside a wrong answer it still does."""
+
+    def group(wrong: int) -> list:
+        return [
+            trajectory(f"t{i}", float(i >= wrong), response=range(1000), call_at=37 * i * i, group=0) for i in range(8)
+        ]
+
+    small, large = (one_each(PaperShaping(delta)(group(0))) for delta in (-0.01, -0.5))
+    assert sum(a < 0 for a in large) == 4
+    assert small == pytest.approx(large, abs=1e-3)
+    assert PaperShaping()(group(0)).metrics["advantage/right_but_negative"] == 0.5
+    assert one_each(PaperShaping(-0.01)(group(3))) != pytest.approx(one_each(PaperShaping(-0.5)(group(3))), abs=0.1)
+
+
+def test_cells_are_computed_once_and_survive_a_torn_line(tmp_path: Path) -> None:
+    cells, asked = Cells(tmp_path), []
+
+    def compute() -> float:
+        asked.append(1)
+        return 0.5
+
+    assert cells.get(("a", 1), compute) == cells.get(("a", 1), compute) == 0.5
+    with open(tmp_path / "cells.jsonl", "a") as file:
+        file.write('{"key": ["b"')
+    again = Cells(tmp_path)
+    assert again.get(("a", 1), compute) == 0.5
+    assert again.get(("c",), lambda: [1, None]) == [1, None]
+    assert len(asked) == 1
+    assert Cells(tmp_path).get(("c",), compute) == [1, None]
+    assert json.loads((tmp_path / "cells.jsonl").read_text().splitlines()[0])["found"] == 0.5
+
+
+def test_tuning_halves_and_takes_the_best_of_what_is_left() -> None:
+    """The rate that is best at the end is out already where it was poor early."""
+    asked = []
+
+    def score(rate: float, seed: int, share: float) -> float:
+        asked.append((rate, share))
+        early = {1: 0.5, 2: 0.7, 3: 0.6, 4: 0.1}[rate]
+        return early if share < 1 else {1: 0.9, 2: 0.75, 3: 0.8, 4: 1.0}[rate] + 0.01 * seed
+
+    assert best_rate(score, [1, 2, 3, 4], [0, 1]) == 3
+    assert {rate for rate, share in asked if share == 1} == {2, 3}
+
+
+def test_areas_and_intervals_by_hand() -> None:
+    """.2 to .6 over [0, 4], then .6 up to 10; mean 2 of 1, 2, 3 with t(2) = 4.303."""
+    assert area([(0, 0.2), (4, 0.6)], 10) == pytest.approx((4 * 0.4 + 6 * 0.6) / 10)
+    assert interval([1, 2, 3]) == pytest.approx((2, 4.3027 / 3**0.5), abs=1e-3)
