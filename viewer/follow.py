@@ -18,7 +18,7 @@ from pathlib import Path
 from solostream.viewer.index import Index
 
 BATCH = 250  # lines a transaction: what is indexed becomes visible this often
-IDLE_S = 0.5
+IDLE_S = 0.2
 
 
 def follow(indexes: Sequence[Index], stdin: int) -> None:
