@@ -16,7 +16,7 @@ function sides(found) {
   const rows = Object.keys(NAMES).map((key) => [NAMES[key], ...found.metrics.map((m) => percent(value(m, key)))]);
   rows.push(...["code_ratio", "code_pass_ratio"].map((key) => [key.replaceAll("_", " "), ...found.metrics.map((m) => percent(m.behaviour[key]))]));
   rows.push(...six.map((key) => [key.replaceAll("_", " "), ...found.metrics.map((m) => (m.behaviour[key] ? short(m.behaviour[key].mean) : "–"))]));
-  return table([{ name: "", show: (row) => row[0] }, ...found.names.map((run, i) => ({ name: run, show: (row) => row[i + 1], num: true }))], rows, { caption: "Side by side" });
+  return table([{ name: "Metric", show: (row) => row[0] }, ...found.names.map((run, i) => ({ name: run, show: (row) => row[i + 1], num: true }))], rows, { caption: "Side by side" });
 }
 
 function draw(found) {
@@ -34,6 +34,7 @@ function draw(found) {
     left.length ? el("p", { className: "soft" }, `Left out: ${left.join(", ")}.`) : "",
     el("div", { className: "tiles" }, tile(`avg, ${b} − ${a}`, points(d.mean), `points; 95 % from ${points(d.low)} to ${points(d.high)}`), tile("Permutation test", p(d.p), "paired by problem"),
       tile(`McNemar at k = ${found.k}`, p(m.p), `${number(m.only_b)} gained, ${number(m.only_a)} lost`), tile("Problems", number(total), "in both")),
+    el("h2", { className: "hidden" }, "Where they differ"),
     el("div", { className: "grid" },
       xs.length > 1 ? chart({ title: "pass@k", x: "k", y: "share of problems", xs, low: 0, high: 1, series: low.map((curve, i) => ({ label: found.names[i], values: curve.map((r) => r.mean), kind: "line" })) }) : "",
       el("div", { className: "card" }, el("h3", {}, `Support flow, solved within ${found.k} samples`), flow(found, total)),
@@ -58,6 +59,7 @@ async function start() {
   const { a, b, k } = given();
   $("crumb").textContent = `${a ?? ""} → ${b ?? ""}`;
   name(`${a} → ${b}`);
+  $("main").replaceChildren(el("h1", {}, `${a} → ${b}`), el("div", { className: "empty" }, "Grading and counting …"));
   try {
     draw(await api("compare", { a, b, k }));
   } catch (error) {

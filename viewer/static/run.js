@@ -101,7 +101,7 @@ async function content() {
   const wanted = state.charts.filter((chart) => chart.tab === tab);
   drawn = wanted.map((chart) => new Curves(chart, view));
   const any = drawn.map((curves) => curves.fill(logged)).some(Boolean);
-  const curves = any ? [el("div", { className: "toolbar", id: "tools" }), el("div", { className: "grid", id: "curves" }, drawn.map((one) => one.figure))] : [];
+  const curves = any ? [el("div", { className: "toolbar", id: "tools" }), el("h2", { className: "hidden" }, "Curves"), el("div", { className: "grid", id: "curves" }, drawn.map((one) => one.figure))] : [];
   if (tab === "overview") return trains() ? [...(await verdict(state)), ...curves, ...(await problems(state))] : scores(await api(`${runPath(run)}/evaluation`), run, about);
   if (tab === "behaviours") return [...curves, ...(await wrong(run))];
   if (tab === "tracker") return [...curves, ...(await tracker(run))];
@@ -115,7 +115,8 @@ let drawing = 0;
 async function show() {
   const mine = ++drawing;
   name(`${TABS[state.tab]} · ${state.run}`);
-  $("main").replaceChildren(...head(), el("div", { id: "panel", role: "tabpanel", "aria-labelledby": `tab-${state.tab}`, "aria-busy": true }));
+  const before = $("panel")?.dataset.tab === state.tab ? [...$("panel").children] : [el("div", { className: "empty" }, "Reading …")];
+  $("main").replaceChildren(...head(), el("div", { id: "panel", "data-tab": state.tab, role: "tabpanel", "aria-labelledby": `tab-${state.tab}`, "aria-busy": true }, before));
   let made;
   try {
     made = await content();

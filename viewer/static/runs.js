@@ -20,7 +20,7 @@ const COLUMNS = [
   { name: "Cost", value: (run) => run.cost ?? run.wall_s, show: (run) => (run.cost === null ? duration(run.wall_s) : `${run.cost.toFixed(2)} · ${duration(run.wall_s)}`), num: true },
   { name: "Date", value: (run) => run.date, show: (run) => when(run.date), num: true },
   { name: "Status", value: (run) => run.status, show: (run) => pill(run.trouble ? "cannot be read" : run.status, run.trouble ? "bad" : TONES[run.status]) },
-  { name: "Tags", value: (run) => run.tags.join(" "), show: (run) => el("span", {}, run.tags.flatMap((tag) => [pill(tag), " "])) },
+  { name: "Tags", value: (run) => run.tags.join(" "), show: (run) => run.tags.length > 0 && el("span", {}, run.tags.flatMap((tag) => [pill(tag), " "])) },
 ];
 
 // Of a path what tells it apart: the last two names, and of a checkpoint its run.

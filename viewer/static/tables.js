@@ -38,12 +38,12 @@ export function table(columns, rows, { caption, sort = { column: -1, down: false
   });
   function draw() {
     const { column, down } = sort;
-    heads.forEach((head, i) => head.setAttribute("aria-sort", i === column ? (down ? "descending" : "ascending") : "none"));
+    heads.forEach((head, i) => columns[i].value && head.setAttribute("aria-sort", i === column ? (down ? "descending" : "ascending") : "none"));
     const of = columns[column]?.value;
     const ordered = of ? [...rows].sort((a, b) => compare(of(a), of(b), down)) : rows;
     body.replaceChildren(...ordered.map((row) => el("tr", {}, columns.map((column) => {
       const shown = (column.show ?? column.value)(row);
-      return el("td", { className: column.num ? "num" : (column.className ?? ""), "data-label": column.name }, shown ?? "–");
+      return el("td", { className: column.num ? "num" : (column.className ?? ""), "data-label": column.name }, shown === null || shown === undefined || shown === "" || shown === false ? "–" : shown);
     }))));
   }
   draw();

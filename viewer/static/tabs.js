@@ -42,7 +42,7 @@ export async function problems({ run }) {
     { name: "Attempts", value: (row) => row.attempts, num: true },
     { name: "Mean reward", value: (row) => row.reward, show: (row) => short(row.reward), num: true },
     { name: "Calls", value: (row) => row.calls, show: (row) => short(row.calls), num: true },
-    { name: "", show: (row) => el("a", { href: link("/trajectories", { run, task: row.task_id, row: row.row }), "aria-label": `Last attempt at ${row.task_id}` }, "last attempt"), num: true },
+    { name: "Last", show: (row) => el("a", { href: link("/trajectories", { run, task: row.task_id, row: row.row }), "aria-label": `Last attempt at ${row.task_id}` }, "attempt"), num: true },
   ], rows, { caption: "Hardest problems" }))];
 }
 
@@ -51,7 +51,7 @@ export async function wrong(run) {
   const [xs, ...shares] = errors.steps;
   const made = [];
   if (errors.names.length && xs.length > 1) {
-    made.push(el("div", { className: "grid" }, chart({ title: "Errors by kind", x: "step", y: "calls a trajectory", xs, low: 0, series: errors.names.map((label, i) => ({ label, values: shares[i], kind: "line" })) }),
+    made.push(el("h2", { className: "hidden" }, "Errors"), el("div", { className: "grid" }, chart({ title: "Errors by kind", x: "step", y: "calls a trajectory", xs, low: 0, series: errors.names.map((label, i) => ({ label, values: shares[i], kind: "line" })) }),
       el("div", { className: "card" }, el("h3", {}, "Calls that went wrong"), table([
         { name: "Error", value: ([error]) => error, show: ([error]) => el("a", { href: link("/trajectories", { run, error }) }, error) },
         { name: "Calls", value: ([, count]) => count, show: ([, count]) => number(count), num: true },
@@ -75,6 +75,7 @@ export async function tracker(run) {
   const by = [...known.calibration].sort((a, b) => a[0] - b[0]);
   const left = known.variance[0] ? known.variance[1] / known.variance[0] : null;
   return [
+    el("h2", { className: "hidden" }, "The tracker against the trajectories"),
     el("div", { className: "tiles" },
       tile("Mean squared error", short(known.brier), `over ${plural(known.trajectories, "trajectory").replace("ys", "ies")}`),
       tile("Variance left", left === null ? "–" : percent(left), "of the reward's, after the value is taken away")),
@@ -127,7 +128,7 @@ export async function system(run) {
   const facts = Object.entries(provenance).filter(([, value]) => value !== null && !(Array.isArray(value) && !value.length));
   const pair = (caption, first, second, rows) => table([{ name: first, value: ([key]) => key }, { name: second, value: ([, value]) => value, className: "name", show: ([, value]) => (Array.isArray(value) ? value.join(", ") : String(value)) }], rows, { caption });
   if (!facts.length && wall === null) return [el("p", { className: "soft" }, "Versions, machine and times are written when the run ends.")];
-  return [el("div", { className: "grid" },
+  return [el("h2", { className: "hidden" }, "Where it ran"), el("div", { className: "grid" },
     el("div", { className: "card" }, el("h3", {}, "Versions and machine"), pair("Versions and machine", "What", "Is", facts)),
     Object.keys(times).length > 0 && el("div", { className: "card" }, el("h3", {}, `Time: ${duration(wall)}`), table([{ name: "Phase", value: ([phase]) => phase }, { name: "Seconds", value: ([, s]) => s, show: ([, s]) => short(s), num: true }], Object.entries(times), { caption: "Time by phase" })))].filter(Boolean);
 }
@@ -154,6 +155,7 @@ export function scores({ metrics, problems: rows, damaged }, run) {
       tile("avg@k", percent(metrics.avg.mean), interval(metrics.avg)), metrics.maj && tile("maj@k", percent(metrics.maj.mean), interval(metrics.maj)), tile(`pass@${last.k}`, percent(last.mean), interval(last)),
       tile("Uses code", percent(six.code_ratio), "of the trajectories"), tile("Calls that pass", percent(six.code_pass_ratio), "ended without an error"),
       tile("First call", six.first_call ? short(six.first_call.mean) : "–", `${metrics.unit ?? "tokens"} into the response, mean`), tile("Tokens a problem", number(Math.round(metrics.tokens_a_problem)), `${short(metrics.sandbox_s_a_problem)} s in the sandbox`)),
+    el("h2", { className: "hidden" }, "Accuracy and errors"),
     el("div", { className: "grid" }, curve("pass@k", metrics.pass), curve("maj@k", metrics.majority),
       errors.length > 0 && el("div", { className: "card" }, el("h3", {}, "Calls that went wrong"), table([
         { name: "Error", value: ([error]) => error, show: ([error]) => el("a", { href: link("/trajectories", { run, error }) }, error) }, { name: "Calls", value: ([, count]) => count, show: ([, count]) => number(count), num: true }], errors, { caption: "Calls that went wrong" }))),
