@@ -204,6 +204,8 @@ def why_a_second_copy(config: Config, model: Any) -> str | None:
     if wanted != learned:
         return f"the sampler's weights are {str(wanted).removeprefix('torch.')}"
     c = config.learner
+    if config.rollout.mode == "lockstep":
+        return "in lockstep it samples under the weights from before the update that goes on"
     if config.rollout.mode == "async" and c.num_mini_batches * c.epochs > 1:
         return "an update takes several steps, and rollouts go on between them"
     return None

@@ -153,6 +153,9 @@ def test_in_lockstep_each_batch_is_one_update_older_than_what_learns_from_it(in_
     assert [t.dispatch.event for t in played] == list(range(6 * 7))  # the batch on its way when the run ended, too
     seen = [{int(v) for t in played[i : i + 6] for v in t.versions[t.action_mask]} for i in range(0, 42, 6)]
     assert seen == [{0}, {0}, {1}, {2}, {3}, {4}, {5}]
+    # the first rewards come with the fourth batch: from then on what learns has moved since the batch was sampled
+    assert max(row["mismatch/mean"] for row in rows[:3]) < 1e-5
+    assert min(row["mismatch/mean"] for row in rows[4:]) > 1e-3
 
 
 def test_in_lockstep_a_run_made_longer_later_equals_one_that_was(in_lockstep: Path, tmp_path: Path) -> None:
