@@ -148,5 +148,7 @@ def sealed(code: bytes) -> int:
 
 def text(data: bytes, limit: int) -> tuple[str, bool]:
     """Valid text from any bytes; a character that the limit cuts in two is left out."""
+    if not data:
+        return "", False
     cut = len(data) > limit
     return codecs.getincrementaldecoder("utf-8")("replace").decode(data[:limit], not cut), cut

@@ -33,9 +33,13 @@ def prepare() -> None:
     interpreter = Interpreter({}, 1000)
     for code in (b"1 / 0", b"1", b"import asyncio; await asyncio.sleep(0)"):
         interpreter.run(code, "<warm-up>")
+    forget_rehearsal()
+    inspect.getfile = _file_of  # type: ignore[assignment]
+
+
+def forget_rehearsal() -> None:
     linecache.cache.pop("<warm-up>", None)
     vars(builtins).pop("_", None)
-    inspect.getfile = _file_of  # type: ignore[assignment]
 
 
 class Reply(NamedTuple):

@@ -11,6 +11,7 @@ import os
 
 _LIMITS = ("memory.max", "memory.limit_in_bytes")
 _SWAP = (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", 1))
+_MEMBERS = ("tasks", "cgroup.procs")
 _EVENTS = ("memory.events", "memory.oom_control")
 JOIN = b"0"  # written to the list of a group's members: the writer
 
@@ -25,7 +26,10 @@ class Group:
             raise OSError("the memory limit cannot be set")
         for file, times in _SWAP:
             _write(folder, f"{name}/{file}", times * limit)
-        self.members = os.open(f"{name}/cgroup.procs", os.O_RDWR | os.O_CLOEXEC, dir_fd=folder)
+        # For a process of one thread both are the same, but for `tasks` (version 1) the kernel does not stop all forks
+        # of the machine while it moves it.
+        members = next(file for file in _MEMBERS if _exists(folder, f"{name}/{file}"))
+        self.members = os.open(f"{name}/{members}", os.O_RDWR | os.O_CLOEXEC, dir_fd=folder)
         self._folder = folder
         self._events = next((f"{name}/{file}" for file in _EVENTS if _exists(folder, f"{name}/{file}")), None)
         self._kills = 0

@@ -33,6 +33,7 @@ __builtins__ = dict(vars(builtins))  # type: ignore[assignment]
 CHANNEL = 3  # a session's only descriptor besides the standard ones
 _fork, _count_threads = os.fork, _thread._count
 _SIGINT, _set_handler = _signal.SIGINT, _signal.signal
+_REHEARSALS = 10  # Python specializes what has run eight times
 _RECURSION, _LEAST_RECURSION = sys.getrecursionlimit(), 100
 _generators: list[Callable[[], object]] = []  # the `seed` of every generator that the fork server has made
 
@@ -120,24 +121,49 @@ class _Session:
         self.size = room
         self.rooms = {1: _Room(), 2: _Room()}
         self.interrupts = _Interrupts()
+        self.streams: tuple[io.TextIOWrapper, ...] | None = self.new_streams()  # of the first call
         self.outlived: list[tuple[object, ...]] = []
         self.recursion = _RECURSION
         self.interpreter = cell.Interpreter(_fresh_main(), room)
+
+    def new_streams(self) -> tuple[io.TextIOWrapper, ...]:
+        """For the next call. stdin is at its end from the start: input() raises EOFError."""
+        return io.TextIOWrapper(io.BytesIO(), "utf-8"), *(_stream(fd, room) for fd, room in self.rooms.items())
 
 
 class Worker:
     """Made before the fork, with all that sessions have alike."""
 
     def __init__(self, output_bytes: int) -> None:
+        self._space = socket.CMSG_SPACE(2 * 4)
+        for _ in range(_REHEARSALS):
+            _rehearse(output_bytes, self._space)
         self._channel = socket.socket(fileno=CHANNEL)
         self._session = _Session(output_bytes)
-        self._space = socket.CMSG_SPACE(2 * 4)
 
     def serve(self, snapshot: bool) -> NoReturn:
         """In a session: answer requests until the host closes the socket."""
         _set_handler(_SIGINT, self._session.interrupts)
         _reseed()
         _serve(self._channel, self._session, self._space, snapshot)
+
+
+def _rehearse(output_bytes: int, space: int) -> None:
+    """A call in the fork server. Python rewrites what it runs for the first times, and keeps what it has looked up:
+    done here, that lies in pages that sessions share."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    socket.send_fds(ours, [wire.STREAMS], [null, null])
+    os.close(null)
+    session = _Session(output_bytes)
+    _hold(_take_streams(theirs.recvmsg, space))
+    _set_handler(_SIGINT, session.interrupts)
+    _reseed()
+    for code in (b"print(1)", b"1"):
+        _send(theirs.send, wire.REPLY, _run(code, "<warm-up>", session))
+    for end in (ours, theirs):
+        end.close()
+    cell.forget_rehearsal()
 
 
 def _serve(channel: socket.socket, session: _Session, space: int, snapshot: bool) -> NoReturn:
@@ -264,12 +290,11 @@ def _run(source: bytes, filename: str, session: _Session) -> cell.Reply:
     interrupts, rooms = session.interrupts, session.rooms
     try:
         _keep_streams(session.outlived)
-        sys.stdin = io.TextIOWrapper(io.BytesIO(), "utf-8")  # at its end from the start: input() raises EOFError
-        for fd, name in ((1, "stdout"), (2, "stderr")):
-            rooms[fd].left = session.size + 1
-            stream = _stream(fd, rooms[fd])
-            setattr(sys, name, stream)
-            setattr(sys, f"__{name}__", stream)
+        for room in rooms.values():
+            room.left = session.size + 1
+        streams, session.streams = session.streams or session.new_streams(), None
+        sys.stdin, sys.stdout, sys.stderr = streams
+        sys.__stdout__, sys.__stderr__ = streams[1:]
         _set_handler(_SIGINT, interrupts)
         sys.path_importer_cache.pop(os.getcwd(), None)  # a module may have been written since it was listed
     except Exception:

@@ -166,6 +166,7 @@ class _Server:
         self.worker = worker.Worker(confinement.output_bytes)
         self.end, self.members = ctypes.c_int(), ctypes.c_int()  # descriptors of the session that is being forked
         self.calls = None if self.own_pids is None else self._prepare(confinement.folder)
+        gc.freeze()
         self.events = select.epoll()
         for fd in (control.fileno(), host, *([] if watched is None else [watched.fileno()])):
             self.events.register(fd, select.EPOLLIN)
