@@ -199,6 +199,50 @@ for fd in os.listdir('/proc/self/fd'):
     expect(arena.secret not in seen.stdout, "no open folder leads out", seen)
 
 
+# Without /proc, which not every tier shows. Of a call's own, nothing is open yet.
+_INHERITED = """
+import fcntl, os, stat
+found = []
+for fd in range(1024):
+    try:
+        seen = os.fstat(fd)
+    except OSError:
+        continue
+    harmless = stat.S_ISFIFO(seen.st_mode) or stat.S_ISSOCK(seen.st_mode) or not stat.S_IFMT(seen.st_mode)
+    if stat.S_ISCHR(seen.st_mode):  # null, zero, full, random, urandom
+        harmless = os.major(seen.st_rdev) == 1 and os.minor(seen.st_rdev) in (3, 5, 7, 8, 9)
+    if stat.S_ISREG(seen.st_mode):  # memory, or a file that has no name
+        harmless = seen.st_nlink == 0
+    if not harmless:
+        found.append((fd, oct(seen.st_mode), oct(fcntl.fcntl(fd, fcntl.F_GETFL))))
+print(found)
+"""
+
+
+@case("what a session inherits: no folder, no file of the host", "filesystem")
+async def nothing_inherited(arena: Arena) -> None:
+    for code in (_INHERITED, f"import subprocess, sys\nprint(subprocess.run([sys.executable, '-c', {_INHERITED!r}], "
+                 "capture_output=True, text=True, close_fds=False).stdout, end='')"):  # fmt: skip
+        seen = await arena.run(code)
+        expect(seen.stdout == "[]\n", "pipes, sockets and harmless devices are all that is open", seen)
+
+
+@case("flags of descriptors are no neighbour's", "sessions")
+async def own_descriptions(arena: Arena) -> None:
+    """Who shares an open file shares its flags and position: one session could stop another's reads and writes."""
+    flags = "import fcntl\n[fcntl.fcntl(fd, fcntl.F_GETFL) for fd in range(3)]"
+    neighbour = await arena.open()
+    before = (await neighbour.run(flags)).result
+    code = """
+import fcntl, os
+for fd in range(3):
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) ^ (os.O_NONBLOCK | os.O_APPEND))
+"""
+    expect((await arena.run(code)).ok, "it may change its own")
+    after = (await neighbour.run(flags)).result
+    expect(before == after, f"the neighbour's flags stay {before}, not {after}")
+
+
 @case("raising its own limits: setrlimit", "processes")
 async def setrlimit(arena: Arena) -> None:
     code = """

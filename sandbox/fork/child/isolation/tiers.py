@@ -113,7 +113,9 @@ def _enter_namespaces() -> None:
     uid, gid = os.getuid(), os.getgid()
     calls = linux.Calls()
     calls.add("unshare", linux.CLONE_NEWUSER | ours)
-    linux.map_user(calls, INSIDE_UID, uid, gid, linux.open_folder(calls, "/proc/self"))
+    proc_self = linux.open_folder(calls, "/proc/self")
+    linux.map_user(calls, INSIDE_UID, uid, gid, proc_self)
+    calls.add("close", proc_self)
     calls.make()
     socket.sethostname("sandbox")
     if not root:
