@@ -54,7 +54,8 @@ class Process:
                 os.close(fd)
             if word[:1] == wire.FAILED:
                 raise SandboxError(f"the kernel refused one more session: {word[1:].decode(errors='replace')}")
-            raise SandboxError("out of descriptors; raise `ulimit -n`" if word else "the fork server died")
+            died = not word and await _dies(server)
+            raise SandboxError("the fork server died" if died else "out of descriptors; raise `ulimit -n`")
         channel = socket.socket(fileno=fds[0])
         channel.setblocking(False)
         try:
@@ -147,8 +148,8 @@ class Process:
             answer = b"?"  # it contradicts itself
         if answer[:1] != wire.BACK:
             await self.kill()
-            if not answer and not timed_out:
-                await self._check_server()
+            if not answer and not timed_out and await _dies(self._server):
+                raise SandboxError("the fork server died during the call; repeat it in a new session")
         status, error = self._death(answer)
         return Execution(status=status, error=error), answer[:1] == wire.BACK, timed_out
 
@@ -270,13 +271,6 @@ class Process:
             return b""  # it ended as it was being killed: what is left is unknown
         return answer
 
-    async def _check_server(self) -> None:
-        """An end without a word: either the session hung up, or the fork server is going down with all its sessions."""
-        for _ in range(20):
-            if not self._server.alive:
-                raise SandboxError("the fork server died during the call; repeat it in a new session")
-            await asyncio.sleep(0.005)
-
     def _death(self, last: bytes) -> tuple[Status, CodeError]:
         """How the code's process ended, as an execution's status and error."""
         try:
@@ -299,3 +293,12 @@ class Process:
         self._streams.close()
         self._channel.close()
         os.close(self._pidfd)
+
+
+async def _dies(server: Server) -> bool:
+    """After an end without a word: whether the fork server is going down, with all its sessions, or this was alone."""
+    for _ in range(20):
+        if not server.alive:
+            return True
+        await asyncio.sleep(0.005)
+    return False

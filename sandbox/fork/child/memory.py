@@ -11,6 +11,8 @@ import os
 
 _LIMITS = ("memory.max", "memory.limit_in_bytes")
 _SWAP = (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", 1))
+# For a process of one thread both are the same, but for `tasks` (version 1) the kernel does not stop all forks of the
+# machine while it moves it.
 _MEMBERS = ("tasks", "cgroup.procs")
 _EVENTS = ("memory.events", "memory.oom_control")
 JOIN = b"0"  # written to the list of a group's members: the writer
@@ -26,26 +28,29 @@ class Group:
             raise OSError("the memory limit cannot be set")
         for file, times in _SWAP:
             _write(folder, f"{name}/{file}", times * limit)
-        # For a process of one thread both are the same, but for `tasks` (version 1) the kernel does not stop all forks
-        # of the machine while it moves it.
-        members = next(file for file in _MEMBERS if _exists(folder, f"{name}/{file}"))
-        self.members = os.open(f"{name}/{members}", os.O_RDWR | os.O_CLOEXEC, dir_fd=folder)
-        self._folder = folder
-        self._events = next((f"{name}/{file}" for file in _EVENTS if _exists(folder, f"{name}/{file}")), None)
-        self._kills = 0
+        self._folder, self._kills = folder, 0
+        self._members, self._events = (
+            next((f"{name}/{file}" for file in files if _exists(folder, f"{name}/{file}")), "")
+            for files in (_MEMBERS, _EVENTS)
+        )
+
+    def open_members(self) -> int:
+        """A descriptor to which `JOIN` is written. Raises OSError."""
+        return os.open(self._members, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._folder)
 
     def join(self) -> None:
         """Move this process into it. Raises OSError."""
-        os.write(self.members, JOIN)
+        fd = self.open_members()
+        try:
+            os.write(fd, JOIN)
+        finally:
+            os.close(fd)
 
     def overflowed(self) -> bool:
         """Whether the kernel has killed a process for its memory since the last question."""
         kills = 0
-        if self._events is not None:
-            with contextlib.suppress(OSError):
-                fd = os.open(self._events, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
-                kills = int(os.read(fd, 4096).partition(b"oom_kill ")[2].split(b"\n")[0] or 0)
-                os.close(fd)
+        with contextlib.suppress(OSError):
+            kills = int(_read(self._folder, self._events).partition(b"oom_kill ")[2].split(b"\n")[0] or 0)
         more = kills > self._kills
         self._kills = kills
         return more
@@ -53,13 +58,9 @@ class Group:
     def empty(self) -> bool:
         """Whether the next session may have it."""
         try:
-            return not os.pread(self.members, 16, 0)
+            return not _read(self._folder, self._members)
         except OSError:  # the host has taken it away
             return False
-
-    def close(self) -> None:
-        """Let go of the group's file; the host removes the group."""
-        os.close(self.members)
 
 
 def _exists(folder: int, file: str) -> bool:
@@ -67,6 +68,14 @@ def _exists(folder: int, file: str) -> bool:
         return bool(os.stat(file, dir_fd=folder))
     except OSError:
         return False
+
+
+def _read(folder: int, file: str) -> bytes:
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
 
 
 def _write(folder: int, file: str, value: int) -> bool:

@@ -164,7 +164,7 @@ class _Server:
         if confinement.tier == "namespaces":
             self.own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self.worker = worker.Worker(confinement.output_bytes)
-        self.end, self.members = ctypes.c_int(), ctypes.c_int()  # descriptors of the session that is being forked
+        self.end, self.members = ctypes.c_int(-1), ctypes.c_int(-1)  # descriptors of the session that is being forked
         self.calls = None if self.own_pids is None else self._prepare(confinement.folder)
         gc.freeze()
         self.events = select.epoll()
@@ -239,7 +239,7 @@ class _Server:
                 linux.unshare(linux.CLONE_NEWPID)
                 init = os.posix_spawn(rootfs.INIT, ["sleep", "infinity"], {})
             self.end.value = end.fileno()
-            self.members.value = -1 if group is None else group.members
+            self.members.value = -1 if group is None else group.open_members()
             pid = linux.fork()
             if pid == 0:
                 self._become_session(end, folder)
@@ -258,6 +258,9 @@ class _Server:
             self._give_back(group)
             self._refuse(error)
         finally:
+            if self.members.value >= 0:
+                os.close(self.members.value)
+                self.members.value = -1
             if self.own_pids is not None:
                 linux.setns(self.own_pids, linux.CLONE_NEWPID)
 
@@ -270,12 +273,8 @@ class _Server:
         return memory.Group(self.groups, str(self.count), self.confinement.memory_mb)
 
     def _give_back(self, group: memory.Group | None) -> None:
-        if group is None:
-            return
-        if group.empty():
+        if group is not None and group.empty():
             self.unused.append(group)
-        else:  # the folder goes with the fork server
-            group.close()
 
     def _refuse(self, error: OSError) -> None:
         if self.waiting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 from unsafe import UnsafeSandbox
@@ -48,6 +49,12 @@ BROKEN = {
     "descriptor exhaustion": "at most 256",
     "lone surrogates in output and in code": "",
 }
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the code of a sandbox that confines nothing writes."""
+    monkeypatch.chdir(tmp_path)
 
 
 async def verdict(name: str) -> Verdict:

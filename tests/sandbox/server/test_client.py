@@ -42,6 +42,14 @@ async def test_nothing_survives_a_killed_client(server: str) -> None:
     assert [(case.status, case.detail) for case in report.cases] == [("pass", "")] * 2
 
 
+async def test_what_a_server_could_break(start) -> None:
+    """The groups in which HTTP lies between; what the sandbox behind it holds is tested on the sandbox."""
+    url, _ = start()
+    report = await check(url, only=("protocol", "stuck", "floods"), jobs=4)
+    assert [(case.name, case.detail) for case in report.failed] == []
+    assert sum(case.status == "pass" for case in report.cases) > 45
+
+
 async def test_a_busy_server_is_asked_again_until_patience_ends(start) -> None:
     url, _ = start("--sessions", "1")
     patient, hasty = HttpSandbox(url), HttpSandbox(url, patience_s=0.5)
