@@ -294,7 +294,7 @@ def _run(source: bytes, filename: str, session: _Session) -> cell.Reply:
             room.left = session.size + 1
         streams, session.streams = session.streams or session.new_streams(), None
         sys.stdin, sys.stdout, sys.stderr = streams
-        sys.__stdout__, sys.__stderr__ = streams[1:]
+        sys.__stdout__, sys.__stderr__ = streams[1:]  # type: ignore[misc]
         _set_handler(_SIGINT, interrupts)
         sys.path_importer_cache.pop(os.getcwd(), None)  # a module may have been written since it was listed
     except Exception:
