@@ -38,6 +38,7 @@ def prepare() -> None:
 
 
 def forget_rehearsal() -> None:
+    """Leave no trace of what ran before the first session."""
     linecache.cache.pop("<warm-up>", None)
     vars(builtins).pop("_", None)
 

@@ -150,7 +150,8 @@ class Worker:
 
 def _rehearse(output_bytes: int, space: int) -> None:
     """A call in the fork server. Python rewrites what it runs for the first times, and keeps what it has looked up:
-    done here, that lies in pages that sessions share."""
+    done here, that lies in pages that sessions share.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     socket.send_fds(ours, [wire.STREAMS], [null, null])
