@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent))
-from house_parts import doors, mutants
+from house_parts import density, doors, mutants
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ("agent", "cli", "envs", "evaluation", "sandbox", "solostream", "training", "viewer")
@@ -96,6 +96,8 @@ def main() -> int:
     options = parser.parse_args()
     paths = files()
     held = [sizes(paths), words(paths), strict_types()]
+    print("how dense the parts are that are read first:")
+    density.show_read_first()
     if not options.quick:
         held.append(verdict(doors.show(), "files to touch: 0 outside, at most 2 inside, for every kind"))
         held.append(verdict(mutants.show(), "mutants of the formulas: all killed"))

@@ -2,23 +2,25 @@
 
 Outside: the example package is checked from its own folder; the tree is not touched. Inside: each of its components is
 put into a copy of the tree, as a new file and a line of `registry.BUILT_IN`, checked there by that name, and the files
-that differ from the tree are counted.
+that differ from the copy as it was are counted.
 
     python benchmarks/house_parts/doors.py
 """
 
 from __future__ import annotations
 
-import filecmp
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from house_parts.mutants import ROOT, copy_of_the_tree
+
 EXAMPLE = ROOT / "examples" / "solostream-everything"
 PACKAGE = "solostream_everything"
 # kind -> (module of the example, object, the room that it moves into)
@@ -41,62 +43,88 @@ KINDS = {
     "callback": ("watching", "Enough", "training/observers"),
 }
 Row = tuple[str, int, int, bool]  # kind, files outside, files inside, both kept the contract
+LIBRARIES = ["torch", "transformers", "gymnasium", "sympy", "pydantic", "tyro"]  # what a check waits for
 
 
 def rows() -> Iterator[Row]:
     """One a kind, as it is done."""
     model = str(_model())
-    for kind in KINDS:
-        yield _row(kind, model)
-
-
-def _row(kind: str, model: str) -> Row:
-    module, name, room = KINDS[kind]
-    with tempfile.TemporaryDirectory() as scratch:
+    # Two checks a kind, each in a process of its own that has seen no component yet. They are forked from one that has
+    # loaded the libraries, which is nine tenths of the time of a check.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(LIBRARIES)
+    with tempfile.TemporaryDirectory(prefix="solostream-doors-") as scratch:
         tree = Path(scratch) / "tree"
-        shutil.copytree(
-            ROOT,
-            tree,
-            symlinks=True,
-            ignore=shutil.ignore_patterns(".git", ".venv", "build", "runs", "__pycache__", ".*_cache"),
-        )
-        outside = _check(kind, f"{PACKAGE}.{module}:{name}", model, EXAMPLE, tree)
-        untouched = len(_touched(tree))
-        file = f"added_{kind}"
-        shutil.copy(EXAMPLE / PACKAGE / f"{module}.py", tree / room / f"{file}.py")
-        book = tree / "solostream" / "registry.py"
-        place = f"solostream.{room.replace('/', '.')}.{file}:{name}"
-        text, head = book.read_text(), f'    "{kind}": {{'
-        assert text.count(head) >= 1, f"no {kind} in BUILT_IN"
-        book.write_text(text.replace(head, f'{head}\n        "added": "{place}",', 1))
-        inside = _check(kind, "added", model, Path(scratch), tree)
-        return kind, untouched, len(_touched(tree)), outside and inside
+        copy_of_the_tree(tree)
+        before = _contents(tree)
+        for kind in KINDS:
+            yield _row(kind, model, tree, before, processes)
 
 
-def _check(kind: str, spec: str, model: str, cwd: Path, tree: Path) -> bool:
+def _row(kind: str, model: str, tree: Path, before: Mapping[Path, bytes], processes: ForkServerContext) -> Row:
+    module, name, room = KINDS[kind]
+    example = tree / EXAMPLE.relative_to(ROOT)
+    outside = _check(kind, f"{PACKAGE}.{module}:{name}", model, example, tree, processes)
+    untouched = len(_touched(tree, before))
+
+    file = tree / room / f"added_{kind}.py"
+    shutil.copy(example / PACKAGE / f"{module}.py", file)
+    book = tree / "solostream" / "registry.py"
+    text, head = book.read_text(encoding="utf-8"), f'    "{kind}": {{'
+    if text.count(head) != 1:
+        raise RuntimeError(f"registry.BUILT_IN has {text.count(head)} entries for {kind}")
+    place = f"solostream.{room.replace('/', '.')}.{file.stem}:{name}"
+    book.write_text(text.replace(head, f'{head}\n        "added": "{place}",'), encoding="utf-8")
+    inside = _check(kind, "added", model, tree.parent, tree, processes)
+    touched = len(_touched(tree, before))
+
+    file.unlink()
+    book.write_text(text, encoding="utf-8")
+    return kind, untouched, touched, outside and inside
+
+
+def _check(kind: str, spec: str, model: str, cwd: Path, tree: Path, processes: ForkServerContext) -> bool:
     command = ["check", kind, f"{spec}:{model}" if kind == "engine" else spec]
     if kind == "sandbox":  # one group of the suite: what it is about here is whether it is found and opened
         command = ["sandbox", "check", spec, "--only", "protocol"]
-    code = "import sys; from solostream.cli.main import main; sys.exit(main())"
-    env = {**os.environ, "PYTHONPATH": str(tree)}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code, *command], cwd=cwd, env=env, capture_output=True, text=True
-    )
-    if done.returncode:
-        print(f"{kind} {spec}: {done.stdout[-400:]}{done.stderr[-400:]}", file=sys.stderr)
-    return done.returncode == 0
+    said = tree.parent / "said"
+    process = processes.Process(target=_run, args=(command, cwd, tree, said))
+    process.start()
+    process.join(300)
+    if process.is_alive():
+        process.kill()
+    if process.exitcode:
+        print(f"{kind} {spec}: {said.read_text(encoding='utf-8')[-800:]}", file=sys.stderr)
+    return process.exitcode == 0
 
 
-def _touched(tree: Path) -> list[str]:
-    """Files of the copy that are new or differ, without what Python and the runs leave behind."""
-    found = []
-    for path in sorted(tree.rglob("*.py")):
-        place = path.relative_to(tree)
-        if place.parts[0] == "solostream" and len(place.parts) > 2:
-            continue  # seen through a link to its floor
-        if not (ROOT / place).exists() or not filecmp.cmp(path, ROOT / place, shallow=False):
-            found.append(str(place))
-    return found
+def _run(command: list[str], cwd: Path, tree: Path, said: Path) -> None:
+    """In the new process: the command `solostream`, of the copy, run in the folder `cwd`."""
+    os.chdir(cwd)
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ["PYTHONPATH"] = str(tree)  # of what this starts in its turn
+    sys.dont_write_bytecode = True
+    sys.path[:0] = [str(tree)]
+    from solostream.cli.main import main
+
+    sys.argv = ["solostream", *command]
+    sys.exit(main())
+
+
+def _contents(tree: Path) -> dict[Path, bytes]:
+    """Every Python file of the copy, once."""
+    return {
+        path: path.read_bytes()
+        for path in sorted(tree.rglob("*.py"))
+        if not any(parent.is_symlink() for parent in path.parents)
+    }
+
+
+def _touched(tree: Path, before: Mapping[Path, bytes]) -> list[Path]:
+    now = _contents(tree)
+    return [path for path in {*before, *now} if before.get(path) != now.get(path)]
 
 
 def _model() -> Path:

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 
@@ -78,6 +80,12 @@ def log(tmp_path: Path):
 
 def events(batch: list[Trajectory]) -> list[int]:
     return [t.dispatch.event for t in batch]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110  # several things may make it so
+            await asyncio.sleep(0.001)
 
 
 async def test_the_first_to_finish_are_the_batch_and_the_stragglers_go_on(log: TrajectoryLog) -> None:
@@ -322,3 +330,110 @@ async def test_a_reward_that_stopped_the_run_does_not_stop_the_resumed_one(log: 
     resumed.restore(state, finished)
     assert sorted(events(await resumed.take())) == [0, 1]
     await resumed.close()
+
+
+@pytest.mark.parametrize("stale", ["drop", "redispatch"])
+async def test_a_landed_episode_outlives_as_many_updates_as_its_oldest_token_may(
+    log: TrajectoryLog, stale: Literal["drop", "redispatch"]
+) -> None:
+    """Dispatched under version 5 with a token of version 3; the two still in flight can be no older than 5."""
+    requests = Tickets()
+    requests.version = 5
+
+    async def play(request: RolloutRequest) -> Trajectory:
+        if request.dispatch.event == 0:
+            return episode(request, version=3)
+        return await requests.play(request)
+
+    streams = AsyncCollector(requests.source(play), log, batch=2, in_flight=3, max_staleness=2, stale=stale)
+    taking = asyncio.create_task(streams.take())
+    await until(lambda: len(streams._landed) == 1)
+    streams.advance(5)
+    assert (streams.counts["stale"], streams.version) == (0, 5)
+    streams.advance(6)
+    assert (streams.counts["stale"], streams.version) == (1, 6)
+    again = [request["task_id"] for request in streams.state_dict()["outstanding"]]
+    assert again == ["task-1", "task-2"] + (["task-0"] if stale == "redispatch" else [])
+    requests.open(1, 2)
+    assert events(await asyncio.wait_for(taking, 60)) == [1, 2]
+    await streams.close()
+
+
+async def test_a_batch_that_waits_is_woken_when_all_in_flight_was_too_old(log: TrajectoryLog) -> None:
+    requests = Tickets()
+    streams = AsyncCollector(requests.source(), log, batch=1, in_flight=2, max_staleness=0)
+    taking = asyncio.create_task(streams.take())
+    await until(lambda: len(requests.started) == 2)
+    requests.version = 1
+    requests.open(2, 3)
+    streams.advance(1)
+    assert set(events(await asyncio.wait_for(taking, 60))) <= {2, 3}
+    await streams.close()
+
+
+async def test_a_finished_run_starts_nothing_and_remembers_what_was_on_its_way(log: TrajectoryLog) -> None:
+    requests = Tickets(first=7)
+    streams = AsyncCollector(requests.source(), log, batch=1, in_flight=3, max_staleness=9)
+    taking = asyncio.create_task(streams.take())
+    await until(lambda: len(requests.started) == 3)
+    streams.finish()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert requests.started == [7, 8, 9]
+    assert [record["dispatch"]["event"] for record in streams.state_dict()["outstanding"]] == [7, 8, 9]
+    taking.cancel()
+    await streams.close()
+
+
+async def test_closing_waits_until_every_episode_has_cleaned_up(log: TrajectoryLog) -> None:
+    cleaned: list[int] = []
+    requests = Tickets()
+
+    async def play(request: RolloutRequest) -> Trajectory:
+        try:
+            return await requests.play(request)
+        finally:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            cleaned.append(request.dispatch.event)
+
+    streams = AsyncCollector(requests.source(play), log, batch=1, in_flight=2, max_staleness=9)
+    taking = asyncio.create_task(streams.take())
+    await until(lambda: len(requests.started) == 2)
+    await streams.close()
+    assert sorted(cleaned) == [0, 1]
+    taking.cancel()
+
+
+async def test_a_resumed_episode_keeps_its_seed(log: TrajectoryLog) -> None:
+    """Of the one that had finished too: should it become too old, its task runs again from the same seed."""
+    requests = Tickets(first=41)
+    first, second = requests.request(), requests.request()
+    state = {"outstanding": [first.to_dict(), second.to_dict()]}
+    resumed = AsyncCollector(requests.source(), log, batch=2, in_flight=2, max_staleness=9)
+    resumed.restore(state, [episode(first)])
+    assert resumed.state_dict() == state
+
+
+async def test_busy_from_the_first_departure_to_the_last_arrival(
+    log: TrajectoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("solostream.training.rollouts.collector.time", SimpleNamespace(monotonic=lambda: now))
+    requests = Tickets()
+    streams = AsyncCollector(requests.source(), log, batch=2, in_flight=2, max_staleness=9)
+    assert streams.busy_s == 0
+    taking = asyncio.create_task(streams.take())
+    await until(lambda: len(requests.started) == 2)
+    now = 103.0
+    requests.open(0)
+    await until(lambda: len(streams._landed) == 1)
+    now = 107.0
+    requests.open(1)
+    assert events(await taking) == [0, 1]
+    now = 110.0
+    assert streams.busy_s == 10  # 7 of the first two, 3 of the two that replaced them
+    streams.finish()
+    now = 120.0
+    assert streams.busy_s == 10
+    await streams.close()

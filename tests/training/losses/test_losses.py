@@ -1,0 +1,155 @@
+"""Every loss token by token, by hand: on both sides of each bound."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from solostream.errors import UserError
+from solostream.training.losses.aggregation import token_weights
+from solostream.training.losses.cispo import CISPO
+from solostream.training.losses.clip_cov import ClipCov
+from solostream.training.losses.gspo import GSPO
+from solostream.training.losses.kl import estimates, kl_penalty
+from solostream.training.losses.kl_cov import KLCov
+from solostream.training.losses.ppo_clip import PPOClip
+from solostream.training.losses.tokens import Tokens
+
+# Ratios below, within and above [0.7, 1.45], each with both signs of the advantage.
+RATIO = (0.6, 0.6, 0.9, 0.9, 1.7, 1.7, 6.0, 0.75, 1.5, 1.0)
+ADVANTAGE = (0.8, -0.3, 0.7, -0.4, 1.1, -0.9, -0.25, -0.5, 0.65, 0.0)
+
+
+def tokens(picked: tuple[int, ...] = ()) -> Tokens:
+    ratio = torch.tensor(RATIO, dtype=torch.float64)
+    old = torch.linspace(-2.0, -0.2, len(RATIO), dtype=torch.float64)
+    chosen = torch.zeros(len(RATIO), dtype=torch.bool)
+    chosen[list(picked)] = True
+    return Tokens(
+        logprob=(old + ratio.log()).requires_grad_(),
+        old=old,
+        advantage=torch.tensor(ADVANTAGE, dtype=torch.float64),
+        segment=torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 3, 3]),
+        sequences=4,
+        picked=chosen,
+    )
+
+
+def counts(metrics: dict[str, torch.Tensor]) -> dict[str, int]:
+    return {name: int(value) for name, value in metrics.items()}
+
+
+def test_ppo_clip() -> None:
+    """Clipped where the ratio has gone further than the bound in the direction that the advantage wants."""
+    clipped = [-0.48, 0.21, -0.63, 0.36, -1.595, 1.53, 1.5, 0.375, -0.9425, 0.0]
+    loss, metrics = PPOClip(clip_low=0.3, clip_high=0.45, dual_clip=0)(tokens())
+    assert loss.tolist() == pytest.approx(clipped)
+    assert counts(metrics) == {"clip/low": 1, "clip/high": 2}
+    dual = [*clipped[:6], 0.75, *clipped[7:]]  # 3 x 0.25 in place of 6 x 0.25; 1.7 is below 3
+    loss, metrics = PPOClip(clip_low=0.3, clip_high=0.45, dual_clip=3.0)(tokens())
+    assert loss.tolist() == pytest.approx(dual)
+    assert counts(metrics) == {"clip/low": 1, "clip/high": 2, "clip/dual": 1}
+
+
+def test_a_dual_clip_must_leave_tokens_of_the_policy_itself() -> None:
+    PPOClip(dual_clip=0)
+    PPOClip(dual_clip=1.01)
+    for bound in (0.4, 1.0):
+        with pytest.raises(UserError, match=f"dual_clip = {bound:g} would cut"):
+            PPOClip(dual_clip=bound)
+
+
+def test_cispo() -> None:
+    given = tokens()
+    loss, metrics = CISPO(clip_low=0.3, clip_high=0.45)(given)
+    weight = [0.7, 0.7, 0.9, 0.9, 1.45, 1.45, 1.45, 0.75, 1.45, 1.0]
+    logprob = given.logprob.tolist()
+    assert loss.tolist() == pytest.approx([-w * a * x for w, a, x in zip(weight, ADVANTAGE, logprob, strict=True)])
+    loss.sum().backward()
+    assert given.logprob.grad.tolist() == pytest.approx([-w * a for w, a in zip(weight, ADVANTAGE, strict=True)])
+    assert counts(metrics) == {"clip/low": 2, "clip/high": 4}
+
+
+def test_gspo() -> None:
+    """Geometric means: 0.687 is below the bounds, 0.9 and 1.225 are within, 1.899 is above."""
+    of_sequence = [(0.6 * 0.6 * 0.9) ** (1 / 3), 0.9, (1.7 * 1.7 * 6 * 0.75) ** 0.25, 1.5**0.5]
+    loss, metrics = GSPO(clip_low=0.3, clip_high=0.45)(tokens())
+    expected = []
+    for place, advantage in zip((0, 0, 0, 1, 2, 2, 2, 2, 3, 3), ADVANTAGE, strict=True):
+        bounded = min(max(of_sequence[place], 0.7), 1.45)
+        expected.append(-min(of_sequence[place] * advantage, bounded * advantage))
+    assert loss.tolist() == pytest.approx(expected)
+    assert counts(metrics) == {"clip/low": 1, "clip/high": 1}  # tokens 1 and 4
+
+
+def test_clip_cov_takes_the_gradient_of_what_was_picked_and_nothing_else() -> None:
+    given, plain = tokens((2, 5)), tokens()
+    loss, metrics = ClipCov(clip_low=0.3, clip_high=0.45, dual_clip=3.0)(given)
+    of_ppo = PPOClip(clip_low=0.3, clip_high=0.45, dual_clip=3.0)(plain)[0]
+    assert loss.tolist() == of_ppo.tolist()
+    loss.sum().backward()
+    of_ppo.sum().backward()
+    expected = plain.logprob.grad.clone()
+    expected[[2, 5]] = 0
+    assert given.logprob.grad.tolist() == expected.tolist()
+    assert counts(metrics) == {"clip/low": 1, "clip/high": 2, "clip/dual": 1, "clip/covariance": 2}
+
+
+def test_clip_cov_draws_its_share_from_between_the_bounds() -> None:
+    cov = np.array([2.0, 1.0, 5.0, 1.5, -3.0, 4.5, 0.5, 3.0, 7.0, 2.5])  # 2, 1.5, 4.5, 3 and 2.5 lie between
+    drawn = [ClipCov(share=0.35).select(cov, np.random.default_rng(seed)) for seed in range(40)]
+    assert {int(one.sum()) for one in drawn} == {3}
+    assert set(np.flatnonzero(np.any(drawn, axis=0)).tolist()) == {0, 3, 5, 7, 9}
+    assert len({tuple(one) for one in drawn}) > 5
+    assert ClipCov(share=0.9).select(cov, np.random.default_rng(0)).sum() == 5  # no more than there are
+    assert ClipCov(share=0.01).select(cov, np.random.default_rng(0)).sum() == 1  # never none
+    assert ClipCov().select(cov - 10, np.random.default_rng(0)).sum() == 0
+    for bounds in ((2.0, 2.0), (3.0, 1.0)):
+        with pytest.raises(UserError, match="low < high"):
+            ClipCov(bounds=bounds)
+    with pytest.raises(UserError, match="dual_clip"):
+        ClipCov(dual_clip=0.5)
+
+
+def test_kl_cov() -> None:
+    loss, metrics = KLCov(kl=2.5)(tokens((0, 6)))
+    expected = [-ratio * advantage for ratio, advantage in zip(RATIO, ADVANTAGE, strict=True)]
+    for place in (0, 6):
+        expected[place] += 2.5 * (RATIO[place] - 1 - math.log(RATIO[place]))
+    assert loss.tolist() == pytest.approx(expected)
+    assert counts(metrics) == {"clip/covariance": 2}
+
+
+def test_kl_cov_picks_the_largest_and_the_earlier_of_equals() -> None:
+    cov = np.array([2.0, 5.0, -7.0, 3.0, 5.0, 3.0, 3.0])
+    picked = [np.flatnonzero(KLCov(share=s).select(cov, np.random.default_rng(0))).tolist() for s in (0.01, 0.3, 0.6)]
+    assert picked == [[1], [1, 4], [1, 3, 4, 5]]
+
+
+def test_a_ratio_is_told_up_to_e_to_the_20() -> None:
+    far = Tokens(
+        torch.tensor([30.0, -30.0, 19.5]), torch.zeros(3), torch.ones(3), torch.arange(3), 3, torch.zeros(3).bool()
+    )
+    assert far.log_ratio.tolist() == [20.0, -20.0, 19.5]
+
+
+def test_kl_by_its_three_estimates() -> None:
+    d = torch.tensor([0.3, -0.7, 25.0], dtype=torch.float64)
+    found = estimates(d[:2])
+    assert found["k1"].tolist() == pytest.approx([0.3, -0.7])
+    assert found["k2"].tolist() == pytest.approx([0.045, 0.245])
+    assert found["k3"].tolist() == pytest.approx([math.exp(-0.3) - 0.7, math.exp(0.7) - 1.7])
+    ratio = torch.tensor([1.2, 0.5, 2.0], dtype=torch.float64)
+    assert kl_penalty("k1", d, torch.zeros(3), ratio).tolist() == pytest.approx([0.36, -0.35, 40.0])
+    assert kl_penalty("k2", d, torch.zeros(3), ratio).tolist() == pytest.approx([0.054, 0.1225, 400.0])
+    below = kl_penalty("k3", -d, torch.zeros(3), ratio)[2]
+    assert float(below) == pytest.approx(2 * (math.exp(20) - 21))
+
+
+def test_weights_of_tokens() -> None:
+    assert token_weights("token_mean", [3, 0, 5]) == [0.125] * 3
+    assert token_weights("token_mean", [0, 0]) == [1.0] * 2
+    assert token_weights("seq_mean_token_mean", [3, 0, 5]) == pytest.approx([1 / 9, 1 / 3, 1 / 15])
+    assert token_weights("seq_mean_token_sum", [3, 0, 5], 7) == pytest.approx([1 / 21] * 3)
+    assert token_weights("token_mean", []) == token_weights("seq_mean_token_sum", [], 7) == []
