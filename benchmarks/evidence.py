@@ -67,8 +67,8 @@ def tune_and_play(out: Path, population: str, method: str, size: Size) -> None:
         curve(rate, seed, size.budget)
 
 
-def table_noise(out: Path, population: str, seed: int) -> None:
-    names = list(METHODS)
+def table_noise(out: Path, population: str, names: list[str], seed: int) -> None:
+    """The gradient noise of the methods `names`, all on one policy."""
     Cells(out).get(
         ("noise", population, seed, list(CHECKPOINTS), names),
         lambda: noise(population, names, seed, checkpoints=CHECKPOINTS),
@@ -89,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "table" in a.stage:
             work += [pool.submit(tune_and_play, out, p, m, size) for m in a.methods for p in POPULATIONS]
         if "noise" in a.stage:
-            work += [pool.submit(table_noise, out, p, seed) for seed in range(NOISE_SEEDS) for p in POPULATIONS]
+            names = list(dict.fromkeys(["batch", *a.methods]))  # what the others are compared with
+            work += [pool.submit(table_noise, out, p, names, seed) for seed in range(NOISE_SEEDS) for p in POPULATIONS]
         for done in work:
             done.result()
     if "model" in a.stage:
