@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 T = TypeVar("T")
 OPEN = ("/health", "/v1/ping")  # answered without a token: they tell nothing
 BODY_S = 30.0
+BODIES = 16  # of the largest size, that are held at a time
 
 
 class ClientGone(Exception):
@@ -30,7 +31,8 @@ class Guard:
             reads it: 403 for a Host that is a name on the internet (a page can make its own name mean this machine),
             and for an Origin that is not this server.
         max_body: bytes; 413 for more, whether announced or chunked. 408 for a body that does not arrive in `BODY_S`,
-            415 for one that is not JSON: forms and plain text a page may send without asking.
+            415 for one that is not JSON: forms and plain text a page may send without asking. 503 while `BODIES` times
+            as much is held: many clients that send slowly do not fill the memory.
         host: the address that the server was told to listen on; a name here is a name it may be called by.
         stopping: whether the server shuts down: calls that are then cut short are answered 503.
     """
@@ -39,28 +41,29 @@ class Guard:
         self.app = app
         self.expected = f"Bearer {token}".encode() if token else b""
         self.max_body, self.host, self.stopping = max_body, host, stopping
+        self._held = 0  # bytes of all bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse what must not ask; everything else goes to the app with its body read."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
-        why, body = self._refused(scope["path"], headers), None
-        if why is None:
-            try:
-                async with asyncio.timeout(BODY_S):
-                    body = await self._body(receive)
-            except TimeoutError:
-                why = (408, f"the body did not arrive within {BODY_S:g} s")
-            else:
-                why = self._refused_body(body, headers)
-        if why is not None:
-            return await refuse(send, *why)
-        return await self._answer(scope, replay(body or b"", receive), send)
+        why, body = self._refused(scope["path"], headers), bytearray()
+        try:
+            if why is None:
+                try:
+                    async with asyncio.timeout(BODY_S):
+                        why = await self._read(receive, body)
+                except TimeoutError:
+                    why = (408, f"the body did not arrive within {BODY_S:g} s")
+            why = why or self._refused_kind(body, headers)
+            if why is not None:
+                return await refuse(send, *why)
+            return await self._answer(scope, replay(bytes(body), receive), send)
+        finally:
+            self._held -= len(body)
 
-    def _refused_body(self, body: bytes | None, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
-        if body is None:
-            return 413, f"a body may have {self.max_body} bytes"
+    def _refused_kind(self, body: bytearray, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if body and kind != b"application/json":
             return 415, "the body must be JSON, and say so: 'Content-Type: application/json'"
@@ -83,7 +86,10 @@ class Guard:
 
     def _is_ours(self, host: str) -> bool:
         """An address, or a name without a dot (localhost, a service of docker compose): neither can be taken over."""
-        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # brackets that do not match
+            return False
         try:
             ipaddress.ip_address(name)
         except ValueError:
@@ -106,18 +112,21 @@ class Guard:
             if not started:
                 await refuse(send, 503, "the server shuts down; the call was ended")
 
-    async def _body(self, receive: Receive) -> bytes | None:
-        """The whole body, or None when it is too long; at most `max_body` bytes and one chunk are ever held."""
-        body = bytearray()
+    async def _read(self, receive: Receive, body: bytearray) -> tuple[int, str] | None:
+        """Fill `body`, or say why not; at most `max_body` bytes and one chunk are ever held."""
         while True:
             message = await receive()
             if message["type"] != "http.request":
-                return bytes(body)
-            body += message.get("body", b"")
-            if len(body) > self.max_body:
                 return None
+            piece = message.get("body", b"")
+            body += piece
+            self._held += len(piece)
+            if len(body) > self.max_body:
+                return 413, f"a body may have {self.max_body} bytes"
+            if self._held > BODIES * self.max_body:
+                return 503, "too many large bodies at once; try again"
             if not message.get("more_body", False):
-                return bytes(body)
+                return None
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
@@ -135,11 +144,13 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def refuse(send: Send, status: int, detail: str) -> None:
-    """Answer with `status` and a JSON {"detail": …}; after 408 and 413 the connection closes, its body is unread."""
+    """Answer with `status` and a JSON {"detail": …}; after 408, 413, 503 the connection closes, its body is unread."""
     body = json.dumps({"detail": detail}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status in (408, 413):  # the rest of the body is not read, so the connection cannot be used again
+    if status in (408, 413, 503):  # the rest of the body may be unread, so the connection cannot be used again
         headers.append((b"connection", b"close"))
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from solostream.sandbox.conformance import host
 from solostream.sandbox.server import connection, fusion
-from solostream.sandbox.server.guard import Guard
+from solostream.sandbox.server.guard import BODIES, Guard
 from solostream.sandbox.types import Execution
 from tests.sandbox.server.test_fusion import run_code
 from tests.sandbox.server.test_server_sessions import JSON, TAG, opened, ran, vanishes
@@ -27,6 +28,9 @@ from tests.sandbox.server.test_server_sessions import JSON, TAG, opened, ran, va
         ({"host": "evil.example"}, 403),
         ({"host": "evil.example:8080"}, 403),
         ({"host": "127.0.0.1.evil.example"}, 403),
+        ({"host": "["}, 403),
+        ({"host": "[::1"}, 403),
+        ({"host": "a]b"}, 403),
         ({"host": "localhost:1"}, 201),
         ({"host": "sandbox"}, 201),
         ({"host": "[::1]:8080"}, 201),
@@ -53,6 +57,34 @@ def test_with_a_token_the_name_of_the_server_is_free(start, monkeypatch) -> None
     url, _ = start()
     headers = {"authorization": "Bearer s3cret", "host": "sandbox.example.org", "origin": "https://page.example.org"}
     assert httpx.post(f"{url}/sessions", headers=headers).status_code == 201
+
+
+def test_many_slow_large_bodies_do_not_fill_the_memory(start) -> None:
+    """More than 16 of the largest are not held: who comes then is told so, and is served when they have gone."""
+    url, _ = start("--max-body-mb", "1")
+    address = ("127.0.0.1", int(url.rpartition(":")[2]))
+    head = (
+        b"POST /sessions HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: 1048576\r\n\r\n"
+    )
+    slow: list[socket.socket] = []
+    answer = b""
+    try:
+        while not answer and len(slow) < 40:
+            slow.append(socket.create_connection(address, timeout=30))
+            slow[-1].sendall(head + bytes(1_000_000))
+            for one in select.select(slow, [], [], 1)[0] if len(slow) > BODIES else []:
+                answer += one.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 503 "), len(slow)
+        assert b"retry-after: 1" in answer
+        assert len(slow) > BODIES
+    finally:
+        for one in slow:
+            one.close()
+    for _ in range(100):
+        if httpx.post(f"{url}/sessions", content=b"{}" + b" " * 900_000, headers=JSON, timeout=30).status_code == 201:
+            return
+        time.sleep(0.1)
+    pytest.fail("the room for bodies is not given back")
 
 
 def test_deep_json_is_a_bad_request(server: str) -> None:
