@@ -129,6 +129,26 @@ HELD_OUT = {
     "code_rounds": ("calls a trajectory", ""),
 }
 
+# What a number is counted in, by how its name begins (the first that fits), where no chart above says it.
+_UNITS = {
+    "accuracy": "share of problems", "code_ratio": "share of trajectories", "code_pass": "share of calls",
+    "code_rounds": "calls a trajectory", "first_call": "token of the response", "code/void": "share of trajectories",
+    "held_out_loss": "nats a token", "held_out_accuracy": "share of problems", "loss": "nats a token",
+    "length/": "tokens", "ending/": "share of trajectories", "staleness/mixed": "share of trajectories",
+    "staleness/": "policy versions", "dropped/": "share of trajectories", "filter/": "trajectories a step",
+    "clip/": "share of action tokens", "kl/": "nats a token", "mismatch/": "nats", "advantage/": "advantage",
+    "reward/": "reward", "tracker/": "value", "aspo/": "share of trajectories", "idle/": "share of the step",
+    "time/": "seconds", "learner/tokens_per_s": "tokens a second", "tokens_per_s": "tokens a second",
+    "learner/tokens": "tokens", "learner/drift": "nats a token", "learner/lr": "rate", "lr": "rate",
+    "grad_norm": "norm", "learner/optimiser_steps": "steps",
+}  # fmt: skip
+
+
+def unit(key: str) -> str:
+    """What the number of this name is counted in, for an axis; "value" where nobody said it."""
+    said = next((chart.unit for chart in CHARTS for curve in chart.curves if curve.key == key), None)
+    return said or next((unit for start, unit in _UNITS.items() if key.startswith(start)), "value")
+
 
 def sampling_weight(value: float, epsilon: float = 0.05) -> float:
     """How often a prompt of tracked value v is drawn, unnormalised: √(v(1 − v)) + ε (SPO, arXiv 2509.13232, Eq. 11).

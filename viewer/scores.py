@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from solostream.envs.rewards.grading import equivalent
@@ -13,21 +13,23 @@ from solostream.evaluation.metrics import by_problem, summarize
 from solostream.evaluation.samples import read_samples
 from solostream.viewer.runs import Source
 
-_known: dict[
-    tuple[Path, int], dict[str, Any]
-] = {}  # the last of each file, by its size: reading all of it takes a while
+_known: dict[tuple[str | int | None, ...], tuple[tuple[int, ...], dict[str, Any]]] = {}  # question -> sizes, answer
 _lock = threading.Lock()
 
 
 def evaluation(source: Source) -> dict[str, Any]:
     """`metrics` (see `evaluation.metrics.summarize`) and `problems`, the hardest first. Raises UserError."""
+    return _once([source], None, lambda: _evaluation(source))
+
+
+def _once(sources: Sequence[Source], k: int | None, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Reading and grading everything takes a while: again only when a file has grown."""
+    key = (*(str(source.path.resolve()) for source in sources), k)
+    sizes = tuple(source.path.stat().st_size if source.path.exists() else 0 for source in sources)
     with _lock:
-        key = (source.path.resolve(), source.path.stat().st_size if source.path.exists() else 0)
-        if key not in _known:
-            for old in [k for k in _known if k[0] == key[0]]:
-                del _known[old]
-            _known[key] = _evaluation(source)
-        return _known[key]
+        if _known.get(key, (None,))[0] != sizes:
+            _known[key] = sizes, compute()
+        return _known[key][1]
 
 
 def _evaluation(source: Source) -> dict[str, Any]:
@@ -52,6 +54,10 @@ def _evaluation(source: Source) -> dict[str, Any]:
 
 def comparison(a: Source, b: Source, k: int | None) -> dict[str, Any]:
     """The fields of `evaluation.compare.Comparison`, and the prompt of each problem. Raises UserError."""
+    return _once([a, b], k, lambda: _comparison(a, b, k))
+
+
+def _comparison(a: Source, b: Source, k: int | None) -> dict[str, Any]:
     found = asdict(compare(a.path, b.path, k=k, same=equivalent))
     prompts = _prompts(a)
     for row in found["rows"]:

@@ -61,11 +61,13 @@ def test_the_pointer_shows_values_and_links_open_trajectories(browser, pages: di
     page.goto(pages["training"].as_uri())
     page.locator("svg[data-points]").first.hover()
     assert re.search(r"step \d+\n", page.locator(".tip").inner_text() + "\n")
+    page.locator("details.part > summary", has_text="Problems").click()
     page.locator('a[href^="#t-"]').first.click()
     page.wait_for_selector("details[open] .turn.assistant")
-    heads = page.locator("table.data thead th")
+    assert page.locator("details[open] .turn.assistant").first.is_visible()  # what it is folded in opens, too
+    heads = page.locator("details.part table.data").first.locator("thead th")
     heads.nth(2).click()
-    rewards = page.locator("table.data").first.locator("tbody tr td:nth-child(3)").all_inner_texts()
+    rewards = page.locator("details.part table.data").first.locator("tbody tr td:nth-child(3)").all_inner_texts()
     assert [float(r) for r in rewards] == sorted((float(r) for r in rewards), reverse=True)
     page.close()
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from solostream.agent.trajectory import Trajectory
-from solostream.evaluation.metrics import mean_of
+from solostream.evaluation.metrics import bootstrap, mean_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +29,15 @@ class Scores:
     first_call_token: float | None
     code_pass_ratio: float | None
     code_rounds: float
+    accuracy_low: float | None = None  # 95 % interval of `accuracy`, by a bootstrap over problems
+    accuracy_high: float | None = None
 
 
 def scores(sampled: Sequence[Trajectory], greedy: Sequence[Trajectory]) -> Scores:
     """What the held-out episodes come to. greedy: may be empty; then there is no greedy accuracy."""
     calls = [t.first_call_token for t in sampled if t.first_call_token is not None]
     runs = [e.ok for t in sampled for turn in t.turns for e in turn.executions if e is not None]
+    low, high = _interval(sampled)
     return Scores(
         accuracy=mean_of([t.reward for t in sampled]) or 0.0,
         accuracy_greedy=mean_of([t.reward for t in greedy]),
@@ -39,7 +45,20 @@ def scores(sampled: Sequence[Trajectory], greedy: Sequence[Trajectory]) -> Score
         first_call_token=mean_of(calls),
         code_pass_ratio=mean_of(runs),
         code_rounds=len(runs) / max(len(sampled), 1),
+        accuracy_low=low,
+        accuracy_high=high,
     )
+
+
+def _interval(sampled: Sequence[Trajectory]) -> tuple[float | None, float | None]:
+    """Samples of one problem are no independent evidence about other problems: problems are what is drawn again."""
+    rewards: dict[str, list[float]] = defaultdict(list)
+    for trajectory in sampled:
+        rewards[trajectory.task_id].append(trajectory.reward)
+    if not rewards:
+        return None, None
+    low, high = bootstrap(np.array([mean_of(of_problem) for of_problem in rewards.values()]))
+    return float(low), float(high)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,8 @@ def lines(
         "x": x,
         "series": [[s.name, s.colour, [[across(a), a, b] for a, b in zip(s.xs, s.ys, strict=True)]] for s in series],
     }
-    return _legend(series) + _svg("".join(parts), y, data)
+    said = "; ".join(f"{s.name} {_ends(s.ys)}" for s in series)
+    return _legend(series) + _svg("".join(parts), f"{y} by {x}: {said}", data)
 
 
 def histogram(
@@ -237,6 +238,11 @@ def _legend(series: Sequence[Series]) -> str:
         + "".join(f'<span><i class="c{s.colour}"></i>{escape(s.name)}</span>' for s in series)
         + "</div>"
     )
+
+
+def _ends(ys: Sequence[float | None]) -> str:
+    known = [y for y in ys if y is not None]
+    return f"from {_short(known[0])} to {_short(known[-1])}" if known else "without a value"
 
 
 def _empty(what: str) -> str:

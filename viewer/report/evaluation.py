@@ -48,10 +48,16 @@ def evaluation_page(folder: Path, index: Index, notes: Sequence[str]) -> str:
     config = summary.get("config", {})
     facts = [f"{metrics['samples']:,} samples of {metrics['problems']:,} problems"]
     facts += [f"{name} {config[name]}" for name in ("model", "temperature", "top_p", "top_k") if name in config]
+    average = metrics["avg"]
+    verdict = (
+        f"Solves {percent(average['mean'])} of {metrics['problems']:,} problems "
+        f"(95 % from {percent(average['low'])} to {percent(average['high'])}), over {metrics['samples']:,} samples."
+    )
     sections = [
+        f'<p class="verdict">{verdict}</p>',
         section("At a glance", tiles(_headline(metrics))),
         section("Accuracy", grid([card("pass@k and maj@k", _curves(both)), *_tool_cards(metrics)])),
-        section("ToolUse of the code", grid(_distributions(metrics)), note="The tool_use_summary of ASPO, Fig. 6."),
+        section("Tool use", grid(_distributions(metrics)), note="The behaviours of ASPO, Fig. 6."),
         section("Problems", card("Hardest first", table(heads, rows, anchors), wide=True)),
         section(
             "Trajectories", blocks, note="The first sample of each of the hardest problems; solostream view shows all."

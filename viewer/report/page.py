@@ -52,7 +52,8 @@ def grid(cards: Iterable[str]) -> str:
 def card(title: str, inside: str, note: str = "", wide: bool = False) -> str:
     """A titled box. `inside` is HTML; `title` and `note` are text. wide: over the whole grid."""
     about = f"<p>{escape(note)}</p>" if note else ""
-    return f'<div class="card{" wide" if wide else ""}"><h3>{escape(title)}</h3>{about}{inside}</div>'
+    head = f"<h3>{escape(title)}</h3>" if title else ""
+    return f'<div class="card{" wide" if wide else ""}">{head}{about}{inside}</div>'
 
 
 def tiles(values: Iterable[tuple[str, str, str]]) -> str:

@@ -21,11 +21,14 @@ from solostream.evaluation import training_curves as curves
 from solostream.evaluation.metrics import mean_of, spread
 from solostream.evaluation.training_curves import Curve
 from solostream.provenance import told
+from solostream.viewer import overview
 from solostream.viewer.index import Index
-from solostream.viewer.report import charts
+from solostream.viewer.metric_columns import Metrics
+from solostream.viewer.report import charts, first_page
 from solostream.viewer.report.charts import Series
 from solostream.viewer.report.evaluation import evaluation_page
-from solostream.viewer.report.page import card, grid, page, percent, section, table, tiles
+from solostream.viewer.report.first_page import folded
+from solostream.viewer.report.page import card, page, percent, section, table, tiles
 from solostream.viewer.report.transcript import transcripts
 
 LISTED = 12  # problems in each table
@@ -103,19 +106,28 @@ def training_page(folder: Path, index: Index, notes: Sequence[str]) -> str:
     problems: dict[str, Attempts] = {}
     for one in seen:
         problems.setdefault(one.task_id, Attempts(one.task_id)).seen.append(one)
-    rows = read_metrics(folder / "metrics.jsonl")
+    rows, metrics = read_metrics(folder / "metrics.jsonl"), Metrics(folder / "metrics.jsonl")
+    held_out = overview.before_and_after(metrics)
+    xs, groups = _by_step(seen)
+    reward = Series("trajectories", xs, [fmean(s.reward for s in g) for g in groups])
+    first_call = Series("first call", xs, [_first_call(g) for g in groups])
+    tracker = list(_tracker(seen))
     listed = {title: pick(list(problems.values())) for title, (pick, _) in _TABLES.items()}
     blocks, anchors = transcripts(index, [a.seen[-1].id for chosen in listed.values() for a in chosen])
     steps = len({s.step for s in seen})
     sections = [
-        section("At a glance", tiles(_headline(seen, problems))),
-        section("Training", grid(_training(rows, seen)), note="As the trainer logged it."),
-        section("Tool use over steps", grid(_behaviour(seen)), note=_BEHAVIOUR_NOTE),
-        section("Tracker", grid(_tracker(seen)), note=_TRACKER_NOTE),
-        section("Problems", grid(_problem_card(t, listed[t], anchors) for t in _TABLES),
-                note="Names lead to the latest attempt, at the end of this page."),
-        section("All metrics", grid(_everything(rows))) if rows else "",
-        section("Trajectories", blocks, note="The latest attempt at each problem listed; solostream view shows all."),
+        first_page.verdict(held_out, metrics),
+        section("Before and after", card("", first_page.before_and_after(held_out))) if held_out else "",
+        section("How it went", first_page.pictures(metrics, reward, first_call, tracker[0])),
+        section("How it was made", card("", first_page.settings(folder))),
+        section("Training, first tenth to last", tiles(_headline(seen, problems))),
+        folded("Training", _training(rows), note="As the trainer logged it."),
+        folded("Tool use over steps", _behaviour(seen), note=_BEHAVIOUR_NOTE),
+        folded("Tracker", tracker, note=_TRACKER_NOTE),
+        folded("Problems", [_problem_card(t, listed[t], anchors) for t in _TABLES],
+               note="Names lead to the latest attempt, at the end of this page."),
+        folded("All metrics", _everything(rows)) if rows else "",
+        folded("Trajectories", blocks, note="The latest attempt at each problem listed; solostream view shows all."),
     ]  # fmt: skip
     subtitle = f"{len(seen):,} trajectories of {len(problems):,} problems over {steps:,} steps · {folder}"
     return page(folder.resolve().name, subtitle, sections, notes, [told(folder)])
@@ -172,11 +184,7 @@ def _headline(seen: Sequence[Seen], problems: Mapping[str, Attempts]) -> Iterabl
     yield "Problems", f"{len(problems):,}", f"{len(seen) / len(problems):.1f} attempts each"
 
 
-def _training(rows: Sequence[Mapping[str, Any]], seen: Sequence[Seen]) -> Iterable[str]:
-    xs, groups = _by_step(seen)
-    reward = Series("trajectories", xs, [fmean(s.reward for s in g) for g in groups])
-    held_out = _logged(rows, curves.ACCURACY, curves.ACCURACY_GREEDY, colour=2)
-    yield card("Reward", charts.lines([reward, *held_out], x="step", y="mean reward", low=0, whole=True))
+def _training(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     for title, (unit, wanted) in _CARDS.items():
         if found := _logged(rows, *wanted):
             yield card(title, charts.lines(found, x="step", y=unit, whole=True))
@@ -190,12 +198,9 @@ def _behaviour(seen: Sequence[Seen]) -> Iterable[str]:
     def called(group: Sequence[Seen]) -> list[Seen]:
         return [s for s in group if s.first_call is not None]
 
-    def first_call(group: Sequence[Seen]) -> float | None:
-        return mean_of([s.first_call for s in group if s.first_call is not None])
-
     behaviours: dict[str, tuple[str, Callable[[list[Seen]], float | None], float | None]] = {
         "Response length": ("tokens", lambda g: fmean(s.response_length for s in g), None),
-        "First call": ("token of the response", first_call, None),
+        "First call": ("token of the response", _first_call, None),
         "Code ratio": ("share of trajectories", lambda g: len(called(g)) / len(g), 1),
         "Code pass ratio": ("share of calls", lambda g: _ratio(sum(s.passed for s in g), sum(s.calls for s in g)), 1),
         "Code rounds": ("calls a trajectory", lambda g: fmean(s.calls for s in g), None),
@@ -213,6 +218,10 @@ def _behaviour(seen: Sequence[Seen]) -> Iterable[str]:
     without = Series("without", xs, [mean_of([s.reward for s in g if s.first_call is None]) for g in groups], colour=2)
     yield card("Reward with and without code",
                charts.lines([with_tool, without], x="step", y="mean reward", low=0, high=1, whole=True))  # fmt: skip
+
+
+def _first_call(group: Sequence[Seen]) -> float | None:
+    return mean_of([s.first_call for s in group if s.first_call is not None])
 
 
 def _tracker(seen: Sequence[Seen]) -> Iterable[str]:
@@ -289,7 +298,9 @@ def _everything(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     for phase, key in names:
         found = None if key in ("step", "time") else _series(rows, phase, key, key, 1)
         if found and len(found.xs) > 1:
-            yield card(f"{phase} · {key}" if phase else key, charts.lines([found], x="step", y="", whole=True))
+            yield card(
+                f"{phase} · {key}" if phase else key, charts.lines([found], x="step", y=curves.unit(key), whole=True)
+            )
 
 
 def _series(rows: Sequence[Mapping[str, Any]], phase: str, key: str, name: str, colour: int) -> Series | None:

@@ -165,7 +165,7 @@ export function chart({ title, x, y, xs, series, low = null, high = null, note }
     const plot = new uPlot({
       width: Math.max(box.clientWidth, 240), height: 220, legend: { show: false }, cursor: { drag: { x: false, y: false } },
       scales: { x: { time: false }, y: { range: (u, from, to) => [low ?? from, high ?? (to || 1) * 1.05] } },
-      axes: [{ ...axis, label: x, size: 36, ...(x === "step" ? { incrs: WHOLE } : {}) }, { ...axis, label: y, size: 56, values: (u, ticks) => ticks.map(short) }],
+      axes: [{ ...axis, label: x, size: 36, ...(["step", "k"].includes(x) ? { incrs: WHOLE } : {}) }, { ...axis, label: y, size: 56, values: (u, ticks) => ticks.map(short) }],
       series: [{}, ...series.map((one, i) => { const stroke = resolved(`--series-${1 + (i % 6)}`); return { stroke, width: 2, spanGaps: true, ...kinds[one.kind](stroke) }; })],
       hooks: { setCursor: [(u) => series.filter((one) => one.kind !== "guide").forEach((one, i) => {
         const at = u.cursor.idx;

@@ -42,7 +42,7 @@ for (const head of document.querySelectorAll("table.data thead th")) {
 }
 
 for (const link of document.querySelectorAll('a[href^="#t-"]'))
-  link.addEventListener("click", () => { document.getElementById(link.hash.slice(1)).open = true; });
+  link.addEventListener("click", () => { for (let box = document.getElementById(link.hash.slice(1)); box; box = box.parentElement.closest("details")) box.open = true; });
 
 const themes = document.querySelector("header button");
 themes.addEventListener("click", () => {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,18 @@ def test_calibration_by_hand() -> None:
 def test_scores_by_hand() -> None:
     sampled = [spoken(1.0, [0, 0, 0, 0], code_at=1), spoken(0.0, [0, 0, 0, 0], code_at=3), spoken(0.0, [0])]
     found = scores(sampled, [spoken(1.0, [0])])
-    assert found == Scores(pytest.approx(1 / 3), 1.0, pytest.approx(2 / 3), 2.0, 1.0, pytest.approx(2 / 3))
+    third = pytest.approx(1 / 3)  # all of one problem: there is nothing that its interval could vary over
+    assert found == Scores(third, 1.0, pytest.approx(2 / 3), 2.0, 1.0, pytest.approx(2 / 3), third, third)
+
+
+def test_the_interval_of_held_out_accuracy_is_over_problems() -> None:
+    """Two samples a problem that agree are no more evidence than one."""
+    once = [replace(spoken(float(i < 5), [0]), task_id=f"p{i}") for i in range(16)]
+    one, two = scores(once, []), scores([t for t in once for _ in range(2)], [])
+    assert (one.accuracy_low, one.accuracy_high) == (two.accuracy_low, two.accuracy_high)
+    half = 1.96 * (5 / 16 * 11 / 16 / 16) ** 0.5
+    assert one.accuracy_low == pytest.approx(5 / 16 - half, abs=0.04)
+    assert one.accuracy_high == pytest.approx(5 / 16 + half, abs=0.04)
 
 
 def test_the_table_shows_before_and_after_and_gaps() -> None:
