@@ -31,9 +31,8 @@ def _remark(style: str, trajectory: Trajectory) -> str:
     if len(text) > SHOWN:
         text = f"{text[: SHOWN // 2]}\n… {len(text) - SHOWN} characters …\n{text[-SHOWN // 2 :]}"
     cure = "answer = 'auto' also takes a tag, \"the answer is …\" and the last number" if style != "auto" else ""
-    ways = "; ".join(
-        way for way in (cure, "system_prompt says how to answer", "turn_tokens must leave room for it") if way
-    )
+    shows = "few_shot = 2 shows a small or a base model how"
+    ways = "; ".join(filter(None, (shows, cure, "system_prompt says how to answer", "turn_tokens must leave room")))
     return (
         f"none of the first {EPISODES} episodes holds an answer of the style '{style}', so none can be rewarded. "
         f"In [env.options] (or --env-options): {ways}. The last of them, which ended as {trajectory.ending}:\n{text}"

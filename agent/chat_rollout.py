@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from solostream.agent.chat_reply import ContextOverflow, NativeCall, Parameters, Reply
 from solostream.agent.rollout import ending_of
 from solostream.agent.trajectory import Dispatch, Ending, Role, TokenRecord, Trajectory, Unit, Usage
+from solostream.envs.text.parse import parse
 from solostream.envs.text_env import TextEnv
 from solostream.envs.types import Step
 from solostream.errors import SandboxError
@@ -71,7 +72,7 @@ async def chat_rollout(
         _, info = await env.areset(seed=seed, options=options)
         name, opening = info["task_id"], info["messages"]
         episode.prompt = "\n\n".join(message["content"] for message in opening)
-        ending = await _play(env, endpoint, episode, list(opening), parameters, max_tokens)
+        ending = await _play(env, endpoint, episode, _opened(opening, bool(env.tools)), parameters, max_tokens)
         return (env.trace[-1] if env.trace else None), ending
 
     step: Step | None = None
@@ -126,6 +127,30 @@ async def _play(
         said = reply if reply.calls else replace(reply, text=text)
         messages += [said.message(), *_answers(reply.calls, len(step.calls), observed)]
         used = reply.usage.prompt_tokens + reply.usage.completion_tokens if reply.usage else 0
+
+
+def _opened(opening: Sequence[Mapping[str, Any]], native: bool) -> list[Mapping[str, Any]]:
+    """The messages before the endpoint first speaks. Calls in examples go as native ones where its own do."""
+    messages: list[Mapping[str, Any]] = []
+    waiting: list[str] = []  # ids of calls whose outputs come next
+    for number, message in enumerate(opening):
+        if message["role"] == "assistant" and native and (calls := parse(message["content"], ("hermes",)).calls):
+            waiting = [f"call_{number}_{index}" for index in range(len(calls))]
+            said = message["content"][: calls[0].span[0]].rstrip("\n")
+            functions = (
+                {"name": c.name, "arguments": json.dumps(dict(c.arguments), ensure_ascii=False)} for c in calls
+            )
+            native_calls = [
+                {"id": i, "type": "function", "function": f} for i, f in zip(waiting, functions, strict=True)
+            ]
+            messages.append({"role": "assistant", "content": said or None, "tool_calls": native_calls})
+        elif message["role"] == "tool" and waiting:
+            messages.append({"role": "tool", "tool_call_id": waiting.pop(0), "content": message["content"]})
+        elif message["role"] == "tool":  # endpoints take a tool's message only behind a call in their own form
+            messages.append({"role": "user", "content": message["content"]})
+        else:
+            messages.append({"role": message["role"], "content": message["content"]})
+    return messages
 
 
 def _turn_text(env: TextEnv, reply: Reply) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +112,30 @@ class Chat:
     @cached_property
     def opens_thought(self) -> bool:
         """Whether the template writes the tag that opens a thought: the policy's turns begin inside."""
-        return self._render(self._variables, [USER], (), True).rstrip().endswith(("<think>", "[THINK]"))
+        return bool(self._thought_closer)
+
+    @cached_property
+    def _thought_closer(self) -> str:
+        """What closes the thought that the template opens; "" where it opens none."""
+        opening = self._render(self._variables, [USER], (), True).rstrip()
+        closers = {"<think>": "\n</think>\n\n", "[THINK]": "[/THINK]"}
+        return next((closer for opener, closer in closers.items() if opening.endswith(opener)), "")
 
     def open(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """Ids of the conversation so far, up to where the assistant speaks. tools: JSON schemas."""
-        if tools and not self._traits.shows_tools(any(m["role"] == "system" for m in messages)):
-            messages, tools = _told_of_tools(messages, tools), ()
-        return self._encode(self._text(self._traits.arranged(messages), tools, answering=False))
+        """Ids of the conversation so far, up to where the assistant speaks. tools: JSON schemas.
+
+        Turns of the assistant in it (examples) stand there as a rollout would have left them, after an empty thought
+        where the template opens one.
+        """
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        first = messages[: turns[0]] if turns else messages
+        if tools and not self._traits.shows_tools(any(m["role"] == "system" for m in first)):
+            first, tools = _told_of_tools(first, tools), ()
+        ids = self._encode(self._text(self._traits.arranged(first), tools, answering=False))
+        for turn, following in pairwise([*turns, len(messages)]):
+            said = self._encode(self._thought_closer + messages[turn]["content"])
+            ids += said + self.append(messages[turn + 1 : following], said)
+        return ids
 
     def append(self, messages: Sequence[Message], sampled: Sequence[int] = ()) -> list[int]:
         """Ids between two turns of the assistant: the end of its turn, unless `sampled` ends in one, and `messages`."""

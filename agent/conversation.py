@@ -7,8 +7,9 @@ is cut behind it, the call runs in the conversation's own session, and its outpu
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from solostream.agent.chat_template import Chat
 from solostream.agent.engine import Engine, EngineError, Sampling
@@ -53,13 +54,13 @@ class Talk:
         *,
         sampling: Sampling,
         room: int,
-        system: str = "",
+        instructions: Sequence[Mapping[str, Any]] = (),
         syntax: str | Sequence[str] = "fence",
         think: Think = "run",
         timeout: float | None = None,
         show: Callable[[Execution], str] = observe,
     ) -> None:
-        """system: "" for no instructions. timeout: of a call. show: what the policy sees of one.
+        """instructions: the messages before the first of the user. timeout: of a call, show: what is seen of it.
 
         Raises UserError for an unknown syntax.
         """
@@ -68,7 +69,7 @@ class Talk:
         self._engine, self._chat, self._session = engine, chat, session
         self._sampling = replace(sampling, stop=stops(self._syntax), stop_token_ids=chat.stop_token_ids)
         self._tools = (json_schema(make_tool("python")),) if names_tools(self._syntax) else ()
-        self._room, self._system, self._timeout, self._show = room, system, timeout, show
+        self._room, self._instructions, self._timeout, self._show = room, instructions, timeout, show
         self._ids: list[int] = []
         self._turns = 0
 
@@ -79,8 +80,7 @@ class Talk:
         if self._ids:
             self._ids += self._chat.append([message], self._ids[-1:])
         else:
-            opening = [{"role": "system", "content": self._system}] if self._system else []
-            self._ids += self._chat.open([*opening, message], self._tools)
+            self._ids += self._chat.open([*self._instructions, message], self._tools)
         for _ in range(MOST_CALLS):
             turn: list[int] = []
             async for piece in self._turn(turn):

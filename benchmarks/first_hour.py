@@ -13,7 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from first_hour_parts.wrong_uses import WRONG
+
 ROOT = Path(__file__).parents[1]
+PARTS = ROOT / "benchmarks" / "first_hour_parts"
 SMALL = (
     "run.steps=1",
     "rollout.batch=8",
@@ -22,30 +25,6 @@ SMALL = (
     "env.turn_tokens=24",
     "env.episode_tokens=64",
 )
-WRONG = {  # command -> ten wrong ways to use it
-    "train": (
-        "", "nowhere.toml", "quickstrat", "quickstart --nmae x", "quickstart --set", "quickstart --set run.steps=many",
-        "quickstart --set data.path=gone.jsonl --set cold_start.phases=[]", "quickstart --set env.options.answr=tag",
-        "quickstart --set env.id=CartPole-v1", "bad.jsonl",
-    ),
-    "eval": (
-        "", "gone", "scripted:json", "scripted:gone:f", "scripted:json:loads --data gone.jsonl", "chat:nothing",
-        "scripted:json:loads --data bad.jsonl", "scripted:json:loads --columns x --data rows.jsonl",
-        "scripted:json:loads --env-options [1]", "scripted:json:loads -k 0",
-    ),
-    "view": (
-        "", "gone", "gone also", ". ", "rows.jsonl --port x", "rows.jsonl --port 99999", "rows.jsonl --prt 1",
-        "rows.jsonl --host 256.1.1.1", "rows.jsonl --tokenizer gone", "bad.jsonl/x",
-    ),
-    "sandbox run": (
-        "", "fork", "frok rows.jsonl", "fork gone.py", "fork rows.jsonl --timeout x", "docker:x rows.jsonl",
-        "gone:F rows.jsonl", "json:gone rows.jsonl", "fork rows.jsonl more", "fork . ",
-    ),
-    "init": (
-        "", "a b", "x --from", "x --from nothing", "x --form own-data", "rows.jsonl/x", "gone/x", "x --from own",
-        "x --recipe quickstart", "taken",
-    ),
-}  # fmt: skip
 
 
 def main() -> int:
@@ -55,16 +34,8 @@ def main() -> int:
         _write(folder)
         for kind in ("plain", "trl", "verl"):
             bars.append(_own_rows(folder, kind))
-        for command, lines in WRONG.items():
-            said = [_told(folder, f"{command} {line}") for line in lines]
-            wrong = [f"`{line}`: {text!r}" for line, text in zip(lines, said, strict=True) if text is not None]
-            bars.append(
-                (
-                    f"ten wrong uses of {command}: one line each",
-                    f"{10 - len(wrong)} of 10 {'; '.join(wrong)}",
-                    not wrong,
-                )
-            )
+        for command in WRONG:
+            bars.append(_wrong_uses(folder, command))
     notebook = [sys.executable, "-m", "pytest", "-q", "tests/docs/test_example_notebook.py"]
     bars.append(_command("a notebook trains", notebook))
     bars.append(
@@ -116,12 +87,15 @@ def _own_rows(folder: Path, kind: str) -> tuple[str, str, bool]:
     )
 
 
-def _told(folder: Path, line: str) -> str | None:
-    """None where a mistake is told in one line and refused; else what was said instead."""
-    done = _run(folder, *line.split())
-    said = done.stderr.splitlines()
-    fine = done.returncode in (1, 2) and len(said) == 1 and said[0].startswith("solostream: ") and len(said[0]) < 700
-    return None if fine else f"exit {done.returncode}, {done.stderr[-200:]}"
+def _wrong_uses(folder: Path, command: str) -> tuple[str, str, bool]:
+    done = subprocess.run([sys.executable, PARTS / "wrong_uses.py", command], capture_output=True, text=True,
+                          cwd=folder, stdin=subprocess.DEVNULL, timeout=900)  # fmt: skip
+    name, count = f"{len(WRONG[command])} wrong uses of {command}: one line each", len(WRONG[command])
+    if done.returncode:
+        return name, done.stderr[-300:], False
+    otherwise = json.loads(done.stdout.splitlines()[-1])
+    told = "; ".join(f"`{line}`: {text}" for line, text in otherwise.items())
+    return name, f"{count - len(otherwise)} of {count} {told}".rstrip(), not otherwise
 
 
 def _command(name: str, command: list[str]) -> tuple[str, str, bool]:

@@ -17,10 +17,11 @@ from solostream.agent.conversation import Ran, Said, Talk
 from solostream.agent.engine import Engine, EngineError, checked
 from solostream.agent.engines.spec import open_engine
 from solostream.agent.run_settings import RunSettings, registered, run_settings
+from solostream.envs.few_shot import examples
 from solostream.envs.text.budgets import clip, token_counter
 from solostream.envs.text.observation import observe
 from solostream.envs.text.prompts import system_prompt
-from solostream.envs.text.syntax import syntaxes
+from solostream.envs.text.syntax import framed, syntaxes
 from solostream.errors import SandboxError
 from solostream.evaluation.options import PRESETS, Preset, json_object
 
@@ -146,13 +147,15 @@ def _manner(settings: Mapping[str, Any], rendering: Chat) -> dict[str, Any]:
     named, system = settings.get("syntax", "fence"), settings.get("system_prompt")
     syntax = syntaxes(rendering.syntax if named == "auto" else named)
     counter, cap = token_counter(rendering.tokenizer), settings.get("output_tokens", 1024)
-    tracebacks = settings.get("tracebacks", True)
+    tracebacks, answer = settings.get("tracebacks", True), settings.get("answer", "boxed")
+    system = system_prompt(syntax, answer) if system is None else system
+    shown = examples(settings.get("few_shot", 0), syntax, answer, ("python",), False)
     return {
-        "system": system_prompt(syntax, settings.get("answer", "boxed")) if system is None else system,
+        "instructions": (*([{"role": "system", "content": system}] if system else []), *shown),
         "syntax": syntax,
         "think": settings.get("think", "run"),
         "timeout": settings.get("timeout_s"),
-        "show": lambda execution: clip(observe(execution, tracebacks=tracebacks), cap, counter),
+        "show": lambda execution: framed(syntax, clip(observe(execution, tracebacks=tracebacks), cap, counter)),
     }
 
 

@@ -22,6 +22,7 @@ import gymnasium
 
 from solostream import registry
 from solostream.envs import data
+from solostream.envs.few_shot import FewShot, examples
 from solostream.envs.rewards.episode import Episode, Score
 from solostream.envs.rewards.grading import Rules
 from solostream.envs.rewards.rubric import RewardSource, Rubric
@@ -30,8 +31,7 @@ from solostream.envs.text.answers import AnswerStyle, check_style, find_answer
 from solostream.envs.text.budgets import TokenCounter, at_least_one, budget_note, clip, token_counter
 from solostream.envs.text.parse import Parsed, Parser, Think, names_tools, stops
 from solostream.envs.text.prompts import system_prompt as default_prompt
-from solostream.envs.text.syntax import syntax as syntax_of
-from solostream.envs.text.syntax import syntaxes
+from solostream.envs.text.syntax import framed, syntaxes
 from solostream.envs.tools import ToolSource, json_schema, tools_by_name
 from solostream.envs.tools.running import run_call
 from solostream.envs.types import EnvEnding, Grading, Step, Task, ToolCall
@@ -51,9 +51,8 @@ class ToolEnv(gymnasium.Env[str, str]):
     tools: names, {"tool": name, **options} or factories; fence and tag syntaxes can call only `python`.
     syntax, think: see `text.parse`; "auto": the syntax that the model's chat template teaches (`fit`).
     parallel_calls: a turn may hold several calls (then only the policy ends its turn).
-    answer: a style of `text.answers`. reward: see `rewards.rubric.Rubric`. grading: tolerance, units and percent (see
-    `rewards.grading.Rules`).
-    system_prompt: None: how to call and to answer; "": no system message.
+    answer: a style of `text.answers`. reward: see `rewards.rubric.Rubric`. grading: see `rewards.grading.Rules`.
+    system_prompt: None: how to call and to answer; "": no system message. few_shot: see `envs.few_shot.examples`.
     timeout_s: of one call; None: the sandbox's limit. time_limit_s: of one episode, checked between calls.
     turn_tokens, output_tokens, episode_tokens: budgets of one turn, one tool output, and all text after the prompt,
     counted by `tokenizer` (see `text.budgets`). show_budget: tool messages end with what remains. tracebacks: False
@@ -79,6 +78,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         reward: RewardSource = "correct",
         grading: Mapping[str, Any] | None = None,
         system_prompt: str | None = None,
+        few_shot: FewShot = 0,
         max_turns: int = 8,
         max_calls_per_turn: int = 8,
         timeout_s: float | None = None,
@@ -107,7 +107,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._rubric = Rubric(reward)
         self._rules = Rules(**registry.checked("grading", Rules, grading or {}, ()))
         self._tools = tools_by_name(tools)
-        self._system_prompt, self._system = system_prompt, ""
+        self._system_prompt, self._few_shot = system_prompt, few_shot
+        self._instructions: tuple[Message, ...] = ()
         self._syntax: tuple[str, ...] = ()  # of "auto", until `fit`
         self._auto = syntax == "auto"
         if not self._auto:
@@ -137,9 +138,10 @@ class ToolEnv(gymnasium.Env[str, str]):
         """Take these syntaxes. Raises UserError where a tool could not be called."""
         if not names_tools(syntax) and (others := set(self._tools) - {"python"}):
             raise UserError(f"tools {sorted(others)} need a call syntax that names its tool: set syntax='hermes'")
-        default = default_prompt(syntax, self._answer_style)
-        self._frame = next((one.output for one in map(syntax_of, syntax) if hasattr(one, "output")), "{}")
-        self._syntax, self._system = syntax, default if self._system_prompt is None else self._system_prompt
+        told = default_prompt(syntax, self._answer_style) if self._system_prompt is None else self._system_prompt
+        shown = examples(self._few_shot, syntax, self._answer_style, tuple(self._tools), self._parallel)
+        self._syntax = syntax
+        self._instructions = (*([{"role": "system", "content": told}] if told else []), *shown)
 
     @property
     def syntax(self) -> tuple[str, ...]:
@@ -152,9 +154,9 @@ class ToolEnv(gymnasium.Env[str, str]):
         return self._parallel
 
     @property
-    def instructions(self) -> str:
-        """The system message; empty: none is sent."""
-        return self._system
+    def instructions(self) -> tuple[Message, ...]:
+        """The messages before the question: the system's, if one is sent, and the examples."""
+        return self._instructions
 
     @property
     def tools(self) -> tuple[dict[str, Any], ...]:
@@ -168,8 +170,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         """The messages before the policy first speaks; none before the first reset."""
         if self.task is None:
             return ()
-        system = ({"role": "system", "content": self._system},) if self._system else ()
-        return (*system, {"role": "user", "content": self.task.prompt})
+        return (*self.instructions, {"role": "user", "content": self.task.prompt})
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -307,8 +308,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             return options["task"]
         if "task_id" not in options:
             return self.tasks[int(self.np_random.integers(len(self.tasks)))]
-        task = self.tasks.by_id.get(options["task_id"])
-        if task is None:
+        if (task := self.tasks.by_id.get(options["task_id"])) is None:
             raise UserError(f"no task {options['task_id']!r} among the {len(self.tasks)} of this environment")
         return task
 
@@ -353,7 +353,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             content = clip(said, self._output_tokens, self._counter)
             executions.append(execution)
             name = call.name if call.name in self._tools else "unknown"  # whatever the policy wrote
-            messages.append({"role": "tool", "name": name, "content": self._frame.format(content)})
+            messages.append({"role": "tool", "name": name, "content": framed(self._syntax, content)})
         if messages and len(calls) > self._max_calls:
             messages[-1]["content"] += f"\nError: at most {self._max_calls} calls a turn; the others were not executed"
         if messages and self._show_budget:

@@ -16,6 +16,7 @@ from solostream.agent.chat_template import Chat, read_template
 from solostream.agent.engine import Sampling, checked
 from solostream.agent.run_settings import run_settings
 from solostream.envs.data import is_made
+from solostream.envs.few_shot import fingerprint
 from solostream.errors import UserError
 
 ENV = "solostream/Math-v0"
@@ -204,6 +205,8 @@ class Options:
             name: getattr(self, name)
             for name in ("model", "data", "data_options", "split", "columns", "layout", "tools", "env_options")
         }
+        if shown := fingerprint(self.settings().get("few_shot")):
+            own["few_shot"] = shown
         if self.endpoint:
             sent = {**asdict(self.parameters()), "max_tokens": self.max_tokens, "turn_tokens": self.turn_tokens}
             return {"env": self.env or ENV, **own, **sent}

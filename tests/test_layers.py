@@ -23,7 +23,7 @@ BELOW: dict[str, set[str]] = {
     "cli": {"sandbox", "envs", "agent", "evaluation", "training", "viewer"},
     "integrations": {"sandbox", "envs", "agent", "evaluation", "training"},
 }
-SHARED = {"errors", "provenance", "registry", "retry"}
+SHARED = {"errors", "hub", "provenance", "registry", "retry"}
 # library -> the files or folders that may import it
 ONLY_IN = {
     "torch": {"training", "agent/engines/hf", "agent/engines/weight_file.py", "agent/engines/vllm_worker.py"},

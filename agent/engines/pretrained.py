@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from solostream import hub
 from solostream.errors import UserError
 
 FORMS = (
@@ -52,8 +53,4 @@ def no_model(name: str, error: Exception) -> str:
     saved = sorted(Path(name).glob("checkpoints/step-*"))
     if saved:
         return f"{name} is a run, not a model: give one of its checkpoints, such as {saved[-1]}"
-    if not Path(name).exists():
-        why = "no such folder, and no Hugging Face id that is cached or can be reached"
-    else:
-        why = str(error).strip().split("\n")[0]
-    return f"cannot load {name!r}: {why}; an engine is {FORMS}"
+    return f"cannot load {name!r}: {hub.no_model(name, error)}; an engine is {FORMS}"

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TextIO
 
+from solostream import hub
 from solostream.errors import UserError
 
 Row = tuple[int, Any]
@@ -240,13 +241,13 @@ def hub_rows(path: str, config: str | None, split: str) -> Iterator[Row]:
             rows = datasets.load_dataset(place, config, split=split)
             break
         except Exception as error:  # a snapshot of which a part is missing, offline mode, the HTTP client's own errors
-            why = str(error).replace("\n", " ")
-            if isinstance(error, ValueError) and "cache" not in why:
-                raise UserError(f"{path}: {why}") from None  # a wrong split or configuration: it names the right ones
+            said, why = str(error).replace("\n", " "), hub.why(path, error, "datasets/")
+            if isinstance(error, ValueError) and "cache" not in said:
+                raise UserError(f"{path}: {said}") from None  # a wrong split or configuration: it names the right ones
     else:
         raise UserError(
-            f"data set {path} is not in the cache and cannot be downloaded ({why}); run `hf download --repo-type "
-            f"dataset {path}` with a network, point HF_HOME to its cache, or give a local file"
+            f"data set {path} cannot be loaded: {why}. Run `hf download --repo-type dataset {path}` with a network, "
+            f"point HF_HOME to its cache, or give a local file"
         )
     yield from enumerate(rows, 1)
 

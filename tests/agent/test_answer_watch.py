@@ -39,6 +39,7 @@ def said(policy: str, limit: int, capsys: pytest.CaptureFixture[str], *more: str
 def test_it_is_said_once_with_a_transcript_and_the_setting(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = said("never", 40, capsys)
     assert shown.count("none of the first 32 episodes holds an answer of the style 'boxed'") == 1
+    assert "few_shot = 2" in shown
     assert "answer = 'auto'" in shown
     assert "The answer is 7, I think." in shown
     assert "What is 31 + 3?" in shown  # the 32nd problem

@@ -86,7 +86,8 @@ async def test_the_policy_sees_what_show_makes_of_a_call_and_waits_no_longer_tha
     try:
         converse = Talk(
             engine, Chat(TOKENS, CHATML), await box.open(), sampling=Sampling(500), room=5000,
-            system="Be brief.", timeout=0.3, show=lambda execution: f"<{execution.status}>",
+            instructions=[{"role": "system", "content": "Be brief."}], timeout=0.3,
+            show=lambda execution: f"<{execution.status}>",
         )  # fmt: skip
         events = [e async for e in converse.say("Wait.")]
         assert [e.shown for e in events if isinstance(e, Ran)] == ["<timeout>"]

@@ -198,3 +198,16 @@ def test_variables_and_templates_of_ones_own(tmp_path: Path) -> None:
 if __name__ == "__main__":
     print("\n".join(map(row, PUBLIC)))
     print(json.dumps(len(PUBLIC)))
+
+
+def test_turns_in_the_opening_stand_as_the_template_writes_them(one: tuple[Public, Chat]) -> None:
+    public, chat = one
+    messages = [QUESTION, {"role": "assistant", "content": "It is 42."}, {"role": "user", "content": "And 7·8?"}]
+    opened, whole = chat.tokenizer.decode(chat.open(messages)), render(public, chat, messages)
+    begun = render(public, chat, [QUESTION])
+    if begun.rstrip().endswith(("<think>", "</think>")):  # such a template writes the last turn's thought only
+        closer = "" if begun.rstrip().endswith("</think>") else "\n</think>\n\n"
+        assert opened.startswith(f"{begun}{closer}It is 42.")
+        assert opened.endswith(render(public, chat, messages[2:]).rpartition("And 7·8?")[2])
+    else:
+        assert opened.replace("]It", "] It") == whole  # Llama 2 writes a space that its policy samples itself

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from solostream.training.sft.traces import read_traces
+from solostream.envs.data.traces import read_traces
 
 PROBLEMS = [("What is 6 * 7?", 42), ("What is 2 * 3?", 6), ("What is 12 * 12?", 144), ("What is 5 * 5?", 99)]
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ def client(name: str, folder: Path) -> NotebookClient:
     assert not any(cell.get("outputs") for cell in notebook.cells)  # it is kept without what it printed
     manager = AsyncKernelManager()
     manager._kernel_spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"])
-    return NotebookClient(notebook, timeout=200, km=manager, resources={"metadata": {"path": str(folder)}})
+    return NotebookClient(notebook, timeout=900, km=manager, resources={"metadata": {"path": str(folder)}})
 
 
 def shown(played: NotebookClient) -> list[str]:

@@ -297,3 +297,38 @@ async def test_the_command_line(tmp_path: Path, data: str) -> None:
             assert (tmp_path / "evals" / "tiny-model-problems" / "report.html").exists()
         assert len(server.bodies) == 12
         assert set(server.keys) == {"Bearer sesame"}
+
+
+async def test_examples_go_as_native_calls_or_as_text(tmp_path: Path, data: str) -> None:
+    shown = json.dumps({"few_shot": 2})
+    summary, server = await play(tmp_path / "native", data, calculator, env_options=shown)
+    assert summary["metrics"]["avg"]["mean"] == 1.0
+    first = min(server.bodies, key=lambda body: len(body["messages"]))["messages"]
+    roles = ["user", "assistant", "tool", "assistant"]
+    assert [m["role"] for m in first] == ["system", *roles, *roles, "user"]
+    (made,) = first[2]["tool_calls"]
+    assert made["function"]["name"] == "python"
+    assert json.loads(made["function"]["arguments"]) == {"code": "print(48 * 37)"}
+    assert (first[3]["tool_call_id"], first[3]["content"]) == (made["id"], "1776")
+    assert first[4] == {"role": "assistant", "content": "The answer is \\boxed{1776}."}
+
+    def fenced(body: Any, n: int) -> Answer:
+        return message(f"\\boxed{{{eval(re.search('What is (.*)[?]', body['messages'][-1]['content'])[1])}}}")
+
+    shown = json.dumps({"few_shot": 1, "syntax": "fence"})
+    summary, server = await play(tmp_path / "text", data, fenced, env_options=shown)
+    assert summary["metrics"]["avg"]["mean"] == 1.0
+    first = server.bodies[0]["messages"]
+    assert [m["role"] for m in first] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert first[2]["content"] == "```python\nprint(48 * 37)\n```\n"
+    assert first[3]["content"] == "1776"
+
+
+async def test_another_file_of_examples_is_another_evaluation(tmp_path: Path, data: str) -> None:
+    examples = tmp_path / "examples.jsonl"
+    examples.write_text('{"prompt": "1 + 1?", "completion": "\\\\boxed{2}"}\n')
+    shown = json.dumps({"few_shot": str(examples)})
+    await play(tmp_path, data, calculator, env_options=shown)
+    examples.write_text('{"prompt": "1 + 2?", "completion": "\\\\boxed{3}"}\n')
+    with pytest.raises(UserError, match="few_shot was"):
+        await play(tmp_path, data, calculator, env_options=shown)

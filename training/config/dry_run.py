@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from solostream import hub
 from solostream.training.config import Config
 from solostream.training.config.learner import LearnerConfig
 
@@ -167,8 +168,7 @@ def _hub_config(path: str) -> Any:
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f'model.path = "{path}" is no local model and no reachable hub id: {reason}') from None
+        raise UserError(f'model.path = "{path}": {hub.no_model(path, error)}') from None
 
 
 def _count(n: float) -> str:

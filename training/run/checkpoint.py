@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from solostream.envs.data import Tasks
+from solostream.envs.few_shot import fingerprint
 from solostream.errors import UserError
 from solostream.training.config import Config
 
@@ -120,6 +121,7 @@ def inputs(config: Config, train: Tasks, test: Tasks) -> dict[str, Any]:
         "resume_fingerprint": config.resume_fingerprint(),
         "config_hash": config.hash(),
         "data": {"train": train.fingerprint, "test": test.fingerprint},
+        "few_shot": fingerprint(config.env.options.get("few_shot")),
     }
 
 
@@ -139,8 +141,13 @@ def refuse_another_run(config: Config, saved: State) -> None:
 
 def refuse_other_problems(config: Config, train: Tasks, test: Tasks, saved: State) -> None:
     """Raises UserError when the data, which the configuration only names, has changed since the checkpoint."""
-    now = inputs(config, train, test)["data"]
-    changed = [name for name, digest in saved.plain["data"].items() if now[name] != digest]
+    now = inputs(config, train, test)
+    changed = [name for name, digest in saved.plain["data"].items() if now["data"][name] != digest]
+    if saved.plain["few_shot"] != now["few_shot"]:
+        raise UserError(
+            f"the examples of {config.env.options['few_shot']} have changed since the checkpoint: "
+            f"put them back, or start a new run under another --name"
+        )
     if changed:
         where = config.data.path or "the generator"
         raise UserError(

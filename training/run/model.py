@@ -23,6 +23,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from solostream import hub
 from solostream.agent.chat_template import CHATML
 from solostream.errors import UserError
 from solostream.training.config import BuildConfig, ModelConfig
@@ -101,8 +102,7 @@ def load_model(
         model: Any = AutoModelForCausalLM.from_pretrained(config.path, dtype=dtype)
         model = model.to(device)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f'model.path = "{config.path}" is no local model and no reachable hub id: {reason}') from error
+        raise UserError(f'model.path = "{config.path}": {hub.no_model(config.path, error)}') from error
     if tokenizer.chat_template is None:
         raise UserError(f'the tokenizer of model.path = "{config.path}" has no chat template; use an instruct model')
     return model, tokenizer

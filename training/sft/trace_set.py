@@ -17,6 +17,7 @@ from typing import Any
 from solostream.agent.chat_template import Chat
 from solostream.agent.tokenization import encode
 from solostream.agent.trajectory import TokenRecord
+from solostream.envs.data.traces import Trace, read_traces, told
 from solostream.envs.text.observation import observe
 from solostream.envs.tool_env import ToolEnv
 from solostream.errors import UserError
@@ -26,9 +27,7 @@ from solostream.training.config import Config
 from solostream.training.learner.learner import Demonstration
 from solostream.training.run import setup
 from solostream.training.run.setup import Components
-from solostream.training.sft.traces import Trace, read_traces
 
-SHOWN = 5  # kinds of bad rows that a message lists
 AT_A_TIME = 8  # traces that are replayed together
 VERIFIED = "verified-traces.json"
 
@@ -56,9 +55,9 @@ class TraceSet:
         finally:
             env.close()
         if bad and not c.skip_bad:
-            raise UserError(f"{c.data}: {_told(bad)}. Fix these lines, or set cold_start.skip_bad = true")
+            raise UserError(f"{c.data}: {told(bad)}. Fix these lines, or set cold_start.skip_bad = true")
         if bad:
-            say(f"{c.data}: left out {_told(bad)}")
+            say(f"{c.data}: left out {told(bad)}")
         self.fingerprint = hashlib.blake2b(Path(c.data).read_bytes(), digest_size=8).hexdigest()
         self._rendered = rendered
         self._keep(rendered)
@@ -120,18 +119,22 @@ class TraceSet:
 
 
 def render(
-    trace: Trace, chat: Chat, tools: Sequence[Any], complete: Callable[[str], int | None], system: str
+    trace: Trace,
+    chat: Chat,
+    tools: Sequence[Any],
+    complete: Callable[[str], int | None],
+    before: Sequence[Mapping[str, Any]],
 ) -> Demonstration:
     """(token ids, mask of what the policy says), as a rollout of the same words would have them.
 
-    system: the environment's instructions, for a trace that has none of its own.
+    before: the environment's instructions, of which a trace's own system message takes the first one's place.
     """
     messages = list(trace.messages)
-    if system and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
+    if messages[0]["role"] == "system":
+        before = [messages.pop(0), *(message for message in before if message["role"] != "system")]
     first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
     ledger = TokenRecord()
-    ledger.add_observation("user", chat.open(messages[:first], tools), "")
+    ledger.add_observation("user", chat.open([*before, *messages[:first]], tools), "")
     seen: list[dict[str, str]] = []
     spoken: list[int] = []
     for message in messages[first:]:
@@ -180,8 +183,3 @@ def _last(text: str) -> str:
 def _fraction(trace: Trace) -> float:
     text = json.dumps(trace.messages, sort_keys=True, ensure_ascii=False).encode(errors="replace")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) / 2**64
-
-
-def _told(bad: Mapping[str, Sequence[int]]) -> str:
-    rows = [f"line {', '.join(map(str, lines[:10]))}: {why}" for why, lines in list(bad.items())[:SHOWN]]
-    return "; ".join(rows) + (f"; and {len(bad) - SHOWN} other kinds" if len(bad) > SHOWN else "")

@@ -44,7 +44,8 @@ class Syntax(Protocol):
     syntax's); `partial`: what at the end of a text may still become one.
 
     tools: whether a call names its tool (else all are `python`). stops: strings that may end a call, for an engine.
-    marks: what the chat template of a model that writes so holds, all of them.
+    marks: what the chat template of a model that writes so holds, all of them. An attribute `output`, where it has one,
+    is the frame around what comes back.
     """
 
     name: str
@@ -65,6 +66,10 @@ class Syntax(Protocol):
 
     def calls(self, body: str, block: Block) -> list[Call]:
         """The calls in a body; none where it turns out to be text."""
+        ...
+
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """The call as a policy would write it: for examples and traces. Where `tools` is false, `name` is `python`."""
         ...
 
 
@@ -106,6 +111,12 @@ def prefixes(literal: str) -> str:
     for char in reversed(literal[1:-1]):
         pattern = f"(?:{re.escape(char)}{pattern})?"
     return re.escape(literal[0]) + pattern
+
+
+def framed(names: Sequence[str], output: str) -> str:
+    """A call's output as a policy of these syntaxes sees it."""
+    frame = next((one.output for one in map(syntax, names) if hasattr(one, "output")), "{}")
+    return str(frame.format(output))
 
 
 def find(text: str, literal: str, block: Block) -> Span | None:

@@ -8,9 +8,11 @@ V3.2:       <｜DSML｜function_calls><｜DSML｜invoke name="…"><｜DSML｜pa
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from solostream.envs.text.syntax import Block, Call, Span, prefixes
-from solostream.envs.text.syntax.json_body import arguments, values
+from solostream.envs.text.syntax.json_body import arguments, values, written
 
 _BEGIN, _END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 _DSML, _DSML_END = "<｜DSML｜function_calls>", "</｜DSML｜function_calls>"
@@ -65,6 +67,9 @@ class DeepSeek:
             return invoked or [Call("", {"raw": body}, "no whole <｜DSML｜invoke>")]
         found = [_named(match[1], body) for match in _CALL.finditer(body)]
         return found or [Call("", {"raw": body}, "no <｜tool▁call▁begin｜>")]
+
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        return f"{_BEGIN}<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{written(arguments)}<｜tool▁call▁end｜>{_END}"
 
 
 def _named(text: str, body: str) -> Call:

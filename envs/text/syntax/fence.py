@@ -7,7 +7,9 @@ stand before the opener, and a closer may stand at the end of the last line of c
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from textwrap import dedent
+from typing import Any
 
 from solostream.envs.text.syntax import Block, Call, Span
 
@@ -88,6 +90,12 @@ class Fence:
         if body.strip() and all(line.lstrip().startswith(">") for line in lines if line.strip()):  # a quotation
             lines = [re.sub(r"^[ \t]*> ?", "", line) for line in lines]
         return code_call("\n".join(lines))
+
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        ticks = "```"
+        while ticks in arguments["code"]:
+            ticks += "`"
+        return f"{ticks}python\n{arguments['code']}\n{ticks}\n"
 
 
 def code_call(body: str) -> list[Call]:

@@ -10,10 +10,12 @@ The recipient may stand before the channel, behind the role. The built-in `pytho
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from solostream.envs.text.syntax import Block, Call, Span, prefixes
 from solostream.envs.text.syntax.fence import code_call
-from solostream.envs.text.syntax.json_body import arguments, values
+from solostream.envs.text.syntax.json_body import arguments, values, written
 
 _HEAD = r"[^<\n`\[~]{0,100}"
 _END = re.compile(r"<\|(?:call|end|return|start)\|>")
@@ -77,3 +79,7 @@ class Harmony:
         if name == "python" and not isinstance(found[0], dict):
             return code_call(body)
         return [arguments(name, found[0], body)]
+
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        head = f"<|channel|>commentary to=functions.{name} <|constrain|>json"
+        return f"{head}<|message|>{written(arguments)}<|call|>"

@@ -7,9 +7,11 @@ within a string is text; where no other comes, it was the closer of JSON that is
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from solostream.envs.text.syntax import Block, Call, Span, prefixes
-from solostream.envs.text.syntax.json_body import calls, outside_strings
+from solostream.envs.text.syntax.json_body import calls, outside_strings, written
 
 _CLOSER = "</tool_call>"
 
@@ -39,3 +41,8 @@ class Hermes:
     def calls(self, body: str, block: Block) -> list[Call]:
         """The JSON objects of the body, one a call."""
         return calls(body)
+
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        record = written({"name": name, "arguments": dict(arguments)})
+        harmless = record.replace(_CLOSER, "<\\/tool_call>")  # the same JSON, without the end of the call in it
+        return f"<tool_call>\n{harmless}\n{_CLOSER}"

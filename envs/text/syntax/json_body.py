@@ -165,6 +165,16 @@ def arguments(name: str, given: Any, body: str) -> Call:
     return Call(name, given)
 
 
+def written(value: Any) -> str:
+    """JSON as a model would write it: on one line, in its own letters."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def plain(value: Any) -> str:
+    """A value that stands between tags: text as it is, else JSON."""
+    return value if isinstance(value, str) else written(value)
+
+
 def looks_like_call(record: Any) -> bool:
     """Whether a JSON value has the fields of a call: a name and arguments, or OpenAI's `function`."""
     return isinstance(record, dict) and (

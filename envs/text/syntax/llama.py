@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from solostream.envs.text.syntax import Block, Call, Span, prefixes
 from solostream.envs.text.syntax.fence import code_call
-from solostream.envs.text.syntax.json_body import balanced, calls, looks_like_call, values
+from solostream.envs.text.syntax.json_body import balanced, calls, looks_like_call, values, written
 from solostream.envs.text.syntax.openai import OPENER, PARTIAL, json_block, line_calls
 from solostream.envs.text.syntax.pythonic import expression_calls
 
@@ -61,3 +63,8 @@ class Llama:
             if named and not named[0].error:
                 return named
         return code_call(body)
+
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        if name == "python" and set(arguments) == {"code"}:
+            return f"<|python_tag|>{arguments['code']}<|eom_id|>"
+        return written({"name": name, "parameters": dict(arguments)})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from solostream.envs.text.syntax import Block, Call, Span, prefixes
-from solostream.envs.text.syntax.json_body import arguments, balanced, calls, values
+from solostream.envs.text.syntax.json_body import arguments, balanced, calls, values, written
 
 _TAG = "[TOOL_CALLS]"
 _JSON = re.compile(r"\{|\[(?=\s{0,64}[{\]])")
@@ -50,3 +52,6 @@ class Mistral:
         except ValueError as error:
             return [Call("", {"raw": body}, str(error))]
         return [arguments(named[1], found[0], body)]
+
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        return f"{_TAG} [{written({'name': name, 'arguments': dict(arguments)})}]"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from solostream.envs.text.syntax import Block, Call, Span
-from solostream.envs.text.syntax.json_body import balanced, calls, looks_like_call, values
+from solostream.envs.text.syntax.json_body import balanced, calls, looks_like_call, values, written
 
 # The keys of a call or its message, in any order.
 _KEYS = "arguments|content|function|id|index|name|parameters|role|tool_calls|type"
@@ -36,6 +38,9 @@ class OpenAI:
     def calls(self, body: str, block: Block) -> list[Call]:
         """The call of the object; none where it is other JSON."""
         return line_calls(body)
+
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        return written({"name": name, "arguments": dict(arguments)})
 
 
 def json_block(start: int) -> Block:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import re
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from solostream.envs.text.syntax import Block, Call, Span, prefixes
 from solostream.envs.text.syntax.json_body import arguments
@@ -57,6 +59,9 @@ class Pythonic:
     def calls(self, body: str, block: Block) -> list[Call]:
         """The calls of the list, read as Python: literals as arguments, nothing is evaluated."""
         return expression_calls(body)
+
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        return f"[{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})]"
 
 
 def _quote_after(quote: str, symbol: str) -> str:

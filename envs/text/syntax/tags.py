@@ -7,6 +7,8 @@ demonstrations, arXiv 2504.11536).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from solostream.envs.text.syntax import Block, Call, Span, find, prefixes
 from solostream.envs.text.syntax.fence import code_call
@@ -36,6 +38,9 @@ class _Tag:
         (call,) = code_call(inner[fence.end() : -3] if fence and peeled else body)
         nested = f"<{self._tag}> inside <{self._tag}>" if f"<{self._tag}>" in call.arguments["code"] else ""
         return [Call("python", call.arguments, call.error or nested)]
+
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        return f"<{self._tag}>\n{arguments['code']}\n</{self._tag}>"
 
 
 def code() -> _Tag:

@@ -15,8 +15,11 @@ says which they have.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from solostream.envs.text.syntax import Block, Call, Span, prefixes
+from solostream.envs.text.syntax.json_body import plain
 
 _FUNCTION = re.compile(r"<function=([^>\n]{1,200})>")
 _PARAMETER = re.compile(r"<parameter=([^>\n]{1,200})>(.*?)(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL)
@@ -63,6 +66,10 @@ class QwenXML:
         if not functions:
             return [Call("", {"raw": body}, "no <function=NAME>")]
         return [_function(body[a:b]) for a, b in zip(functions, [*functions[1:], len(body)], strict=True)]
+
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        given = "".join(f"<parameter={key}>\n{plain(value)}\n</parameter>\n" for key, value in arguments.items())
+        return f"<tool_call>\n<function={name}>\n{given}</function>\n</tool_call>"
 
 
 def _function(body: str) -> Call:
@@ -114,6 +121,10 @@ class GLM:
         values = {m[1].strip(): _unwrapped(m[2]) for m in _ARGUMENT.finditer(body)}
         rest = _ARGUMENT.sub("", body[named.end(1) :]).strip()
         return [Call(named[1], values, f"text outside of <arg_value>: {rest[:60]}" if rest else "")]
+
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        pairs = (f"<arg_key>{k}</arg_key>\n<arg_value>{plain(v)}</arg_value>\n" for k, v in arguments.items())
+        return f"<tool_call>{name}\n{''.join(pairs)}</tool_call>"
 
 
 def _outside(text: str, block: Block, closer: str, opens: str, closes: str, final: bool) -> Span | None:

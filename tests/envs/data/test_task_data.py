@@ -221,7 +221,7 @@ def test_what_hf_download_left_is_loaded_without_a_network(tmp_path):
     for table in (files / "main").iterdir():
         table.unlink()  # an interrupted download
     assert (
-        "openai/gsm8k is not in the cache"
+        "openai/gsm8k cannot be loaded: it is not in the cache"
         in offline("from solostream.envs.data import load\nload('gsm8k')", tmp_path).stderr
     )
 
@@ -229,7 +229,7 @@ def test_what_hf_download_left_is_loaded_without_a_network(tmp_path):
 def test_a_data_set_that_is_out_of_reach_names_the_remedy():
     done = offline("from solostream.envs.data import load\nload('aime25')", "/nonexistent")
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("solostream.errors.UserError: data set MathArena/aime_2025 is not in the cache")
+    assert last.startswith("solostream.errors.UserError: data set MathArena/aime_2025 cannot be loaded: it is")
     assert "hf download --repo-type dataset MathArena/aime_2025" in last
 
 

@@ -68,7 +68,9 @@ def test_one_file_trains_in_one_command_and_evaluates_in_one(
 def test_resume_refuses_an_edited_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "problems.jsonl"
     place.write_text(rows("plain", 60))
-    more = arguments(tmp_path, f"data.path={place}")
+    examples = tmp_path / "examples.jsonl"
+    examples.write_text('{"prompt": "1 + 1?", "completion": "\\\\boxed{2}"}\n')
+    more = arguments(tmp_path, f"data.path={place}", f"env.options.few_shot={examples}")
     root = ["--set", f"run.root={tmp_path}"]
     assert main(["train", str(TINY), "--name", "own", *more]) == 0
     before = (tmp_path / "own/config.toml").read_text()
@@ -76,8 +78,14 @@ def test_resume_refuses_an_edited_file(tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "own/config.toml").read_text() == before
     assert main(["train", str(tmp_path / "own"), "--resume", "--set", "run.steps=2"]) == 0
     assert json.loads((tmp_path / "own/summary.json").read_text())["steps"] == 2
-    place.write_text(rows("plain", 60).replace('"answer": "15"', '"answer": "16"'))
     capsys.readouterr()
+    shown = examples.read_text()
+    examples.write_text(shown.replace("1 + 1", "1 + 2"))
+    assert main(["train", str(tmp_path / "own"), "--resume"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"the examples of {examples} have changed since the checkpoint" in said
+    examples.write_text(shown)
+    place.write_text(rows("plain", 60).replace('"answer": "15"', '"answer": "16"'))
     assert main(["train", str(TINY), "--name", "own", "--resume", *more]) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert "have changed since the checkpoint" in said

@@ -10,9 +10,9 @@ import pytest
 
 from solostream.agent.chat_template import Chat
 from solostream.agent.engines.scripted import byte_tokenizer
+from solostream.envs.data.traces import read_traces
 from solostream.envs.text.parse import parse
 from solostream.training.sft.trace_set import _agrees, render
-from solostream.training.sft.traces import read_traces
 
 ASK, CODE, OUT = "What is 6 * 7?", "x = 6 * 7\nprint(x)", "42"
 SAY, END = "Let me compute.", "So it is \\boxed{42}."
@@ -88,7 +88,7 @@ def test_only_what_the_policy_says_is_learnt(tmp_path: Path, row: Any) -> None:
     (trace,), _ = read(tmp_path, row)
     chat = Chat(byte_tokenizer())
     complete = lambda text: 1 if "```" in text else None
-    ids, mask = render(trace, chat, (), complete, "Be brief.")
+    ids, mask = render(trace, chat, (), complete, [{"role": "system", "content": "Be brief."}])
     texts = [
         (f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{ASK}<|im_end|>\n<|im_start|>assistant\n", False),
         (FENCE, True),  # no end of turn: the call ended it
@@ -105,7 +105,7 @@ def test_a_conversation_of_several_questions(tmp_path: Path) -> None:
     messages += [{"role": "user", "content": "And 2?"}, {"role": "assistant", "content": "4."}]
     (trace,), _ = read(tmp_path, {"messages": messages})
     chat = Chat(byte_tokenizer())
-    ids, mask = render(trace, chat, (), lambda text: None, "The environment's.")
+    ids, mask = render(trace, chat, (), lambda text: None, [{"role": "system", "content": "The environment's."}])
     text = chat.tokenizer.decode(ids)
     assert "Own." in text
     assert "The environment's." not in text

@@ -1,4 +1,6 @@
-"""Traces that somebody else wrote, as conversations in which the policy writes its calls in the environment's syntax.
+"""Conversations that somebody else wrote, with the calls as the policy of an environment writes them.
+
+They are the traces of a cold start and the examples of a few-shot prompt.
 
 Layouts, one JSON object a line: OpenAI `messages` (content as text or parts, `tool_calls`, `tool` messages), ShareGPT
 `conversations` (`from`/`value`), `prompt` and `completion` (text or messages). An assistant's text may hold calls with
@@ -10,15 +12,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from solostream.envs.text.parse import parse
+from solostream.envs.text.syntax import framed
+from solostream.envs.text.syntax import syntax as syntax_of
 from solostream.envs.types import ToolCall
 from solostream.errors import UserError
 
+SHOWN = 5  # kinds of bad lines that a message lists
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _ROLES |= dict.fromkeys(("observation", "function", "ipython", "tool_response"), "tool")
 # A call and what came of it, within one text.
@@ -30,19 +35,13 @@ _INLINE = re.compile(
 )
 _INNER_FENCE = re.compile(r"\A\s*```(?:python3?|py)?[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
 _TEXTUAL = ("fence", "code", "python", "hermes")  # syntaxes that are recognised in a text
-# How calls are written; a syntax that is not here must be the one of the traces.
-_WRITERS: Mapping[str, Callable[[str, Mapping[str, Any]], str]] = {
-    "fence": lambda name, arguments: f"```python\n{arguments['code']}\n```\n",
-    "code": lambda name, arguments: f"<code>\n{arguments['code']}\n</code>",
-    "python": lambda name, arguments: f"<python>\n{arguments['code']}\n</python>",
-    "hermes": lambda name, arguments: f"<tool_call>\n{_json(name, arguments)}\n</tool_call>",
-    "openai": lambda name, arguments: _json(name, arguments),
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """messages: role and content, the assistant's as it would write them. outputs: of its calls, in order."""
+    """messages: role and content, the assistant's as it would write them, outputs as it would see them (the message of
+    a tool names it). calls and outputs: of all turns, in order, as they were in the trace.
+    """
 
     line: int
     messages: tuple[dict[str, str], ...]
@@ -57,18 +56,24 @@ class BadTrace(ValueError):
 def read_traces(path: str, syntax: Sequence[str], parallel: bool) -> tuple[list[Trace], dict[str, list[int]]]:
     """(traces, why -> lines that are none). syntax, parallel: of the environment. Raises UserError without a file."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the traces {path} ({error}): give a .jsonl file in cold_start.data") from None
+        raise UserError(f"cannot read the conversations of {path} ({error}): give a .jsonl file") from None
     traces, bad = [], dict[str, list[int]]()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            traces.append(_trace(number, _row(line), syntax, parallel))
+            traces.append(trace_of(_row(line), syntax, parallel, number))
         except BadTrace as error:
             bad.setdefault(str(error), []).append(number)
     return traces, bad
+
+
+def told(bad: Mapping[str, Sequence[int]]) -> str:
+    """What is wrong with which lines, in one line."""
+    rows = [f"line {', '.join(map(str, lines[:10]))}: {why}" for why, lines in list(bad.items())[:SHOWN]]
+    return "; ".join(rows) + (f"; and {len(bad) - SHOWN} other kinds" if len(bad) > SHOWN else "")
 
 
 def _row(line: str) -> dict[str, Any]:
@@ -81,7 +86,8 @@ def _row(line: str) -> dict[str, Any]:
     return row
 
 
-def _trace(number: int, row: Mapping[str, Any], syntax: Sequence[str], parallel: bool) -> Trace:
+def trace_of(row: Mapping[str, Any], syntax: Sequence[str], parallel: bool, number: int = 1) -> Trace:
+    """Raises BadTrace."""
     messages: list[dict[str, str]] = []
     for message in _messages(row):
         messages += _spread(message, syntax)
@@ -93,10 +99,12 @@ def _trace(number: int, row: Mapping[str, Any], syntax: Sequence[str], parallel:
     outputs: list[str] = []
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
-            after = [m["content"] for m in _until_assistant(messages[index + 1 :]) if m["role"] == "tool"]
+            after = [m for m in _until_assistant(messages[index + 1 :]) if m["role"] == "tool"]
             message["content"], found = _turn(message["content"], syntax, len(after), parallel)
             calls += found
-            outputs += after
+            for call, output in zip(found, after, strict=True):
+                outputs.append(output["content"])
+                output.update(name=call.name, content=framed(syntax, output["content"]))
     if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
         raise BadTrace("the assistant says nothing")
     return Trace(number, tuple(messages), tuple(calls), tuple(outputs))
@@ -179,23 +187,20 @@ def _named(call: Any) -> tuple[str, Mapping[str, Any]]:
 
 
 def _written(name: str, arguments: Mapping[str, Any], syntax: Sequence[str]) -> str:
-    writer = next((one for one in syntax if one in _WRITERS), None)
+    writer = next((one for one in map(syntax_of, syntax) if hasattr(one, "write")), None)
     if writer is None:
-        raise BadTrace(f"a call that would have to be written in {syntax[0]}: write the traces so, or set env's syntax")
-    if writer in ("fence", "code", "python"):
+        raise BadTrace(
+            f"a call that would have to be written in {syntax[0]}, which has no `write`: write it so yourself"
+        )
+    if not writer.tools:
         names = [key for key in ("code", "source", "input", "script") if isinstance(arguments.get(key), str)]
         if not names or len(arguments) != 1:
             raise BadTrace(f"a call of {name} that is no code: set syntax = 'hermes' in env.options")
-        arguments = {"code": arguments[names[0]].strip("\n")}
-    return _WRITERS[writer](name, arguments)
+        name, arguments = "python", {"code": arguments[names[0]].strip("\n")}
+    return writer.write(name, arguments)
 
 
-def _json(name: str, arguments: Mapping[str, Any]) -> str:
-    record = json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
-    return record.replace("</tool_call>", "<\\/tool_call>")
-
-
-def _until_assistant(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+def _until_assistant(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     end = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
     return list(messages[:end])
 

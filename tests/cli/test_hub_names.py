@@ -1,0 +1,60 @@
+"""Names of the Hugging Face Hub that do not come: a hub of our own answers as the real one does, one line says why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+ANSWERS = {  # owner -> (status, the Hub's code)
+    "gated": (403, "GatedRepo"),
+    "nobody": (401, "RepoNotFound"),
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        owner = next((owner for owner in ANSWERS if f"/{owner}/" in self.path), "nobody")
+        status, code = ANSWERS[owner]
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", "as the hub says")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_POST = do_HEAD
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize("owner", ["gated", "nobody"])
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_why_a_name_does_not_come_is_one_line(what: str, owner: str, hub: str, tmp_path: Path) -> None:
+    name = f"{owner}/thing"
+    words = ["eval", name] if what == "model" else ["eval", "scripted:json:loads", "--data", name]
+    env = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-m", "solostream", *words], capture_output=True, text=True, env=env,
+                          cwd=tmp_path, timeout=300)  # fmt: skip
+    assert done.returncode == 2
+    (said,) = done.stderr.splitlines()
+    assert name in said
+    assert "hf auth login" in said
+    if owner == "gated":
+        assert f"ask for access at https://huggingface.co/{'datasets/' if what == 'data' else ''}gated/thing" in said
+    else:
+        assert "no such repository, or a private one" in said
