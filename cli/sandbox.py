@@ -40,7 +40,9 @@ def check(
     """
     from solostream.sandbox.conformance import check as judge
 
-    report = asyncio.run(judge(spec, only=only, jobs=jobs, tell=(lambda verdict: None) if json else _tell))
+    report = asyncio.run(
+        judge(spec, only=only, jobs=_at_least("jobs", jobs, 1), tell=(lambda verdict: None) if json else _tell)
+    )
     if json:
         print(json_format.dumps(report.to_dict(), indent=1, ensure_ascii=False))
     else:

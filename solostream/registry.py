@@ -202,7 +202,14 @@ def make(kind: str, spec: str, options: Mapping[str, Any] | None = None, **given
     """
     factory = _factory(kind, spec)
     offered = {name: value for name, value in given.items() if name in _parameters(factory)}
-    return factory(**offered, **check(kind, spec, options or {}))
+    arguments = {**offered, **check(kind, spec, options or {})}
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"{kind} '{spec}' cannot be made of its options: {error}") from None
+    except ValueError:  # a builtin without a signature: it checks by itself
+        pass
+    return factory(**arguments)
 
 
 def bind(kind: str, spec: str, options: Mapping[str, Any] | None = None, **given: Any) -> Any:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 
 LONGEST = 700  # characters of a line that is still one
 WRONG = {
@@ -53,7 +55,7 @@ WRONG = {
     ),
     "grade": (
         "", "1", "1 2 3", "1 2 --tolerance x", "1 2 --tolerance -1", "1 2 --units some", "1 2 --percent 3",
-        "1 2 --tolerence 1", "1 2 --units", "1 2 --also",
+        "1 2 --tolerence 1", "1 2 --units", "1 --also 2",
     ),
     "report": (
         "", "gone", ". ", "bad.jsonl", "rows.jsonl", "rows.jsonl more", "rows.jsonl --out", "rows.jsonl --uot x",
@@ -102,6 +104,6 @@ def told(line: str) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.stdin = io.StringIO()
+    sys.stdin = Path(os.devnull).open()
     found = {line: told(f"{sys.argv[1]} {line}") for line in WRONG[sys.argv[1]]}
     print(json.dumps({line: text for line, text in found.items() if text}))

@@ -22,16 +22,21 @@ from pathlib import Path
 
 import uvicorn
 
+from solostream import registry
 from solostream.errors import SandboxError, UserError
 from solostream.sandbox.server.app import create_app
 from solostream.sandbox.server.connection import TimedConnection
 from solostream.sandbox.server.peers import Peers
 from solostream.sandbox.server.settings import Settings
-from solostream.sandbox.spec import open_sandbox
+from solostream.sandbox.spec import find, open_sandbox
 
 
 def serve(settings: Settings) -> int:
-    """Serve until SIGINT or SIGTERM; returns the exit code. Raises UserError when the port is taken."""
+    """Serve until SIGINT or SIGTERM; returns the exit code.
+
+    Raises UserError when the port is taken, or there is no such sandbox.
+    """
+    registry.load("sandbox", find(settings.sandbox))  # said before it claims to serve
     listener = bind(settings.host, settings.port)
     with listener:
         host, port, *_ = listener.getsockname()

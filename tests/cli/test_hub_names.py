@@ -28,7 +28,7 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    do_GET = do_POST = do_HEAD
+    do_GET = do_POST = do_HEAD  # noqa: N815 (the names of http.server)
 
     def log_message(self, *args: object) -> None:
         pass

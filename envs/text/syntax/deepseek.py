@@ -69,6 +69,7 @@ class DeepSeek:
         return found or [Call("", {"raw": body}, "no <｜tool▁call▁begin｜>")]
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """As `Syntax.write`."""
         return f"{_BEGIN}<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{written(arguments)}<｜tool▁call▁end｜>{_END}"
 
 

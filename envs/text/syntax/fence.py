@@ -92,6 +92,7 @@ class Fence:
         return code_call("\n".join(lines))
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """As `Syntax.write`."""
         ticks = "```"
         while ticks in arguments["code"]:
             ticks += "`"

@@ -81,5 +81,6 @@ class Harmony:
         return [arguments(name, found[0], body)]
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """As `Syntax.write`."""
         head = f"<|channel|>commentary to=functions.{name} <|constrain|>json"
         return f"{head}<|message|>{written(arguments)}<|call|>"

@@ -43,6 +43,7 @@ class Hermes:
         return calls(body)
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """As `Syntax.write`."""
         record = written({"name": name, "arguments": dict(arguments)})
         harmless = record.replace(_CLOSER, "<\\/tool_call>")  # the same JSON, without the end of the call in it
         return f"<tool_call>\n{harmless}\n{_CLOSER}"

@@ -65,6 +65,7 @@ class Llama:
         return code_call(body)
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """As `Syntax.write`."""
         if name == "python" and set(arguments) == {"code"}:
             return f"<|python_tag|>{arguments['code']}<|eom_id|>"
         return written({"name": name, "parameters": dict(arguments)})

@@ -54,4 +54,5 @@ class Mistral:
         return [arguments(named[1], found[0], body)]
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """As `Syntax.write`."""
         return f"{_TAG} [{written({'name': name, 'arguments': dict(arguments)})}]"

@@ -40,6 +40,7 @@ class OpenAI:
         return line_calls(body)
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """As `Syntax.write`."""
         return written({"name": name, "arguments": dict(arguments)})
 
 

@@ -61,6 +61,7 @@ class Pythonic:
         return expression_calls(body)
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """As `Syntax.write`."""
         return f"[{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})]"
 
 

@@ -40,6 +40,7 @@ class _Tag:
         return [Call("python", call.arguments, call.error or nested)]
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """As `Syntax.write`."""
         return f"<{self._tag}>\n{arguments['code']}\n</{self._tag}>"
 
 

@@ -68,6 +68,7 @@ class QwenXML:
         return [_function(body[a:b]) for a, b in zip(functions, [*functions[1:], len(body)], strict=True)]
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """As `Syntax.write`."""
         given = "".join(f"<parameter={key}>\n{plain(value)}\n</parameter>\n" for key, value in arguments.items())
         return f"<tool_call>\n<function={name}>\n{given}</function>\n</tool_call>"
 
@@ -123,6 +124,7 @@ class GLM:
         return [Call(named[1], values, f"text outside of <arg_value>: {rest[:60]}" if rest else "")]
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """As `Syntax.write`."""
         pairs = (f"<arg_key>{k}</arg_key>\n<arg_value>{plain(v)}</arg_value>\n" for k, v in arguments.items())
         return f"<tool_call>{name}\n{''.join(pairs)}</tool_call>"
 
