@@ -9,7 +9,7 @@ LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 def why(name: str, error: BaseException, kind: str = "") -> str:
     """One line without a full stop. kind: "datasets/" for a data set. `error`: what a library of theirs raised."""
-    causes = set()
+    causes: set[str] = set()
     one: BaseException | None = error
     while one is not None and len(causes) < 50:
         causes |= {each.__name__ for each in type(one).__mro__}
