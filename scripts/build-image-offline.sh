@@ -52,7 +52,8 @@ fi
 
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
-cp -r pyproject.toml constraints.txt .dockerignore solostream sandbox envs agent evaluation training viewer cli configs "$context"
+# shellcheck disable=SC2046
+cp -r .dockerignore $(sed -n 's/^!//p' .dockerignore) "$context"
 find "$context" -name __pycache__ -prune -exec rm -rf {} +
 cp -r "$wheels" "$context/wheels"
 echo '!wheels' >> "$context/.dockerignore"
