@@ -45,6 +45,18 @@ def checked(sampling: Sampling) -> Sampling:
     return sampling
 
 
+def check_prompt(prompt_ids: Sequence[int], max_len: int, context: str = "a context", limit: str = "max_len") -> None:
+    """Raises UserError for an empty prompt, and for one behind which no token has room in `max_len` tokens.
+
+    context, limit: what the message calls the context, and what it advises to raise.
+    """
+    if not 0 < len(prompt_ids) < max_len:
+        raise UserError(
+            f"a prompt of {len(prompt_ids)} tokens does not fit {context} of {max_len}: lower the token budgets of the"
+            f" environment or raise {limit}"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """What was sampled. All three lists have one entry a token; logprobs are of the distribution sampled from."""

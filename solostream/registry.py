@@ -137,7 +137,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
 }
 # module that is missing -> the extra that brings it
 EXTRAS = {
-    **dict.fromkeys(("torch", "transformers", "tokenizers", "accelerate", "safetensors", "peft"), "train"),
+    **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "peft"), "train"),
     **dict.fromkeys(("datasets", "pyarrow", "math_verify", "tensorboard", "matplotlib", "tomli_w"), "train"),
     **dict.fromkeys(("aiohttp", "fastapi", "uvicorn", "prometheus_client"), "server"),
     **dict.fromkeys(("jupyter_client", "ipykernel", "zmq"), "jupyter"),

@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import ClientSession
 
-from solostream.agent.engine import EngineError, Generation, Sampling, Weights
+from solostream.agent.engine import EngineError, Generation, Sampling, Weights, check_prompt
 from solostream.agent.engines.api_key import HINT
 from solostream.agent.engines.http import RETRIES, ask, open_client, post
 from solostream.agent.engines.pretrained import load_tokenizer, tokenizer_of, vocabulary_hash
@@ -99,11 +99,7 @@ class ServerEngine:
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """See `Engine.generate`. Raises UserError for what the server refuses, EngineError when no server answers."""
-        if not 0 < len(prompt_ids) < self.max_len:
-            raise UserError(
-                f"a prompt of {len(prompt_ids)} tokens does not fit the server's context of {self.max_len}: lower the"
-                " token budgets of the environment or raise the server's --max-model-len"
-            )
+        check_prompt(prompt_ids, self.max_len, "the server's context", "the server's --max-model-len")
         settings: dict[str, Any] = {
             "max_tokens": min(sampling.max_tokens, self.max_len - len(prompt_ids)),
             "temperature": sampling.temperature,

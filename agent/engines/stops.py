@@ -82,3 +82,12 @@ def _completes(tokenizer: Any, ids: Sequence[int], new: int, stop: Sequence[str]
     old = decode(tokenizer, ids[max(len(ids) - new - before, 0) : len(ids) - new])
     text = decode(tokenizer, ids[max(len(ids) - new - before, 0) :])
     return any(text.rfind(s) + len(s) > len(old) for s in stop if s in text)
+
+
+def eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end a turn whatever the request says, as for every engine: the model's and the tokenizer's."""
+    found: set[int] = set()
+    for owner in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(owner, "eos_token_id", None)
+        found |= set(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return tuple(sorted(found))

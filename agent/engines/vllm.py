@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from solostream.agent.engine import EngineError, Generation, Sampling, Weights
+from solostream.agent.engine import EngineError, Generation, Sampling, Weights, check_prompt
 from solostream.agent.engines.weight_file import check, stored_shapes, weight_file
 from solostream.errors import UserError
 
@@ -102,11 +102,7 @@ class VllmEngine:
         from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
 
-        if not 0 < len(prompt_ids) < self.max_len:
-            raise UserError(
-                f"a prompt of {len(prompt_ids)} tokens does not fit a context of {self.max_len}: lower the token"
-                " budgets of the environment or raise max_len"
-            )
+        check_prompt(prompt_ids, self.max_len)
         if self._llm is None:
             raise EngineError("this vllm engine was closed; open another")
         prompt = {"prompt_token_ids": list(prompt_ids)}

@@ -19,16 +19,15 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from solostream.agent.engine import EngineError, Generation, Sampling, Weights
+from solostream.agent.engine import EngineError, Generation, Sampling, Weights, check_prompt
 from solostream.agent.engines.hf.cache import SlotCache, feed
 from solostream.agent.engines.hf.forward import SMALL, forward_of, load_state
+from solostream.agent.engines.hf.prefill import FEED_TOKENS, passes
 from solostream.agent.engines.hf.sampling import sample, uniforms
 from solostream.agent.engines.live_weights import LiveWeights
-from solostream.agent.engines.stops import StopTable
+from solostream.agent.engines.stops import StopTable, eos_ids
 from solostream.errors import UserError
 
-FEED_TOKENS = 4096  # of one prefill pass, padding included
-PASS_TOKENS = 64  # a pass costs about as much as this much padding in another
 KEY_BLOCK = 16  # attention is over a multiple of this many columns
 PATIENCE_S = 0.005  # between two looks at weights that are being written
 YIELDS = 8  # turns of the event loop after a step: a tool's answer takes several to reach its episode
@@ -82,7 +81,7 @@ class HFEngine:
         self._stops = StopTable(tokenizer, vocabulary)
         self._stop_rows: dict[tuple[tuple[str, ...], tuple[int, ...]], int] = {}
         self._stop_masks = np.zeros((0, vocabulary), bool)
-        self._eos = _eos_ids(model, tokenizer)
+        self._eos = eos_ids(model, tokenizer)
 
         columns = self.max_len + 1 if reproducible else min(self.max_len + 1, 16 * KEY_BLOCK)
         self._cache = SlotCache(slots, columns)
@@ -113,11 +112,7 @@ class HFEngine:
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """See `Engine.generate`. Cancelling the task frees the slot. Raises UserError when the prompt does not fit."""
-        if not 0 < len(prompt_ids) < self.max_len:
-            raise UserError(
-                f"a prompt of {len(prompt_ids)} tokens does not fit a context of {self.max_len}: lower the token"
-                " budgets of the environment or raise max_len"
-            )
+        check_prompt(prompt_ids, self.max_len)
         if sampling.max_tokens < 1:
             raise UserError(f"max_tokens must be at least 1, not {sampling.max_tokens}")
         seed = sampling.seed if sampling.seed is not None else int(self._seeder.spawn(1)[0].generate_state(1)[0])
@@ -303,7 +298,8 @@ class HFEngine:
         ended: list[tuple[int, bool]] = []
         rows = np.flatnonzero(self._active)
         behind = self._total[rows] - self._cached[rows]
-        for group in self._prefill_groups(rows[behind > 1], behind[behind > 1]):
+        late = rows[behind > 1]
+        for group in late[:, None] if self._reproducible else passes(late, behind[behind > 1]):
             ended += self._advance(group)
         over = {slot for slot, _ in ended}
         rows = np.asarray([r for r in rows if r not in over] if over else rows, np.int64)
@@ -311,22 +307,6 @@ class HFEngine:
         if len(rows):
             ended += self._advance(rows)
         return ended
-
-    def _prefill_groups(self, rows: np.ndarray, behind: np.ndarray) -> list[np.ndarray]:
-        """Rows with about as much to catch up on, few enough for one pass."""
-        if self._reproducible:
-            return [rows[i : i + 1] for i in range(len(rows))]
-        groups: list[list[int]] = []
-        width = tokens = padding = 0
-        for i in np.argsort(-behind, kind="stable"):
-            size = int(behind[i])
-            extra = padding + width - size
-            if not groups or extra > max(PASS_TOKENS, tokens // 4) or (len(groups[-1]) + 1) * width > FEED_TOKENS:
-                groups.append([])
-                width, tokens, extra = size, 0, 0
-            groups[-1].append(int(rows[i]))
-            tokens, padding = tokens + size, extra
-        return [np.sort(group) for group in groups]
 
     def _advance(self, rows: np.ndarray) -> list[tuple[int, bool]]:
         """Feed what `rows` (sorted) have not yet fed, then sample where that was everything."""
@@ -408,12 +388,3 @@ def _spread(changes: list[tuple[int, int]], start: int, stop: int) -> list[int]:
     """One version a token, from the positions at which versions began."""
     ends = [position for position, _ in changes[1:]] + [stop]
     return [v for (begin, v), end in zip(changes, ends, strict=True) for _ in range(max(begin, start), end)]
-
-
-def _eos_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
-    """Tokens that end a turn whatever the request says, as for every engine: the model's and the tokenizer's."""
-    found: set[int] = set()
-    for owner in (getattr(model, "generation_config", None), model.config, tokenizer):
-        ids = getattr(owner, "eos_token_id", None)
-        found |= set(ids if isinstance(ids, list) else [] if ids is None else [ids])
-    return tuple(sorted(found))

@@ -15,8 +15,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import gc
-import importlib
 import itertools
 import json
 import os
@@ -30,12 +28,11 @@ import time
 from collections import deque
 from typing import Any, NamedTuple, NoReturn
 
-from . import guard, linux, memory, watch, wire, worker
-from .isolation import rootfs, seccomp, tiers
+from . import guard, linux, memory, warm, watch, wire, worker
+from .isolation import rootfs, tiers
 from .isolation.confinement import Confinement, Restriction, prepare_namespaces, prepare_stage
 
 _CLOSE_RANGE = 436
-_HUGE = 1 << 21
 _REST_S = 1.0  # after a refused fork
 _DELETE_S = 2.0  # that a session's end waits for its files
 _TRIES = 500  # at the folder of a session whose last processes are still dying
@@ -68,7 +65,7 @@ def main() -> NoReturn:
     if host < 0:
         control.send(json.dumps({"tier": confinement.tier, "isolation": confinement.isolation}).encode())
         os._exit(0)
-    resident = _warm(options["preimport"])
+    resident = warm.up(options["preimport"])
     tiers.drop_root()  # in the weaker tiers only now: a package may be readable to root alone
     control.send(
         json.dumps({"isolation": confinement.isolation + "+cgroup" * (groups >= 0), "resident": resident}).encode()
@@ -84,41 +81,6 @@ def _above_channel(fd: int) -> int:
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, worker.CHANNEL + 1)
     os.close(fd)
     return moved
-
-
-def _warm(modules: list[str]) -> list[str]:
-    """Import, exercise and freeze; returns what could be imported."""
-    done = []
-    for name in modules:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-            done.append(name)
-    if "sympy" in done:
-        # The first factorisation and print build caches and import much that is lazy.
-        sympy = sys.modules["sympy"]
-        x = sympy.Symbol("x")
-        str(sympy.factor(x**2 - 1)), str(sympy.solve(x**2 - 2, x)), str(sympy.integrate(x, x))
-    if "selectors" in sys.modules and seccomp.supported():
-        selectors: Any = sys.modules["selectors"]
-        selectors.DefaultSelector = selectors.PollSelector  # what it would find in a session, which has no epoll
-    for name in [name for name in sys.modules if name == "child" or name.startswith("child.")]:
-        del sys.modules[name]
-    worker.prepare()
-    gc.collect()
-    gc.freeze()
-    _gather_pages()
-    return done
-
-
-def _gather_pages() -> None:
-    """Put the heap into huge pages: a fork then shares 2 MB with one entry, and copies small pages when written to."""
-    with open("/proc/self/maps") as file:
-        lines = [line.split() for line in file]
-    for area, rights, _, _, _, *name in lines:
-        start, end = (int(address, 16) for address in area.split("-"))
-        start, end = -(-start // _HUGE) * _HUGE, end // _HUGE * _HUGE
-        if rights == "rw-p" and name in ([], ["[heap]"]) and start < end:
-            linux.collapse(start, end - start)
 
 
 class _Session(NamedTuple):
