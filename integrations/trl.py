@@ -16,6 +16,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,7 @@ class RolloutWorker:
         self._seed, self._event, self._version = seed, 0, 0
         source = PromptSource(self._draw, lambda old: self._request(old.task_id), play, retries)
         self._folder = Path(folder)
-        self._make = lambda log: AsyncCollector(
-            source, log, batch=batch, in_flight=in_flight, max_staleness=max_staleness
-        )
+        self._make = partial(AsyncCollector, source, batch=batch, in_flight=in_flight, max_staleness=max_staleness)
         self._collector: AsyncCollector | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._work: asyncio.Task[None] | None = None

@@ -72,4 +72,5 @@ def _turns(trajectory: Trajectory) -> np.ndarray:
     own = [turn for turn in trajectory.turns if turn.role == "assistant"]
     for n, turn in enumerate(own):
         place[turn.start : turn.end] = n
-    return place[trajectory.action_mask]
+    turns: np.ndarray = place[trajectory.action_mask]
+    return turns

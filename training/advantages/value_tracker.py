@@ -261,9 +261,9 @@ class ValueTracker:
     def _rho(self, last: int | None, new: _Evidence) -> float:
         if self.forgetting == "snapshot":
             passed = 0 if last is None or new.version is None else max(new.version - last, 0)
-            return self.rho_min**passed
+            return math.pow(self.rho_min, passed)
         divergence = self._travel(last, new.version) if new.divergence is None else new.divergence
-        return min(max(2.0 ** (-divergence / self.d_half), self.rho_min), self.rho_max)
+        return min(max(math.exp2(-divergence / self.d_half), self.rho_min), self.rho_max)
 
     def _moved(self, alpha: float, beta: float, source: str, last: int | None, now: int | None) -> tuple[float, float]:
         """The belief of version `last`, as of version `now` (None: the newest), by what all tasks have in common."""

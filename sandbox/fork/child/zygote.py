@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import gc
 import itertools
 import json
 import os

@@ -32,7 +32,10 @@ class FittedSlope:
         total = math.fsum(weights)
         if total <= 0:
             return
-        mean = lambda xs: math.fsum(w * x for w, x in zip(weights, xs, strict=True)) / total
+
+        def mean(numbers: Sequence[float]) -> float:
+            return math.fsum(w * x for w, x in zip(weights, numbers, strict=True)) / total
+
         r, b = mean(rewards), mean(baselines)
         covariance = mean([(x - r) * (y - b) for x, y in zip(rewards, baselines, strict=True)])
         self._covariance = KEEP * self._covariance + covariance
