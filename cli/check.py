@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import tyro
 
-from solostream.errors import UserError
+from solostream.evaluation.options import json_object
 
 
 def check(
@@ -30,10 +29,7 @@ def check(
         return judge(spec)
     from solostream.training.contracts import check as tried
 
-    try:
-        chosen = json.loads(options)
-    except ValueError as error:
-        raise UserError(f"--options is not JSON: {error}") from None
+    chosen = json_object("--options", options, '{"clip_low": 0.2}')
     promises = tried(kind, spec, chosen)
     for promise, kept in promises:
         print(f"{'pass' if kept else 'FAIL'}  {promise}")

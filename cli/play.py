@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium
 
-from solostream.envs.making import factory_of, specification
+from solostream.envs.making import build
 from solostream.envs.recorder import RecordEpisodes
 from solostream.envs.tool_env import Message, ToolEnv
 from solostream.errors import UserError
@@ -37,12 +37,11 @@ def play(
         record: append the episode to this JSON-lines file.
     """
     chosen: dict[str, Any] = {"sandbox": sandbox, "tasks": tasks}
-    spec, settings = specification(env), {name: value for name, value in chosen.items() if value is not None}
-    made: gymnasium.Env[str, str] = gymnasium.make(spec, **settings) if spec else factory_of(env)(**settings)
-    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal sends whatever bytes it likes
-    core = made.unwrapped
+    made: Any = build(env, {name: value for name, value in chosen.items() if value is not None})
+    core = getattr(made, "unwrapped", made)
     if not isinstance(core, ToolEnv):
         raise UserError(f"{env} is a {type(core).__name__}; only a ToolEnv can be played here")
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal sends whatever bytes it likes
     try:
         return _game(RecordEpisodes(made, record) if record else made, core, seed, task_id)
     finally:

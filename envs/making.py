@@ -57,6 +57,11 @@ def takes_tasks(env_id: str) -> bool:
 
 def make(env_id: str, settings: Mapping[str, Any]) -> Any:
     """A `TextEnv`, with the wrappers that belong to it. Raises UserError: an unknown id, or a setting that it lacks."""
+    return as_text_env(build(env_id, settings))
+
+
+def build(env_id: str, settings: Mapping[str, Any]) -> Any:
+    """What Gymnasium or the factory makes of it. Raises UserError as `make` does."""
     spec = specification(env_id)
     factory = factory_of(env_id)
     taken = inspect.signature(factory).parameters
@@ -66,10 +71,9 @@ def make(env_id: str, settings: Mapping[str, Any]) -> Any:
                 raise UserError(f"{env_id} has no option '{name}'; {registry.near(name, taken)}")
         settings = {name: value for name, value in settings.items() if name in taken}
     try:
-        made = factory(**settings) if spec is None else gymnasium.make(spec, disable_env_checker=True, **settings)
+        return factory(**settings) if spec is None else gymnasium.make(spec, disable_env_checker=True, **settings)
     except (gymnasium.error.Error, TypeError) as error:
         raise UserError(f"{env_id} does not take these settings: {_short(error)}") from None
-    return as_text_env(made)
 
 
 def as_text_env(env: Any) -> TextEnv:

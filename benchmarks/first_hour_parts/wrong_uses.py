@@ -54,8 +54,8 @@ WRONG = {
         "solostream/Math-v0 --task-id nowhere", "solostream/Math-v0 --sandbox frok",
     ),
     "grade": (
-        "", "1", "1 2 3", "1 2 --tolerance x", "1 2 --tolerance -1", "1 2 --units some", "1 2 --percent 3",
-        "1 2 --tolerence 1", "1 2 --units", "1 --also 2",
+        "", "1 2 3 4", "1 2 3", "1 2 --tolerance x", "1 2 --tolerance -1", "1 2 --units some", "1 2 --percent 3",
+        "1 2 --tolerence 1", "1 2 --units", "1",
     ),
     "report": (
         "", "gone", ". ", "bad.jsonl", "rows.jsonl", "rows.jsonl more", "rows.jsonl --out", "rows.jsonl --uot x",
