@@ -192,7 +192,11 @@ async def test_descriptors_and_processes_are_flat(sandbox: ForkSandbox) -> None:
         await session.close()
 
     await one(2)
-    await asyncio.sleep(0.5)  # the pool fills
+    for _ in range(100):  # the pool fills, until nothing is added for a second
+        before = len(descendants(os.getpid()))
+        await asyncio.sleep(1)
+        if len(descendants(os.getpid())) == before:
+            break
     fds, processes = len(os.listdir("/proc/self/fd")), len(descendants(os.getpid()))
     await asyncio.gather(*(one(number) for number in range(40)))
     assert await eventually(lambda: len(descendants(os.getpid())) == processes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from solostream.sandbox import SandboxError, UserError, open_sandbox
 from solostream.sandbox.conformance import check
 from solostream.sandbox.http import HttpSandbox
 from solostream.sandbox.types import Limits
+from tests.sandbox.server.test_server_sessions import TAG, runs
 
 
 async def test_it_takes_the_servers_claims_and_limits(server: str) -> None:
@@ -82,8 +84,9 @@ async def test_a_lost_server_is_a_sandbox_error(start) -> None:
     url, process = start()
     sandbox = HttpSandbox(url, patience_s=0.5)
     session = await sandbox.open()
-    call = asyncio.create_task(session.run("import time\ntime.sleep(30)", timeout=40))
-    await asyncio.sleep(0.5)
+    tag = f"lost{os.getpid()}"
+    call = asyncio.create_task(session.run(TAG.format(tag) + "import time\ntime.sleep(30)", timeout=40))
+    assert await runs(tag)
     process.kill()
     with pytest.raises(SandboxError, match="broke off"):
         await call

@@ -19,7 +19,7 @@ from solostream.sandbox.server import connection, fusion
 from solostream.sandbox.server.guard import BODIES, Guard
 from solostream.sandbox.types import Execution
 from tests.sandbox.server.test_fusion import run_code
-from tests.sandbox.server.test_server_sessions import JSON, TAG, opened, ran, vanishes
+from tests.sandbox.server.test_server_sessions import JSON, TAG, opened, ran, runs, vanishes
 
 
 @pytest.mark.parametrize(
@@ -198,14 +198,13 @@ async def test_a_body_that_does_not_arrive_is_given_up(monkeypatch) -> None:
 
 async def test_shutdown_under_load_answers_503_in_one_line_each(start) -> None:
     url, process = start()
-    tag = f"load{os.getpid()}"
+    begun = f"begun{os.getpid()}"
     numbers = [opened(url) for _ in range(6)]
-    ran(url, numbers[0], TAG.format(tag))
     async with httpx.AsyncClient(timeout=60) as client:
-        body = {"code": "import time\ntime.sleep(50)", "timeout": 55}
+        body = {"code": TAG.format(begun) + "import time\ntime.sleep(50)", "timeout": 55}
         calls = [asyncio.create_task(client.post(f"{url}/sessions/{n}/run", json=body)) for n in numbers]
         calls += [asyncio.create_task(client.post(f"{url}/run_code", json={"code": body["code"], "run_timeout": 55}))]
-        await asyncio.sleep(1)
+        assert await runs(begun, 7)
         process.send_signal(signal.SIGTERM)
         answers = await asyncio.gather(*calls)
     assert [answer.status_code for answer in answers] == [503] * 7
@@ -213,7 +212,7 @@ async def test_shutdown_under_load_answers_503_in_one_line_each(start) -> None:
     assert await asyncio.to_thread(process.wait, 20) == 0
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()
-    assert await vanishes(tag)
+    assert await vanishes(begun)
 
 
 def test_workers_end_without_a_fatal_error() -> None:

@@ -30,6 +30,11 @@ async def vanishes(tag: str) -> bool:
     return not await host.settle(lambda: host.tagged(tag), 10)
 
 
+async def runs(tag: str, count: int = 1) -> bool:
+    """Whether code that begins with the tag has begun, in so many sessions."""
+    return not await host.settle(lambda: len(host.tagged(tag)) < count, 30)
+
+
 def test_a_session_keeps_state_until_it_is_deleted(server: str) -> None:
     number = opened(server)
     assert ran(server, number, "x = 40").json()["status"] == "ok"
@@ -111,16 +116,18 @@ async def test_the_queue_is_bounded_in_length_and_in_time(start) -> None:
     numbers = [opened(url) for _ in range(3)]
     async with httpx.AsyncClient(base_url=url, timeout=30) as client:
 
-        async def sleep(number: str) -> httpx.Response:
-            await asyncio.sleep(0.3 * numbers.index(number))
-            body = {"code": "import time\ntime.sleep(4)", "timeout": 10}
+        async def sleep(number: str, tag: str = "") -> httpx.Response:
+            body = {"code": TAG.format(tag) + "import time\ntime.sleep(5)", "timeout": 20}
             return await client.post(f"/sessions/{number}/run", json=body)
 
-        runs, waits, refused = await asyncio.gather(*map(sleep, numbers))
-        assert (runs.status_code, waits.status_code, refused.status_code) == (200, 504, 503)
-        assert waits.headers["retry-after"] == refused.headers["retry-after"] == "1"
-        busy = asyncio.create_task(sleep(numbers[0]))
-        await asyncio.sleep(0.3)
+        first = asyncio.create_task(sleep(numbers[0], f"q1-{os.getpid()}"))
+        assert await runs(f"q1-{os.getpid()}")
+        others = await asyncio.gather(*map(sleep, numbers[1:]))  # one waits, the other finds no room
+        assert sorted(answer.status_code for answer in others) == [503, 504]
+        assert [answer.headers["retry-after"] for answer in others] == ["1", "1"]
+        assert (await first).status_code == 200
+        busy = asyncio.create_task(sleep(numbers[0], f"q2-{os.getpid()}"))
+        assert await runs(f"q2-{os.getpid()}")
         fusion = await client.post("/run_code", json={"code": "1"})
         assert (fusion.status_code, fusion.headers["retry-after"]) == (504, "1")  # all that verl's client retries
         assert (await busy).status_code == 200
@@ -152,13 +159,14 @@ async def test_shutdown_is_graceful_and_leaves_nothing(start) -> None:
     below = set(host.descendants(process.pid)) | set(host.tagged(tag))
     assert host.tagged(tag)
     async with httpx.AsyncClient(timeout=30) as client:
-        body = {"code": "import time\ntime.sleep(1.5)\nprint('finished')", "timeout": 10}
+        begun = f"begun{os.getpid()}"
+        body = {"code": TAG.format(begun) + "import time\ntime.sleep(1.5)\nprint('finished')", "timeout": 10}
         call = asyncio.create_task(client.post(f"{url}/sessions/{number}/run", json=body))
-        await asyncio.sleep(0.5)
+        assert await runs(begun)
         process.send_signal(signal.SIGTERM)
         assert (await call).json()["stdout"] == "finished\n"
     assert await asyncio.to_thread(process.wait, 20) == 0
-    assert await vanishes(tag)
+    assert await vanishes(begun)
     assert not await host.settle(lambda: [pid for pid in below if os.path.exists(f"/proc/{pid}")], 10)
 
 
