@@ -96,9 +96,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         at_least_one(max_turns=max_turns, max_calls_per_turn=max_calls_per_turn, output_tokens=output_tokens)
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UserError(f"unknown render mode {render_mode!r}; one of: {', '.join(self.metadata['render_modes'])}")
-        self.observation_space = UnicodeText()
-        self.action_space = UnicodeText()
-        self.render_mode = render_mode
+        self.observation_space, self.action_space, self.render_mode = UnicodeText(), UnicodeText(), render_mode
         self.tasks = data.tasks(tasks)
         self._think: Think = think
         Parser(think=think)  # refuses an unknown policy now, not in the first step

@@ -29,9 +29,9 @@ def test_dr_grpo_does_not_divide() -> None:
 
 
 def test_grpo_adds_epsilon_to_the_deviation() -> None:
-    scale = 0.115**0.5 + 0.25
-    got = one_each(GRPO(epsilon=0.25)(group()))
-    assert got == pytest.approx([raw / scale for raw in (0.6, -0.4, -0.15, -0.15, 0.1)])
+    for deviation, variance in (("sample", 0.575 / 4), ("population", 0.575 / 5)):
+        got = one_each(GRPO(epsilon=0.25, deviation=deviation)(group()))
+        assert got == pytest.approx([raw / (variance**0.5 + 0.25) for raw in (0.6, -0.4, -0.15, -0.15, 0.1)])
 
 
 @pytest.mark.parametrize(("estimator", "variance"), [(GRPO(), 0.115), (RLOO(), 0.115 * (5 / 4) ** 2)])
