@@ -23,33 +23,34 @@ def tracker(index: Index) -> dict[str, Any] | None:
     their sampling weights, and of the values of what was drawn.
     """
     known = "FROM rows WHERE value IS NOT NULL"
-    ((count, *rest),) = index.select(
-        f"SELECT COUNT(*), AVG((value - reward) * (value - reward)), AVG(reward), AVG(reward * reward), "
-        f"AVG(reward - value) {known}"
+    bins = index.select(
+        f"SELECT MIN(CAST(value * {BINS} AS INTEGER), {BINS - 1}) AS bin, COUNT(*), SUM(value), SUM(reward), "
+        f"SUM(reward * reward), SUM((value - reward) * (value - reward)) {known} GROUP BY bin"
     )
-    if not count:
+    if not bins:
         return None
-    brier, reward, square, surprise = rest
+    numbers, counts, *sums = zip(*bins, strict=True)
+    count = sum(counts)
+    value, reward, square, brier = (sum(column) / count for column in sums)
+    tenths: dict[int, list[tuple[float, ...]]] = defaultdict(list)
+    for number, *row in bins:
+        tenths[number * 10 // BINS].append(tuple(row))
+    by_tenth = [[sum(column) for column in zip(*rows, strict=True)] for _, rows in sorted(tenths.items())]
     width = _width(index)
     steps = index.select(
         f"SELECT step / {width} * {width} AS x, AVG(value), AVG(reward), AVG(value > 0.2 AND value < 0.8) {known} "
         "AND step IS NOT NULL GROUP BY x ORDER BY x"
     )
     last = [v for (v,) in index.select(f"SELECT value FROM rows WHERE id IN (SELECT MAX(id) {known} GROUP BY task)")]
-    drawn = dict(
-        index.select(f"SELECT MIN(CAST(value * {BINS} AS INTEGER), {BINS - 1}) AS b, COUNT(*) {known} GROUP BY b")
-    )
     return {
         "trajectories": count,
         "brier": brier,
-        "variance": [square - reward**2, brier - surprise**2],
-        "calibration": index.select(
-            f"SELECT AVG(value), AVG(reward), COUNT(*) {known} GROUP BY MIN(CAST(value * 10 AS INTEGER), 9)"
-        ),
+        "variance": [square - reward**2, brier - (reward - value) ** 2],
+        "calibration": [(v / n, r / n, n) for n, v, r, *_ in by_tenth],
         "steps": [list(column) for column in zip(*steps, strict=True)],
         "values": _histogram(last),
         "weights": _histogram([sampling_weight(min(max(v, 0.0), 1.0)) for v in last]),
-        "drawn": [drawn.get(i, 0) for i in range(BINS)],
+        "drawn": [dict(zip(numbers, counts, strict=True)).get(i, 0) for i in range(BINS)],
     }
 
 

@@ -41,6 +41,7 @@ CREATE TABLE progress (
     offset INTEGER, number INTEGER, rows INTEGER, last_offset INTEGER, last_length INTEGER, last_crc INTEGER);
 INSERT INTO progress VALUES (0, 0, 0, 0, 0, 0);
 """
+_REMEMBERED = 200  # answers to filters
 _WORDS = ("answer", "source", "ending", "error_names")  # columns that hold the number of a word
 
 # What the list can be narrowed to; several hold together.
@@ -84,6 +85,7 @@ class Index:
                 self._folder = tempfile.TemporaryDirectory(prefix="solostream-view-")  # goes when this object goes
                 place = Path(self._folder.name) / place.name
         self.place = place
+        self._tallies: dict[tuple[Any, ...], tuple[int, int, tuple[int, ...]]] = {}  # question -> stamp, rows, sums
         self.refresh(0)
 
     def refresh(self, most: int = 1000) -> int:
@@ -138,7 +140,7 @@ class Index:
         order = f"{order} {'DESC' if descending else 'ASC'} NULLS LAST, id" if sort != "id" else _by_id(descending)
         with self._open() as db:
             if where:
-                total = db.execute(f"SELECT COUNT(*) FROM rows {where}", values).fetchone()[0]
+                (total,) = self._tally(db, ["COUNT(*)"], where, values)
             else:
                 total = db.execute("SELECT rows FROM progress").fetchone()[0]
                 if sort == "id":  # ids have no gaps: no need to walk to the window
@@ -155,9 +157,29 @@ class Index:
     def counts(self, query: str = "", narrow: Mapping[str, str] = MappingProxyType({})) -> dict[str, int]:
         """How many trajectories each filter would leave, on its own."""
         where, values = _where((), query, narrow)
-        sums = ", ".join(f"COALESCE(SUM({condition}), 0) AS {name}" for name, condition in FILTERS.items())
+        sums = [f"COALESCE(SUM({condition}), 0)" for condition in FILTERS.values()]
         with self._open() as db:
-            return dict(db.execute(f"SELECT {sums} FROM rows {where}", values).fetchone())
+            return dict(zip(FILTERS, self._tally(db, sums, where, values), strict=True))
+
+    def _tally(
+        self, db: sqlite3.Connection, sums: Sequence[str], where: str, values: Sequence[str | int]
+    ) -> tuple[int, ...]:
+        """`sums` over the rows that fit. What was summed before is not read again: rows come, and none changes in what
+        a filter asks. The stamp tells a file that was indexed anew.
+        """
+        key = (*sums, where, *values)
+        stamp = db.execute("PRAGMA application_id").fetchone()[0]
+        rows = db.execute("SELECT rows FROM progress").fetchone()[0]
+        known_stamp, start, before = self._tallies.get(key, (stamp, 0, (0,) * len(sums)))
+        if known_stamp != stamp:
+            start, before = 0, (0,) * len(sums)
+        new = f"{where} {'AND' if where else 'WHERE'} id >= ? AND id < ?"
+        found = db.execute(f"SELECT {', '.join(sums)} FROM rows {new}", [*values, start, rows]).fetchone()
+        total = tuple(a + b for a, b in zip(before, found, strict=True))
+        if len(self._tallies) >= _REMEMBERED:
+            self._tallies.clear()
+        self._tallies[key] = stamp, rows, total
+        return total
 
     def choices(self) -> dict[str, Any]:
         """What `narrow` may be: first and last step (None without any), sources, endings, names of errors."""
@@ -243,6 +265,7 @@ class Index:
         for statement in _SCHEMA.split(";"):
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {_VERSION}")
+        db.execute(f"PRAGMA application_id = {int.from_bytes(os.urandom(4)) >> 1}")  # a stamp of this start
 
     def _still_there(self, offset: int, length: int, crc: int) -> bool:
         if not length:

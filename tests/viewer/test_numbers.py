@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from synthetic_runs import Writer, run_code, tokenizer, write_training_run
+from synthetic_runs import Writer, run_code, tokenizer, training_records, write_training_run
 
 from solostream.agent.trajectory import Trajectory
 from solostream.envs.types import Task
@@ -208,3 +208,21 @@ def test_an_inspect_log_holds_the_sample(index: Index) -> None:
     answered = [m for m in sample["messages"] if m["role"] == "tool"]
     assert [m["tool_call_id"] for m in answered] == asked
     assert "error" in answered[0]
+
+
+def test_what_was_counted_before_counts_on_as_the_file_grows(tmp_path: Path) -> None:
+    """And from nothing when the file was written anew."""
+    path = tmp_path / "trajectories.jsonl"
+    lines = [json.dumps(record) + "\n" for record in training_records(90, problems=9)]
+    right = [json.loads(line)["reward"] > 0.5 for line in lines]
+    path.write_text("".join(lines[:40]))
+    index = Index(path)
+    for upto in (40, 75):
+        path.write_text("".join(lines[:upto]))
+        while index.refresh(13):
+            assert index.counts()["right"] == index.page(["right"])["total"] <= sum(right[:upto])
+        assert index.counts()["right"] == index.page(["right"])["total"] == sum(right[:upto])
+    path.write_text("".join(lines[60:]))
+    while index.refresh():
+        pass
+    assert index.counts()["right"] == index.page(["right"])["total"] == sum(right[60:])
