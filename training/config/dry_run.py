@@ -2,47 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
-from solostream import hub
+from solostream.errors import UserError
 from solostream.training.config import Config
-from solostream.training.config.learner import LearnerConfig
+from solostream.training.config.memory import Shape, available, memory, remedies, shape_of
 
 PROMPT_TOKENS = 64  # a guess: the prompt's length is known only once the data is tokenised
 JSON_BYTES = 24  # a token in trajectories.jsonl: id, mask, logprob, version, text
-LOGITS = 4  # float32 copies of a chunk's logits at one time: as they come, log-softmax, softmax, the gradient
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Of a causal language model; sizes in units."""
-
-    parameters: int
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp: int
-    vocabulary: int
-
-    def adapters(self, config: LearnerConfig) -> int:
-        """Parameters of LoRA; targets that this does not know are counted as all linear layers."""
-        if config.lora is None:
-            return 0
-        h, q, kv, m = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.mlp
-        sides = {"q": h + q, "k": h + kv, "v": h + kv, "o": q + h, "gate": h + m, "up": h + m, "down": m + h}
-        named = {f"{name}_proj": size for name, size in sides.items()}
-        chosen = [named[target] for target in config.lora.targets if target in named] or named.values()
-        return self.layers * config.lora.rank * sum(chosen)
-
-    def activations(self, config: LearnerConfig) -> int:
-        """Bytes a token that the backward pass keeps, in float32: measured on Qwen3, see `test_plan`."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        layer = 4 * (6 * (self.hidden + q) + 2 * kv + 4 * self.mlp)
-        return layer + 4 * self.hidden * self.layers if config.gradient_checkpointing else layer * self.layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,48 +24,100 @@ class Plan:
     episodes: int
     tokens_a_step: int
     tokens: int
-    learner: int  # weights, gradients, optimizer, reference
-    micro_batch: int
-    sampler: int
-    cache: int
+    memory: dict[str, int]  # part -> bytes on the device
     checkpoint: int
     trajectories: int
 
 
-def plan(config: Config, pool: int, tests: int) -> Plan:
-    """pool, tests: problems to train on and held out. Raises UserError for an unknown model."""
-    shape = _shape(config)
+def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int = 0) -> Plan:
+    """pool, tests: problems to train on and held out. device, total: "cpu" or "cuda", and the bytes that it has.
+
+    Raises UserError for an unknown model.
+    """
+    shape = shape_of(config)
     r, a, c, batch = config.rollout, config.algorithm, config.learner, config.rollout.batch
-    in_flight = max(round(batch * r.over_provision), batch) if r.mode == "async" else batch
     start = pool * a.tracker.start_samples if a.uses_tracker else 0
     held_out = tests * (config.eval.samples + config.eval.greedy)
     evaluations = 2 + ((config.run.steps - 1) // config.eval.every if config.eval.every else 0)
     # what is in flight when the last batch is taken stops there; the last evaluation plays once more without the tool
     episodes = start + config.run.steps * batch + evaluations * held_out + tests
     weight = 2 if config.model.dtype == "bfloat16" else 4
-    sampled = {"float32": 4, "bfloat16": 2}.get(config.model.sampler_dtype, weight)
-    context = PROMPT_TOKENS + config.env.episode_tokens
-    adapters = shape.adapters(c)
     frozen = shape.parameters * weight if c.lora else 0
-    trained = adapters or shape.parameters
-    reference = (frozen + 4 * trained) if c.kl_coef else 0
-    rows = min(c.max_tokens_per_batch, batch * context)
+    trained = shape.adapters(c) or shape.parameters
+    reference = 4 * trained if c.kl_coef else 0
     return Plan(
         shape=shape,
-        in_flight=in_flight,
+        in_flight=_in_flight(config),
         start=start,
         evaluations=evaluations,
         held_out=held_out,
         episodes=episodes,
         tokens_a_step=r.batch_tokens or batch * config.env.episode_tokens,
         tokens=episodes * config.env.episode_tokens,
-        learner=frozen + trained * (4 + 4 + 8) + reference,  # float32: weights, gradients, two moments of AdamW
-        micro_batch=rows * shape.activations(c) + LOGITS * 4 * min(c.logits_chunk, rows) * shape.vocabulary,
-        sampler=shape.parameters * sampled,
-        cache=2 * sampled * shape.layers * shape.kv_heads * shape.head_dim * context * in_flight,
+        memory=memory(config, shape, _in_flight(config), _context(config), device, total),
         checkpoint=shape.parameters * (weight if c.lora else 4) + frozen + trained * (12 if c.lora else 8) + reference,
-        trajectories=config.run.steps * batch * context * JSON_BYTES,
+        trajectories=config.run.steps * batch * _context(config) * JSON_BYTES,
     )
+
+
+def refuse_too_large(config: Config, device: str) -> None:
+    """Raises UserError, with what would fit, where what must lie in memory at all times is more than the device has."""
+    shape = shape_of(config)
+    kind = device.partition(":")[0]
+    free, total = available(device)
+
+    def resting(c: Config) -> int:
+        found = memory(c, shape, _in_flight(c), _context(c), kind, total)
+        return sum(size for name, size in found.items() if name not in ("activations", "logits", "half copy"))
+
+    if resting(config) > total:
+        raise UserError(
+            f"{config.model.path} does not fit on {device}: weights, gradients, optimizer and sampler take "
+            f"{_bytes(resting(config))} of {_bytes(total)}; {_would(remedies(config, resting, free))}"
+        )
+
+
+def _would(found: list[str]) -> str:
+    return f"set {', or '.join(found)}" if found else "take a smaller model, or a larger device"
+
+
+def _in_flight(config: Config) -> int:
+    r = config.rollout
+    return max(round(r.batch * r.over_provision), r.batch) if r.mode == "async" else r.batch
+
+
+def _context(config: Config) -> int:
+    return PROMPT_TOKENS + config.env.episode_tokens
+
+
+def _memory_rows(config: Config, p: Plan, device: str, free: int, total: int) -> list[tuple[str, str]]:
+    """The parts on the device, their sum, and whether that fits."""
+    kind = device.partition(":")[0]
+
+    def need(c: Config) -> int:
+        return sum(memory(c, p.shape, _in_flight(c), _context(c), kind, total).values())
+
+    needed = need(config)
+    listed = ", ".join(f"{name} {_bytes(size)}" for name, size in p.memory.items())
+    if not total:
+        return [(f"memory {device}", listed), ("", f"≤ {_bytes(needed)}; there is no {device} here to compare with")]
+    verdict = "fits" if needed <= free else f"does not fit: {_would(remedies(config, need, free))}"
+    return [
+        (f"memory {device}", listed),
+        ("", f"≤ {_bytes(needed)} of {_bytes(free)} free ({_bytes(total)} in all): {verdict}"),
+    ]
+
+
+def _device(name: str) -> tuple[str, int, int]:
+    """The device that a run would take, its free bytes and all of them; 0 of a GPU that is not on this machine."""
+    import torch
+
+    from solostream.training.learner.device import device_of
+
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        return name, 0, 0
+    device = str(device_of(name))
+    return device, *available(device)
 
 
 def describe(config: Config) -> str:
@@ -109,7 +128,9 @@ def describe(config: Config) -> str:
     sft_batches(config)
     train, test = setup.problems(config, lambda remark: None)
     setup.environment(config, test, None).close()
-    r, a, p = config.rollout, config.algorithm, plan(config, len(train), len(test))
+    device, free, total = _device(config.model.device)
+    p = plan(config, len(train), len(test), device.partition(":")[0], total)
+    r, a = config.rollout, config.algorithm
     batch = f"{_count(r.batch_tokens)} action tokens" if r.batch_tokens else f"{r.batch} trajectories"
     rows = [
         ("model", f"{config.model.path}, {_count(p.shape.parameters)} parameters, {config.model.dtype}"),
@@ -122,53 +143,10 @@ def describe(config: Config) -> str:
         ("evaluation", f"{p.evaluations} times {p.held_out} episodes, and {len(test)} without the tool"),
         ("episodes", f"{p.episodes:,} in all"),
         ("tokens", f"≤ {_count(p.tokens_a_step)} a step, ≤ {_count(p.tokens)} in all"),
-        (
-            "memory",
-            f"learner {_bytes(p.learner)} + micro-batch ≤ about {_bytes(p.micro_batch)}, "
-            f"sampler {_bytes(p.sampler)} + KV cache ≤ {_bytes(p.cache)}",
-        ),
+        *_memory_rows(config, p, device, free, total),
         ("disk", f"checkpoints {config.run.keep} x {_bytes(p.checkpoint)}, trajectories ≤ {_bytes(p.trajectories)}"),
     ]
     return "\n".join(f"{name:<14} {what}" for name, what in rows)
-
-
-def _shape(config: Config) -> Shape:
-    if config.model.path == "build":
-        b = config.model.build
-        query, key = b.heads * b.head_dim, 2 * b.kv_heads * b.head_dim
-        layer = b.hidden_size * (2 * query + key + 3 * b.mlp_size + 2) + 2 * b.head_dim
-        rows = math.ceil(b.vocabulary / 64) * 64
-        parameters = rows * b.hidden_size + b.layers * layer + b.hidden_size
-        return Shape(parameters, b.layers, b.hidden_size, b.heads, b.kv_heads, b.head_dim, b.mlp_size, rows)
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    whole = _hub_config(config.model.path)
-    with torch.device("meta"):
-        parameters = AutoModelForCausalLM.from_config(whole).num_parameters()
-    c = whole.get_text_config()
-    heads = c.num_attention_heads
-    return Shape(
-        parameters,
-        c.num_hidden_layers,
-        c.hidden_size,
-        heads,
-        getattr(c, "num_key_value_heads", None) or heads,
-        getattr(c, "head_dim", None) or c.hidden_size // heads,
-        getattr(c, "intermediate_size", None) or 4 * c.hidden_size,
-        c.vocab_size,
-    )
-
-
-def _hub_config(path: str) -> Any:
-    from transformers import AutoConfig
-
-    from solostream.errors import UserError
-
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f'model.path = "{path}": {hub.no_model(path, error)}') from None
 
 
 def _count(n: float) -> str:

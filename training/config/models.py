@@ -288,11 +288,16 @@ class Config(Section):
         return hashlib.sha256(json.dumps(self.resume_fingerprint(), sort_keys=True).encode()).hexdigest()[:16]
 
     def resume_fingerprint(self) -> dict[str, Any]:
-        """The configuration without where the run lives and how long it goes on: those may change on resume."""
+        """The configuration without what may change on resume: where the run lives, how long it goes on, and how a
+        batch is cut to fit into memory, which changes no gradient but for its rounding.
+        """
         tree = self.model_dump(mode="json")
         tree["run"] = {"seed": self.run.seed}
         for watching in ("eval", "engine", "tracker", "metric", "callback"):
             del tree[watching]
+        for learner in (tree["learner"], tree["cold_start"]["learner"]):
+            for cut in ("max_tokens_per_batch", "logits_chunk", "gradient_checkpointing"):
+                del learner[cut]
         return tree
 
     def completed(self) -> Config:

@@ -46,23 +46,32 @@ def describe(device: torch.device) -> str:
     return f"device {device} ({torch.cuda.get_device_name(device)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free)"
 
 
+def base_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """Of weights that are not trained. Raises UserError for bfloat16 on a GPU that has none."""
+    return _on(device, config.dtype, "model.dtype")
+
+
 def sampler_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     """Of the weights that sample. Raises UserError for bfloat16 on a GPU that has none."""
-    wanted = config.sampler_dtype
-    if wanted == "auto":
-        wanted = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else config.dtype
-    if wanted == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UserError(f'{torch.cuda.get_device_name(device)} has no bfloat16: set model.sampler_dtype = "float32"')
-    return DTYPES[wanted]
+    automatic = "bfloat16" if _has_bfloat16(device) else config.dtype
+    return _on(device, automatic if config.sampler_dtype == "auto" else config.sampler_dtype, "model.sampler_dtype")
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     """Of the learner's computation. Raises UserError for bfloat16 on a GPU that has none."""
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UserError(f'{torch.cuda.get_device_name(device)} has no bfloat16: set learner.dtype = "float32"')
-    return DTYPES[name]
+    automatic = "bfloat16" if _has_bfloat16(device) else "float32"
+    return _on(device, automatic if name == "auto" else name, "learner.dtype")
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether it is a GPU that is fast at it; CPUs compute with it too, at their own pace."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def _on(device: torch.device, dtype: str, setting: str) -> torch.dtype:
+    if dtype == "bfloat16" and device.type == "cuda" and not _has_bfloat16(device):
+        raise UserError(f'{torch.cuda.get_device_name(device)} has no bfloat16: set {setting} = "float32"')
+    return DTYPES[dtype]
 
 
 def compile_layers(model: Any) -> None:

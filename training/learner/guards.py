@@ -46,7 +46,7 @@ def memory_advice(max_tokens_per_batch: int) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
         raise UserError(
-            f"out of memory with max_tokens_per_batch = {max_tokens_per_batch}; "
-            f"try max_tokens_per_batch = {max(max_tokens_per_batch // 2, 1)}, "
-            "or gradient_checkpointing = true"
+            f"out of memory with max_tokens_per_batch = {max_tokens_per_batch}; the last checkpoint is kept: resume "
+            f"with learner.max_tokens_per_batch = {max(max_tokens_per_batch // 2, 1)}, "
+            "or learner.gradient_checkpointing = true"
         ) from error

@@ -27,7 +27,7 @@ from solostream import hub
 from solostream.agent.chat_template import CHATML
 from solostream.errors import UserError
 from solostream.training.config import BuildConfig, ModelConfig
-from solostream.training.learner.device import DTYPES, device_of
+from solostream.training.learner.device import base_dtype, device_of
 
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 PROTOCOL = ("```python\n", "\n```\n", "```output\n", "\\boxed{")
@@ -96,15 +96,18 @@ def load_model(
         built = build_tokenizer(corpus, config.build.vocabulary)
         return build_model(config.build, built, seed).to(device), built  # type: ignore[arg-type]
     # What is trained is float32: a step of 1e-6 is lost on bfloat16 weights. Under adapters the base is not.
-    dtype = DTYPES[config.dtype] if adapters else torch.float32
+    dtype = base_dtype(config, device) if adapters else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.path)
         model: Any = AutoModelForCausalLM.from_pretrained(config.path, dtype=dtype)
         model = model.to(device)
     except (OSError, ValueError) as error:
         raise UserError(f'model.path = "{config.path}": {hub.no_model(config.path, error)}') from error
-    if tokenizer.chat_template is None:
-        raise UserError(f'the tokenizer of model.path = "{config.path}" has no chat template; use an instruct model')
+    if tokenizer.chat_template is None and config.chat_template is None:
+        raise UserError(
+            f'the tokenizer of model.path = "{config.path}" has no chat template: set model.chat_template = "chatml" '
+            "(or a Jinja file), or use an instruct model"
+        )
     return model, tokenizer
 
 

@@ -25,7 +25,8 @@ from solostream.envs.types import Task
 from solostream.errors import UserError
 from solostream.sandbox.types import Sandbox
 from solostream.training.config import Config
-from solostream.training.learner.device import sampler_dtype
+from solostream.training.config.dry_run import refuse_too_large
+from solostream.training.learner.device import device_of, sampler_dtype
 from solostream.training.run.model import load_model, sampler_model
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
 
@@ -53,6 +54,7 @@ def build(
     source: a checkpoint that has the weights and the tokenizer.
     """
     where = config.model.model_copy(update={"path": str(source)}) if source else config.model
+    refuse_too_large(config, str(device_of(config.model.device)))
     adapters = config.learner.lora is not None and not (config.cold_start.phases or config.cold_start.data)
     model, tokenizer = load_model(where, _corpus([*sft_batches, *train]), config.run.seed, adapters=adapters)
     chat = _chat(config, tokenizer, source)

@@ -282,7 +282,8 @@ class Trainer:
                 if rl.n_starts:
                     with self.clock.phase("tracker start"), self.view.stage("start", rl.n_starts) as stage:
                         await self._interruptible(rl.start(stage.advance), learner)
-                await self._save(learner, rl, log)
+                if rl.n_starts or self.cold_step:  # else there is nothing yet that a new start would not have at once
+                    await self._save(learner, rl, log)
             observers.tell(self._callbacks, "on_start", rl.step)
             with self.clock.phase("reinforcement"), self.view.stage("learning", config.run.steps, rl.step) as stage:
                 while rl.step < config.run.steps and not self._enough:

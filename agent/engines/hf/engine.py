@@ -218,6 +218,7 @@ class HFEngine:
                 if weights is self._live:
                     self._forward.refresh()
                 else:  # another learner: its model may have adapters, or none any more
+                    del self._forward  # with its fused copies, before there are others
                     self._forward, self._live = forward_of(weights.module()), weights
             return
         load_state(self._forward.model, weights)

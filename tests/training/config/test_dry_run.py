@@ -9,9 +9,11 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from solostream.training.config import assign, validate
-from solostream.training.config.dry_run import plan
+from solostream.errors import UserError
+from solostream.training.config import Config, assign, validate
+from solostream.training.config.dry_run import plan, refuse_too_large
 from solostream.training.config.learner import LearnerConfig, LoraConfig
+from solostream.training.config.memory import memory, remedies, shape_of
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.packing import pack
 
@@ -66,7 +68,8 @@ def test_the_sizes_of_a_real_learner(settings: list[str], config: dict) -> None:
     merged = 4 * found.shape.parameters
     assert found.checkpoint == pytest.approx(merged + size(learner.state_dict(weights=False)), rel=0.01)
     kept = size(learner.state_dict()) + 4 * trained  # and the gradients, which a checkpoint has not
-    assert found.learner == pytest.approx(kept, rel=0.01)
+    parts = ("base", "weights", "gradients", "optimizer", "reference")
+    assert sum(found.memory.get(part, 0) for part in parts) == pytest.approx(kept, rel=0.01)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -101,4 +104,50 @@ def test_what_bounds_the_parts() -> None:
     assert found.in_flight == 125
     assert found.episodes == 512 + 40 * 100 + 2 * 20 + 10
     assert planned("rollout.mode=sync").in_flight == 128
-    assert planned("learner.max_tokens_per_batch=256").micro_batch * 2 == pytest.approx(found.micro_batch)
+    fewer, more = (planned(f"learner.max_tokens_per_batch={n}").memory["activations"] for n in (256, 512))
+    assert more == pytest.approx(2 * fewer)
+
+
+def test_what_the_sampler_takes() -> None:
+    """Fused copies of a small model; a second model where dtypes differ or an update has several steps."""
+    weights = planned().memory["weights"]
+    assert planned().memory["sampler"] == weights
+    assert planned("learner.epochs=3").memory["sampler"] == 2 * weights
+    assert planned("learner.epochs=3", "rollout.mode=sync").memory["sampler"] == weights
+    assert planned("model.sampler_dtype=bfloat16").memory["sampler"] == weights  # twice, at half the size
+    # 2 sides, 4 bytes, 3 layers, 2 heads of 16; 300 + 64 columns, from 256 doubled to 512; 192 in flight.
+    wide = planned("env.episode_tokens=300").memory["KV cache"]
+    assert wide == 2 * 4 * 3 * 2 * 16 * 512 * 192
+
+
+def test_what_would_make_a_run_fit() -> None:
+    big = {"hidden_size": 1024, "layers": 12, "heads": 16, "kv_heads": 8, "head_dim": 64, "mlp_size": 4096}
+    config = validate({"model": {"build": big}, "learner": {"max_tokens_per_batch": 4096}})
+    shape = shape_of(config)
+
+    def need(c: Config) -> int:
+        return sum(memory(c, shape, 192, 320, "cpu", 0).values())
+
+    whole, parts = need(config), memory(config, shape, 192, 320, "cpu", 0)
+    assert remedies(config, need, whole - 1)[0] == "learner.max_tokens_per_batch = 1024"
+    assert remedies(config, need, whole - 1)[2].startswith("learner.lora = { rank = 16 }")
+    resting = sum(size for name, size in parts.items() if name not in ("activations", "logits"))
+    small = remedies(config, need, round(0.6 * resting))
+    assert len(small) == 1
+    assert small[0].count(" and ") == 2
+    assert remedies(config, need, parts["program"]) == []
+
+
+def test_a_run_of_which_not_even_the_weights_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = validate({"model": {"build": {"hidden_size": 512, "layers": 8, "mlp_size": 2048}}})
+    monkeypatch.setattr("solostream.training.config.dry_run.available", lambda device: (900 << 20, 960 << 20))
+    with pytest.raises(UserError, match=r"build does not fit on cpu: .* take .* GiB of 960 MiB; set learner.lora"):
+        refuse_too_large(config, "cpu")
+    refuse_too_large(validate({}), "cpu")
+
+
+def test_how_a_batch_is_cut_may_change_on_resume() -> None:
+    cut = {"max_tokens_per_batch": 77, "logits_chunk": 5, "gradient_checkpointing": True}
+    assert validate({"learner": cut}).hash() == validate({"learner": {}}).hash()
+    assert validate({"cold_start": {"learner": cut}}).hash() == validate({"cold_start": {"learner": {}}}).hash()
+    assert validate({"learner": {**cut, "epochs": 2}}).hash() != validate({"learner": {}}).hash()

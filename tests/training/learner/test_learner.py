@@ -404,7 +404,7 @@ def test_out_of_memory_names_the_budget_to_try() -> None:
 
     one.model.base_model.layers[0].forward = exhausted
     batch = [trajectory("a")]
-    with pytest.raises(UserError, match="try max_tokens_per_batch = 2048, or gradient_checkpointing"):
+    with pytest.raises(UserError, match=r"is kept: resume with learner.max_tokens_per_batch = 2048, or learner.gr"):
         one.update(batch, constant(1.0, batch=batch))
 
 

@@ -1,0 +1,199 @@
+"""How much memory a run takes, part by part, and what would make it fit.
+
+Sums of what is allocated at one time. The constants were measured: on CPUs (docs/results.md, "Memory") and on one GPU
+(the same page, "One GPU": peaks at 0.47 B and 1.48 B, packed and compiled, are met within 4 %).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from solostream import hub
+from solostream.errors import UserError
+from solostream.training.config.learner import LearnerConfig, LoraConfig
+from solostream.training.config.models import Config
+
+PROGRAM = {"cpu": 480 << 20, "cuda": 600 << 20}  # Python with torch and transformers; what CUDA takes for itself
+VLLM_PROGRAM = 900 << 20  # its process on a CPU, without weights and cache
+VLLM_CACHE = 256 << 20  # its KV cache on a CPU, where nothing is said
+LOGITS = 3  # float32 copies of a chunk's logits at one time: log-softmax, its gradient, the gradient of the logits
+HALF = 0.68  # activations under bfloat16 against float32: norms and the residual stream stay float32
+COMPILED = 0.58  # of these, with learner.compile: what lies between two products is computed again
+LEAN = 64_000_000  # parameters up to which the hf engine keeps fused copies of its own (agent/engines/hf/forward.py)
+LEAN_KINDS = ("qwen3", "qwen2", "llama")
+FIRST_COLUMNS = 256  # of the hf engine's KV cache, which doubles them when an episode needs more
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of a causal language model; sizes in units. normed: queries and keys have norms of their own."""
+
+    kind: str
+    parameters: int
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocabulary: int
+    normed: bool
+
+    def adapters(self, config: LearnerConfig) -> int:
+        """Parameters of LoRA; targets that this does not know are counted as all linear layers."""
+        if config.lora is None:
+            return 0
+        h, q, kv, m = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.mlp
+        sides = {"q": h + q, "k": h + kv, "v": h + kv, "o": q + h, "gate": h + m, "up": h + m, "down": m + h}
+        named = {f"{name}_proj": size for name, size in sides.items()}
+        chosen = [named[target] for target in config.lora.targets if target in named] or named.values()
+        return self.layers * config.lora.rank * sum(chosen)
+
+    def activations(self, config: LearnerConfig) -> int:
+        """Bytes a token that the backward pass keeps, in float32: counted on Llama, Qwen2 and Qwen3."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        layer = 4 * (6 * (self.hidden + q) + 2 * kv + 4 * self.mlp - (0 if self.normed else 2 * (q + kv)))
+        return layer + 4 * self.hidden * self.layers if config.gradient_checkpointing else layer * self.layers
+
+
+def shape_of(config: Config) -> Shape:
+    """Raises UserError for an unknown model."""
+    if config.model.path == "build":
+        b = config.model.build
+        query, key = b.heads * b.head_dim, 2 * b.kv_heads * b.head_dim
+        layer = b.hidden_size * (2 * query + key + 3 * b.mlp_size + 2) + 2 * b.head_dim
+        rows = math.ceil(b.vocabulary / 64) * 64
+        parameters = rows * b.hidden_size + b.layers * layer + b.hidden_size
+        sizes = b.layers, b.hidden_size, b.heads, b.kv_heads, b.head_dim, b.mlp_size, rows
+        return Shape("qwen3", parameters, *sizes, normed=True)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    whole = _hub_config(config.model.path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(whole)
+    c = whole.get_text_config()
+    heads = c.num_attention_heads
+    return Shape(
+        c.model_type,
+        model.num_parameters(),
+        c.num_hidden_layers,
+        c.hidden_size,
+        heads,
+        getattr(c, "num_key_value_heads", None) or heads,
+        getattr(c, "head_dim", None) or c.hidden_size // heads,
+        getattr(c, "intermediate_size", None) or 4 * c.hidden_size,
+        c.vocab_size,
+        normed=any(name.endswith("q_norm.weight") for name, _ in model.named_parameters()),
+    )
+
+
+def _hub_config(path: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f'model.path = "{path}": {hub.no_model(path, error)}') from None
+
+
+def memory(config: Config, shape: Shape, in_flight: int, context: int, device: str, total: int) -> dict[str, int]:
+    """Part -> bytes on the device at the peak; an upper bound where a batch fills its token budget.
+
+    in_flight: episodes. context: tokens of the longest. device: "cpu" or "cuda". total: bytes that the device has.
+    """
+    c, m = config.learner, config.model
+    stored = 2 if m.dtype == "bfloat16" else 4
+    half = c.dtype == "bfloat16" or (c.dtype == "auto" and device == "cuda")
+    trained = shape.adapters(c) or shape.parameters
+    rows = min(c.max_tokens_per_batch, config.rollout.batch * context)
+    logits = LOGITS * 4 * min(c.logits_chunk, rows) * shape.vocabulary
+    embedding = 4 * shape.vocabulary * shape.hidden if not c.lora else 0
+    kept = shape.activations(c) * (HALF if half else 1) * (COMPILED if half and c.compile else 1)
+    parts = {
+        "program": PROGRAM[device],
+        "base": shape.parameters * stored if c.lora else 0,
+        "weights": 4 * trained,
+        "half copy": 2 * shape.parameters if half else 0,  # autocast casts each weight once a micro-batch
+        "gradients": 4 * trained,
+        "optimizer": 8 * trained,
+        "reference": 4 * trained if c.kl_coef else 0,
+        "activations": round(rows * kept),
+        # The head's gradient stands beside its logits, then the embedding's beside it where the two are tied.
+        "logits": max(logits + embedding, 2 * embedding),
+        **_sampler(config, shape, in_flight, context, device, total),
+    }
+    return {name: size for name, size in parts.items() if size}
+
+
+def _sampler(config: Config, shape: Shape, in_flight: int, context: int, device: str, total: int) -> dict[str, int]:
+    engine, options = config.run.engine, config.engine.get(config.run.engine, {})
+    stored = 2 if config.model.dtype == "bfloat16" else 4
+    automatic = 2 if device == "cuda" else stored
+    sampled = {"float32": 4, "bfloat16": 2}.get(config.model.sampler_dtype, automatic)
+    if engine == "vllm" and device == "cuda":
+        return {"vLLM's share": round(total * float(options.get("gpu_memory_utilization", 0.9)))}
+    if engine == "vllm":
+        cache = int(options.get("cache_bytes") or VLLM_CACHE)
+        return {"vLLM": VLLM_PROGRAM, "sampler": sampled * shape.parameters, "KV cache": cache}
+    if engine != "hf":
+        return {}
+    lean = shape.kind in LEAN_KINDS and shape.parameters <= LEAN
+    learned = stored if config.learner.lora else 4
+    steps = config.learner.num_mini_batches * config.learner.epochs
+    second = sampled != learned or (config.rollout.mode == "async" and steps > 1)
+    columns = min(FIRST_COLUMNS, context + 1) if config.rollout.mode == "async" else context + 1
+    while columns <= context:
+        columns *= 2
+    return {
+        "sampler": sampled * shape.parameters * (lean + second),
+        "KV cache": 2 * sampled * shape.layers * shape.kv_heads * shape.head_dim * columns * in_flight,
+    }
+
+
+def available(device: str) -> tuple[int, int]:
+    """(free, total) bytes of the CPU's memory, or of the GPU `device`."""
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.mem_get_info(torch.device(device))
+    lines = (line.split() for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+    found = {name.rstrip(":"): int(size) << 10 for name, size, *_ in lines}
+    return min([found["MemAvailable"], *_group_room()]), found["MemTotal"]
+
+
+def _group_room() -> list[int]:
+    """What the control group of a container leaves, where it has a limit."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return []
+    return [] if limit == "max" else [int(limit) - int(used)]
+
+
+def remedies(config: Config, need: Any, free: int) -> list[str]:
+    """Settings that would make the run fit, each alone, the mildest first; all of them together where none does.
+
+    need: from a configuration to its bytes. Empty where not even all would.
+    """
+    c = config.learner
+    fewer = max(c.max_tokens_per_batch // 4, 256)
+    changes: dict[str, dict[str, Any]] = {
+        f"learner.max_tokens_per_batch = {fewer}": {"max_tokens_per_batch": fewer, "logits_chunk": fewer},
+        "learner.gradient_checkpointing = true": {"gradient_checkpointing": True},
+        "learner.lora = { rank = 16 } with model.dtype = bfloat16": {"lora": c.lora or LoraConfig()},
+    }
+
+    def changed(*chosen: dict[str, Any]) -> Config:
+        learner = c.model_copy(update={key: value for one in chosen for key, value in one.items()})
+        dtype = "bfloat16" if learner.lora else config.model.dtype
+        return config.model_copy(update={"learner": learner, "model": config.model.model_copy(update={"dtype": dtype})})
+
+    alone = [name for name, change in changes.items() if need(changed(change)) <= free]
+    if alone:
+        return alone
+    return [" and ".join(changes)] if need(changed(*changes.values())) <= free else []
