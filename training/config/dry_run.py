@@ -42,7 +42,6 @@ def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int 
     # what is in flight when the last batch is taken stops there; the last evaluation plays once more without the tool
     episodes = start + config.run.steps * batch + evaluations * held_out + tests
     weight = 2 if config.model.dtype == "bfloat16" else 4
-    frozen = shape.parameters * weight if c.lora else 0
     trained = shape.adapters(c) or shape.parameters
     reference = 4 * trained if c.kl_coef else 0
     return Plan(
@@ -55,7 +54,7 @@ def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int 
         tokens_a_step=r.batch_tokens or batch * config.env.episode_tokens,
         tokens=episodes * config.env.episode_tokens,
         memory=memory(config, shape, _in_flight(config), _context(config), device, total),
-        checkpoint=shape.parameters * (weight if c.lora else 4) + frozen + trained * (12 if c.lora else 8) + reference,
+        checkpoint=shape.parameters * (weight if c.lora else 4) + trained * (16 if c.lora else 8) + reference,
         trajectories=config.run.steps * batch * _context(config) * JSON_BYTES,
     )
 

@@ -227,13 +227,20 @@ class Learner:
             with self._live.writing():
                 lora.merge_adapters(self.model)
 
-    def state_dict(self, *, weights: bool = True) -> dict[str, Any]:
+    def save_adapters(self, folder: Path, base: Path) -> None:
+        """A folder that peft loads on top of the model `base`; nothing where there are no adapters."""
+        if self.config.lora:
+            lora.save(self.model, folder, base)
+
+    def state_dict(self, *, weights: bool = True, base: bool = True) -> dict[str, Any]:
         """What is trained, the optimizer, its step, the base under adapters, and the reference where there is one.
 
-        weights: False leaves out those of a model that is trained whole, for a folder beside it holds them.
+        weights, base: False leaves out what folders hold: the model that is trained whole, the base under adapters.
         """
         reference = None if self._reference is None else self._reference.model
-        return state_of(self.model, self.optimizer, reference, adapters=bool(self.config.lora), weights=weights)
+        return state_of(
+            self.model, self.optimizer, reference, adapters=bool(self.config.lora), weights=weights, base=base
+        )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises UserError when the state is of another model or another configuration."""

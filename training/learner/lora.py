@@ -1,10 +1,12 @@
 """Adapters by peft, and the way back to a plain model.
 
-A checkpoint keeps base and adapters apart: merged weights are rounded, and adapters on top of them would count twice.
+A checkpoint has the merged weights for whoever samples, and the adapters alone for whoever goes on: merged weights are
+rounded, and adapters on top of them would count twice. The base lies where it came from, or once in the run's folder.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from solostream.errors import UserError
@@ -50,3 +52,9 @@ def _shared(model: Any) -> dict[int, list[str]]:
 def merge_adapters(model: Any) -> Any:
     """The plain model inside `model`, in place, with the adapters merged into its weights."""
     return model.merge_and_unload().requires_grad_(True)
+
+
+def save(model: Any, folder: Path, base: Path) -> None:
+    """The adapters, as `peft.PeftModel.from_pretrained(base model, folder)` loads them."""
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(folder, save_embedding_layers=False)

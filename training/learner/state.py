@@ -13,20 +13,20 @@ from solostream.training.learner.optimizer import Optimizer
 
 
 def state_of(
-    model: nn.Module, optimizer: Optimizer, reference: nn.Module | None, *, adapters: bool, weights: bool
+    model: nn.Module, optimizer: Optimizer, reference: nn.Module | None, *, adapters: bool, weights: bool, base: bool
 ) -> dict[str, Any]:
     """The optimizer with its step, what is trained, the base under adapters, and the reference where there is one.
 
-    weights: False leaves out those of a model that is trained whole, for a folder beside it holds them.
+    weights, base: False leaves out what folders hold: the model that is trained whole, the base under adapters.
     """
     state: dict[str, Any] = {"optimizer": optimizer.state_dict()}
     if weights or adapters:
         state["model"] = _parameters(model, trained=True)
-    # The weights in the checkpoint's folder have the adapters merged in, so the base alone is kept here.
-    if adapters:
+    if base and adapters:
         state["base"] = _parameters(model, trained=False)
     if reference is not None:
-        state["reference"] = dict(reference.named_parameters())
+        # Under adapters it shares the base.
+        state["reference"] = {n: p for n, p in reference.named_parameters() if not adapters or ".lora_" in n}
     return state
 
 
@@ -39,12 +39,13 @@ def load_state(
         _copy(state["model"], _parameters(model, trained=True))
     elif adapters:
         raise UserError("the checkpoint has no adapters: resume with the learner.lora that it was written with")
-    if adapters:
-        _copy(state.get("base", {}), _parameters(model, trained=False))
+    if "base" in state:
+        _copy(state["base"], _parameters(model, trained=False))
     if reference is not None:
         if "reference" not in state:
             raise UserError("the checkpoint has no KL reference; resume with the kl_coef it was written with")
-        _copy(state["reference"], dict(reference.named_parameters()))
+        own = dict(reference.named_parameters())
+        _copy(state["reference"], {n: p for n, p in own.items() if not adapters or ".lora_" in n})
     optimizer.load_state_dict(state["optimizer"])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from solostream import registry
 from solostream.agent.chat_template import Chat, read_template
-from solostream.agent.engine import Engine, Weights
+from solostream.agent.engine import Engine
 from solostream.agent.engines.live_weights import LiveWeights
 from solostream.agent.engines.pretrained import vocabulary_hash
 from solostream.agent.engines.spec import opened
@@ -27,6 +27,7 @@ from solostream.sandbox.types import Sandbox
 from solostream.training.config import Config
 from solostream.training.config.dry_run import refuse_too_large
 from solostream.training.learner.device import device_of, sampler_dtype
+from solostream.training.learner.learner import Learner
 from solostream.training.run.model import load_model, sampler_model
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
 
@@ -47,13 +48,19 @@ class Components:
 
 
 def build(
-    config: Config, train: Tasks, test: Tasks, sft_batches: Sequence[Task], source: Path | None = None
+    config: Config,
+    train: Tasks,
+    test: Tasks,
+    sft_batches: Sequence[Task],
+    source: Path | None = None,
+    base: Path | None = None,
 ) -> Components:
     """`sft_batches`: problems of the cold start, for a built tokenizer to learn from. Raises UserError.
 
-    source: a checkpoint that has the weights and the tokenizer.
+    source: a checkpoint that has the weights and the tokenizer. base: where the weights are instead, under adapters.
     """
-    where = config.model.model_copy(update={"path": str(source)}) if source else config.model
+    found = base or source
+    where = config.model.model_copy(update={"path": str(found)}) if found else config.model
     refuse_too_large(config, str(device_of(config.model.device)))
     adapters = config.learner.lora is not None and not (config.cold_start.phases or config.cold_start.data)
     model, tokenizer = load_model(where, _corpus([*sft_batches, *train]), config.run.seed, adapters=adapters)
@@ -67,6 +74,23 @@ def build(
             f"context of {context}: lower episode_tokens to {max(context - prompt, 0)} or less"
         )
     return Components(train, test, model, tokenizer, chat, prompt + config.env.episode_tokens)
+
+
+def base_of(config: Config, folder: Path) -> Path | None:
+    """Where the weights under the adapters lie while the run `folder` reinforces; None where all are trained."""
+    if config.learner.lora is None:
+        return None
+    untouched = config.model.path != "build" and not (config.cold_start.phases or config.cold_start.data)
+    return Path(config.model.path) if untouched else folder / "base"
+
+
+def write_base(base: Path, folder: Path, parts: Components) -> None:
+    """Once a run, where they are new: built, or of a cold start."""
+    if base.parent == folder and not base.exists():
+        draft = base.with_name(".draft-base")
+        parts.model.save_pretrained(draft)
+        parts.tokenizer.save_pretrained(draft)
+        draft.rename(base)
 
 
 def _chat(config: Config, tokenizer: Any, source: Path | None) -> Chat:
@@ -224,14 +248,17 @@ def _unfit(engine: Engine, parts: Components) -> str:
     return ""
 
 
-def write_model(config: Config, run: str, parts: Components, weights: Weights, folder: Path) -> None:
+def write_model(config: Config, run: str, parts: Components, learner: Learner, base: Path | None, folder: Path) -> None:
     """A folder that `AutoModelForCausalLM.from_pretrained` loads, tokenizer and chat template included.
 
     Beside them, how the run `run` evaluates: `solostream eval` and `chat` go by it.
     """
     model = parts.model
     names = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
-    model.save_pretrained(folder, state_dict={name: w for name, w in weights.items() if name not in names})
+    weights = learner.weights()
+    model.save_pretrained(folder, state_dict={name: weights[name] for name in weights if name not in names})
+    if base is not None:
+        learner.save_adapters(folder / "adapter", base)
     parts.tokenizer.save_pretrained(folder)
     env_options = {"tasks": sources(config)[1], **_env_options(config)}
     temperature, tokens = config.eval.temperature, config.env.turn_tokens

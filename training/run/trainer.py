@@ -106,7 +106,9 @@ class Trainer:
             train, test = setup.problems(config, view.say)
             if self.saved is not None:
                 checkpoint.refuse_other_problems(config, train, test, self.saved)
-            self.parts = setup.build(config, train, test, of_cold_start, source)
+            self.base = setup.base_of(config, folder)
+            under = self.base if plain.get("phase") == "rl" else None
+            self.parts = setup.build(config, train, test, of_cold_start, source, under)
             self.traces = TraceSet(config, self.parts, view.say) if config.cold_start.data else None
             if self.traces and plain.get("traces", self.traces.fingerprint) != self.traces.fingerprint:
                 raise UserError(
@@ -245,6 +247,8 @@ class Trainer:
 
     async def _reinforce(self) -> Summary:
         config = self.config
+        if self.base is not None:
+            setup.write_base(self.base, self.folder, self.parts)
         learner = Learner(
             self.parts.model,
             config.learner,
@@ -362,12 +366,9 @@ class Trainer:
             "reinforcement": rl.state_dict() if rl else None,
             "log_bytes": log.sync() if log else 0,
         }
-        state = State(
-            rl.step if rl else 0,
-            plain,
-            {"learner": learner.state_dict(weights=False), "torch_rng": torch.get_rng_state()},
-        )
-        write = partial(setup.write_model, self.config, self.folder.name, self.parts, learner.weights())
+        trained = learner.state_dict(weights=False, base=rl is None)  # reinforced adapters have a folder for their base
+        state = State(rl.step if rl else 0, plain, {"learner": trained, "torch_rng": torch.get_rng_state()})
+        write = partial(setup.write_model, self.config, self.folder.name, self.parts, learner, self.base)
         await self.thread.run(
             partial(checkpoint.save, self.folder / "checkpoints", state, write, keep=self.config.run.keep)
         )

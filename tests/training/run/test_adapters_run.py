@@ -1,0 +1,55 @@
+"""A run with adapters: peft's folder in each checkpoint, the base once in the run, and an exact resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM as Auto
+
+from solostream.cli.main import main
+
+TINY = Path(__file__).parent / "tiny.toml"
+LORA = ("run.checkpoint_every=1", "run.keep=9", "learner.lora.rank=3", "learner.kl_coef=0.01", "learner.entropy_coef=0.1",
+        "rollout.batch=4")  # fmt: skip
+
+
+def train(root: Path, name: str, *settings: str, resume: bool = False) -> Path:
+    settings = (f"run.root={root}", "eval.greedy=false", "data.test=2", "algorithm.tracker.start_samples=0", *settings)
+    more = ["--resume"] if resume else []
+    flags = (part for s in settings for part in ("--set", s))
+    assert main(["train", str(TINY), "--name", name, *more, *flags]) == 0
+    return root / name / "checkpoints"
+
+
+def test_adapters_are_kept_apart_from_a_base_that_is_written_once(tmp_path: Path) -> None:
+    whole = train(tmp_path, "whole", *LORA, "run.steps=2")
+    base = Auto.from_pretrained(tmp_path / "whole" / "base")
+    for step in (1, 2):
+        folder = whole / f"step-{step:06d}"
+        adapted = peft.PeftModel.from_pretrained(
+            Auto.from_pretrained(tmp_path / "whole" / "base"), folder / "adapter"
+        ).merge_and_unload()
+        merged = Auto.from_pretrained(folder)
+        for (name, one), other in zip(merged.named_parameters(), adapted.parameters(), strict=True):
+            assert torch.allclose(one, other, atol=1e-6), name
+        difference = merged.model.layers[0].mlp.up_proj.weight - base.model.layers[0].mlp.up_proj.weight
+        assert difference.abs().max() > 1e-5
+        state = torch.load(folder / "trainer.pt", weights_only=True)["learner"]
+        assert "base" not in state
+        assert all(".lora_" in name for part in ("model", "reference") for name in state[part])
+
+    train(tmp_path, "parts", *LORA, "run.steps=1")
+    parts = train(tmp_path, "parts", *LORA, "run.steps=2", resume=True)
+    one, two = (Auto.from_pretrained(folder / "step-000002").state_dict() for folder in (whole, parts))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
