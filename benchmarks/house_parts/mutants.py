@@ -33,8 +33,8 @@ MUTANTS = (
     Mutant(
         "drift summed from version 0",
         "training/advantages/value_tracker.py",
-        " - sums[bisect_right(self._drift_versions, last)])",
-        ")",
+        "return abs(travelled_now - travelled_last)",
+        "return abs(travelled_now)",
     ),
     Mutant(
         "staleness by dispatch, not by the oldest token",

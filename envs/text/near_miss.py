@@ -38,11 +38,16 @@ def near_miss(text: str, names: Sequence[str], hidden: Sequence[Span], first_cal
     names: the syntaxes that count here. hidden: thoughts in which calls do not.
     """
     text = text[:_LONGEST]
+    # Blanks in place of what is hidden, so that every position stays what it is in the turn.
     for start, end in hidden:
-        text = text[:start] + " " * (min(end, len(text)) - start) + text[min(end, len(text)) :]
+        end = min(end, len(text))
+        text = text[:start] + " " * (end - start) + text[end:]
     how = " ".join(syntax(name).how for name in names)
+    # The first try in the text is the one that is told. A whole call in another syntax of ours says more than a tag
+    # that no syntax has; a bare block is the weakest sign, and a try only where fences are what is asked for.
     found = _TRIES.search(text)
-    if (other := _other(text, names, first_call)) and (found is None or other[1][0] <= found.start()):
+    other = _other(text, names, first_call)
+    if other is not None and (found is None or other[1][0] <= found.start()):
         return _told(text, other[1], f"this is a call of another kind ({other[0]}). {how}")
     if found is not None:
         return _told(text, found.span(), f"{found.group().strip()[:60]!r} begins or ends no call here. {how}")

@@ -80,7 +80,10 @@ class ValueTracker:
                 "the tracker needs 0 < rho_min <= rho_max < 1, d_half > 0 and window >= 1; "
                 f"got rho_min={rho_min}, rho_max={rho_max}, d_half={d_half}, window={window}"
             )
-        self.rho_min, self.rho_max, self.d_half, self.window = rho_min, rho_max, d_half, window
+        self.rho_min = rho_min
+        self.rho_max = rho_max
+        self.d_half = d_half
+        self.window = window
         self.forgetting = forgetting
         self.shared = SharedDrift(shared_drift) if shared_drift else None
         self.pool = Pool(1 / (1 - rho_min)) if pooled else None
@@ -99,8 +102,8 @@ class ValueTracker:
         if not outcomes:
             self._beliefs.pop(task_id, None)
             return
-        for before, r in pairwise([None, *outcomes]):
-            self._pool(task_id, _unit(r, task_id), before)  # type: ignore[arg-type]
+        for before, reward in pairwise([None, *outcomes]):
+            self._pool(task_id, _unit(reward, task_id), before)  # type: ignore[arg-type]
         # Jeffreys' half a success and half a failure keep v0 off 0 and 1, where no later outcome could surprise.
         alpha, beta = self.pool.prior(self._sources.get(task_id, "")) if self.pool else (0.5, 0.5)
         v0 = (math.fsum(outcomes) + alpha) / (len(outcomes) + alpha + beta)
@@ -259,11 +262,13 @@ class ValueTracker:
         return rho * alpha + new.reward, rho * beta + 1 - new.reward
 
     def _rho(self, last: int | None, new: _Evidence) -> float:
+        """What old evidence shrinks by before `new` is added: by the updates in between, or by how far they went."""
         if self.forgetting == "snapshot":
             passed = 0 if last is None or new.version is None else max(new.version - last, 0)
             return math.pow(self.rho_min, passed)
         divergence = self._travel(last, new.version) if new.divergence is None else new.divergence
-        return min(max(math.exp2(-divergence / self.d_half), self.rho_min), self.rho_max)
+        halved = math.exp2(-divergence / self.d_half)
+        return min(max(halved, self.rho_min), self.rho_max)
 
     def _moved(self, alpha: float, beta: float, source: str, last: int | None, now: int | None) -> tuple[float, float]:
         """The belief of version `last`, as of version `now` (None: the newest), by what all tasks have in common."""
@@ -280,13 +285,16 @@ class ValueTracker:
         # A version's sum is that of the last recorded version up to it. The order of the two does not matter: a late
         # outcome may be of an older policy than the one before it.
         sums = [0.0, *self._drift_sums]
-        return abs(sums[bisect_right(self._drift_versions, now)] - sums[bisect_right(self._drift_versions, last)])
+        travelled_now = sums[bisect_right(self._drift_versions, now)]
+        travelled_last = sums[bisect_right(self._drift_versions, last)]
+        return abs(travelled_now - travelled_last)
 
 
 def _order(evidence: _Evidence) -> tuple[int, float, float, int]:
     """Total, so that equal events (a task answered twice under one number) have one order too."""
     divergence = -1.0 if evidence.divergence is None else evidence.divergence
-    return evidence.event, evidence.reward, divergence, -1 if evidence.version is None else evidence.version
+    version = -1 if evidence.version is None else evidence.version
+    return evidence.event, evidence.reward, divergence, version
 
 
 def _unit(reward: float, task_id: str) -> float:

@@ -99,20 +99,30 @@ def packed_attention(
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and VARLEN:
         return _without_padding(query, key, value, layout, scaling, sliding_window), None
-    repeat = query.shape[1] // key.shape[1]
+
+    # Tokens as rows, and each block of sequences padded to its longest.
+    repeat = query.shape[1] // key.shape[1]  # query heads that share a key head
     rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, heads, d]
     if layout.rows is not None:
-        rows = [_pad(x, *layout.rows) for x in rows]
-    out, start = [], 0
-    for n, length in layout.blocks:
-        q, k, v = (x[start : start + n * length].unflatten(0, (n, length)).transpose(1, 2) for x in rows)
+        rows = [_pad(x, *layout.rows) for x in rows]  # [P, heads, d]
+
+    # A block is a batch of its own, so that nothing can look from one sequence into another; a query never sees the
+    # padding, which comes after it.
+    outputs: list[Tensor] = []
+    start = 0
+    for count, length in layout.blocks:
+        end = start + count * length
+        q, k, v = (
+            x[start:end].unflatten(0, (count, length)).transpose(1, 2) for x in rows
+        )  # [count, heads, length, d]
         if repeat > 1:
             k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+        # Only where the window is shorter than the block does it need a mask, which the fast kernels do not take.
         band = _band(length, sliding_window, q.device) if sliding_window and length > sliding_window else None
         block = F.scaled_dot_product_attention(q, k, v, attn_mask=band, is_causal=band is None, scale=scaling)
-        out.append(block.transpose(1, 2).flatten(0, 1))
-        start += n * length
-    joined = torch.cat(out) if len(out) > 1 else out[0]
+        outputs.append(block.transpose(1, 2).flatten(0, 1))
+        start = end
+    joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]  # [P, heads, d]
     return (joined if layout.rows is None else _unpad(joined, layout.rows[1]))[None], None
 
 
@@ -123,7 +133,9 @@ def _without_padding(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, d]
     grouped = {"enable_gqa": True} if "enable_gqa" in _TOLD else {}
     if not grouped and q.shape[1] != k.shape[1]:
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        # This torch's kernel cannot share a key head among query heads: each gets a copy.
+        repeat = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     places, longest = (layout.borders, layout.borders), (layout.longest, layout.longest)
     left = window - 1 if window else -1  # of the keys that a query sees: a window counts the query's own
     assert varlen_attn is not None

@@ -20,10 +20,13 @@ class NotFinite(UserError):
 
 def check_advantages(batch: Batch, values: Sequence[np.ndarray], folder: Path, step: int) -> None:
     """What an estimator gave, its author's or ours: one finite number an action token. Raises NotFinite, ValueError."""
-    wanted, given = [t.n_action_tokens for t in batch], [len(v) for v in values]
+    wanted = [trajectory.n_action_tokens for trajectory in batch]
+    given = [len(of_row) for of_row in values]
     if wanted != given:
         raise ValueError(f"an estimator owes one advantage an action token: {given} for {wanted}")
-    bad = [t.task_id for t, v in zip(batch, values, strict=True) if not np.isfinite(v).all()]
+    bad = [
+        trajectory.task_id for trajectory, of_row in zip(batch, values, strict=True) if not np.isfinite(of_row).all()
+    ]
     if bad:
         refuse("advantages", bad, batch, folder, step)
 
@@ -42,6 +45,7 @@ def memory_advice(max_tokens_per_batch: int) -> Iterator[None]:
     """Turn out-of-memory into a UserError that names the token budget to try."""
     try:
         yield
+    # On a CPU torch has no class of its own for it, but says so in the text of a RuntimeError.
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise

@@ -202,8 +202,12 @@ class Learner:
     def sft_loss(self, sequences: Sequence[Demonstration]) -> float:
         """Cross-entropy in nats, the mean over all masked tokens, of what is not trained on."""
         total = max(sum(int(mask.sum()) for _, mask in sequences), 1)
+        found = 0.0
         with self.scorer.active():
-            return -sum(float(self.scorer(packed)[0].sum()) for packed in self._packs(sequences)) / total
+            for packed in self._packs(sequences):
+                logprob, _ = self.scorer(packed)
+                found -= float(logprob.sum())
+        return found / total
 
     @torch.no_grad()
     def logprobs(self, batch: Sequence[Trajectory]) -> list[np.ndarray]:
@@ -256,7 +260,8 @@ class Learner:
         rows = [row for row in members if update.keep[row]]
         if not rows:
             return
-        step = _Step(rows, dict(zip(members, weights, strict=True)), self._picks(update, rows))
+        weight_of = dict(zip(members, weights, strict=True))
+        step = _Step(rows, weight_of, self._picks(update, rows))
 
         packs = self._packs(_masked([update.batch[row] for row in rows]))
         self.optimizer.zero()  # of a step that an error cut short
@@ -283,13 +288,16 @@ class Learner:
         sampler = self._column(update.sampler, rows)
         one_step = config.decoupled and update.old is update.sampler  # then π_old is the policy of now
         old = logprob.detach() if one_step else self._column(update.old, rows)
+        picked = torch.zeros_like(sampler)
+        if step.picked:
+            picked = self._column(step.picked, rows)
         tokens = Tokens(
             logprob=logprob,
             old=old,
             advantage=self._column(update.advantages, rows),
             segment=packed.segment,
             sequences=len(rows),
-            picked=self._column(step.picked, rows).bool() if step.picked else torch.zeros_like(sampler).bool(),
+            picked=picked.bool(),
         )
         losses, sums = self.loss(tokens)
 
@@ -306,17 +314,21 @@ class Learner:
             losses = losses + config.kl_coef * penalty
             sums = {**sums, "kl/reference": penalty.sum()}
 
-        weights = torch.tensor([step.weights[row] for row in rows], dtype=torch.float32, device=self.scorer.device)
+        # One weight for all tokens of a trajectory, fixed by the whole step and not by this pack.
+        of_row = [step.weights[row] for row in rows]
+        weights = torch.tensor(of_row, dtype=torch.float32, device=self.scorer.device)  # [rows]
         losses = losses * weights.repeat_interleave(counts)
         losses.sum().backward()
 
         update.metrics.tokens({**sums, "loss": losses.sum()}, logprob, old, entropy)
         # Before the first step the policy is still the one that should have sampled, up to numerics and staleness.
         if not update.norms:
-            versions = np.concatenate([update.batch[row].versions[update.batch[row].action_mask] for row in rows])
+            trajectories = [update.batch[row] for row in rows]
+            versions = np.concatenate([one.versions[one.action_mask] for one in trajectories])
             update.metrics.mismatch(logprob - sampler, versions)
             parts = logprob.detach().cpu().split(counts.tolist())
-            update.start.update((row, part.numpy()) for row, part in zip(rows, parts, strict=True))
+            for row, part in zip(rows, parts, strict=True):
+                update.start[row] = part.numpy()
 
     def _picks(self, update: _Update, rows: Sequence[int]) -> dict[int, np.ndarray]:
         """The tokens that the loss treats apart, chosen over the whole optimizer batch; empty for most losses."""
@@ -351,8 +363,9 @@ class Learner:
         if not update.norms:  # everything was filtered: the policy has not moved
             return 0.0
         rows = sorted(update.start)
+        trajectories = [update.batch[row] for row in rows]
         before = np.concatenate([update.start[row] for row in rows])
-        after = np.concatenate(self.logprobs([update.batch[row] for row in rows])).astype(np.float64)
+        after = np.concatenate(self.logprobs(trajectories)).astype(np.float64)
         if not np.isfinite(after).all():
             raise NotFinite("the update left log-probabilities that are not finite: lower learner.lr, then --resume")
         return float(np.mean(np.abs(after - before)))

@@ -38,14 +38,21 @@ class LogprobComputer:
 
     def __call__(self, packed: PackedBatch, *, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
         """(log-probabilities, entropies in nats) of the pack's n action tokens, float32 [n] each."""
+        # Only the rows that predict an action token: an observation's logits would be computed for nothing.
         with self.autocast():
-            hidden = self._hidden(packed)[0].index_select(0, packed.rows)
-        n = len(packed.targets)
-        recompute = torch.is_grad_enabled() and n > self.chunk
+            hidden = self._hidden(packed)[0].index_select(0, packed.rows)  # [n, hidden size]
+
+        n_tokens = len(packed.targets)
+        # One chunk fits as it is; of several, each one's logits are computed once more in the backward pass.
+        recompute = torch.is_grad_enabled() and n_tokens > self.chunk
         parts = []
-        for start in range(0, n, self.chunk):
-            piece = hidden[start : start + self.chunk], packed.targets[start : start + self.chunk], entropy_grad
-            parts.append(checkpoint(self._chunk, *piece, use_reentrant=False) if recompute else self._chunk(*piece))
+        for start in range(0, n_tokens, self.chunk):
+            end = start + self.chunk
+            piece = hidden[start:end], packed.targets[start:end], entropy_grad
+            if recompute:
+                parts.append(checkpoint(self._chunk, *piece, use_reentrant=False))
+            else:
+                parts.append(self._chunk(*piece))
         if not parts:
             return hidden.new_zeros(0).float(), hidden.new_zeros(0).float()
         logprobs, entropies = zip(*parts, strict=True)
@@ -60,6 +67,7 @@ class LogprobComputer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _hidden(self, packed: PackedBatch) -> Tensor:
+        # Only our own attention function knows what to do with a layout.
         extra = {"layout": packed.layout} if self.packed else {}
         with self.active():
             hidden: Tensor = self.model.base_model(
@@ -68,25 +76,34 @@ class LogprobComputer:
         return hidden
 
     def _chunk(self, hidden: Tensor, targets: Tensor, entropy_grad: bool) -> tuple[Tensor, Tensor]:
+        """(log-probabilities, entropies), float32 [c] each, of hidden [c, hidden size] and targets int64 [c]."""
         with self.autocast():
             logits = self.head(hidden)
-        logits = logits.float()
+        # float32 from here on: a bfloat16 log-probability is off by more than an update moves it.
+        logits = logits.float()  # [c, vocabulary]
         if self.softcap:
             logits = self.softcap * (logits / self.softcap).tanh()
         if self.temperature != 1.0:
             logits = logits / self.temperature
         every = logits.log_softmax(-1)
+        # Mostly a metric only: its gradient would keep a second [c, vocabulary] matrix.
         with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
             entropy = -(every.exp() * every).sum(-1)
         return every.gather(-1, targets[:, None])[:, 0], entropy
 
     def _exact_kernel(self) -> bool:
         """Whether the packed kernel computes this architecture. Raises UserError when nothing here does."""
+        # Three sequences of unlike lengths, packed and one at a time: if attention or positions leak over a border,
+        # their log-probabilities differ.
         vocabulary = self.head.weight.shape[0]
-        ids = [np.arange(start, start + length) * 7 % vocabulary for start, length in ((1, 5), (3, 9), (2, 7))]
-        sequences = [(x, np.arange(len(x)) > 0) for x in ids]
+        ids = [
+            np.arange(first, first + length) * 7 % vocabulary  # any tokens, no two sequences alike
+            for first, length in ((1, 5), (3, 9), (2, 7))
+        ]
+        sequences = [(tokens, np.arange(len(tokens)) > 0) for tokens in ids]
         probe = pack(sequences, [0, 2, 1], self.device)
-        plain = torch.cat([self._plain(ids[i]) for i in probe.members])
+        plain = torch.cat([self._plain(ids[place]) for place in probe.members])
+        # The packed kernel first, then the mask of transformers, which any attention understands and which is slower.
         for self.packed in (True, False):
             try:
                 with torch.no_grad():
@@ -106,7 +123,8 @@ class LogprobComputer:
         tokens = torch.from_numpy(ids).to(self.device)
         with _attention(self.model, self.own_attention), self.autocast():
             logits: Tensor = self.model(input_ids=tokens[None], use_cache=False).logits[0, :-1]
-        return (logits.float() / self.temperature).log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
+        every = (logits.float() / self.temperature).log_softmax(-1)  # [tokens - 1, vocabulary]
+        return every.gather(-1, tokens[1:, None])[:, 0]
 
 
 @contextmanager

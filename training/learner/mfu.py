@@ -45,8 +45,11 @@ class Shape:
 
 def flops(shape: Shape, lengths: Sequence[int], action_tokens: int) -> float:
     """Of one forward and backward pass over sequences of `lengths` tokens."""
-    matrices = (6 if shape.trained else 4) * (shape.body * sum(lengths) + shape.head * action_tokens)
-    return float(matrices + 6 * shape.layers * shape.width * sum(n * n for n in lengths))
+    # The lengths enter attention squared, and the matrices once.
+    a_weight = 6 if shape.trained else 4  # FLOPs a weight and token
+    matrices = a_weight * (shape.body * sum(lengths) + shape.head * action_tokens)
+    attention = 6 * shape.layers * shape.width * sum(length * length for length in lengths)
+    return float(matrices + attention)
 
 
 def peak(device_name: str) -> float | None:
@@ -64,8 +67,11 @@ def shape_of(model: Any, *, adapters: bool) -> Shape:
     config = model.config.get_text_config()
     head = model.get_output_embeddings().weight
     outside = {id(head), id(model.get_input_embeddings().weight)}
+    # Matrices of the layers alone: embeddings are looked up, and norms and biases cost next to nothing.
     body = sum(
-        p.numel() for n, p in model.named_parameters() if p.ndim >= 2 and id(p) not in outside and "lora_" not in n
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and id(parameter) not in outside and "lora_" not in name
     )
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shape(body, head.numel(), config.num_hidden_layers, config.num_attention_heads * size, not adapters)

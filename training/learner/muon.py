@@ -17,15 +17,17 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
     """[m, rows, columns] -> the same shape, singular values near 1. bfloat16 on GPU, else as it comes."""
-    x: Tensor = stack.bfloat16() if stack.is_cuda else stack
-    tall = x.size(-2) > x.size(-1)
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    a, b, c = COEFFICIENTS
+    found: Tensor = stack.bfloat16() if stack.is_cuda else stack
+    # Wide, so that the Gram matrix is the smaller of the two that there are.
+    tall = found.size(-2) > found.size(-1)
+    found = found.mT if tall else found
+    # The iteration converges for singular values in (0, 1]: the Frobenius norm bounds the largest.
+    found = found / (found.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    linear, cubic, quintic = COEFFICIENTS
     for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(stack.dtype)
+        gram = found @ found.mT
+        found = linear * found + (cubic * gram + quintic * gram @ gram) @ found
+    return (found.mT if tall else found).to(stack.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -40,6 +42,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every matrix; those of one shape are orthogonalised together. closure: not supported."""
         for group in self.param_groups:
+            # Stacked by shape: a few large products in place of many small ones.
             shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for matrix in group["params"]:
                 if matrix.grad is not None:

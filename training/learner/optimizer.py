@@ -26,23 +26,34 @@ class Optimizer:
     """`step` counts the steps taken; the schedule is a function of it alone."""
 
     def __init__(self, model: nn.Module, config: LearnerConfig) -> None:
-        self.config, self.step = config, 0
-        trained = {id(p): p for p in model.parameters() if p.requires_grad}
+        self.config = config
+        self.step = 0
+        # By identity: a tied weight stands in the model twice, and is one parameter.
+        trained = {id(parameter): parameter for parameter in model.parameters() if parameter.requires_grad}
         self.parameters = list(trained.values())
-        embedded = {id(m.weight) for m in _embeddings(model)}
-        matrices = [p for p in self.parameters if config.optimizer == "muon" and p.ndim == 2 and id(p) not in embedded]
+
+        # Muon's step is that of a linear map between activations; the rest (and all of it without Muon) is AdamW's.
+        embedded = {id(module.weight) for module in _embeddings(model)}
+        matrices = [
+            parameter
+            for parameter in self.parameters
+            if config.optimizer == "muon" and parameter.ndim == 2 and id(parameter) not in embedded
+        ]
         taken = set(map(id, matrices))
-        rest = [p for p in self.parameters if id(p) not in taken]
+        rest = [parameter for parameter in self.parameters if id(parameter) not in taken]
+
+        # Norms and biases are scales and offsets, which decay would pull towards a wrong value.
         groups = [
-            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [parameter for parameter in rest if parameter.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [parameter for parameter in rest if parameter.ndim < 2], "weight_decay": 0.0},
         ]
-        fused = all(p.is_floating_point() for p in self.parameters)
-        self.parts: list[tuple[torch.optim.Optimizer, float]] = [
-            (torch.optim.AdamW([g for g in groups if g["params"]], config.lr, config.betas, fused=fused), config.lr)
-        ]
+        groups = [group for group in groups if group["params"]]
+        fused = all(parameter.is_floating_point() for parameter in self.parameters)
+        adamw = torch.optim.AdamW(groups, config.lr, config.betas, fused=fused)
+        self.parts: list[tuple[torch.optim.Optimizer, float]] = [(adamw, config.lr)]
         if matrices:
-            self.parts.append((Muon(matrices, config.muon_lr, weight_decay=config.weight_decay), config.muon_lr))
+            muon = Muon(matrices, config.muon_lr, weight_decay=config.weight_decay)
+            self.parts.append((muon, config.muon_lr))
 
     @property
     def lr(self) -> float:
@@ -63,9 +74,9 @@ class Optimizer:
         self.zero()
 
     def zero(self) -> None:
-        """Drop the gradients."""
-        for p in self.parameters:
-            p.grad = None
+        """Gradients are dropped, not filled with zeros: memory that the next forward pass can use."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """The step, and the moments of every part, as tensors."""
@@ -80,6 +91,6 @@ class Optimizer:
 
 def _embeddings(model: nn.Module) -> list[Any]:
     """The input and output embeddings: looked up or projected onto the vocabulary, not matrices in Muon's sense."""
-    found = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    found = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     head = getattr(model, "get_output_embeddings", lambda: None)()
     return found if head is None else [*found, head]

@@ -40,12 +40,14 @@ def plan(lengths: Sequence[int], max_tokens_per_batch: int) -> list[list[int]]:
     """Micro-batches of at most `max_tokens_per_batch` tokens (a longer sequence goes alone), neighbours in length."""
     packs: list[list[int]] = []
     room = 0
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if not packs or lengths[i] > room:
+    # By length, so that the blocks of a pack need little padding; by place where lengths are equal, so that a batch is
+    # always cut alike.
+    for place in sorted(range(len(lengths)), key=lambda place: (lengths[place], place)):
+        if not packs or lengths[place] > room:
             packs.append([])
             room = max_tokens_per_batch
-        packs[-1].append(i)
-        room -= lengths[i]
+        packs[-1].append(place)
+        room -= lengths[place]
     return packs
 
 
@@ -56,15 +58,18 @@ def pack(
 
     Raises ValueError when a first token is an action: nothing predicts it.
     """
-    lengths = np.array([len(sequences[i][0]) for i in members])
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    ids = np.concatenate([sequences[i][0] for i in members]).astype(np.int64)
-    mask = np.concatenate([sequences[i][1] for i in members]).astype(bool)
+    # Everything end to end: T tokens, of which n are actions.
+    lengths = np.array([len(sequences[place][0]) for place in members])
+    starts = np.concatenate([[0], np.cumsum(lengths)])  # [sequences + 1]
+    ids = np.concatenate([sequences[place][0] for place in members]).astype(np.int64)  # [T]
+    mask = np.concatenate([sequences[place][1] for place in members]).astype(bool)  # [T]
     if mask[starts[:-1]].any():
         raise ValueError("the first token of a sequence is an action token: there is nothing to predict it from")
-    places = np.flatnonzero(mask)
-    segment = np.repeat(np.arange(len(members)), lengths)
-    positions = np.arange(len(ids)) - starts[:-1][segment]
+
+    # Positions begin at 0 in each sequence, as if it stood alone.
+    places = np.flatnonzero(mask)  # [n]
+    segment = np.repeat(np.arange(len(members)), lengths)  # [T]
+    positions = np.arange(len(ids)) - starts[:-1][segment]  # [T]
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
@@ -83,23 +88,30 @@ def pack(
 def _layout(
     lengths: np.ndarray, starts: np.ndarray, segment: np.ndarray, positions: np.ndarray, device: torch.device | str
 ) -> BlockLayout:
-    def to(array: np.ndarray) -> Tensor:
+    def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)
 
-    borders, most = to(starts.astype(np.int32)), int(lengths[-1])
+    borders = tensor(starts.astype(np.int32))
+    longest_of_all = int(lengths[-1])
     blocks: list[tuple[int, int]] = []
-    gather, first_row = [], np.empty(len(lengths), np.int64)
+    gather: list[np.ndarray] = []  # of each block int64 [count · longest], the token of each of its rows
+    first_row = np.empty(len(lengths), np.int64)  # [sequences], where each begins among the padded rows
     rows = first = 0
     while first < len(lengths):
+        # The lengths are sorted: a block goes on while its longest is within the waste that its shortest allows.
         last = int(np.searchsorted(lengths, lengths[first] * BLOCK_WASTE + BLOCK_SLACK, side="right"))
         longest = int(lengths[last - 1])
+        count = last - first
         offsets = np.minimum(np.arange(longest)[None], lengths[first:last, None] - 1)  # padding repeats the last token
         gather.append((starts[first:last, None] + offsets).ravel())
-        first_row[first:last] = rows + longest * np.arange(last - first)
-        blocks.append((last - first, longest))
-        rows += longest * (last - first)
+        first_row[first:last] = rows + longest * np.arange(count)
+        blocks.append((count, longest))
+        rows += longest * count
         first = last
+
+    # Without padding rows and tokens are the same, and nothing needs to be moved.
     if rows == len(segment):
-        return BlockLayout(tuple(blocks), None, borders, most)
+        return BlockLayout(tuple(blocks), None, borders, longest_of_all)
     scatter = first_row[segment] + positions
-    return BlockLayout(tuple(blocks), (to(np.concatenate(gather)), to(scatter)), borders, most)
+    both = (tensor(np.concatenate(gather)), tensor(scatter))
+    return BlockLayout(tuple(blocks), both, borders, longest_of_all)

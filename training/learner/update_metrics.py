@@ -27,8 +27,13 @@ class UpdateMetrics:
 
     def tokens(self, sums: Mapping[str, Tensor], logprob: Tensor, old: Tensor, entropy: Tensor) -> None:
         """Add one micro-batch: n tokens, and `sums` over them."""
-        d = (old - logprob.detach()).clamp(-20, 20)
-        every = {**sums, **{f"kl/{name}": x.sum() for name, x in estimates(d).items()}, "entropy": entropy.sum()}
+        log_ratio = (old - logprob.detach()).clamp(-20, 20)  # float32 [n]; e^20 is the largest ratio that is told
+        every = {
+            **sums,
+            **{f"kl/{name}": of_token.sum() for name, of_token in estimates(log_ratio).items()},
+            "entropy": entropy.sum(),
+        }
+        # The sums stay on the device: reading one would wait for the micro-batch that is being computed.
         for name, value in every.items():
             self._sums[name] = self._sums[name] + value.detach()
         self._tokens += len(logprob)
@@ -38,16 +43,24 @@ class UpdateMetrics:
         self._first.append((difference.detach(), versions))
 
     def result(self, version: int | None) -> dict[str, float]:
-        """The means, by name. version: the learner's policy, for `mismatch/on_policy_max`; None: without it."""
-        out = {name: float(value) / max(self._tokens, 1) for name, value in self._sums.items()}
-        if self._first:
-            d = torch.cat([x for x, _ in self._first]).double().clamp(-20, 20).cpu().numpy()
-            weight = np.exp(d)
-            out["mismatch/kl"] = float((weight - 1 - d).mean())
-            out["mismatch/mean"] = float(np.abs(d).mean())
-            out["mismatch/max"] = float(np.abs(d).max())
-            out["mismatch/ess"] = float(weight.sum() ** 2 / (len(d) * (weight**2).sum()))
-            current = np.concatenate([v for _, v in self._first]) == version
-            if current.any():
-                out["mismatch/on_policy_max"] = float(np.abs(d[current]).max())
-        return out
+        """All of them, by name; `version`: of the policy that was trained."""
+        found = {name: float(value) / max(self._tokens, 1) for name, value in self._sums.items()}
+        if not self._first:
+            return found
+
+        # In float64: the differences are near 0, and k3 is a difference of numbers near 1.
+        parts = torch.cat([difference for difference, _ in self._first])
+        difference = parts.double().clamp(-20, 20).cpu().numpy()  # [n]
+        weight = np.exp(difference)
+        found["mismatch/kl"] = float((weight - 1 - difference).mean())
+        found["mismatch/mean"] = float(np.abs(difference).mean())
+        found["mismatch/max"] = float(np.abs(difference).max())
+        # Kish's effective sample size, as a share of the tokens: 1 where all weights are equal.
+        effective = weight.sum() ** 2 / (weight**2).sum()
+        found["mismatch/ess"] = float(effective / len(difference))
+
+        # On tokens of the policy of now nothing but numerics can differ: what is left there is an error of ours.
+        current = np.concatenate([versions for _, versions in self._first]) == version
+        if current.any():
+            found["mismatch/on_policy_max"] = float(np.abs(difference[current]).max())
+        return found

@@ -149,7 +149,8 @@ class AsyncCollector:
 
     def _fill(self) -> None:
         """Put episodes in flight until N are outstanding."""
-        while not self._finished and (len(self._flying) + len(self._landed) < self._limit or self._starved()):
+        while not self._finished and (self._has_room() or self._starved()):
+            # What is queued was drawn before: by the run that this one resumes, or for a task that is run again.
             if not self._queued:
                 for drawn in self._source.draw():
                     self._enqueue(drawn)
@@ -158,6 +159,9 @@ class AsyncCollector:
             if not self._flying:
                 self._busy_since = time.monotonic()
             self._flying[request.dispatch.event] = request, asyncio.create_task(self._run(request))
+
+    def _has_room(self) -> bool:
+        return len(self._flying) + len(self._landed) < self._limit
 
     def _starved(self) -> bool:
         """Everything has landed and still makes no batch (a token budget, a group that is cut off): go beyond N."""

@@ -138,4 +138,5 @@ class Landed:
         return True
 
     def _size_of(self, group: int) -> int:
-        return sum(self._size(self._episodes[event][1]) for event in self._members[group])
+        trajectories = (self._episodes[event][1] for event in self._members[group])
+        return sum(map(self._size, trajectories))
