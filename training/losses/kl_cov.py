@@ -31,7 +31,7 @@ class KLCov:
         return picked
 
     def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-        """−ρA, and β·k3 on the picked tokens [n]; the sum of `clip/covariance`."""
+        """−ρA, and β·|d| on the picked tokens [n]; the sum of `clip/covariance`."""
         d = tokens.log_ratio
         penalty = tokens.picked * self.kl * d.abs()
         return penalty - d.exp() * tokens.advantage, {"clip/covariance": tokens.picked.sum()}
