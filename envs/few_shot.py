@@ -95,9 +95,9 @@ def _stamp(path: str) -> tuple[int, int]:
 @lru_cache(maxsize=32)
 def _of_file(path: str, stamp: tuple[int, int], syntax: tuple[str, ...], parallel: bool) -> list[Trace]:
     """Environments come in hundreds: a file is read once for each of its states."""
-    traces, bad = read_traces(path, syntax, parallel)
+    traces, bad, at = read_traces(path, syntax, parallel)
     if bad:
-        raise UserError(f"few_shot: {path}: {told(bad)}")
+        raise UserError(f"few_shot: {path}: {told(bad, at)}")
     if not traces:
         raise UserError(f"few_shot: {path} holds no example")
     return traces

@@ -2,10 +2,11 @@
 
 They are the traces of a cold start and the examples of a few-shot prompt.
 
-Layouts, one JSON object a line: OpenAI `messages` (content as text or parts, `tool_calls`, `tool` messages), ShareGPT
-`conversations` (`from`/`value`), `prompt` and `completion` (text or messages). An assistant's text may hold calls with
-their outputs, as ReTool writes them (`<code>…</code><interpreter>…</interpreter>`) or as fences (```python, then
-```output): it is split where the interpreter spoke. What cannot be a trace is told by its line.
+Layouts, a row each (JSON lines, Parquet, a data set of the Hugging Face Hub): OpenAI `messages` (content as text or
+parts, `tool_calls` or `function_call`, `tool` messages), ShareGPT `conversations` (`from`/`value`, `system` beside
+them), `prompt` and `completion` or `response` (text or messages), `instruction`, `input` and `output`. An assistant's
+text may hold calls with their outputs, as ReTool writes them (`<code>…</code><interpreter>…</interpreter>`) or fences
+(```python, then ```output): it is split where the interpreter spoke. What cannot be a trace is told by its number.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from solostream.envs.data import sources
 from solostream.envs.text.parse import parse
 from solostream.envs.text.syntax import framed
 from solostream.envs.text.syntax import syntax as syntax_of
 from solostream.envs.types import ToolCall
 from solostream.errors import UserError
 
-SHOWN = 5  # kinds of bad lines that a message lists
+SHOWN = 5  # kinds of bad rows that a message lists
+PACKAGED = ("first-calls",)  # traces that come with the package
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-_ROLES |= dict.fromkeys(("observation", "function", "ipython", "tool_response"), "tool")
+_ROLES |= {"developer": "system"} | dict.fromkeys(("observation", "function", "ipython", "tool_response"), "tool")
+_SIDES = (("prompt", "completion"), ("prompt", "response"), ("instruction", "output"))
 # A call and what came of it, within one text.
 _INLINE = re.compile(
     r"<code>(?P<tag>.*?)</code>\s*<interpreter>(?P<seen>.*?)</interpreter>"
@@ -53,35 +57,42 @@ class BadTrace(ValueError):
     """Why a line is no trace."""
 
 
-def read_traces(path: str, syntax: Sequence[str], parallel: bool) -> tuple[list[Trace], dict[str, list[int]]]:
-    """(traces, why -> lines that are none). syntax, parallel: of the environment. Raises UserError without a file."""
+def trace_file(name: str) -> Path:
+    """Of a path, or of traces that come with the package ("first-calls")."""
+    packaged = name in PACKAGED and not Path(name).exists()
+    return Path(__file__).parent / "problems" / f"{name}.jsonl" if packaged else Path(name)
+
+
+def read_traces(name: str, syntax: Sequence[str], parallel: bool) -> tuple[list[Trace], dict[str, list[int]], str]:
+    """(traces, why -> numbers of the rows that are none, what the numbers count); syntax, parallel: of the environment.
+
+    name: as data is named (a file, a folder, a Hugging Face id), or packaged traces. Raises UserError without any.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the conversations of {path} ({error}): give a .jsonl file") from None
+        rows, at = sources.rows(str(trace_file(name)), None, None)
+        rows = iter(list(rows))
+    except (UserError, OSError) as error:
+        hint = f"give a file of chat messages, a Hugging Face id, or packaged ones: {', '.join(PACKAGED)}"
+        raise UserError(f"cannot read the traces {name} ({error}); {hint}") from None
     traces, bad = [], dict[str, list[int]]()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, row in rows:
         try:
-            traces.append(trace_of(_row(line), syntax, parallel, number))
+            traces.append(trace_of(_checked(row), syntax, parallel, number))
         except BadTrace as error:
             bad.setdefault(str(error), []).append(number)
-    return traces, bad
+    return traces, bad, at
 
 
-def told(bad: Mapping[str, Sequence[int]]) -> str:
-    """What is wrong with which lines, in one line."""
-    rows = [f"line {', '.join(map(str, lines[:10]))}: {why}" for why, lines in list(bad.items())[:SHOWN]]
+def told(bad: Mapping[str, Sequence[int]], at: str) -> str:
+    """What is wrong with which rows, in one line; at: what the numbers count."""
+    rows = [f"{at} {', '.join(map(str, lines[:10]))}: {why}" for why, lines in list(bad.items())[:SHOWN]]
     return "; ".join(rows) + (f"; and {len(bad) - SHOWN} other kinds" if len(bad) > SHOWN else "")
 
 
-def _row(line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise BadTrace(f"not JSON ({error})") from None
-    if not isinstance(row, dict):
+def _checked(row: Any) -> Mapping[str, Any]:
+    if isinstance(row, ValueError):
+        raise BadTrace(str(row))
+    if not isinstance(row, Mapping):
         raise BadTrace("not an object")
     return row
 
@@ -89,7 +100,7 @@ def _row(line: str) -> dict[str, Any]:
 def trace_of(row: Mapping[str, Any], syntax: Sequence[str], parallel: bool, number: int = 1) -> Trace:
     """Raises BadTrace."""
     messages: list[dict[str, str]] = []
-    for message in _messages(row):
+    for message in _in_order_of_calls(_messages(row)):
         messages += _spread(message, syntax)
     while messages and messages[-1]["role"] != "assistant":
         raise BadTrace(f"it ends with a {messages[-1]['role']} message, not with the assistant's")
@@ -111,15 +122,22 @@ def trace_of(row: Mapping[str, Any], syntax: Sequence[str], parallel: bool, numb
 
 
 def _messages(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    said = row.get("system")
+    opening = [{"role": "system", "content": said}] if isinstance(said, str) and said.strip() else []
     for name in ("messages", "conversations", "conversation"):
-        if isinstance(row.get(name), list):
-            return [_message(one) for one in row[name]]
-    if "prompt" in row and "completion" in row:
-        sides = []
-        for name, role in (("prompt", "user"), ("completion", "assistant")):
-            side = row[name]
-            sides += [{"role": role, "content": side}] if isinstance(side, str) else list(side or ())
-        return [_message(one) for one in sides]
+        listed = row.get(name)
+        if isinstance(listed, str) and listed.lstrip().startswith("["):
+            listed = _decoded(listed, name)
+        if isinstance(listed, list):
+            return [_message(one) for one in (*opening, *listed)]
+    for asked, told in _SIDES:
+        if row.get(asked) is not None and row.get(told) is not None:
+            more = f"\n\n{row['input']}" if asked == "instruction" and row.get("input") else ""
+            sides = []
+            for role, side in (("user", row[asked]), ("assistant", row[told])):
+                text = side + more if role == "user" and isinstance(side, str) else side
+                sides += [{"role": role, "content": text}] if isinstance(side, str) else list(side or ())
+            return [_message(one) for one in (*opening, *sides)]
     have = ", ".join(map(str, row)) or "nothing"
     raise BadTrace(f"no messages, no conversations, no prompt and completion (it has: {have})")
 
@@ -130,7 +148,7 @@ def _message(one: Any) -> Mapping[str, Any]:
         raise BadTrace("a message that is no object")
     role = one.get("role", one.get("from"))
     content = one.get("content", one.get("value"))
-    calls = one.get("tool_calls") or ()
+    calls = one.get("tool_calls") or ([one["function_call"]] if one.get("function_call") else ())
     if role == "function_call":  # ShareGPT's own: the call is the message
         return {"role": "assistant", "content": "", "tool_calls": [_decoded(content, "the function_call")]}
     role = _ROLES.get(str(role), role)
@@ -142,7 +160,26 @@ def _message(one: Any) -> Mapping[str, Any]:
         content = ""
     if not isinstance(content, str):
         raise BadTrace(f"a {role} message without text")
-    return {"role": role, "content": content, "tool_calls": calls}
+    thought = one.get("reasoning_content") or one.get("reasoning")
+    if role == "assistant" and isinstance(thought, str) and thought.strip():
+        content = f"<think>\n{thought.strip()}\n</think>\n\n{content}"
+    return {"role": role, "content": content, "tool_calls": calls, "answers": one.get("tool_call_id")}
+
+
+def _in_order_of_calls(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Outputs that name their calls stand in the order of these: they may have been written as they came in."""
+    ordered: list[Mapping[str, Any]] = []
+    places: dict[Any, int] = {}
+    for message in messages:
+        if message["role"] == "assistant":
+            ids = [call.get("id") for call in message["tool_calls"] if isinstance(call, Mapping)]
+            places = {name: place for place, name in enumerate(ids) if name is not None}
+        place = places.get(message.get("answers")) if message["role"] == "tool" else None
+        at = len(ordered)
+        while place is not None and at and places.get(ordered[at - 1].get("answers"), -1) > place:
+            at -= 1
+        ordered.insert(at, message)
+    return ordered
 
 
 def _decoded(text: Any, what: str) -> Any:

@@ -35,7 +35,7 @@ def test_right_samples_become_traces_that_can_be_learnt(tmp_path: Path) -> None:
     ] * 3
     assert [row["messages"][1]["content"] for row in rows] == [p for p, _ in PROBLEMS[:3]]
     assert rows[0]["messages"][3]["content"] == "42"
-    traces, bad = read_traces(str(out), ("fence",), False)
+    traces, bad, _ = read_traces(str(out), ("fence",), False)
     assert not bad
     assert [trace.outputs for trace in traces] == [("42",), ("6",), ("144",)]
 

@@ -43,7 +43,7 @@ class TraceSet:
         if not isinstance(env, ToolEnv):
             raise UserError(f"cold_start.data needs an environment whose policy calls tools; {config.env.id} is none")
         try:
-            self._traces, bad = read_traces(c.data, env.syntax, env.parallel_calls)
+            self._traces, bad, at = read_traces(c.data, env.syntax, env.parallel_calls)
             rendered: dict[int, Demonstration] = {}
             limit = getattr(parts.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
             for trace in self._traces:
@@ -55,10 +55,11 @@ class TraceSet:
         finally:
             env.close()
         if bad and not c.skip_bad:
-            raise UserError(f"{c.data}: {told(bad)}. Fix these lines, or set cold_start.skip_bad = true")
+            raise UserError(f"{c.data}: {told(bad, at)}. Fix these, or set cold_start.skip_bad = true")
         if bad:
-            say(f"{c.data}: left out {told(bad)}")
-        self.fingerprint = hashlib.blake2b(Path(c.data).read_bytes(), digest_size=8).hexdigest()
+            say(f"{c.data}: left out {told(bad, at)}")
+        said = json.dumps([trace.messages for trace in self._traces], ensure_ascii=False).encode(errors="replace")
+        self.fingerprint = hashlib.blake2b(said, digest_size=8).hexdigest()
         self._rendered = rendered
         self._keep(rendered)
 

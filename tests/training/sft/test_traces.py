@@ -49,6 +49,15 @@ LAYOUTS: dict[str, Any] = {
             {"from": "gpt", "value": END},
         ]
     },
+    "OpenAI's first": {
+        "messages": [
+            USER,
+            {"role": "assistant", "content": SAY, "function_call": CALL["function"]},
+            {"role": "function", "name": "python", "content": OUT},
+            {"role": "assistant", "content": END},
+        ]
+    },
+    "instruction": {"instruction": ASK, "input": "", "output": f"{FENCE}\n```output\n{OUT}\n```\n{END}"},
     "messages of two sides": {"prompt": [USER], "completion": [*TOLD[1:], {"role": "assistant", "content": END}]},
 }  # fmt: skip
 
@@ -56,7 +65,7 @@ LAYOUTS: dict[str, Any] = {
 def read(tmp_path: Path, *rows: Any, syntax: tuple[str, ...] = ("fence",), parallel: bool = False) -> Any:
     path = tmp_path / "traces.jsonl"
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return read_traces(str(path), syntax, parallel)
+    return read_traces(str(path), syntax, parallel)[:2]
 
 
 @pytest.mark.parametrize("row", LAYOUTS.values(), ids=LAYOUTS)
@@ -98,6 +107,49 @@ def test_only_what_the_policy_says_is_learnt(tmp_path: Path, row: Any) -> None:
     encode = lambda text: chat.tokenizer.encode(text, add_special_tokens=False)
     assert ids.tolist() == [token for text, _ in texts for token in encode(text)]
     assert mask.tolist() == [learnt for text, learnt in texts for _ in encode(text)]
+
+
+def test_a_text_of_messages_and_a_system_text_beside_them(tmp_path: Path) -> None:
+    rows = [
+        {"messages": json.dumps([USER, {"role": "assistant", "content": END}])},
+        {"system": "Be brief.", "conversations": LAYOUTS["ShareGPT"]["conversations"]},
+        {"messages": [{"role": "developer", "content": "Dev."}, USER,
+                      {"role": "assistant", "content": END, "reasoning_content": "6 * 7 is 42."}]},
+        {"messages": "no list"},
+        {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+    ]  # fmt: skip
+    traces, bad = read(tmp_path, *rows)
+    assert [m["role"] for m in traces[0].messages] == ["user", "assistant"]
+    assert traces[1].messages[0] == {"role": "system", "content": "Be brief."}
+    assert traces[2].messages[0] == {"role": "system", "content": "Dev."}
+    assert traces[2].messages[-1]["content"] == f"<think>\n6 * 7 is 42.\n</think>\n\n{END}"
+    assert traces[3].messages[0]["content"] == "Add.\n\n1 and 2"
+    assert list(bad.values()) == [[4]]
+
+
+def test_outputs_go_to_the_calls_that_they_name(tmp_path: Path) -> None:
+    calls = [{**CALL, "id": name} for name in ("a", "b", "c")]
+    told = [{"role": "tool", "tool_call_id": name, "content": f"of {name}"} for name in ("c", "a", "b")]
+    row = {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": calls}, *told,
+                        {"role": "assistant", "content": END}]}  # fmt: skip
+    (trace,), _ = read(tmp_path, row, syntax=("hermes",), parallel=True)
+    assert trace.outputs == ("of a", "of b", "of c")
+
+
+def test_traces_may_be_parquet_and_bad_rows_are_told_by_number(tmp_path: Path) -> None:
+    from pyarrow import Table, parquet
+
+    whole = [USER, {"role": "assistant", "content": END}]
+    path = tmp_path / "traces.parquet"
+    parquet.write_table(Table.from_pylist([{"messages": whole}, {"messages": [USER]}, {"messages": whole}]), path)
+    traces, bad, at = read_traces(str(path), ("fence",), False)
+    assert ([trace.line for trace in traces], list(bad.values()), at) == ([1, 3], [[2]], "row")
+
+
+def test_the_packaged_traces_are_whole() -> None:
+    traces, bad, _ = read_traces("first-calls", ("fence",), False)
+    assert (len(traces), bad) == (120, {})
+    assert all(len(trace.calls) == 1 and trace.outputs[0] in trace.messages[-1]["content"] for trace in traces)
 
 
 def test_a_conversation_of_several_questions(tmp_path: Path) -> None:
