@@ -20,7 +20,7 @@ def init(
 
     Args:
         name: of the file, with or without .toml.
-        recipe: own-data (a model of yours on problems of yours), quickstart, gsm8k or dapo-aime25.
+        recipe: own-data (a model of yours on problems of yours), quickstart, or any other (docs/training.md).
     """
     from solostream.training.config.parse import recipes
 

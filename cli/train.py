@@ -30,7 +30,7 @@ def train(
 
     Args:
         config: the TOML file (a [sweep] section runs every combination, one after the other), or a recipe's name:
-            quickstart, own-data, gsm8k, dapo-aime25; with --resume also a run's folder.
+            quickstart, own-data, smollm2-135m-cpu, qwen3-0.6b, … (docs/training.md); with --resume also a run's folder.
         name: folder under runs/; default: the file's name.
         engine: what samples: hf (in this process), vllm, server, or one of your own.
         seed: of the model, the data order and the sampling.

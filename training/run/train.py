@@ -13,6 +13,7 @@ from solostream.errors import UserError
 from solostream.sandbox.interpreter import in_any_thread
 from solostream.training import config as configuration
 from solostream.training.config import Config
+from solostream.training.learner.device import device_of
 from solostream.training.run import checkpoint
 from solostream.training.run.interrupt import Interrupted
 from solostream.training.run.progress import ProgressDisplay
@@ -74,6 +75,7 @@ def run(
 
     source: the checkpoint to go on from. started: `time.monotonic()` when the work began. Raises Interrupted.
     """
+    device_of(config.model.device)  # first of all: a recipe for a machine that this is not
     new = not folder.exists()
     trainer = Trainer(config, folder, view, source, started=time.monotonic() if started is None else started)
     try:

@@ -1,0 +1,100 @@
+"""Every recipe is a plan that holds: `--dry-run` on the published shape of its model, without the model."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from solostream.cli.main import main
+from solostream.training.config import load
+from solostream.training.config.dry_run import plan
+from solostream.training.config.parse import recipes
+
+SHAPES = Path(__file__).parent / "shapes"
+# parameters as the model's page on the Hub counts them (a tied head once)
+PUBLISHED = {
+    "SmolLM2-135M-Instruct": 134_515_008,
+    "Qwen2.5-0.5B-Instruct": 494_032_768,
+    "Qwen3-0.6B": 596_049_920,
+    "Qwen3-4B": 4_022_468_096,
+    "Qwen2.5-7B-Instruct": 7_615_616_512,
+    "Qwen3-8B": 8_190_735_360,
+}
+REAL = [name for name in recipes() if name != "quickstart"]
+GPU = ["qwen3-0.6b", "qwen3-4b-lora", "qwen3-8b-spo", "retool", "grpo-baseline", "dapo"]
+
+
+def model_of(recipe: str) -> str:
+    return tomllib.loads(recipes()[recipe].read_text())["model"]["path"].partition("/")[2]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name, word in (("problems", "plus"), ("test", "and")):
+        rows = [{"prompt": f"What is {i} {word} {i}?", "answer": str(2 * i)} for i in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copytree(SHAPES, tmp_path / "shapes")
+    return tmp_path
+
+
+def test_what_is_promised_is_there() -> None:
+    assert {"quickstart", "smollm2-135m-cpu", *GPU} <= set(recipes())
+
+
+@pytest.mark.parametrize("recipe", REAL)
+def test_dry_run_on_the_published_shape(recipe: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = model_of(recipe)
+    given = [f"model.path=shapes/{model}", "data.path=problems.jsonl", "data.test_path=test.jsonl"]
+    if recipe == "own-data":
+        given.pop()  # it divides its one list
+    command = ["train", recipe, "--dry-run", *(word for setting in given for word in ("--set", setting))]
+    assert main(command) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert f"shapes/{model}" in shown
+    found = plan(load(Path(recipe), given), 40, 40)
+    assert found.shape.parameters == PUBLISHED[model]
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_each_says_what_it_takes_and_every_key_is_commented(recipe: str) -> None:
+    text = recipes()[recipe].read_text()
+    assert text.startswith("# ")
+    lines = text.splitlines()
+    keys = [number for number, line in enumerate(lines) if re.match(r"[\w-]+ = ", line) and not line.endswith("[")]
+    assert len(keys) > 10
+    assert not [lines[n] for n in keys if "# " not in lines[n] and not lines[n - 1].startswith("# ")]
+    if recipe in GPU:
+        head = text.partition("[run]")[0]
+        assert re.search(r"Planned:", head), "cost and time, marked as planned"
+        assert "measured" in head.lower()
+        assert re.search(r"GPU|H100|H200", head)
+
+
+@pytest.mark.parametrize("recipe", GPU)
+def test_without_its_device_a_recipe_says_so_in_one_line(
+    recipe: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert main(["train", recipe]) == 2
+    told = capsys.readouterr().err.strip()
+    assert 'model.device = "cuda"' in told
+    assert "\n" not in told
+    assert not (here / "runs").exists()
+
+
+def test_the_cost_of_all_weights_of_8b_is_what_its_recipe_says(here: Path) -> None:
+    """16 bytes a parameter: 131 GB, which is why the recipe names adapters for one card."""
+    given = ["model.path=shapes/Qwen3-8B", "data.path=problems.jsonl", "data.test_path=test.jsonl"]
+    whole = plan(load(Path("qwen3-8b-spo"), given), 40, 40)
+    assert 130.9e9 < whole.learner < 131.2e9
+    adapters = ["learner.lora={rank=64, alpha=128}", "model.dtype=bfloat16"]
+    assert plan(load(Path("qwen3-8b-spo"), [*given, *adapters]), 40, 40).learner < 20e9
