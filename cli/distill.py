@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from solostream.agent.run_settings import run_settings
 from solostream.agent.trajectory import Trajectory
 from solostream.agent.trajectory_file import read_lines
 from solostream.cli.eval import evaluate
+from solostream.envs.data import is_made, training_split
 from solostream.errors import UserError
 from solostream.evaluation.folder import SAMPLES
 from solostream.evaluation.metrics import SOLVED
@@ -26,8 +29,8 @@ def distill(
 ) -> int:
     """Rejection sampling: evaluate MODEL, and keep the samples that are right as traces for a cold start.
 
-    Everything that `solostream eval` takes; the samples stay in its folder, and the same command goes on there. Samples
-    with several calls in one turn are left out.
+    Everything that `solostream eval` takes, but the training split is the default where there is one. The samples stay
+    in its folder, and the same command goes on there. Samples with several calls in one turn are left out.
 
     Args:
         traces: The .jsonl file to write; default: traces.jsonl in the evaluation's folder.
@@ -36,6 +39,7 @@ def distill(
     """
     if per_problem < 1:
         raise UserError("--per-problem must be at least 1")
+    options = _of_training(options)
     code = evaluate(options)
     folder = options.folder()
     if not (folder / SAMPLES).is_file():
@@ -49,6 +53,16 @@ def distill(
     problems = len({row["task_id"] for row in kept})
     print(f"{len(kept)} traces of {problems} problems: {place}")
     return code
+
+
+def _of_training(options: Options) -> Options:
+    """Where no split is named, the one to learn from. Raises UserError where only what tests a run is there."""
+    if options.data is None and run_settings(options.model) is not None:
+        raise UserError("distill needs --data here: without it the problems are those that the run is tested with")
+    if options.split is not None or options.data is None:
+        return options
+    split = "train" if is_made(options.data) else training_split(options.data)
+    return replace(options, split=split)
 
 
 def _kept(path: Path, per_problem: int, tool_only: bool) -> Iterator[dict[str, object]]:

@@ -81,6 +81,12 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
+def training_split(name: str) -> str | None:
+    """Of a preset that has one beside its test split."""
+    preset = PRESETS.get(name.lower())
+    return preset.train_split if preset else None
+
+
 def is_built_in(name: str) -> bool:
     """Whether `name` is one of the small lists that come with this package."""
     return name in ("sample", "lookup")

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from solostream.envs.data.traces import read_traces
 
 PROBLEMS = [("What is 6 * 7?", 42), ("What is 2 * 3?", 6), ("What is 12 * 12?", 144), ("What is 5 * 5?", 99)]
@@ -42,3 +44,26 @@ def test_right_samples_become_traces_that_can_be_learnt(tmp_path: Path) -> None:
     none = run(tmp_path, "scripted:evaluation_policies:guesser", "--data", str(data), "--tool-only")
     assert none.returncode == 2
     assert "no sample in" in none.stderr
+
+
+def test_what_is_imitated_is_never_what_tests() -> None:
+    from solostream.cli.distill import _of_training
+    from solostream.evaluation.options import Options
+
+    chosen = lambda **given: _of_training(Options("model", **given)).split
+    assert chosen(data="reasoning-gym:gcd") == "train"
+    assert chosen(data="GSM8K") == "train"
+    assert chosen(data="gsm8k", split="test") == "test"
+    assert chosen(data="aime25") is None
+    assert chosen() is None
+
+
+def test_a_runs_own_model_is_not_taught_what_tests_it(tmp_path: Path) -> None:
+    from solostream.agent.run_settings import RunSettings
+    from solostream.cli.distill import distill
+    from solostream.errors import UserError
+    from solostream.evaluation.options import Options
+
+    RunSettings("mine", "solostream/Math-v0", {"tasks": "sample"}, 1.0, 1.0, 0, 64, 256).write(tmp_path)
+    with pytest.raises(UserError, match="needs --data"):
+        distill(Options(str(tmp_path)))
