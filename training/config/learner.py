@@ -25,7 +25,7 @@ class LearnerConfig(Section):
     """One optimizer and one loss.
 
     The loss is SPO's (arXiv 2509.13232, Eq. 10). The optimizer's defaults are the project's own: betas (.9, .95), no
-    weight decay, one step a batch; the authors' are (.9, .999), .01 and eight (`recipes/dapo-aime25.toml` has them).
+    weight decay, one step a batch; the authors' are (.9, .999), .01 and eight (`recipes/qwen3-8b-spo.toml` has them).
     """
 
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: on matrices; embeddings, head and norms stay with AdamW

@@ -26,7 +26,7 @@ PUBLISHED = {
     "Qwen3-8B": 8_190_735_360,
 }
 REAL = [name for name in recipes() if name != "quickstart"]
-GPU = ["qwen3-0.6b", "qwen3-4b-lora", "qwen3-8b-spo", "retool", "grpo-baseline", "dapo"]
+GPU = ["qwen3-0.6b", "qwen3-4b-lora", "qwen3-8b-spo", "retool", "grpo-baseline", "dapo"]  # those that ask for one
 
 
 def model_of(recipe: str) -> str:
@@ -44,7 +44,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_promised_is_there() -> None:
-    assert {"quickstart", "smollm2-135m-cpu", *GPU} <= set(recipes())
+    assert {"quickstart", "smollm2-135m-cpu", "spo-plus-plus", *GPU} <= set(recipes())
 
 
 @pytest.mark.parametrize("recipe", REAL)
