@@ -6,8 +6,8 @@ the recipe `smollm2-135m-cpu`. One row a stage, 95 % intervals over problems; ex
 
     python benchmarks/real_model.py [--quick] [--model FOLDER] [--seeds 0 1 2] [--lora] [--engine vllm] [--out FOLDER]
 
-The whole takes under 3 hours on two quiet cores, `--quick` (one seed, 36 held-out problems, 4 steps) a quarter of one.
-A run that was interrupted goes on: finished stages are kept in the folder.
+The whole is planned for 3 hours on two quiet cores, `--quick` (one seed, 40 held-out problems, 4 steps) for a quarter
+of one. A run that was interrupted goes on: finished stages are kept in the folder.
 """
 
 from __future__ import annotations
