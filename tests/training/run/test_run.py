@@ -31,7 +31,10 @@ from solostream.training.run.metric_logger import read
 TINY = Path(__file__).parent / "tiny.toml"
 ROOT = Path(__file__).parents[3]
 PLAIN = ["--set", "data.kinds=[]", "--set", "data.levels=[]"]  # of generated problems, which tiny.toml chooses
-SCORES = {"accuracy", "accuracy_greedy", "code_ratio", "first_call_token", "code_pass_ratio", "code_rounds"}
+SCORES = {
+    "accuracy", "accuracy_low", "accuracy_high", "accuracy_greedy", "code_ratio", "first_call_token", "code_pass_ratio",
+    "code_rounds",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
