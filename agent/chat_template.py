@@ -115,6 +115,13 @@ class Chat:
         return bool(self._thought_closer)
 
     @cached_property
+    def _answer_head(self) -> str:
+        """What the template shows before an answer and a policy samples itself: white space, the channel of gpt-oss."""
+        opening = self._render(self._variables, [USER], (), True)
+        whole = self._render(self._variables, [USER, assistant(), USER], (), True)
+        return whole[len(opening) :].partition(SPOKEN)[0] if whole.startswith(opening) else ""
+
+    @cached_property
     def _thought_closer(self) -> str:
         """What closes the thought that the template opens; "" where it opens none."""
         opening = self._render(self._variables, [USER], (), True).rstrip()
@@ -133,7 +140,9 @@ class Chat:
             first, tools = _told_of_tools(first, tools), ()
         ids = self._encode(self._text(self._traits.arranged(first), tools, answering=False))
         for turn, following in pairwise([*turns, len(messages)]):
-            said = self._encode(self._thought_closer + messages[turn]["content"])
+            calls = messages[turn + 1]["role"] == "tool"  # a call writes its own head
+            head = self._thought_closer or ("" if calls else self._answer_head)
+            said = self._encode(head + messages[turn]["content"])
             ids += said + self.append(messages[turn + 1 : following], said)
         return ids
 
