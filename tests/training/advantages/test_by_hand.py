@@ -87,3 +87,16 @@ def test_outcomes_under_one_number_have_one_order_whichever_came_first() -> None
             tracker.observe("a", reward, divergence, event=7, version=version)
         states.append(tracker.state_dict())
     assert all(state == states[0] for state in states)
+
+
+def test_the_oldest_outcome_leaves_the_window() -> None:
+    tracker = ValueTracker(window=2)
+    for event, reward in ((3, 1.0), (5, 0.0), (9, 0.25)):
+        tracker.observe("a", reward, 0.0, event=event)
+    assert [event for event, *_ in tracker.state_dict()["beliefs"]["a"]["events"]] == [5, 9]
+
+
+def test_the_evidence_of_a_batch_is_told_after_it_has_been_added() -> None:
+    """Half a success and half a failure, and one outcome after the least forgetting: 0.96 + 1."""
+    batch = [trajectory("a", 1.0, event=0), trajectory("b", 0.0, event=1)]
+    assert SPO(ValueTracker())(batch).metrics["tracker/n_eff"] == pytest.approx(1.96)
