@@ -377,8 +377,9 @@ class Learner:
         found = {"tokens": float(tokens), "tokens_per_s": tokens / seconds}
         if self.peak:
             predicted = sum(trajectory.n_action_tokens for trajectory in used)  # the head runs on these alone
-            needed = self.config.epochs * flops(self.shape, [len(trajectory) for trajectory in used], predicted)
-            found["mfu"] = needed / (seconds * self.peak)
+            found["mfu"] = (
+                self.config.epochs * flops(self.shape, list(map(len, used)), predicted) / (seconds * self.peak)
+            )
         return found
 
     def _scorer(self, model: nn.Module) -> LogprobComputer:
