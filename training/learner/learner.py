@@ -376,10 +376,8 @@ class Learner:
         tokens = self.config.epochs * sum(map(len, used))
         found = {"tokens": float(tokens), "tokens_per_s": tokens / seconds}
         if self.peak:
-            predicted = sum(trajectory.n_action_tokens for trajectory in used)  # the head runs on these alone
-            found["mfu"] = (
-                self.config.epochs * flops(self.shape, list(map(len, used)), predicted) / (seconds * self.peak)
-            )
+            needed = flops(self.shape, list(map(len, used)), sum(t.n_action_tokens for t in used))  # of one pass
+            found["mfu"] = self.config.epochs * needed / (seconds * self.peak)
         return found
 
     def _scorer(self, model: nn.Module) -> LogprobComputer:
