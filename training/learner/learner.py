@@ -288,9 +288,7 @@ class Learner:
         sampler = self._column(update.sampler, rows)
         one_step = config.decoupled and update.old is update.sampler  # then π_old is the policy of now
         old = logprob.detach() if one_step else self._column(update.old, rows)
-        picked = torch.zeros_like(sampler)
-        if step.picked:
-            picked = self._column(step.picked, rows)
+        picked = self._column(step.picked, rows) if step.picked else torch.zeros_like(sampler)
         tokens = Tokens(
             logprob=logprob,
             old=old,
