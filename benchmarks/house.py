@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from house_parts import density, doors, mutants
 
 ROOT = Path(__file__).parents[1]
-FLOORS = ("agent", "cli", "envs", "evaluation", "sandbox", "solostream", "training", "viewer")
+FLOORS = ("agent", "cli", "envs", "evaluation", "integrations", "sandbox", "solostream", "training", "viewer")
 # Words that the house gave up, as identifiers. Kept on purpose and so not here: `ending` (TRL and verl have three words
 # for it), `void` (SimpleTIR's own), `Dispatch.event` (SPO++'s order of events), `plan` (of packs, and of a dry run),
 # `Layout` (of data rows) and `Streams` (stdout and stderr of a process), which mean what they say there.
