@@ -164,6 +164,8 @@ CODE = "```python\n1\n```\n"
         ("skip", f"<think>not '</think>' {CODE}</think>\n{CODE}", 1, [f"<think>not '</think>' {CODE}</think>"]),
         ("skip", "<think>it's '</think>", 0, ["<think>it's '</think>"]),
         ("run", "[THINK]hm[/THINK] so", 0, ["[THINK]hm[/THINK]"]),
+        ("run", "so <think>a <think>b</think> c", 0, ["<think>a <think>b</think>"]),
+        ("run", "a</think> b <think>c</think> d</think> e", 0, ["a</think>", "<think>c</think>"]),
     ],
 )
 def test_thinking(think, text, n_calls, thinking):

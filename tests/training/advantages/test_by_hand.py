@@ -2,12 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
 from tiny_ledgers import one_each, trajectory
 
 from solostream.errors import UserError
 from solostream.training.advantages import grouped, tracker_of
 from solostream.training.advantages.aspo import ASPO
+from solostream.training.advantages.base import Advantages
 from solostream.training.advantages.grpo import GRPO, DrGRPO
 from solostream.training.advantages.reinforce import OPO, Reinforce
 from solostream.training.advantages.rloo import RLOO
@@ -100,3 +102,35 @@ def test_the_evidence_of_a_batch_is_told_after_it_has_been_added() -> None:
     """Half a success and half a failure, and one outcome after the least forgetting: 0.96 + 1."""
     batch = [trajectory("a", 1.0, event=0), trajectory("b", 0.0, event=1)]
     assert SPO(ValueTracker())(batch).metrics["tracker/n_eff"] == pytest.approx(1.96)
+
+
+class Told:
+    """An inner estimator that returns what it was given, and keeps what it is handed back."""
+
+    def __init__(self, *values: list[float]) -> None:
+        self.values, self.state = [np.array(one) for one in values], {"seen": 3}
+
+    def __call__(self, batch) -> Advantages:
+        return Advantages(self.values)
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state) -> None:
+        self.state = state
+
+
+def test_aspo_counts_as_cut_what_the_bounds_stop_on_every_token() -> None:
+    """First calls at 0 and 2 of four tokens: ±1/2. At k = .7 the first is cut on one token only, the second on all."""
+    batch = [trajectory("a", response=range(4), call_at=0), trajectory("b", response=range(4), call_at=2)]
+    got = ASPO(Told([0.2, 2.0, 2.0, 2.0], [0.5, 0.5, 0.6, 0.5]), -2.0, 0.7)(batch)
+    assert got.values[0] == pytest.approx([0.34, 2.5, 2.5, 2.5])
+    assert got.values[1] == pytest.approx([0.15, 0.15, 0.18, 0.15])
+    assert got.metrics["aspo/clipped"] == 0.5
+
+
+def test_aspo_hands_its_inner_estimator_its_own_state() -> None:
+    first, second = Told(), Told()
+    ASPO(second).load_state_dict(ASPO(first).state_dict() | {"inner": {"seen": 7}})
+    assert second.state == {"seen": 7}
+    assert first.state == {"seen": 3}
