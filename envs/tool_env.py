@@ -13,6 +13,7 @@ Only infrastructure failures raise (`SandboxError`, after retries); they are nev
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -153,8 +154,8 @@ class ToolEnv(gymnasium.Env[str, str]):
 
     @property
     def instructions(self) -> tuple[Message, ...]:
-        """The messages before the question: the system's, if one is sent, and the examples."""
-        return self._instructions
+        """The messages before the question: the system's, if one is sent, and the examples. The caller's to change."""
+        return copy.deepcopy(self._instructions)
 
     @property
     def tools(self) -> tuple[dict[str, Any], ...]:
