@@ -1,4 +1,4 @@
-"""One Chromium for all tests of pages."""
+"""One Chromium for each file of tests: while it is open its event loop runs, and others could start none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from browser import chromium
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator:
     with chromium() as one:
         yield one
