@@ -63,6 +63,14 @@ def keep(page, place: Path, name: str) -> Path:
     return path
 
 
+def violations(page) -> list[str]:
+    """What axe finds on the page as it stands."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [f"{v['id']}: {[n['html'][:160] for n in v['nodes'][:3]]}" for v in found]
+
+
 def until(page, expression: str, seconds: float = 20.0) -> None:
     """Wait for a JavaScript expression. (Playwright's own wait evaluates in the page, which the page's CSP forbids.)"""
     wait(page, lambda: page.evaluate(expression), seconds, expression)

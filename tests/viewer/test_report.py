@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from browser import keep
+from browser import keep, violations
 from synthetic_runs import write_evaluation, write_training_run
 from test_view import HOSTILE, hostile_record
 
@@ -51,6 +51,7 @@ def test_opens_offline_without_a_request(
     assert page.locator("svg.chart").count() >= 1
     assert asked == [pages[name].as_uri()]
     assert complaints == []
+    assert violations(page) == []
     keep(page, tmp_path, f"report-{name}-{scheme}")
     context.close()
 

@@ -80,9 +80,13 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], links: dict[st
                 link = (links or {}).get(str(value))
                 cells.append(f'<td class="name">{f"""<a href="#{link}">{text}</a>""" if link else text}</td>')
         body.append(f"<tr>{''.join(cells)}</tr>")
-    top = "".join(f'<th class="{"num" if n else ""}">{escape(h)}</th>' for h, n in zip(heads, numeric, strict=True))
+    # a column without a title is no header: a cell says that to a screen reader
+    top = "".join(
+        f'<th class="{"num" if n else ""}">{escape(h)}</th>' if h else "<td></td>"
+        for h, n in zip(heads, numeric, strict=True)
+    )
     head = f"<thead><tr>{top}</tr></thead>"
-    return f'<div class="scroll"><table class="data">{head}<tbody>{"".join(body)}</tbody></table></div>'
+    return f'<div class="scroll" tabindex="0"><table class="data">{head}<tbody>{"".join(body)}</tbody></table></div>'
 
 
 def number(value: float | None, digits: int = 3) -> str:
