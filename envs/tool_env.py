@@ -53,6 +53,7 @@ class ToolEnv(gymnasium.Env[str, str]):
     syntax, think: see `text.parse`; "auto": the syntax that the model's chat template teaches (`fit`).
     parallel_calls: a turn may hold several calls (then only the policy ends its turn).
     answer: a style of `text.answers`. reward: see `rewards.rubric.Rubric`. grading: see `rewards.grading.Rules`.
+    turn_reward: a rubric, too, that every turn is paid by at once, as if it were the whole episode.
     system_prompt: None: how to call and to answer; "": no system message. few_shot: see `envs.few_shot.examples`.
     timeout_s: of one call; None: the sandbox's limit. time_limit_s: of one episode, checked between calls.
     turn_tokens, output_tokens, episode_tokens: budgets of one turn, one tool output, and all text after the prompt,
@@ -77,6 +78,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         parallel_calls: bool = False,
         answer: AnswerStyle = "boxed",
         reward: RewardSource = "correct",
+        turn_reward: RewardSource | None = None,
         grading: Mapping[str, Any] | None = None,
         system_prompt: str | None = None,
         few_shot: FewShot = 0,
@@ -104,6 +106,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._parallel = parallel_calls
         self._answer_style: AnswerStyle = answer
         self._rubric = Rubric(reward)
+        self._turn_rubric = None if turn_reward is None else Rubric(turn_reward)
         self._rules = Rules(**registry.checked("grading", Rules, grading or {}, ()))
         self._tools = tools_by_name(tools)
         self._system_prompt, self._few_shot = system_prompt, few_shot
@@ -248,9 +251,11 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._tokens += sum(self._count(message["content"]) for message in messages)
         ending = ending or self._spent()
         step = Step(text, parsed.calls, executions, () if ending else messages, 0.0, ending, answer)
+        paid = await self._pay(step)
         if ending:
             step = await self._score(step, final.style if final and answer is not None else None)
             await self._workspace.end_episode()
+        step = replace(step, reward=step.reward + paid)
         self.trace.append(step)
         self.over = ending is not None
         info = {
@@ -364,6 +369,15 @@ class ToolEnv(gymnasium.Env[str, str]):
         turns = self._max_turns - len(self.trace) - 1
         left = self._episode_tokens - self._tokens if self._episode_tokens else None
         return budget_note(turns, left, [message["content"] for message in messages], self._count)
+
+    async def _pay(self, step: Step) -> float:
+        """What the turn earns by itself, whatever becomes of the episode. Raises RewardError."""
+        if self._turn_rubric is None:
+            return 0.0
+        assert self.task is not None
+        ending = step.ending or "turn_limit"  # cut here
+        alone = Episode(self.task, (step,), step.answer, ending, self._max_turns, self._rules)
+        return self._turn_rubric.total(await self._turn_rubric.scores(alone, self._workspace))
 
     async def _score(self, last: Step, style: str | None) -> Step:
         """The last step with its reward and how it came about. Raises RewardError."""

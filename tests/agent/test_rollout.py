@@ -148,6 +148,16 @@ async def test_turns_keep_what_the_environment_paid_for_them() -> None:
     assert Trajectory.from_dict(answered.to_dict()) == answered
 
 
+async def test_a_turn_reward_pays_every_turn_by_itself() -> None:
+    """Two calls of which one fails earn half of .25; the last turn has the outcome on top."""
+    env = ToolEnv([TASK], system_prompt="", max_turns=4, parallel_calls=True, turn_reward={"code_passes": 0.25})
+    half = "```python\n6 * 7\n```\n```python\n1 / 0\n```\n"
+    played = await play(env, says(half, "```python\n1 / 0\n```\n", "It is \\boxed{42}."))
+    await env.aclose()
+    assert [t.reward for t in played.turns if t.role == "assistant"] == [0.125, 0.0, 1.25]
+    assert played.reward == 1.375
+
+
 async def test_a_sandbox_that_fails_is_no_reward_and_no_data(env: ToolEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     """One failure: the episode is played again. More: it ends as infra with the ledger so far."""
     real, failures = env.astep, iter([True, False, False, True, True])
