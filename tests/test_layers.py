@@ -32,6 +32,7 @@ ONLY_IN = {
     "openai": {"agent/engines/chat_endpoint.py", "envs/rewards/judge.py"},
     "fastapi": {"sandbox/server", "viewer/server.py"},
     "trl": {"integrations/trl.py"},
+    "ray": {"training/cluster/handles.py"},
 }
 FLOORS = sorted(path.name for path in HOUSE.iterdir() if path.is_symlink() and (path / "__init__.py").is_file())
 FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]

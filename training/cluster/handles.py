@@ -1,0 +1,78 @@
+"""An object of this process, or an actor of Ray's in another: the same asynchronous calls and the same errors.
+
+Whoever calls does not know which of the two it has. Ray is imported where there is an actor, and nowhere before.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from solostream.agent.engine import EngineError
+
+
+class Local:
+    """`obj`, in this process."""
+
+    def __init__(self, obj: Any) -> None:
+        self._obj = obj
+
+    async def call(self, name: str, *args: Any, **kw: Any) -> Any:
+        """What its method `name` returns or raises; a coroutine is awaited."""
+        found = getattr(self._obj, name)(*args, **kw)
+        return await found if inspect.isawaitable(found) else found
+
+
+class Actor:
+    """The actor behind `handle`, called `who` in messages (with its article: "the replica 1").
+
+    lost: what is raised when its process, its node or an object of its went away; the message says what happened.
+    """
+
+    def __init__(self, handle: Any, who: str = "an actor", lost: type[Exception] = EngineError) -> None:
+        self.handle, self.who, self._lost = handle, who, lost
+
+    async def call(self, name: str, *args: Any, **kw: Any) -> Any:
+        """What its method `name` returns; raises what that raised there, and `lost` where there is nobody any more.
+
+        References among the arguments arrive as what they refer to (`share`).
+        """
+        from ray.exceptions import RayError, RayTaskError
+
+        try:
+            return await self.refer(name, *args, **kw)
+        except RayTaskError as error:
+            if isinstance(error.cause, Exception):
+                raise error.cause from error
+            raise self._lost(f"{self.who} failed in {name}: {_line(error)}") from error
+        except RayError as error:
+            raise self._lost(f"{self.who} is gone ({type(error).__name__}: {_line(error)})") from error
+
+    def refer(self, name: str, *args: Any, **kw: Any) -> Any:
+        """A reference to what the method will return; the value stays where it is made until somebody asks for it."""
+        return getattr(self.handle, name).remote(*args, **kw)
+
+    def kill(self) -> None:
+        """End its process at once, whatever it does."""
+        import ray
+
+        ray.kill(self.handle, no_restart=True)
+
+
+def share(value: Any) -> Any:
+    """A reference by which any number of actors get `value`, which is sent to each machine once."""
+    import ray
+
+    return ray.put(value)
+
+
+def fetch(reference: Any) -> Any:
+    """What `reference` refers to; arrays in it are read-only and lie where all processes of a machine read them."""
+    import ray
+
+    return ray.get(reference)
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
