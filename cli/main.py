@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 # Options that may stand alone: `--resume` means `--resume auto`.
-ALONE = {"--resume": "auto"}
+ALONE = {"--resume": "auto", "--cluster": "auto"}
 
 
 def _usage(group: str = "") -> str:

@@ -24,6 +24,7 @@ def train(
     seed: int | None = None,
     resume: str | None = None,
     set: Settings = (),
+    cluster: str | None = None,
     dry_run: bool = False,
 ) -> int:
     """Cold start, reinforcement learning and evaluation from one TOML file, into runs/NAME.
@@ -37,9 +38,10 @@ def train(
         resume: go on from the newest whole checkpoint ("auto", also when nothing follows) or from a checkpoint folder,
             under the run's own configuration; --set comes on top of that.
         set: section.key=value, as often as wanted, on top of the file.
+        cluster: run on a Ray cluster: its address, "HOST:6379"; alone: the one that this machine belongs to.
         dry_run: print the plan (tokens, memory, steps) and stop.
     """
-    runs = _runs(config, name, engine, seed, set, resume)
+    runs = _runs(config, name, engine, seed, set, resume, cluster)
     if dry_run:
         from solostream.training.config.dry_run import describe
 
@@ -78,13 +80,20 @@ def sft(
 
 
 def _runs(
-    path: Path, name: str | None, engine: str | None, seed: int | None, settings: Sequence[str], resume: str | None
+    path: Path,
+    name: str | None,
+    engine: str | None,
+    seed: int | None,
+    settings: Sequence[str],
+    resume: str | None,
+    cluster: str | None = None,
 ) -> list[tuple[Config, Path]]:
     """Every run that the command asks for and where it goes; a swept key that an option also sets is refused.
 
     A run that is resumed goes by the configuration that it wrote, whatever has become of the file since.
     """
-    options = [f"run.{key}={_toml(value)}" for key, value in (("engine", engine), ("seed", seed)) if value is not None]
+    said = (("run.engine", engine), ("run.seed", seed), ("cluster.address", cluster))
+    options = [f"{key}={_toml(value)}" for key, value in said if value is not None]
     given = [*settings, *options]
     tree = configuration.assign(configuration.read(path), given)
     twice = sorted(configuration.swept(tree).keys() & {setting.partition("=")[0].strip() for setting in given})

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from solostream import registry
 from solostream.training.config.algorithm import AlgorithmConfig
+from solostream.training.config.cluster import ClusterConfig
 from solostream.training.config.components import Options, beside_keys, complete, options_of
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.config.section import Count, Levels, Names, Positive, Section
@@ -236,6 +237,7 @@ class Config(Section):
     loss: options_of("loss") = Field(default_factory=dict)  # type: ignore[valid-type]  # [loss.NAME]
     learner: LearnerConfig = LearnerConfig(lr=5e-4)
     eval: EvalConfig = EvalConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -275,6 +277,12 @@ class Config(Section):
                 f"rollout.batch = {self.rollout.batch} is no multiple of algorithm.group_size = "
                 f"{self.algorithm.group_size}"
             )
+        transfer, engine = self.cluster.transfer, self.run.engine
+        if transfer != "memory" and engine != "vllm":
+            raise ValueError(
+                f'cluster.transfer = "{transfer}" is of vLLM\'s workers, and run.engine = "{engine}" has none: '
+                'set cluster.transfer = "memory"'
+            )
         on_policy = self.rollout.mode == "sync" or self.learner.decoupled
         if self.learner.loss == "kl_cov" and on_policy and self.learner.num_mini_batches * self.learner.epochs == 1:
             raise ValueError(
@@ -293,8 +301,8 @@ class Config(Section):
         """
         tree = self.model_dump(mode="json")
         tree["run"] = {"seed": self.run.seed}
-        for watching in ("eval", "engine", "tracker", "metric", "callback"):
-            del tree[watching]
+        for beside in ("eval", "engine", "tracker", "metric", "callback", "cluster"):
+            del tree[beside]
         for learner in (tree["learner"], tree["cold_start"]["learner"]):
             for cut in ("max_tokens_per_batch", "logits_chunk", "gradient_checkpointing"):
                 del learner[cut]
