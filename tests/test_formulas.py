@@ -32,8 +32,8 @@ from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.batch import Batch
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.learner import Learner
-from solostream.training.learner.muon import Muon, orthogonalise
 from solostream.training.learner.optimizer import factor
+from solostream.training.learner.optimizer.muon import Muon, orthogonalise
 from solostream.training.losses.cispo import CISPO
 from solostream.training.losses.clip_cov import covariance
 from solostream.training.losses.gspo import GSPO

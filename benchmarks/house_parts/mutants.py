@@ -64,13 +64,13 @@ MUTANTS = (
     ),
     Mutant(
         "Muon without Nesterov",
-        "training/learner/muon.py",
+        "training/learner/optimizer/muon.py",
         'updates.append(torch.lerp(gradient, state["momentum"], group["momentum"]))  # Nesterov',
         'updates.append(state["momentum"].clone())',
     ),
     Mutant(
         "the cosine is a straight line",
-        "training/learner/optimizer.py",
+        "training/learner/optimizer/__init__.py",
         "0.5 * (1 + math.cos(math.pi * done))",
         "1 - done",
     ),

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from solostream.agent.trajectory import Trajectory
+
 # Part of `torch.cuda.get_device_name()` -> dense bfloat16 FLOP/s, from the makers' data sheets; the first match counts.
 PEAKS: dict[str, float] = {
     "H100 PCIe": 756e12,
@@ -75,3 +77,17 @@ def shape_of(model: Any, *, adapters: bool) -> Shape:
     )
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shape(body, head.numel(), config.num_hidden_layers, config.num_attention_heads * size, not adapters)
+
+
+def throughput(
+    used: Sequence[Trajectory], passes: int, seconds: float, shape: Shape, peak_flops: float | None
+) -> dict[str, float]:
+    """`tokens`, `tokens_per_s`, and `mfu` where the peak of the hardware is known: of what was trained on."""
+    lengths = [len(trajectory) for trajectory in used]
+    tokens = passes * sum(lengths)
+    metrics = {"tokens": float(tokens), "tokens_per_s": tokens / seconds}
+    if peak_flops:
+        action_tokens = sum(trajectory.n_action_tokens for trajectory in used)
+        needed = passes * flops(shape, lengths, action_tokens)
+        metrics["mfu"] = needed / (seconds * peak_flops)
+    return metrics

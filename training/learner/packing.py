@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solostream.agent.trajectory import Trajectory
 from solostream.training.learner.attention import BlockLayout
+
+MaskedTokens = tuple[np.ndarray, np.ndarray]  # token ids, mask of the tokens to learn
 
 BLOCK_WASTE = 1.15  # a block's longest sequence is at most this times its shortest ...
 BLOCK_SLACK = 4  # ... plus this many tokens
@@ -36,6 +39,11 @@ class PackedBatch:
     layout: BlockLayout
 
 
+def masked(trajectories: Sequence[Trajectory]) -> list[MaskedTokens]:
+    """What a pack is made of: the tokens, and which of them are the policy's own."""
+    return [(trajectory.token_ids, trajectory.action_mask) for trajectory in trajectories]
+
+
 def plan(lengths: Sequence[int], max_tokens_per_batch: int) -> list[list[int]]:
     """Micro-batches of at most `max_tokens_per_batch` tokens (a longer sequence goes alone), neighbours in length."""
     packs: list[list[int]] = []
@@ -51,9 +59,7 @@ def plan(lengths: Sequence[int], max_tokens_per_batch: int) -> list[list[int]]:
     return packs
 
 
-def pack(
-    sequences: Sequence[tuple[np.ndarray, np.ndarray]], members: list[int], device: torch.device | str = "cpu"
-) -> PackedBatch:
+def pack(sequences: Sequence[MaskedTokens], members: list[int], device: torch.device | str = "cpu") -> PackedBatch:
     """sequences: (token ids, action mask) of each; members: which to pack, as `plan` orders them.
 
     Raises ValueError when a first token is an action: nothing predicts it.

@@ -29,7 +29,6 @@ from solostream.training.learner.corrections import kept
 from solostream.training.learner.learner import Learner
 from solostream.training.rollouts.collector import AsyncCollector, unused
 from solostream.training.rollouts.env_pool import Episodes
-from solostream.training.rollouts.lockstep_collector import LockstepCollector
 from solostream.training.rollouts.request import PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
 from solostream.training.rollouts.sync_collector import SyncCollector
@@ -222,14 +221,10 @@ def clamp_versions(trajectory: Trajectory, step: int) -> Trajectory:
     return replace(trajectory, versions=versions, dispatch=dispatch)
 
 
-def _pipeline(
-    config: Config, source: PromptSource, log: TrajectoryLog
-) -> AsyncCollector | SyncCollector | LockstepCollector:
+def _pipeline(config: Config, source: PromptSource, log: TrajectoryLog) -> AsyncCollector | SyncCollector:
     r = config.rollout
-    if r.mode == "sync":
-        return SyncCollector(source, log, batch=r.batch)
-    if r.mode == "lockstep":
-        return LockstepCollector(source, log, batch=r.batch)
+    if r.mode in ("sync", "lockstep"):
+        return SyncCollector(source, log, batch=r.batch, overlap=r.mode == "lockstep")
     return AsyncCollector(
         source,
         log,

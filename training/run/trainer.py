@@ -31,6 +31,7 @@ from solostream.training.advantages.base import Advantage
 from solostream.training.config import Config
 from solostream.training.learner.device import describe
 from solostream.training.learner.learner import Learner
+from solostream.training.learner.supervised import sft_loss, sft_step
 from solostream.training.losses import Loss
 from solostream.training.observers import RunTracker
 from solostream.training.rollouts.env_pool import Episodes
@@ -207,7 +208,7 @@ class Trainer:
             )
             with self.clock.phase("cold start"), self.view.stage("cold start", total, self.cold_step) as stage:
                 async for sequences in played:
-                    metrics = await self.thread.run(learner.sft_step, sequences)
+                    metrics = await self.thread.run(sft_step, learner, sequences)
                     self.cold_step += 1
                     metrics |= await self._measure_cold_start(learner, total)
                     self.logger.log("cold_start", self.cold_step, metrics)
@@ -227,7 +228,7 @@ class Trainer:
             return {}
         measured = {}
         if self.traces and self.traces.held_out:
-            measured["held_out_loss"] = await self.thread.run(learner.sft_loss, self.traces.held_out)
+            measured["held_out_loss"] = await self.thread.run(sft_loss, learner, self.traces.held_out)
         if not last:  # after the last step it is evaluated anyway
             await self.policy.load_weights(learner.weights(), 0)
             found = await self._interruptible(self.held_out.scores(lambda: None), learner)

@@ -20,7 +20,7 @@ from solostream.envs.types import Task
 from solostream.errors import SandboxError, UserError
 from solostream.sandbox.spec import open_sandbox
 from solostream.training.config import Config, Phase
-from solostream.training.learner.learner import Demonstration
+from solostream.training.learner.packing import MaskedTokens
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.run.setup import Components
 from solostream.training.sft.demonstrations import STYLES, Style, demonstration, draw_styles
@@ -60,12 +60,12 @@ def sft_batches(config: Config) -> list[SFTBatch]:
 
 async def demonstrate(
     config: Config, parts: Components, sft_batches: Sequence[SFTBatch]
-) -> AsyncIterator[list[Demonstration]]:
+) -> AsyncIterator[list[MaskedTokens]]:
     """The sequences of each sft_batch; up to `AHEAD` sft_batches are played before they are asked for."""
     tasks = Tasks({task.id: task for sft_batch in sft_batches for task in sft_batch.tasks}.values())
     options = config.env.options.get("sandbox_options", {})
     episodes = Episodes(config, parts, tasks, lambda **_: SharedSession(open_sandbox(config.env.sandbox, **options)))
-    running: list[asyncio.Task[list[Demonstration]]] = []
+    running: list[asyncio.Task[list[MaskedTokens]]] = []
     rest = iter(sft_batches)
     try:
         while True:
@@ -81,7 +81,7 @@ async def demonstrate(
         await episodes.close()
 
 
-async def _play(sft_batch: SFTBatch, episodes: Episodes, tokenizer: Any) -> list[Demonstration]:
+async def _play(sft_batch: SFTBatch, episodes: Episodes, tokenizer: Any) -> list[MaskedTokens]:
     """One after the other, so that sft_batches are ready in their order."""
     rng = random.Random(f"{sft_batch.seed}/texts")
     played = []

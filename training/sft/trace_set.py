@@ -24,7 +24,7 @@ from solostream.errors import UserError
 from solostream.sandbox.spec import open_sandbox
 from solostream.sandbox.types import Sandbox
 from solostream.training.config import Config
-from solostream.training.learner.learner import Demonstration
+from solostream.training.learner.packing import MaskedTokens
 from solostream.training.run import setup
 from solostream.training.run.setup import Components
 
@@ -44,7 +44,7 @@ class TraceSet:
             raise UserError(f"cold_start.data needs an environment whose policy calls tools; {config.env.id} is none")
         try:
             self._traces, bad, at = read_traces(c.data, env.syntax, env.parallel_calls)
-            rendered: dict[int, Demonstration] = {}
+            rendered: dict[int, MaskedTokens] = {}
             limit = getattr(parts.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
             for trace in self._traces:
                 ids, mask = render(trace, parts.chat, env.tools, env.complete, env.instructions)
@@ -100,12 +100,12 @@ class TraceSet:
             )
         self._keep(lines)
 
-    async def batches(self, start: int) -> AsyncIterator[list[Demonstration]]:
+    async def batches(self, start: int) -> AsyncIterator[list[MaskedTokens]]:
         """From step `start` on."""
         for step in range(start, self.steps):
             yield self.batch(step)
 
-    def batch(self, step: int) -> list[Demonstration]:
+    def batch(self, step: int) -> list[MaskedTokens]:
         """Every trace once before any comes again, each time in another order."""
         size, count = self._config.cold_start.batch, len(self._train)
         last = self.steps * size if self._config.cold_start.steps else count
@@ -125,7 +125,7 @@ def render(
     tools: Sequence[Any],
     complete: Callable[[str], int | None],
     before: Sequence[Mapping[str, Any]],
-) -> Demonstration:
+) -> MaskedTokens:
     """(token ids, mask of what the policy says), as a rollout of the same words would have them.
 
     before: the environment's instructions, of which a trace's own system message takes the first one's place.

@@ -16,6 +16,7 @@ from solostream.training.config.learner import LearnerConfig, LoraConfig
 from solostream.training.config.memory import memory, remedies, shape_of
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.packing import pack
+from solostream.training.learner.supervised import sft_step
 
 SIZES = {"hidden_size": 48, "layers": 3, "heads": 6, "kv_heads": 2, "head_dim": 16, "mlp_size": 160}
 
@@ -59,7 +60,7 @@ def size(state: Any) -> int:
 )  # fmt: skip
 def test_the_sizes_of_a_real_learner(settings: list[str], config: dict) -> None:
     learner = Learner(model(), LearnerConfig(lr=1e-3, **config))
-    learner.sft_step([(np.arange(9), np.arange(9) > 2)])
+    sft_step(learner, [(np.arange(9), np.arange(9) > 2)])
     found = planned(*settings)
     weights = learner.weights()
     assert found.shape.parameters == sum(w.numel() for name, w in weights.items() if name != "lm_head.weight")

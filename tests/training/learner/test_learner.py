@@ -19,8 +19,9 @@ from solostream.training.advantages.base import Advantages
 from solostream.training.config.learner import LearnerConfig, LoraConfig
 from solostream.training.learner.corrections import token_corrections
 from solostream.training.learner.learner import Learner
-from solostream.training.learner.muon import orthogonalise
 from solostream.training.learner.optimizer import factor
+from solostream.training.learner.optimizer.muon import orthogonalise
+from solostream.training.learner.supervised import sft_step
 from solostream.training.losses.aggregation import token_weights
 from solostream.training.losses.tokens import Tokens
 from solostream.training.run import checkpoint
@@ -324,7 +325,7 @@ def test_cold_start_learns_the_masked_tokens_only(optimizer: str) -> None:
     one = Learner(tiny_models.model(scale=1.0), LearnerConfig(optimizer=optimizer, lr=1e-2))
     data = [(np.array([2, 3, 8, 9]), np.array([False, False, False, True])) for _ in range(4)]
     start = one.logprobs([trajectory(prompt=[2, 3, 8], response=[9]), trajectory(prompt=[2], response=[3])])
-    losses = [one.sft_step(data)["loss"] for _ in range(25)]
+    losses = [sft_step(one, data)["loss"] for _ in range(25)]
     assert losses[0] == pytest.approx(-start[0][0], abs=1e-5)
     end = one.logprobs([trajectory(prompt=[2, 3, 8], response=[9]), trajectory(prompt=[2], response=[3])])
     assert end[0][0] > -0.2

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from solostream.training.config.learner import LearnerConfig, LoraConfig
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.mfu import PEAKS, Shape, flops, peak, peak_of, shape_of
+from solostream.training.learner.supervised import sft_step
 
 
 def test_flops_by_hand() -> None:
@@ -26,7 +27,7 @@ def test_the_matrices_of_a_real_model_against_torch() -> None:
     ids = np.arange(12) % 60
     mask = np.arange(12) >= 4
     with FlopCounterMode(display=False) as counter:
-        learner.sft_step([(ids, mask)])
+        sft_step(learner, [(ids, mask)])
     counted = counter.get_flop_counts()["Global"]
     matrices = sum(n for op, n in counted.items() if str(op) in ("aten.mm", "aten.addmm"))
     assert matrices == flops(shape, [12], action_tokens=8) - 6 * shape.layers * shape.width * 12 * 12

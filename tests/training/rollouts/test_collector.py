@@ -19,7 +19,6 @@ from solostream.agent.trajectory import Dispatch, TokenRecord, Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog, read_lines
 from solostream.errors import SandboxError
 from solostream.training.rollouts.collector import AsyncCollector, oldest_version, unused
-from solostream.training.rollouts.lockstep_collector import LockstepCollector
 from solostream.training.rollouts.request import PromptSource, RolloutRequest
 from solostream.training.rollouts.sync_collector import SyncCollector
 from solostream.training.run.rl_loop import clamp_versions
@@ -248,7 +247,7 @@ async def test_in_lockstep_a_batch_is_sampled_while_the_last_is_learned_and_sett
     log: TrajectoryLog,
 ) -> None:
     requests = Tickets()
-    lockstep = LockstepCollector(requests.source(), log, batch=2)
+    lockstep = SyncCollector(requests.source(), log, batch=2, overlap=True)
     requests.open(0)
     requests.open(1)
     assert events(await lockstep.take()) == [0, 1]
@@ -268,7 +267,7 @@ async def test_in_lockstep_a_batch_is_sampled_while_the_last_is_learned_and_sett
         played.append(request.dispatch.event)
         return episode(request)
 
-    resumed = LockstepCollector(Tickets(first=4).source(play), log, batch=2)
+    resumed = SyncCollector(Tickets(first=4).source(play), log, batch=2, overlap=True)
     logged = [line.trajectory for line in read_lines(log.path) if line.trajectory]
     resumed.restore(state, unused(logged, 4, state))
     assert events(await resumed.take()) == [2, 3]

@@ -1,14 +1,19 @@
-"""Metrics of one update, summed over micro-batches and divided once by the global number of tokens."""
+"""One update while it is under way: what it works on, what each of its steps covers, and its metrics.
+
+Metrics are summed over micro-batches and divided once by the global number of tokens.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from solostream.training.batch import Batch
 from solostream.training.losses.kl import estimates
 
 
@@ -64,3 +69,30 @@ class UpdateMetrics:
         if current.any():
             found["mismatch/on_policy_max"] = float(np.abs(difference[current]).max())
         return found
+
+
+@dataclass(slots=True)
+class Update:
+    """What one update works on, and what it has seen so far. A list has one row a trajectory of the batch.
+
+    The arrays of a row have one value an action token of its trajectory (n of them), in order.
+    """
+
+    batch: Batch
+    advantages: Sequence[np.ndarray]  # float [n]
+    keep: Sequence[bool]  # False: a filter took the trajectory out of the loss
+    sampler: list[np.ndarray]  # float32 [n]: log-probabilities under the policy that sampled
+    old: list[np.ndarray]  # float32 [n]: log-probabilities under π_old
+    rng: np.random.Generator
+    metrics: UpdateMetrics = field(default_factory=UpdateMetrics)
+    norms: list[float] = field(default_factory=list)  # of the gradient, one an optimizer step
+    start: dict[int, np.ndarray] = field(default_factory=dict)  # row -> log-probabilities before the first step
+
+
+@dataclass(slots=True)
+class Step:
+    """One optimizer step's share of an update: its rows, and what their tokens weigh."""
+
+    rows: list[int]  # places in the batch of the trajectories that were kept
+    weights: dict[int, float]  # row -> the weight of each of its tokens
+    picked: dict[int, np.ndarray]  # row -> bool [n], the tokens that the loss treats apart; empty for most losses

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from solostream.training.config.learner import LearnerConfig
-from solostream.training.learner.muon import Muon
+from solostream.training.learner.optimizer.muon import Muon
 
 
 def factor(config: LearnerConfig, step: int) -> float:
