@@ -26,13 +26,20 @@ BELOW: dict[str, set[str]] = {
 SHARED = {"errors", "hub", "provenance", "registry", "retry"}
 # library -> the files or folders that may import it
 ONLY_IN = {
-    "torch": {"training", "agent/engines/hf", "agent/engines/weight_file.py", "agent/engines/vllm_worker.py"},
+    "torch": {
+        "training",
+        "agent/engines/hf",
+        "agent/engines/weight_file.py",
+        "agent/engines/vllm_worker.py",
+        "integrations/verl.py",
+    },
     "vllm": {"agent/engines/vllm.py"},
     "docker": {"sandbox/docker"},
     "openai": {"agent/engines/chat_endpoint.py", "envs/rewards/judge.py"},
     "fastapi": {"sandbox/server", "viewer/server.py"},
     "trl": {"integrations/trl.py"},
-    "ray": {"training/cluster/handles.py"},
+    "ray": {"training/cluster/handles.py", "integrations/verl.py"},
+    "verl": {"integrations/verl.py"},
 }
 FLOORS = sorted(path.name for path in HOUSE.iterdir() if path.is_symlink() and (path / "__init__.py").is_file())
 FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
