@@ -40,10 +40,10 @@ class Prompt:
     play: Callable[[random.Random], tuple[float, int]]  # one episode: its reward, its length in action tokens
 
 
-RestartingEngine = dict[str, Prompt]  # by prompt id
+Prompts = dict[str, Prompt]  # by prompt id
 
 
-def table(a: float, seed: int) -> RestartingEngine:
+def table(a: float, seed: int) -> Prompts:
     rng = random.Random(seed)
 
     def prompt(p: float) -> Prompt:
@@ -52,7 +52,7 @@ def table(a: float, seed: int) -> RestartingEngine:
     return {f"t{i}": prompt(rng.betavariate(a, a)) for i in range(PROMPTS)}
 
 
-def recorded(folder: Path) -> RestartingEngine:
+def recorded(folder: Path) -> Prompts:
     """From the samples of an evaluation: each prompt's own episodes, drawn with replacement."""
     seen: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for line in read_lines(folder / "samples.jsonl"):
@@ -74,7 +74,7 @@ def play(task_id: str, prompt: Prompt, dispatch: Dispatch, rng: random.Random) -
 
 
 def run(
-    policy: RestartingEngine, estimator: Advantage, sampler: TaskSampler, tracker: ValueTracker, batches: int, seed: int
+    policy: Prompts, estimator: Advantage, sampler: TaskSampler, tracker: ValueTracker, batches: int, seed: int
 ) -> Curve:
     rng, curve, event = random.Random(seed), [], 0
     for _ in range(batches):
@@ -89,7 +89,7 @@ def run(
     return curve
 
 
-def compare(policy: RestartingEngine, batches: int, seed: int) -> dict[str, Curve]:
+def compare(policy: Prompts, batches: int, seed: int) -> dict[str, Curve]:
     rng, found = random.Random(seed), {}
     for name in ("prioritized", "uniform"):
         tracker = ValueTracker()

@@ -22,6 +22,7 @@ from solostream import provenance, registry
 from solostream.agent.engine import Engine
 from solostream.agent.engines.allocator import keep_freed_memory
 from solostream.agent.engines.live_weights import LiveWeights
+from solostream.agent.replicas import Replicas
 from solostream.agent.trajectory_file import TrajectoryLog, read_lines
 from solostream.envs.data import Tasks
 from solostream.errors import UserError
@@ -36,7 +37,6 @@ from solostream.training.losses import Loss
 from solostream.training.observers import RunTracker
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.rollouts.learner_thread import LearnerThread
-from solostream.training.rollouts.restarting_engine import RestartingEngine
 from solostream.training.rollouts.task_sampler import Sampler
 from solostream.training.rollouts.validation import Validation
 from solostream.training.run import checkpoint, plots, setup
@@ -141,7 +141,7 @@ class Trainer:
         in_flight = config.rollout.batch * (config.rollout.over_provision if config.rollout.mode == "async" else 1)
         opening = partial(self._open_engine, round(in_flight))
         self.thread = LearnerThread()
-        self.policy = RestartingEngine(opening, still=self.thread.still)
+        self.policy = Replicas([opening], still=self.thread.still)
         try:
             await self.policy.load_weights(LiveWeights(self.parts.model), 0)  # an engine may refuse the model
             return await self._phases(cold_start_only)
