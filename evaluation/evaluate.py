@@ -34,7 +34,7 @@ from solostream.evaluation.options import ENV, Options
 from solostream.evaluation.own_metrics import measured
 from solostream.evaluation.players import Player, open_player
 from solostream.evaluation.samples import reduce
-from solostream.provenance import provenance
+from solostream.provenance import provenance, rent_of
 
 SUMMARY, TABLE = "summary.json", "samples.parquet"
 
@@ -193,6 +193,8 @@ def _write_summary(folder: Path, options: Options, progress: Progress) -> dict[s
     metrics = summarize(progress.samples, equivalent)
     if options.metric:
         metrics["own"] = _own(folder / SAMPLES, options.metric)
+    wall_s = round(time.monotonic() - progress.started, 3)
+    machine_s = round(_spent(folder) + wall_s, 3)
     summary = {
         "config": {**options.identity(), "k": progress.k, "limit": options.limit},
         "complete": len(progress.samples) == progress.total,
@@ -201,9 +203,10 @@ def _write_summary(folder: Path, options: Options, progress: Progress) -> dict[s
         "trouble": progress.trouble,
         "damaged": progress.damaged,
         "replaced": progress.replaced,
-        "wall_s": round(time.monotonic() - progress.started, 3),
+        "wall_s": wall_s,
+        "machine_s": machine_s,
         "tokens_per_s": round(progress.tokens_per_s, 1),
-        "cost": _cost(metrics["usage"], options.prices),
+        "cost": _cost(metrics["usage"], options.prices, machine_s, options.price_per_hour),
         "provenance": provenance(),
         "metrics": metrics,
     }
@@ -221,14 +224,26 @@ def _own(samples: Path, names: Sequence[str]) -> dict[str, float | int | None]:
     return measured(chosen, played)
 
 
-def _cost(usage: Mapping[str, int] | None, prices: Sequence[float]) -> float | None:
-    """Of all samples that are there, in the currency of the prices; None without prices or without counts."""
-    if not usage or not prices:
-        return None
-    prompt, completion, cached = (*prices, prices[0])[:3]
-    fresh = usage["prompt_tokens"] - usage["cached_tokens"]
-    spent = fresh * prompt + usage["completion_tokens"] * completion + usage["cached_tokens"] * cached
-    return round(spent / 1e6, 6)
+def _spent(folder: Path) -> float:
+    """Seconds that earlier starts of this evaluation took; its samples are their work."""
+    try:
+        return float(json.loads((folder / SUMMARY).read_text())["machine_s"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
+def _cost(usage: Mapping[str, int] | None, prices: Sequence[float], machine_s: float, per_hour: float) -> float | None:
+    """Of all samples that are there, in the currency of the prices; None where no price was given that applies.
+
+    prices: of a million tokens, for what an endpoint counted. per_hour: of the machine, for `machine_s` seconds.
+    """
+    parts = [] if (rent := rent_of(machine_s, per_hour)) is None else [rent]
+    if usage and prices:
+        prompt, completion, cached = (*prices, prices[0])[:3]
+        fresh = usage["prompt_tokens"] - usage["cached_tokens"]
+        spent = fresh * prompt + usage["completion_tokens"] * completion + usage["cached_tokens"] * cached
+        parts.append(spent / 1e6)
+    return round(sum(parts), 6) if parts else None
 
 
 def write_table(path: Path, samples: Sequence[Sample]) -> bool:

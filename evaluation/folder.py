@@ -6,7 +6,6 @@ moved aside to `replaced.jsonl` and asked for again; those of problems that are 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,11 +19,11 @@ from solostream.agent.trajectory import Trajectory
 from solostream.agent.trajectory_file import read_lines
 from solostream.envs.types import Task
 from solostream.errors import UserError
+from solostream.evaluation import writer
 from solostream.evaluation.metrics import Sample
 from solostream.evaluation.samples import reduce
 
 SAMPLES, IDENTITY, REPLACED = "samples.jsonl", "identity.json", "replaced.jsonl"
-_LOCK = ".lock"
 
 
 @dataclass(slots=True)
@@ -49,19 +48,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises UserError while another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            who = file.read().strip() or "another machine"
-            raise UserError(
-                f"{folder} is being written by another evaluation ({who}): wait for it, or choose another --out"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}\n")
-        file.flush()
+    with writer.locked(folder):
         try:
             yield
         except BaseException:
@@ -144,7 +131,7 @@ def _remove_empty(folder: Path) -> None:
     samples = folder / SAMPLES
     if samples.exists() and samples.stat().st_size:
         return
-    ours = {SAMPLES, IDENTITY, _LOCK, "summary.json"}
+    ours = {SAMPLES, IDENTITY, writer.LOCK, "summary.json"}
     if {path.name for path in folder.iterdir()} <= ours:
         for name in ours:
             (folder / name).unlink(missing_ok=True)

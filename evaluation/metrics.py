@@ -52,6 +52,33 @@ def bootstrap(
     return low, high
 
 
+def paired_change(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float] | None:
+    """How the mean over the problems that both have changed, with its 95 % interval by problem: mean, low, high,
+    problems. None where they have no problem in common.
+
+    before, after: task id -> mean reward. A problem is as hard after as before: only what changed in it is chance.
+    """
+    common = [task_id for task_id in before if task_id in after]
+    if not common:
+        return None
+    changes = np.array([after[task_id] - before[task_id] for task_id in common])
+    low, high = bootstrap(changes)
+    return {"mean": float(changes.mean()), "low": float(low), "high": float(high), "problems": len(common)}
+
+
+def independent_change(
+    before: tuple[float, float, float], after: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    """(change, low, high) of two means that were measured on different problems, from (mean, low, high) of each.
+
+    Squares of the distances to the bounds add up, each side for itself, so that skewed intervals stay skewed
+    (Zou and Donner, Statistics in Medicine 27, 2008, Sec. 2; Newcombe's method 10 for two shares).
+    """
+    (b, b_low, b_high), (a, a_low, a_high) = before, after
+    change = a - b
+    return change, change - math.hypot(a - a_low, b_high - b), change + math.hypot(a_high - a, b - b_low)
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One trajectory reduced to what the metrics need."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -107,6 +108,8 @@ class Options:
     """chat: more fields of every request, as JSON: '{"reasoning_effort": "low"}'."""
     prices: tuple[float, ...] = ()
     """chat: what a million tokens cost, prompt and completion (and, if told, cached prompt): --prices 0.15 0.6"""
+    price_per_hour: float = 0.0
+    """What an hour of the machine costs on which an engine of your own plays; counted into the cost."""
 
     def settled(self) -> Options:
         """With the settings of the run that saved the model, if one did, where the options say nothing. Settling twice
@@ -184,6 +187,8 @@ class Options:
     def _check(self, temperature: float | None) -> None:
         if self.k < 1 or self.concurrency < 1 or (self.limit is not None and self.limit < 1):
             raise UserError("-k, --concurrency and --limit must be at least 1")
+        if not 0 <= self.price_per_hour < math.inf:
+            raise UserError("--price-per-hour is what an hour of the machine costs: a number from 0 on")
         if temperature == 0 and self.k > 1:
             raise UserError(f"greedy samples are all the same: -k {self.k} would play each {self.k} times; use -k 1")
 

@@ -119,6 +119,8 @@ CHARTS = (
     ),
     Chart("system", "Learning rate", "rate", (Curve("learner/lr", "learner"),)),
 )
+HELD_OUT_PROBLEMS = "held_out.jsonl"  # beside metrics.jsonl: a line a measurement, what each problem earned
+
 # Rows of the held-out table: key of an `eval` row -> (label, unit)
 HELD_OUT = {
     "accuracy": ("accuracy, sampled", "%"),

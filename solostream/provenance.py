@@ -1,4 +1,4 @@
-"""What made a result: versions, the commit, the machine. Goes into every summary and report."""
+"""What made a result: versions, the commit, the machine and its rent. Goes into every summary and report."""
 
 from __future__ import annotations
 
@@ -70,6 +70,11 @@ def installed(name: str) -> str | None:
 def gpus() -> list[str]:
     """Names of the GPUs that NVIDIA's driver shows; none without a driver. Imports no torch."""
     return _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+
+
+def rent_of(seconds: float | None, per_hour: float | None) -> float | None:
+    """What a machine cost for so long, in the currency of the price of an hour; None where nobody gave a price."""
+    return None if seconds is None or not per_hour else round(seconds / 3600 * per_hour, 6)
 
 
 def _commit(package: Path) -> str | None:

@@ -7,23 +7,24 @@ summary.json. Whatever is missing is None: a run is shown from its first second,
 from __future__ import annotations
 
 import json
-import time
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from solostream.evaluation.training_curves import ACCURACY, HELD_OUT
-from solostream.viewer.metric_columns import Metrics
-
-QUIET_S = 120.0  # without a word for so long, and for ten of its steps, an unfinished run counts as stopped
+from solostream.evaluation.metrics import independent_change, paired_change
+from solostream.evaluation.training_curves import ACCURACY, HELD_OUT, HELD_OUT_PROBLEMS
+from solostream.evaluation.writer import seen
+from solostream.provenance import rent_of
+from solostream.viewer.metric_columns import Columns, Metrics
 
 
 def facts(place: Path, metrics: Metrics) -> dict[str, Any]:
     """One row of the start page. place: the run's folder or file.
 
     `before`, `after`: accuracy in [0, 1]; `cost`: money, where prices were given; `wall_s`: seconds; `date`, `changed`:
-    seconds since 1970; `status`: finished, running or stopped.
+    seconds since 1970; `status`: running while a process holds the folder; else finished, stopped (it ended before
+    its end), or unknown (written on another machine). `writer`: the process that wrote last, in words.
     """
     folder = place if place.is_dir() else place.parent
     config, summary = configuration(place), read_json(folder / "summary.json")
@@ -32,7 +33,7 @@ def facts(place: Path, metrics: Metrics) -> dict[str, Any]:
         return _training(folder, config, summary, metrics)
     if identity or "metrics" in summary:
         return _evaluation(folder, {**identity, **summary.get("config", {})}, summary)
-    return {**_common("trajectories", folder), "status": "finished"}
+    return {**_common("trajectories", folder), **_status(folder, finished=True)}
 
 
 def configuration(place: Path) -> dict[str, Any]:
@@ -88,8 +89,7 @@ def _training(folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any
     run, data, rl, evaluated = config.get("run", {}), config.get("data", {}), phases.get("rl"), phases.get("eval")
     times = [t for columns in phases.values() for t in (columns.first("time"), columns.last("time")) if t is not None]
     common = _common("training", folder)
-    last_step_s = (rl and rl.last("time/step_s")) or 0.0
-    quiet = time.time() - (common["changed"] or 0.0) > max(QUIET_S, 10 * last_step_s)
+    wall_s = summary.get("wall_s") or (max(times) - min(times) if times else None)
     return {
         **common,
         "model": config.get("model", {}).get("path"),
@@ -98,16 +98,21 @@ def _training(folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any
         "planned": run.get("steps"),
         "before": evaluated and evaluated.first(ACCURACY.key),
         "after": evaluated.last(ACCURACY.key) if evaluated and evaluated.length > 1 else None,
-        "wall_s": summary.get("wall_s") or (max(times) - min(times) if times else None),
+        "wall_s": wall_s,
+        "cost": rent_of(wall_s, run.get("price_per_hour")),
         "date": min(times, default=common["date"]),
-        "status": "finished" if summary else "stopped" if quiet else "running",
+        **_status(folder, finished=bool(summary)),
         "tags": [str(tag) for tag in run.get("tags", [])],
-        "table": before_and_after(metrics),
+        "table": before_and_after(metrics, folder),
     }
 
 
-def before_and_after(metrics: Metrics) -> list[dict[str, Any]]:
-    """Rows of the held-out table: values before training and at the last evaluation, with intervals where written."""
+def before_and_after(metrics: Metrics, folder: Path) -> list[dict[str, Any]]:
+    """Rows of the held-out table: values before training and at the last evaluation, with intervals where written.
+
+    `change`, `change_low`, `change_high`: after less before, with its 95 % interval where one can be told; `paired`:
+    over how many problems that were played both times, 0 where the two intervals stand apart.
+    """
     evaluated = metrics.phases().get("eval")
     if evaluated is None:
         return []
@@ -125,14 +130,53 @@ def before_and_after(metrics: Metrics) -> list[dict[str, Any]]:
         for end in ("low", "high"):
             bound = f"{name}_{end}"
             row |= {f"before_{end}": evaluated.first(bound), f"after_{end}": evaluated.last(bound) if several else None}
+        row |= _change(row)
+        # The rewards by problem are those of the sampled episodes.
+        if name == ACCURACY.key and several and (paired := _paired(folder, evaluated)) is not None:
+            row |= {"change": paired["mean"], "change_low": paired["low"], "change_high": paired["high"]}
+            row["paired"] = paired["problems"]
         rows.append(row)
     return rows
+
+
+def _paired(folder: Path, evaluated: Columns) -> dict[str, float] | None:
+    """The change between the first and the last measurement by problem; None where one of them was not written so."""
+    measured = _held_out_problems(folder)
+    before, after = (measured.get(int(step or 0)) for step in (evaluated.first("step"), evaluated.last("step")))
+    return None if before is None or after is None else paired_change(before, after)
+
+
+def _change(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Of two measurements that may have been made on different problems."""
+    if None in (row["before"], row["after"]):
+        return {"change": None, "change_low": None, "change_high": None, "paired": 0}
+    ends = [tuple(row[f"{when}{end}"] for end in ("", "_low", "_high")) for when in ("before", "after")]
+    if any(None in end for end in ends):
+        change, low, high = row["after"] - row["before"], None, None
+    else:
+        change, low, high = independent_change(*ends)
+    return {"change": change, "change_low": low, "change_high": high, "paired": 0}
+
+
+def _held_out_problems(folder: Path) -> dict[int, dict[str, float]]:
+    """Step -> problem -> mean reward; lines that are damaged or half-written are passed over."""
+    measured: dict[int, dict[str, float]] = {}
+    try:
+        lines = (folder / HELD_OUT_PROBLEMS).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return measured
+    for line in lines:
+        try:
+            record = json.loads(line)
+            measured[int(record["step"])] = dict(record["rewards"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return measured
 
 
 def _evaluation(folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
     common = _common("evaluation", folder)
     average = summary.get("metrics", {}).get("avg") or {}
-    quiet = time.time() - (common["changed"] or 0.0) > QUIET_S
     return {
         **common,
         "model": config.get("model"),
@@ -143,9 +187,18 @@ def _evaluation(folder: Path, config: Mapping[str, Any], summary: Mapping[str, A
         "after_high": average.get("high"),
         "cost": summary.get("cost"),
         "wall_s": summary.get("wall_s"),
-        "status": "finished" if summary.get("complete") else "stopped" if quiet else "running",
+        **_status(folder, finished=bool(summary.get("complete"))),
         "tags": [f"k = {config['k']}"] if "k" in config else [],
     }
+
+
+def _status(folder: Path, *, finished: bool) -> dict[str, Any]:
+    """What the folder's lock says, not how long ago a file changed: a step may take an hour."""
+    state, writer = seen(folder)
+    told = {"writing": "running", "gone": "stopped", "unknown": "unknown"}[state]
+    # A finished run may be made longer: then it runs again.
+    status = "finished" if finished and state != "writing" else told
+    return {"status": status, "writer": None if writer is None else str(writer)}
 
 
 def system(place: Path) -> dict[str, Any]:

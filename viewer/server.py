@@ -146,7 +146,7 @@ def _of_a_run(api: APIRouter, shown: Runs) -> None:
     @api.get("/runs/{run}")
     def about(run: str) -> dict[str, Any]:
         source = _source(shown, run)
-        return {**_about(source), "held_out": overview.before_and_after(source.metrics)}
+        return {**_about(source), "held_out": overview.before_and_after(source.metrics, source.path.parent)}
 
     @api.get("/runs/{run}/metrics")
     def metrics(run: str, cold_start: int = 0, rl: int = 0, eval: int = 0) -> dict[str, Any]:

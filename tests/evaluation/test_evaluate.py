@@ -112,17 +112,29 @@ async def test_an_edited_problem_is_played_again_and_only_that(tmp_path: Path, i
 def test_a_folder_has_one_writer(tmp_path: Path, data: str) -> None:
     (tmp_path / "out").mkdir()
     code = (
-        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); f.write('process 77')\n"
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); f.write(sys.argv[2])\n"
         "f.flush(); print('held', flush=True); sys.stdin.read()"
     )
-    held = [sys.executable, "-c", code, str(tmp_path / "out" / ".lock")]
+    writer = json.dumps({"process": 77, "host": "here", "boot": "", "started": 0})
+    held = [sys.executable, "-c", code, str(tmp_path / "out" / ".lock"), writer]
     with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=r"written by another evaluation \(process 77\).*--out"):
+        with pytest.raises(UserError, match=r"is being written \(process 77 on here .*\): wait for it"):
             asyncio.run(evaluate(options(tmp_path, data)))
         assert evaluation_policies.CALLS == []
         other.stdin.close()
     assert asyncio.run(evaluate(options(tmp_path, data)))["complete"]
+
+
+async def test_the_machine_is_paid_for_all_starts_of_an_evaluation(tmp_path: Path, data: str) -> None:
+    first = await evaluate(options(tmp_path, data, price_per_hour=7.2))
+    again = await evaluate(options(tmp_path, data, k=2, price_per_hour=7.2))
+    assert first["cost"] == pytest.approx(first["wall_s"] / 500, abs=1e-6)
+    assert again["machine_s"] == pytest.approx(first["wall_s"] + again["wall_s"])
+    assert again["cost"] == pytest.approx(again["machine_s"] / 500, abs=1e-6)
+    assert (await evaluate(options(tmp_path, data, k=2)))["cost"] is None
+    with pytest.raises(UserError, match="--price-per-hour"):
+        await evaluate(options(tmp_path, data, price_per_hour=-1.0))
 
 
 async def test_a_start_that_failed_leaves_no_folder(tmp_path: Path, data: str) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +17,7 @@ from synthetic_runs import Writer, run_code, tokenizer, training_records, write_
 from solostream.agent.trajectory import Trajectory
 from solostream.envs.types import Task
 from solostream.errors import UserError
+from solostream.evaluation import writer
 from solostream.evaluation.tool_use import observe
 from solostream.sandbox.types import CodeError
 from solostream.viewer import aggregates, export, overview
@@ -173,6 +177,71 @@ def test_what_the_start_page_says_of_a_run(run: Path) -> None:
         "status": "finished", "tags": ["first"],
     }  # fmt: skip
     assert overview.flat({"a": {"b": {"c": 1}}, "d": [2]}) == {"a.b.c": 1, "d": [2]}
+
+
+def test_a_change_is_judged_by_problem_where_the_same_problems_were_played(tmp_path: Path) -> None:
+    """Ten problems, one of which is newly solved. A bootstrap draws that one 0 to 3 times out of ten within its 95 %:
+    P(X ≤ 0) = 0.349 and P(X ≤ 2) = 0.930 < 0.975 ≤ P(X ≤ 3) = 0.987 for X ~ B(10, 0.1)."""
+    row = {"phase": "eval", "time": 1.0, "accuracy_greedy": 0.5}
+    measured = [{"accuracy": 0.6, "accuracy_low": 0.3, "accuracy_high": 0.9},
+                {"accuracy": 0.7, "accuracy_low": 0.4, "accuracy_high": 0.9}]  # fmt: skip
+    lines = [json.dumps({**row, "step": step, **one}) for step, one in zip((0, 20), measured, strict=True)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+    def told() -> list[tuple]:
+        rows = overview.before_and_after(Metrics(tmp_path / "metrics.jsonl"), tmp_path)
+        return [tuple(r[k] for k in ("change", "change_low", "change_high", "paired")) for r in rows]
+
+    # Without rewards by problem the two stand apart: 0.1 − √(0.3² + 0.3²) and 0.1 + √(0.2² + 0.3²).
+    apart = told()
+    assert apart[0] == pytest.approx((0.1, 0.1 - 0.3 * 2**0.5, 0.1 + 0.13**0.5, 0))
+    assert apart[1] == pytest.approx((0.0, None, None, 0))  # no interval was written
+
+    rewards = {f"p{i}": float(i < 6) for i in range(10)}
+    written = [{"step": 0, "rewards": rewards}, {"step": 20, "rewards": {**rewards, "p3": 0.0}}]
+    written.append({"step": 20, "rewards": {**rewards, "p6": 1.0}})  # of a resumed run, which counts
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(one) + "\n" for one in written) + '{"step": 4')
+    assert told()[0] == pytest.approx((0.1, 0.0, 0.3, 10))
+    assert told()[1] == apart[1]
+
+
+def test_the_status_is_the_lock_s_and_not_a_guess(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[run]\nsteps = 9\nprice_per_hour = 1.8\n")
+    rows = [{"phase": "rl", "step": step, "time": 1000.0 + 50 * step} for step in range(5)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def status() -> str:
+        return overview.facts(tmp_path, Metrics(tmp_path / "metrics.jsonl"))["status"]
+
+    assert status() == "unknown"  # nobody ever held the folder
+    with writer.locked(tmp_path):
+        assert status() == "running"  # though its files are of 1970
+    assert status() == "stopped"
+    facts = overview.facts(tmp_path, Metrics(tmp_path / "metrics.jsonl"))
+    assert facts["writer"].startswith(f"process {os.getpid()} on ")
+    assert facts["cost"] == pytest.approx(200 / 3600 * 1.8)  # of the 200 s that its steps took so far
+    elsewhere = {"process": 7, "host": "another", "boot": "b", "started": 1.0}
+    (tmp_path / ".lock").write_text(json.dumps(elsewhere))
+    assert status() == "unknown"  # its lock cannot be seen from here
+    (tmp_path / "summary.json").write_text('{"wall_s": 5}')
+    assert status() == "finished"
+    with writer.locked(tmp_path):
+        assert status() == "running"  # it is made longer
+
+
+def test_a_process_that_is_killed_gives_its_folder_back(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from solostream.evaluation.writer import locked\n"
+    code += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    child = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(child, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert writer.seen(tmp_path)[0] == "writing"
+        with pytest.raises(UserError, match=rf"is being written \(process {other.pid} on .*\): wait for it"):
+            writer.locked(tmp_path).__enter__()
+        other.kill()
+        other.wait()
+        assert writer.seen(tmp_path)[0] == "gone"
 
 
 def test_runs_of_one_name_have_addresses_of_their_own(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from solostream.training.config.algorithm import AlgorithmConfig
 from solostream.training.config.cluster import ClusterConfig
 from solostream.training.config.components import Options, beside_keys, complete, options_of
 from solostream.training.config.learner import LearnerConfig
-from solostream.training.config.section import Count, Levels, Names, Positive, Section
+from solostream.training.config.section import Count, Levels, Names, Positive, Rate, Section
 
 
 class BuildConfig(Section):
@@ -204,6 +204,7 @@ class RunConfig(Section):
     trackers: Names = ()  # of experiments, beside TensorBoard: "wandb", or one of your own
     metrics: Names = ()  # of each batch, beside the built-in ones
     callbacks: Names = ()  # told of the start, of every step and of the end
+    price_per_hour: Rate = 0.0  # of the machine, in any currency: what the run cost stands in its summary and pages
     tags: Names = ()  # what the start page of `solostream view` shows and finds a run by
 
     @model_validator(mode="after")

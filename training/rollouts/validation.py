@@ -16,7 +16,7 @@ from solostream.training.config import Config
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.rollouts.request import RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
-from solostream.training.run.summary import Scores, scores
+from solostream.training.run.summary import Scores, by_problem, scores
 
 # How an answer opens, by the environment's answer style.
 OPENINGS = {
@@ -68,14 +68,17 @@ class Validation:
         """Episodes of one evaluation."""
         return len(self._tasks) * (self._config.eval.samples + self._config.eval.greedy)
 
-    async def scores(self, advance: Callable[[], None]) -> Scores:
-        """Play every problem as configured, sampled and greedy. advance: called after each episode."""
+    async def scores(self, advance: Callable[[], None]) -> tuple[Scores, dict[str, float]]:
+        """Play every problem as configured, sampled and greedy: (scores, task id -> mean reward of what was sampled).
+
+        advance: called after each episode.
+        """
         e = self._config.eval
         sampled, greedy = await asyncio.gather(
             self._play(self._episodes.sampling(e.temperature), e.samples, advance),
             self._play(self._episodes.sampling(0.0), int(e.greedy), advance),
         )
-        return scores(sampled, greedy)
+        return scores(sampled, greedy), by_problem(sampled)
 
     async def no_tool_accuracy(self, advance: Callable[[], None]) -> float | None:
         """Sampled accuracy of the policy when it must answer at once: what it can guess. Episodes with code count 0."""

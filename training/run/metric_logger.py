@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from solostream.errors import UserError
+from solostream.evaluation.training_curves import HELD_OUT_PROBLEMS
 from solostream.training.observers import RunTracker
 
 Value = float | int | None
@@ -60,6 +61,14 @@ class MetricLogger:
         self._show(row)
         for other in self._others:
             other.log({f"{phase}/step": step, **_numbers(row)})
+
+    def log_problems(self, step: int, rewards: Mapping[str, float]) -> None:
+        """What each held-out problem earned at `step`, into `held_out.jsonl`: a change is judged problem by problem.
+
+        A resumed run may write a step again: the later line counts.
+        """
+        with self._path.with_name(HELD_OUT_PROBLEMS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "rewards": rewards}) + "\n")
 
     def _show(self, row: Mapping[str, Any]) -> None:
         values = [self._summary.Value(tag=tag, simple_value=v) for tag, v in _numbers(row).items()]

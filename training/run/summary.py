@@ -37,7 +37,7 @@ def scores(sampled: Sequence[Trajectory], greedy: Sequence[Trajectory]) -> Score
     """What the held-out episodes come to. greedy: may be empty; then there is no greedy accuracy."""
     calls = [t.first_call_token for t in sampled if t.first_call_token is not None]
     runs = [e.ok for t in sampled for turn in t.turns for e in turn.executions if e is not None]
-    low, high = _interval(sampled)
+    low, high = _interval(by_problem(sampled))
     return Scores(
         accuracy=mean_of([t.reward for t in sampled]) or 0.0,
         accuracy_greedy=mean_of([t.reward for t in greedy]),
@@ -50,14 +50,19 @@ def scores(sampled: Sequence[Trajectory], greedy: Sequence[Trajectory]) -> Score
     )
 
 
-def _interval(sampled: Sequence[Trajectory]) -> tuple[float | None, float | None]:
-    """Samples of one problem are no independent evidence about other problems: problems are what is drawn again."""
+def by_problem(sampled: Sequence[Trajectory]) -> dict[str, float]:
+    """Task id -> the mean reward of its samples."""
     rewards: dict[str, list[float]] = defaultdict(list)
     for trajectory in sampled:
         rewards[trajectory.task_id].append(trajectory.reward)
+    return {task_id: sum(of_problem) / len(of_problem) for task_id, of_problem in rewards.items()}
+
+
+def _interval(rewards: Mapping[str, float]) -> tuple[float | None, float | None]:
+    """Samples of one problem are no independent evidence about other problems: problems are what is drawn again."""
     if not rewards:
         return None, None
-    low, high = bootstrap(np.array([mean_of(of_problem) for of_problem in rewards.values()]))
+    low, high = bootstrap(np.array(list(rewards.values())))
     return float(low), float(high)
 
 
@@ -76,6 +81,7 @@ class Summary:
     wall_s: float
     times: Mapping[str, float]  # phase -> seconds
     provenance: Mapping[str, Any]  # versions, commit, machine
+    cost: float | None = None  # of the machine for `wall_s`, where `run.price_per_hour` says what an hour of it costs
 
     def write(self, folder: Path) -> Path:
         """Atomically, as `summary.json`."""
@@ -104,7 +110,8 @@ def table(summary: Summary) -> str:
     if summary.no_tool_accuracy is not None:
         lines.append(f"{'without the tool':<20}  {'':>8}     {summary.no_tool_accuracy:>8.1%}")
     spent = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in summary.times.items())
-    lines.append(f"{summary.wall_s:.0f} s in all ({spent}); seed {summary.seed}, engine {summary.engine}")
+    cost = "" if summary.cost is None else f", {summary.cost:.2f} at the given price"
+    lines.append(f"{summary.wall_s:.0f} s in all ({spent}){cost}; seed {summary.seed}, engine {summary.engine}")
     return "\n".join(lines)
 
 

@@ -27,6 +27,7 @@ from solostream.agent.trajectory_file import TrajectoryLog, read_lines
 from solostream.envs.data import Tasks
 from solostream.errors import UserError
 from solostream.evaluation.own_metrics import Metric
+from solostream.evaluation.writer import locked
 from solostream.training import observers
 from solostream.training.advantages.base import Advantage
 from solostream.training.config import Config
@@ -134,7 +135,8 @@ class Trainer:
         keep_freed_memory()
         if self.config.rollout.mode != "sync":  # sampling and learning share the cores
             torch.set_num_threads(max(1, torch.get_num_threads() // 2))
-        return asyncio.run(self._run(cold_start_only))
+        with locked(self.folder):
+            return asyncio.run(self._run(cold_start_only))
 
     async def _run(self, cold_start_only: bool) -> Summary | None:
         config = self.config
@@ -231,7 +233,7 @@ class Trainer:
             measured["held_out_loss"] = await self.thread.run(sft_loss, learner, self.traces.held_out)
         if not last:  # after the last step it is evaluated anyway
             await self.policy.load_weights(learner.weights(), 0)
-            found = await self._interruptible(self.held_out.scores(lambda: None), learner)
+            found, _ = await self._interruptible(self.held_out.scores(lambda: None), learner)
             measured["held_out_accuracy"] = found.accuracy
         return measured
 
@@ -242,7 +244,8 @@ class Trainer:
     async def _evaluate(self, title: str, step: int, learner: Learner | None = None) -> Scores:
         """`learner`: saved when the person interrupts; None where a checkpoint has everything already."""
         with self.clock.phase("evaluation"), self.view.stage(title, self.held_out.total) as stage:
-            found = await self._interruptible(self.held_out.scores(stage.advance), learner)
+            found, rewards = await self._interruptible(self.held_out.scores(stage.advance), learner)
+        self.logger.log_problems(step, rewards)
         self.logger.log("eval", step, asdict(found))
         return found
 
@@ -337,6 +340,7 @@ class Trainer:
         with self.clock.phase("plots"):
             plots.draw(self.logger.rows, self.folder / "plots")
         times = self.clock.times()
+        wall_s = sum(times.values())
         summary = Summary(
             name=self.folder.name,
             seed=self.config.run.seed,
@@ -346,7 +350,8 @@ class Trainer:
             after=after,
             no_tool_accuracy=no_tool,
             mismatch_max=rl.mismatch_max,
-            wall_s=round(sum(times.values()), 2),
+            wall_s=round(wall_s, 2),
+            cost=provenance.rent_of(wall_s, self.config.run.price_per_hour),
             times={phase: round(seconds, 2) for phase, seconds in times.items()},
             provenance=provenance.provenance(),
         )

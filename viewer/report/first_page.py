@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -26,16 +25,15 @@ def verdict(rows: Sequence[Row], metrics: Metrics) -> str:
         text = "Held-out accuracy was not measured twice: nothing can be said of what training did to it."
         return f'<p class="verdict">{text}</p>'
     steps = int(metrics.phases()["eval"].last("step") or 0)
-    change = row["after"] - row["before"]
     interval, clear = "", ""
-    if None not in (row["before_low"], row["after_low"]):
-        # The two were measured apart: their half-widths add as independent errors do.
-        half = math.hypot(row["before_high"] - row["before_low"], row["after_high"] - row["after_low"]) / 2
-        interval = f", 95 % from {100 * (change - half):+.1f} to {100 * (change + half):+.1f}"
-        clear = " A clear difference." if abs(change) > half else " Not a clear difference."
+    if row["change_low"] is not None:
+        interval = f", 95 % from {100 * row['change_low']:+.1f} to {100 * row['change_high']:+.1f}"
+        interval += f", paired over {row['paired']:,} problems" if row["paired"] else ""
+        # Zero inside the interval: training may have done nothing.
+        clear = " A clear difference." if row["change_low"] * row["change_high"] > 0 else " Not a clear difference."
     text = (
         f"Held-out accuracy went from {percent(row['before'])} to {percent(row['after'])} in {steps:,} steps "
-        f"({100 * change:+.1f} points{interval}).{clear}"
+        f"({100 * row['change']:+.1f} points{interval}).{clear}"
     )
     return f'<p class="verdict">{escape(text)}</p>'
 
@@ -69,6 +67,7 @@ def settings(folder: Path) -> str:
         ("Steps", run.get("steps")),
         ("Seed", run.get("seed", summary.get("seed"))),
         ("Engine", run.get("engine")),
+        ("Cost", summary.get("cost") and f"{summary['cost']:,.2f} at {flat.get('run.price_per_hour'):g} an hour"),
         ("Wall time", None if wall is None else f"{wall:,.0f} s ({times})"),
         ("Made with", told(folder)),
     ]
@@ -124,10 +123,15 @@ def _value(row: Row, when: str) -> str:
 
 
 def _change(row: Row) -> str:
-    if None in (row["before"], row["after"]):
+    if row["change"] is None:
         return "–"
-    change = row["after"] - row["before"]
-    return f"{100 * change:+.1f} points" if row["unit"] == "%" else f"{change:+.2f}"
+    times, digits, unit = (100, 1, " points") if row["unit"] == "%" else (1, 2, "")
+    change, low, high = (None if x is None else f"{times * x:+.{digits}f}" for x in _ends(row))
+    return f"{change}{unit}" + ("" if low is None else f" ({low} – {high})")
+
+
+def _ends(row: Row) -> tuple[float | None, ...]:
+    return tuple(row[f"change{end}"] for end in ("", "_low", "_high"))
 
 
 def folded(title: str, inside: Iterable[str] | str, note: str = "") -> str:

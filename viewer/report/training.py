@@ -107,7 +107,7 @@ def training_page(folder: Path, index: Index, notes: Sequence[str]) -> str:
     for one in seen:
         problems.setdefault(one.task_id, Attempts(one.task_id)).seen.append(one)
     rows, metrics = read_metrics(folder / "metrics.jsonl"), Metrics(folder / "metrics.jsonl")
-    held_out = overview.before_and_after(metrics)
+    held_out = overview.before_and_after(metrics, folder)
     xs, groups = _by_step(seen)
     reward = Series("trajectories", xs, [fmean(s.reward for s in g) for g in groups])
     first_call = Series("first call", xs, [_first_call(g) for g in groups])

@@ -3,7 +3,7 @@ import { el, number, plural } from "./dom.js";
 import { Curves, Logged } from "./curves.js";
 import { configuration, files, health, problems, scores, system, tracker, verdict, wrong } from "./tabs.js";
 import { $, api, every, furnish, given, guarded, link, name, remember, runPath, say } from "./page.js";
-import { pill, TONES } from "./tables.js";
+import { pill, status } from "./tables.js";
 
 const TABS = { overview: "Overview", behaviours: "Behaviours", tracker: "Tracker", health: "Health", configuration: "Configuration", system: "System", files: "Files" };
 const state = { run: "", others: [], tab: "overview", smoothing: 0, from: null, to: null, against: "", about: null, runs: [], charts: [] };
@@ -44,7 +44,7 @@ function head() {
   const add = el("select", { id: "with", "aria-label": "Compare with another run", onchange: (event) => overlay([...state.others, event.target.value]) },
     el("option", { value: "" }, "Compare with …"), free.map((run) => el("option", { value: run.name }, run.name)));
   return [
-    el("div", { className: "title" }, el("h1", {}, about.name), pill(about.status, TONES[about.status]), about.tags.map((tag) => pill(tag)), more,
+    el("div", { className: "title" }, el("h1", {}, about.name), status(about), about.tags.map((tag) => pill(tag)), more,
       el("span", { className: "gap" }), trains() && free.length > 0 && add,
       el("a", { className: "button", href: link("/trajectories", { run: state.run }) }, "Trajectories"),
       el("a", { className: "button", href: `/api/${runPath(state.run)}/report`, download: "" }, "Report")),

@@ -1,7 +1,7 @@
 // The start page: all runs of the folder; search, sort, tick two (or more) to compare.
 import { el, number, plural } from "./dom.js";
 import { $, api, every, furnish, given, guarded, link, name, remember } from "./page.js";
-import { duration, percent, pill, table, TONES, when } from "./tables.js";
+import { duration, percent, pill, status, table, when } from "./tables.js";
 
 const state = { runs: [], query: given().query ?? "", sort: { column: 8, down: true }, picked: new Set() };
 const old = (given().sort ?? "").match(/^(-?)(\d+)$/);
@@ -19,7 +19,7 @@ const COLUMNS = [
   { name: "Trajectories", value: (run) => run.rows, show: (run) => el("a", { href: link("/trajectories", { run: run.name }), "aria-label": `Trajectories of ${run.name}` }, number(run.rows)), num: true },
   { name: "Cost", value: (run) => run.cost ?? run.wall_s, show: (run) => (run.cost === null ? duration(run.wall_s) : `${run.cost.toFixed(2)} · ${duration(run.wall_s)}`), num: true },
   { name: "Date", value: (run) => run.date, show: (run) => when(run.date), num: true },
-  { name: "Status", value: (run) => run.status, show: (run) => pill(run.trouble ? "cannot be read" : run.status, run.trouble ? "bad" : TONES[run.status]) },
+  { name: "Status", value: (run) => run.status, show: (run) => status(run) },
   { name: "Tags", value: (run) => run.tags.join(" "), show: (run) => run.tags.length > 0 && el("span", {}, run.tags.flatMap((tag) => [pill(tag), " "])) },
 ];
 

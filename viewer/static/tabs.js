@@ -20,16 +20,24 @@ export async function verdict({ about, others }) {
     const rows = one.held_out;
     const told = rows.find((row) => row.after !== null);
     if (!rows.length) return [el("p", { className: "verdict" }, `${one.name}: nothing held out was measured yet.`)];
-    const gain = told && 100 * (told.after - told.before);
-    const text = told ? `${one.name}: held-out accuracy went from ${percent(told.before)} to ${percent(told.after)}, ${gain >= 0 ? "up" : "down"} ${Math.abs(gain).toFixed(1)} points in ${plural(one.steps ?? 0, "step")}.` : `${one.name}: measured once so far, before training.`;
+    const text = told ? `${one.name}: held-out accuracy went from ${percent(told.before)} to ${percent(told.after)}, ${told.change >= 0 ? "up" : "down"} ${Math.abs(100 * told.change).toFixed(1)} points${sure(told)} in ${plural(one.steps ?? 0, "step")}.` : `${one.name}: measured once so far, before training.`;
     return [el("p", { className: "verdict" }, text), table([
       { name: "Held-out problems", show: (row) => (row.unit && row.unit !== "%" ? `${row.label}, ${row.unit}` : row.label) },
       { name: "Before", show: (row) => `${unit(row, row.before)}${range(row, "before")}`, num: true },
       { name: "After", show: (row) => `${unit(row, row.after)}${range(row, "after")}`, num: true },
-      { name: "Change", show: (row) => (row.after === null || row.before === null ? "–" : row.unit === "%" ? `${signed(100 * (row.after - row.before))} points` : signed(row.after - row.before)), num: true },
+      { name: "Change", show: change, num: true },
     ], rows, { caption: `Held-out problems of ${one.name}, before and after` })];
   });
   return [el("div", { className: "card" }, made)];
+}
+
+const sure = (row) => (row.change_low === null ? "" : ` (95 % from ${points(row.change_low)} to ${points(row.change_high)}${row.paired ? `, paired over ${plural(row.paired, "problem")}` : ""})`);
+const points = (value) => `${value >= 0 ? "+" : "−"}${Math.abs(100 * value).toFixed(1)}`;
+
+function change(row) {
+  if (row.change === null) return "–";
+  const said = row.unit === "%" ? `${points(row.change)} points` : signed(row.change);
+  return row.change_low === null ? said : `${said} (${points(row.change_low)} – ${points(row.change_high)})`;
 }
 
 const signed = (value) => `${value >= 0 ? "+" : "−"}${short(Math.abs(Number(value.toFixed(3))))}`;

@@ -138,7 +138,7 @@ def test_the_checkpoint_is_a_hugging_face_folder(whole: Path) -> None:
     assert AutoTokenizer.from_pretrained(folder).chat_template
 
 
-LOCKSTEP = ["--set", "rollout.mode=lockstep"]
+LOCKSTEP = ["--set", "rollout.mode=lockstep", "--set", "run.price_per_hour=3.6"]
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +153,8 @@ def test_in_lockstep_each_batch_is_one_update_older_than_what_learns_from_it(in_
     rows = [row for row in read(in_lockstep / "metrics.jsonl") if row["phase"] == "rl"]
     assert [(row["staleness/mean"], row["staleness/max"]) for row in rows] == [(0, 0)] + [(1, 1)] * 5
     played = [line.trajectory for line in read_lines(in_lockstep / "trajectories.jsonl") if line.trajectory]
+    summary = json.loads((in_lockstep / "summary.json").read_text())
+    assert summary["cost"] == pytest.approx(summary["wall_s"] / 1000, abs=1e-5)
     assert [t.dispatch.event for t in played] == list(range(6 * 7))  # the batch on its way when the run ended, too
     seen = [{int(v) for t in played[i : i + 6] for v in t.versions[t.action_mask]} for i in range(0, 42, 6)]
     assert seen == [{0}, {0}, {1}, {2}, {3}, {4}, {5}]
