@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 
 from solostream.envs.types import Grading, ToolCall
 from solostream.sandbox.types import Execution
@@ -154,6 +155,17 @@ class Trajectory:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; NaN becomes None."""
         return {
+            **self._fields(),
+            "token_ids": self.token_ids.tolist(),
+            "action_mask": self.action_mask.astype(int).tolist(),
+            # the shortest decimals that read back as the same float32: a resumed run trains on the very numbers
+            "logprobs": [None if x != x else float(str(x)) for x in self.logprobs],
+            "versions": self.versions.tolist(),
+        }
+
+    def _fields(self) -> dict[str, Any]:
+        """All but the columns of the ledger, in plain JSON types."""
+        return {
             "task_id": self.task_id,
             "source": self.source,
             "reward": self.reward,
@@ -179,11 +191,6 @@ class Trajectory:
             ],
             "unit": self.unit,
             "usage": self.usage and asdict(self.usage),
-            "token_ids": self.token_ids.tolist(),
-            "action_mask": self.action_mask.astype(int).tolist(),
-            # the shortest decimals that read back as the same float32: a resumed run trains on the very numbers
-            "logprobs": [None if x != x else float(str(x)) for x in self.logprobs],
-            "versions": self.versions.tolist(),
         }
 
     @classmethod
@@ -224,7 +231,21 @@ class Trajectory:
 
     def to_json(self) -> str:
         """One line of JSON; `from_dict` is the inverse."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
+        # orjson writes arrays as they are, a float32 in the shortest decimals that read back as it, NaN as null: twenty
+        # times faster, and whoever logs thousands of episodes a step holds Python's lock no longer than that.
+        columns = {
+            "token_ids": self.token_ids,
+            "action_mask": self.action_mask.astype(np.uint8),
+            "logprobs": self.logprobs,
+            "versions": self.versions,
+        }
+        record = {**self._fields(), **{name: np.ascontiguousarray(column) for name, column in columns.items()}}
+        try:
+            if math.isfinite(self.reward):
+                return orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+        except TypeError:  # it knows no integers beyond 64 bits and no half of a surrogate pair; a call may hold both
+            pass
+        return json.dumps(self.to_dict(), separators=(",", ":"))
 
 
 class TokenRecord:

@@ -12,8 +12,10 @@ from synthetic_runs import evaluation_records, write_evaluation
 
 from solostream.agent.trajectory import Dispatch, TokenRecord, Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog, find_file, read_line, read_lines
+from solostream.envs.types import ToolCall
 from solostream.errors import UserError
 from solostream.evaluation.samples import read_samples
+from solostream.sandbox.types import Execution
 
 
 def rewrite(path: Path, change) -> None:
@@ -104,3 +106,36 @@ def test_log_probabilities_read_back_to_the_last_bit() -> None:
     back = Trajectory.from_dict(json.loads(json.dumps(whole.to_dict())))
     assert np.array_equal(back.logprobs[1:], sampled.astype(np.float32))
     assert np.isnan(back.logprobs[0])
+
+
+def said(text: str, number: float, reward: float) -> Trajectory:
+    record = TokenRecord()
+    record.add_observation("user", [1, 2], "größer als 数?")
+    call = ToolCall("python", {"code": text, "n": number}, (0, 1))
+    record.add_action([3, 150_000], [-1e-9, -17.25], [0, 4], text, [call], [Execution(stdout=text)], [0], reward=reward)
+    return record.close("task", reward, "answered", seed=2**62)
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "reward"),
+    [
+        ("plain, naïve, 数", 5, 1.0),
+        ("", 10**30, 0.25),  # more than 64 bits
+        ("half a pair: \ud83d", 1.5e300, 1.0),
+        (
+            "no number",
+            -(2**63) - 1,
+            float("inf"),
+        ),  # of an environment that is wrong: such batches are written down, too
+    ],
+)
+def test_a_line_says_what_the_record_says(text: str, number: float, reward: float) -> None:
+    whole = said(text, number, reward)
+    line = whole.to_json()
+    assert "\n" not in line
+    assert json.loads(line.encode()) == json.loads(json.dumps(whole.to_dict()))
+    assert Trajectory.from_dict(json.loads(line)) == whole
+
+
+def test_a_reward_that_is_no_number_is_still_one_in_the_file() -> None:
+    assert math.isnan(Trajectory.from_dict(json.loads(said("x", 1, float("nan")).to_json())).reward)
