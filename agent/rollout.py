@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from solostream.agent.chat_template import Chat
+from solostream.agent.context import History, turns_kept
 from solostream.agent.engine import Engine, EngineError, Sampling
 from solostream.agent.engines.stops import end_of_turn
 from solostream.agent.tokenization import decode
@@ -50,13 +51,15 @@ async def rollout(
     dispatch: Dispatch | None = None,
     seed: int = 0,
     retries: int = 1,
+    history: History | None = None,
 ) -> Trajectory:
     """Play one episode.
 
     sampling: of one turn; its stop strings, stop ids, seed and key are set here. max_tokens: of the whole ledger,
-    prompt included. task_id: None lets the environment draw one from `seed`. retries: whole episodes started again
-    after a `SandboxError`, beyond the retries of the environment. Raises EngineError, and UserError for an unknown task
-    or a prompt that does not fit the engine's context.
+    prompt included; where history is replaced, of each segment. task_id: None lets the environment draw one from
+    `seed`. retries: whole episodes started again after a `SandboxError`, beyond the retries of the environment.
+    history: what leaves the policy's sight on the way; None: only what the environment folds. Raises EngineError, and
+    UserError for an unknown task or a prompt that does not fit the engine's context.
     """
     key = f"{next(_episodes)}"
     fit_to(chat, env)
@@ -71,7 +74,7 @@ async def rollout(
             _, info = await env.areset(seed=seed, options=options)
             name, opening = info["task_id"], info["messages"]
             ledger.add_observation("user", chat.open(opening, env.tools), "\n\n".join(m["content"] for m in opening))
-            step, ending = await _play(env, engine, chat, ledger, sampling, max_tokens, seed)
+            step, ending = await _play(env, engine, chat, ledger, sampling, max_tokens, seed, history)
             return step, ending, step.grading if step else None
         except RewardError as error:  # the episode was played; only nobody can say what it is worth
             return None, "infra", Grading(failure=str(error))
@@ -116,14 +119,22 @@ def fit_to(chat: Chat, env: Any) -> None:
 
 
 async def _play(
-    env: TextEnv, engine: Engine, chat: Chat, ledger: TokenRecord, sampling: Sampling, max_tokens: int, seed: int
+    env: TextEnv,
+    engine: Engine,
+    chat: Chat,
+    ledger: TokenRecord,
+    sampling: Sampling,
+    max_tokens: int,
+    seed: int,
+    history: History | None,
 ) -> tuple[Step | None, Ending]:
     """Turns until the environment or a budget ends the episode."""
     if len(ledger.token_ids) >= max_tokens:
         return None, "token_limit"  # the prompt alone fills the ledger
     while True:
-        room = max_tokens - len(ledger.token_ids)
-        turn = await _turn(env, engine, chat, ledger.token_ids, sampling, min(room, sampling.max_tokens), seed)
+        context = ledger.context
+        budget = min(max_tokens - len(context), sampling.max_tokens)
+        turn = await _turn(env, engine, chat, context, sampling, budget, (seed, len(ledger.token_ids)))
         *_, info = await env.astep(turn.text)
         step = env.trace[-1]
         starts = call_tokens(chat.tokenizer, turn.ids, step.calls)
@@ -138,25 +149,36 @@ async def _play(
             step.void,
             step.reward,
         )
-        goes_on = step.ending is None and bool(info["messages"])
-        ids = chat.append(info["messages"], turn.ids) if goes_on else []
-        ending = ending_of(step, cut=turn.cut, room=len(ledger.token_ids) + len(ids) < max_tokens)
+        messages = info["messages"] if step.ending is None else ()
+        ids = chat.append(messages, turn.ids) if messages else []
+        if messages and (kept := turns_kept(ledger.seen, step.keep, len(ids), max_tokens, history)) is not None:
+            ledger.fold(kept)
+        ending = ending_of(step, cut=turn.cut, room=len(ledger.context) + len(ids) < max_tokens)
         if ending is not None:
             return step, ending
-        role: Role = "tool" if info["messages"][0]["role"] == "tool" else "user"
-        ledger.add_observation(role, ids, "\n".join(m["content"] for m in info["messages"]))
+        role: Role = "tool" if messages[0]["role"] == "tool" else "user"
+        ledger.add_observation(role, ids, "\n".join(m["content"] for m in messages))
 
 
 async def _turn(
-    env: TextEnv, engine: Engine, chat: Chat, prompt: list[int], sampling: Sampling, budget: int, seed: int
+    env: TextEnv,
+    engine: Engine,
+    chat: Chat,
+    prompt: list[int],
+    sampling: Sampling,
+    budget: int,
+    seed: tuple[int, int],
 ) -> _Sampled:
-    """Sample until the policy ends its turn, a call is complete, or the budget is spent."""
+    """Sample until the policy ends its turn, a call is complete, or the budget is spent.
+
+    seed: of the episode, and how many tokens it has so far.
+    """
     turn = _Sampled([], [], [])
     aborted = 0
     while True:
         so_far = prompt + turn.ids
         # Engines draw a request's numbers from its seed: each request of an episode needs its own.
-        own_seed = (seed * 1_000_003 + len(so_far)) & 0x7FFFFFFFFFFFFFFF
+        own_seed = (seed[0] * 1_000_003 + seed[1] + len(turn.ids)) & 0x7FFFFFFFFFFFFFFF
         part = await engine.generate(so_far, replace(sampling, max_tokens=budget - len(turn.ids), seed=own_seed))
         turn.ids += part.token_ids
         turn.logprobs += part.logprobs

@@ -1,7 +1,9 @@
 """`Trajectory`: the one record that flows from rollout to gradient to disk to viewer.
 
 An append-only token ledger. The concatenated ids are exactly what the model saw: text is never re-tokenised, and the
-action mask is born at sampling and never rebuilt.
+action mask is born at sampling and never rebuilt. Where history was replaced (folded, or out of a window) the ledger
+goes on in a new segment: a turn of the role "context" repeats the ids of the turns that stay, and what is sampled from
+then on saw that segment alone. Segments share one outcome; most trajectories have one.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from solostream.envs.types import Grading, ToolCall
 from solostream.sandbox.types import Execution
 
 Ending = Literal["answered", "void", "turn_limit", "token_limit", "time_limit", "infra"]
-Role = Literal["system", "user", "assistant", "tool"]
+Role = Literal["system", "user", "assistant", "tool", "context"]
 Unit = Literal["tokens", "bytes"]
 
 
@@ -28,6 +30,7 @@ class Turn:
     """Tokens `start:end` of the ledger. For an assistant turn `call_tokens[i]` is where `calls[i]` begins.
 
     reward: what the environment paid for this turn, on its own scale; most pay once, with the last one.
+    kept: of a turn "context", which opens a segment: the places of the turns whose ids it repeats, in order.
     """
 
     role: Role
@@ -40,6 +43,7 @@ class Turn:
     void: bool = False  # an assistant turn with neither a complete call nor a final answer
     reward: float = 0.0
     reasoning: str = ""  # thoughts that an endpoint keeps apart: no part of `text`, nothing in them is executed
+    kept: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +122,20 @@ class Trajectory:
         return next((t.start for t in self.turns if t.role == "assistant"), len(self))
 
     @property
+    def segments(self) -> tuple[tuple[int, int], ...]:
+        """(start, end) in the ledger of each sequence that the model saw; one of all of it where nothing was folded."""
+        starts = [0, *(turn.start for turn in self.turns if turn.role == "context")]
+        return tuple(zip(starts, [*starts[1:], len(self)], strict=True))
+
+    @property
     def n_action_tokens(self) -> int:
         """How many tokens the policy wrote: the sum of `action_mask`."""
         return int(self.action_mask.sum())
 
     @property
     def response_length(self) -> int:
-        """Tokens after the prompt, tool output included."""
-        return len(self) - self.prompt_length
+        """Tokens after the prompt, tool output included; what a later segment repeats counts once."""
+        return len(self) - self.prompt_length - self._repeated(len(self))
 
     @property
     def n_calls(self) -> int:
@@ -138,8 +148,12 @@ class Trajectory:
         for turn in self.turns:
             for call, token in zip(turn.calls, turn.call_tokens, strict=True):
                 if call.status == "ok":
-                    return token - self.prompt_length
+                    return token - self.prompt_length - self._repeated(token)
         return None
+
+    def _repeated(self, before: int) -> int:
+        """Tokens before the place `before` that a segment took over from an earlier one."""
+        return sum(turn.end - turn.start for turn in self.turns if turn.role == "context" and turn.end <= before)
 
     @property
     def code_pass_ratio(self) -> float | None:
@@ -186,6 +200,7 @@ class Trajectory:
                     "void": t.void,
                     "reward": t.reward,
                     **({"reasoning": t.reasoning} if t.reasoning else {}),
+                    **({"kept": list(t.kept)} if t.role == "context" else {}),
                 }
                 for t in self.turns
             ],
@@ -208,6 +223,7 @@ class Trajectory:
                 t["void"],
                 t["reward"],
                 t.get("reasoning", ""),
+                tuple(t.get("kept", ())),
             )
             for t in record["turns"]
         )
@@ -257,6 +273,18 @@ class TokenRecord:
         self._logprobs: list[float] = []
         self._versions: list[int] = []
         self._turns: list[Turn] = []
+        self._seen: list[int] = []  # places of the turns that the policy sees now
+        self._segment = 0  # where the segment begins that is written now
+
+    @property
+    def context(self) -> list[int]:
+        """Ids of what the policy sees now: the ledger itself until history is replaced. Not to be changed."""
+        return self.token_ids[self._segment :] if self._segment else self.token_ids
+
+    @property
+    def seen(self) -> tuple[Turn, ...]:
+        """The turns that the policy sees now, the opening first."""
+        return tuple(self._turns[place] for place in self._seen)
 
     @property
     def earned(self) -> float:
@@ -267,7 +295,20 @@ class TokenRecord:
         """Append tokens that the policy did not sample: the prompt, a tool's output, template glue."""
         start = len(self.token_ids)
         self._append(token_ids, False, [float("nan")] * len(token_ids), [-1] * len(token_ids))
-        self._turns.append(Turn(role, start, len(self.token_ids), text))
+        self._add(Turn(role, start, len(self.token_ids), text))
+
+    def fold(self, kept: Sequence[int]) -> None:
+        """Begin a segment in which the policy sees, of the turns in `seen`, those at the places `kept` and no others.
+
+        Their ids are copied, as they were sampled and observed.
+        """
+        places = tuple(self._seen[place] for place in kept)
+        turns = [self._turns[place] for place in places]
+        ids = [i for turn in turns for i in self.token_ids[turn.start : turn.end]]
+        self._segment = len(self.token_ids)
+        self._append(ids, False, [float("nan")] * len(ids), [-1] * len(ids))
+        self._turns.append(Turn("context", self._segment, len(self.token_ids), "", kept=places))
+        self._seen = list(places)
 
     def add_action(
         self,
@@ -291,7 +332,7 @@ class TokenRecord:
         told = not any(math.isnan(x) for x in logprobs)
         self._append(token_ids, told, logprobs, versions if told else [-1] * len(token_ids))
         turn_calls = tuple(start + offset for offset in call_tokens)
-        self._turns.append(
+        self._add(
             Turn(
                 "assistant",
                 start,
@@ -305,6 +346,10 @@ class TokenRecord:
                 reasoning,
             )
         )
+
+    def _add(self, turn: Turn) -> None:
+        self._seen.append(len(self._turns))
+        self._turns.append(turn)
 
     def _append(self, ids: Sequence[int], action: bool, logprobs: Sequence[float], versions: Sequence[int]) -> None:
         self.token_ids.extend(ids)

@@ -30,7 +30,7 @@ from solostream.envs.rewards.rubric import RewardSource, Rubric
 from solostream.envs.space import SURROGATE, UnicodeText
 from solostream.envs.text.answers import AnswerStyle, check_style, find_answer
 from solostream.envs.text.budgets import TokenCounter, at_least_one, budget_note, clip, token_counter
-from solostream.envs.text.parse import Parsed, Parser, Think, names_tools, stops
+from solostream.envs.text.parse import Parsed, Parser, Think, names_tools, parse, stops
 from solostream.envs.text.prompts import system_prompt as default_prompt
 from solostream.envs.text.syntax import framed, syntaxes
 from solostream.envs.tools import ToolSource, json_schema, tools_by_name
@@ -209,6 +209,13 @@ class ToolEnv(gymnasium.Env[str, str]):
             return self._think
         return "prefilled" if self._think in ("skip", "prefilled") else "prefilled-run"
 
+    def _left_inside(self, texts: Sequence[str]) -> bool:
+        """Whether these turns, seen without those before them, end in a thought: one that began there is gone."""
+        self._inside = False
+        for text in texts:
+            self._inside = parse(text, self._syntax, think=self._thinking()).inside
+        return self._inside
+
     async def areset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
@@ -247,10 +254,15 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._tokens += tokens
         ending = self._ending(tokens, parsed, final is not None)
         answer = final.answer if final and ending == "answered" else None
+        self._workspace.keep = None
         executions, messages = await self._execute(parsed.calls, final.position if final else None, ending)
         self._tokens += sum(self._count(message["content"]) for message in messages)
         ending = ending or self._spent()
-        step = Step(text, parsed.calls, executions, () if ending else messages, 0.0, ending, answer)
+        keep = None if ending else self._workspace.keep
+        step = Step(text, parsed.calls, executions, () if ending else messages, 0.0, ending, answer, keep=keep)
+        if keep is not None:
+            stay = self.trace[max(len(self.trace) - keep, 0) :]
+            self._inside = self._left_inside([*(one.text for one in stay), text])
         paid = await self._pay(step)
         if ending:
             step = await self._score(step, final.style if final and answer is not None else None)
@@ -265,6 +277,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             "answer": answer,
             "void": step.void,
             "scores": dict(step.grading.scores) if step.grading else {},
+            **({} if keep is None else {"keep": keep}),
         }
         observation = "\n".join(message["content"] for message in step.messages)
         done = ending in ("answered", "void")

@@ -98,6 +98,7 @@ class Step:
     ending: EnvEnding | None  # None: the episode goes on
     answer: str | None = None
     grading: Grading | None = None  # of the step that ended the episode
+    keep: int | None = None  # history was folded: of the turns before this one only so many are seen from now on
 
     @property
     def void(self) -> bool:

@@ -71,6 +71,7 @@ class Workspace:
         self._session: Session | None = None
         self._history: list[str] = []  # what built the session's state: replayed when infrastructure loses it
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.keep: int | None = None  # a call of this turn folded history: see `Step.keep`
 
     async def run(self, code: str) -> Execution:
         """Run in the episode's own session: variables stay. Raises SandboxError after the last retry."""

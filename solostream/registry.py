@@ -37,6 +37,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "python": "solostream.envs.tools.python:PythonTool",
         "calculator": "solostream.envs.tools.calculator:Calculator",
         "search": "solostream.envs.tools.search:Search",
+        "fold": "solostream.envs.tools.fold:Fold",
     },
     "syntax": {
         "fence": "solostream.envs.text.syntax.fence:Fence",
@@ -92,7 +93,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "prioritized": "solostream.training.rollouts.task_sampler:Prioritized",
         "uniform": "solostream.training.rollouts.task_sampler:Uniform",
     },
-    "rollout": {"episode": "solostream.agent.rollout:rollout"},
+    "rollout": {
+        "episode": "solostream.agent.rollout:rollout",
+        "window": "solostream.agent.context.window:window",
+    },
     "tracker": {"wandb": "solostream.training.observers.wandb:open_wandb"},
     "metric": {},
     "callback": {},

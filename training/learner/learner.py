@@ -33,7 +33,7 @@ from solostream.training.learner.logprobs import LogprobComputer
 from solostream.training.learner.mfu import peak_of, shape_of, throughput
 from solostream.training.learner.objective import objective
 from solostream.training.learner.optimizer import Optimizer
-from solostream.training.learner.packing import MaskedTokens, PackedBatch, masked, pack, plan
+from solostream.training.learner.packing import MaskedTokens, PackedBatch, Piece, pack, pieces_of, plan
 from solostream.training.learner.state import load_state, state_of
 from solostream.training.learner.update import Step, Update
 from solostream.training.losses import Loss, SelectsTokens
@@ -163,14 +163,15 @@ class Learner:
     @torch.no_grad()
     def logprobs(self, batch: Sequence[Trajectory]) -> list[np.ndarray]:
         """Log-probabilities of each trajectory's action tokens under the weights of now, float32."""
-        of_row: list[np.ndarray] = [np.empty(0, np.float32)] * len(batch)
-        for packed in self.packs(masked(batch)):
+        of_row = [np.empty(trajectory.n_action_tokens, np.float32) for trajectory in batch]
+        pieces = pieces_of(batch, range(len(batch)))
+        for packed in self.packs([piece.sequence for piece in pieces]):
             logprob, _ = self.scorer(packed)  # [n]
-            # A pack is sorted by length: its rows go back to where they stand in the batch.
-            counts = [batch[row].n_action_tokens for row in packed.members]
-            parts = logprob.cpu().split(counts)
-            for row, part in zip(packed.members, parts, strict=True):
-                of_row[row] = part.numpy()
+            # A pack is sorted by length: its values go back to where they stand in the batch.
+            members = [pieces[place] for place in packed.members]
+            parts = logprob.cpu().split([len(piece) for piece in members])
+            for piece, part in zip(members, parts, strict=True):
+                of_row[piece.row][piece.tokens] = part.numpy()
         return of_row
 
     def packs(self, sequences: Sequence[MaskedTokens]) -> list[PackedBatch]:
@@ -219,11 +220,10 @@ class Learner:
         if not rows:
             return
         picked = self._picks(update, rows)
-        step = Step(rows, weight_of, picked)
+        step = Step(pieces_of(update.batch, rows), weight_of, picked)
 
         # Gradients of the micro-batches add up: how the step is cut into packs changes nothing but the memory it needs.
-        trajectories = [update.batch[row] for row in rows]
-        packs = self.packs(masked(trajectories))
+        packs = self.packs([piece.sequence for piece in step.pieces])
         self.optimizer.zero()  # of a step that an error cut short
         for packed in packs:
             self._accumulate(update, step, packed)
@@ -242,25 +242,25 @@ class Learner:
         Every tensor here is float32 [n], one value an action token of the pack, unless it says another shape.
         """
         device = self.scorer.device
-        rows = [step.rows[place] for place in packed.members]
+        pieces = [step.pieces[place] for place in packed.members]
 
         # The policy of now, under which the gradient is taken; its entropy is mostly a metric.
         logprob, entropy = self.scorer(packed, entropy_grad=self.config.entropy_coef != 0)
 
         # The policy that the ratio is taken to. `update` leaves π_old to this place where there is one step: then it
         # is the policy of now.
-        sampler = self._column(update.sampler, rows)
+        sampler = self._column(update.sampler, pieces)
         same_policy = self.config.decoupled and update.old is update.sampler
-        old = logprob.detach() if same_policy else self._column(update.old, rows)
+        old = logprob.detach() if same_policy else self._column(update.old, pieces)
 
         # The loss of each token, with all that is added to it.
-        picked = self._column(step.picked, rows) if step.picked else torch.zeros_like(sampler)
+        picked = self._column(step.picked, pieces) if step.picked else torch.zeros_like(sampler)
         tokens = Tokens(
             logprob=logprob,
             old=old,
-            advantage=self._column(update.advantages, rows),
+            advantage=self._column(update.advantages, pieces),
             segment=packed.segment,
-            sequences=len(rows),
+            sequences=len(pieces),
             picked=picked.bool(),
         )
         reference = self._reference_logprob(packed)
@@ -268,14 +268,14 @@ class Learner:
 
         # One weight for all tokens of a trajectory, fixed by the whole step and not by this pack.
         weights = torch.tensor(
-            [step.weights[row] for row in rows],
+            [step.weights[piece.row] for piece in pieces],
             dtype=torch.float32,
             device=device,
-        )  # [rows]
+        )  # [pieces]
         counts = torch.tensor(
-            [len(update.sampler[row]) for row in rows],
+            [len(piece) for piece in pieces],
             device=device,
-        )  # int64 [rows]
+        )  # int64 [pieces]
         losses = losses * weights.repeat_interleave(counts)
         loss = losses.sum()  # a number
         loss.backward()
@@ -283,7 +283,7 @@ class Learner:
         # Before the first step the policy is still the one that should have sampled, up to numerics and staleness.
         update.metrics.tokens({**sums, "loss": loss}, logprob, old, entropy)
         if not update.norms:
-            self._remember_start(update, rows, logprob, sampler)
+            self._remember_start(update, pieces, logprob, sampler)
 
     def _reference_logprob(self, packed: PackedBatch) -> Tensor | None:
         """Under the weights that the KL penalty pulls towards, float32 [n]; None without a penalty."""
@@ -293,17 +293,16 @@ class Learner:
             logprob, _ = self._reference(packed)
         return logprob
 
-    def _remember_start(self, update: Update, rows: Sequence[int], logprob: Tensor, sampler: Tensor) -> None:
+    def _remember_start(self, update: Update, pieces: Sequence[Piece], logprob: Tensor, sampler: Tensor) -> None:
         """Before anything moves: how far the learner is from the sampler, and where the drift is measured from."""
-        trajectories = [update.batch[row] for row in rows]
-        versions = np.concatenate([one.versions[one.action_mask] for one in trajectories])  # int [n]
+        versions = np.concatenate([update.batch[piece.row].versions[piece.span][piece.mask] for piece in pieces])
         update.metrics.mismatch(logprob - sampler, versions)
 
         # Back to rows of the batch: `_drift` scores the same rows again, after the last step.
-        counts = [one.n_action_tokens for one in trajectories]
-        parts = logprob.detach().cpu().split(counts)
-        for row, part in zip(rows, parts, strict=True):
-            update.start[row] = part.numpy()
+        parts = logprob.detach().cpu().split([len(piece) for piece in pieces])
+        for piece, part in zip(pieces, parts, strict=True):
+            of_row = update.start.setdefault(piece.row, np.empty_like(update.sampler[piece.row]))
+            of_row[piece.tokens] = part.numpy()
 
     def _picks(self, update: Update, rows: Sequence[int]) -> dict[int, np.ndarray]:
         """The tokens that the loss treats apart, chosen over the whole optimizer batch; empty for most losses."""
@@ -328,11 +327,11 @@ class Learner:
             self._accumulate(update, step, packed)
             norm = self.optimizer.clip()
             if not torch.isfinite(norm):
-                rows = [step.rows[place] for place in packed.members]
-                guilty += [update.batch[row].task_id for row in rows]
+                pieces = [step.pieces[place] for place in packed.members]
+                guilty += [update.batch[piece.row].task_id for piece in pieces]
         self.optimizer.zero()
         # Each may be finite alone while their sum is not: then all of them are named.
-        tasks = guilty or [update.batch[row].task_id for row in step.rows]
+        tasks = guilty or [update.batch[row].task_id for piece in step.pieces]
         refuse("gradients", tasks, update.batch, self.dump_dir, self.step)
 
     def _drift(self, update: Update) -> float:
@@ -358,7 +357,7 @@ class Learner:
         dtype = compute_dtype(self.config.dtype, next(model.parameters()).device)
         return LogprobComputer(model, chunk=self.config.logits_chunk, temperature=self.temperature, dtype=dtype)
 
-    def _column(self, of_row: Sequence[np.ndarray] | Mapping[int, np.ndarray], rows: Sequence[int]) -> Tensor:
-        """The token values of `rows`, end to end: float32 [n]."""
-        values = np.concatenate([of_row[row] for row in rows]).astype(np.float32)
+    def _column(self, of_row: Sequence[np.ndarray] | Mapping[int, np.ndarray], pieces: Sequence[Piece]) -> Tensor:
+        """The token values of `pieces`, end to end: float32 [n]."""
+        values = np.concatenate([of_row[piece.row][piece.tokens] for piece in pieces]).astype(np.float32)
         return torch.from_numpy(values).to(self.scorer.device)

@@ -83,7 +83,7 @@ def throughput(
     used: Sequence[Trajectory], passes: int, seconds: float, shape: Shape, peak_flops: float | None
 ) -> dict[str, float]:
     """`tokens`, `tokens_per_s`, and `mfu` where the peak of the hardware is known: of what was trained on."""
-    lengths = [len(trajectory) for trajectory in used]
+    lengths = [end - start for trajectory in used for start, end in trajectory.segments]
     tokens = passes * sum(lengths)
     metrics = {"tokens": float(tokens), "tokens_per_s": tokens / seconds}
     if peak_flops:

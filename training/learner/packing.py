@@ -6,7 +6,7 @@ of where sequences begin is the pack's `layout` (`attention`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +39,42 @@ class PackedBatch:
     layout: BlockLayout
 
 
-def masked(trajectories: Sequence[Trajectory]) -> list[MaskedTokens]:
-    """What a pack is made of: the tokens, and which of them are the policy's own."""
-    return [(trajectory.token_ids, trajectory.action_mask) for trajectory in trajectories]
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """One sequence of a pack: a segment of the trajectory at `row` of a batch, at `span` of its ledger.
+
+    ids: int32 [t]; mask: bool [t]; tokens: which of the trajectory's action tokens its own are.
+    """
+
+    row: int
+    span: slice
+    ids: np.ndarray
+    mask: np.ndarray
+    tokens: slice
+
+    def __len__(self) -> int:
+        """Action tokens."""
+        return int(self.tokens.stop - self.tokens.start)
+
+    @property
+    def sequence(self) -> MaskedTokens:
+        """As `pack` takes it."""
+        return self.ids, self.mask
+
+
+def pieces_of(batch: Sequence[Trajectory], rows: Iterable[int]) -> list[Piece]:
+    """The segments of the trajectories at `rows`, without those in which the policy says nothing."""
+    found = []
+    for row in rows:
+        trajectory, done = batch[row], 0
+        for start, end in trajectory.segments:
+            span = slice(start, end)
+            mask = trajectory.action_mask[span]
+            n = int(mask.sum())
+            if n:
+                found.append(Piece(row, span, trajectory.token_ids[span], mask, slice(done, done + n)))
+            done += n
+    return found
 
 
 def plan(lengths: Sequence[int], max_tokens_per_batch: int) -> list[list[int]]:

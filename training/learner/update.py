@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from solostream.training.batch import Batch
+from solostream.training.learner.packing import Piece
 from solostream.training.losses.kl import estimates
 
 
@@ -91,8 +92,8 @@ class Update:
 
 @dataclass(slots=True)
 class Step:
-    """One optimizer step's share of an update: its rows, and what their tokens weigh."""
+    """One optimizer step's share of an update: its sequences, and what their tokens weigh."""
 
-    rows: list[int]  # places in the batch of the trajectories that were kept
+    pieces: list[Piece]  # of the trajectories that were kept
     weights: dict[int, float]  # row -> the weight of each of its tokens
     picked: dict[int, np.ndarray]  # row -> bool [n], the tokens that the loss treats apart; empty for most losses
