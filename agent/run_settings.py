@@ -24,6 +24,7 @@ class RunSettings:
     """As the held-out evaluation of the run `run` plays: its problems are `env_options["tasks"]`.
 
     turn_tokens: of one turn. max_tokens: of an episode, prompt included. chat_template_kwargs, date: of the template.
+    rollout, rollout_options: the strategy by which the run plays, where it holds outside of training, too.
     """
 
     run: str
@@ -36,6 +37,8 @@ class RunSettings:
     max_tokens: int
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     date: str | None = None
+    rollout: str | None = None
+    rollout_options: Mapping[str, Any] = field(default_factory=dict)
 
     def under(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """`env_options` with those `given` on top. What was said of the run's sandbox is not said of another."""

@@ -30,7 +30,8 @@ class Turn:
     """Tokens `start:end` of the ledger. For an assistant turn `call_tokens[i]` is where `calls[i]` begins.
 
     reward: what the environment paid for this turn, on its own scale; most pay once, with the last one.
-    kept: of a turn "context", which opens a segment: the places of the turns whose ids it repeats, in order.
+    kept: of a turn "context", which opens a segment: the places of the turns whose ids it repeats, in order; its text
+    says it in words.
     """
 
     role: Role
@@ -307,7 +308,9 @@ class TokenRecord:
         ids = [i for turn in turns for i in self.token_ids[turn.start : turn.end]]
         self._segment = len(self.token_ids)
         self._append(ids, False, [float("nan")] * len(ids), [-1] * len(ids))
-        self._turns.append(Turn("context", self._segment, len(self.token_ids), "", kept=places))
+        own = [place for place, turn in enumerate(self._turns) if turn.role == "assistant"]
+        told = f"From here on the policy sees the opening and {len(set(own) & set(places))} of its {len(own)} turns."
+        self._turns.append(Turn("context", self._segment, len(self.token_ids), told, kept=places))
         self._seen = list(places)
 
     def add_action(

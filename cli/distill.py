@@ -75,6 +75,8 @@ def _kept(path: Path, per_problem: int, tool_only: bool) -> Iterator[dict[str, o
             continue
         if any(len(turn.calls) > 1 for turn in one.turns):  # their outputs are one text: nobody could tell them apart
             continue
+        if len(one.segments) > 1:  # history was replaced: no model saw these turns as one conversation
+            continue
         said = "\n".join(turn.text for turn in one.turns if turn.role == "assistant")
         found.setdefault(one.task_id, {}).setdefault(said, one)
         prompts[one.task_id] = line.record["prompt"]

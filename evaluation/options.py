@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from solostream import registry
 from solostream.agent.chat_reply import Parameters
 from solostream.agent.chat_template import Chat, read_template
 from solostream.agent.engine import Sampling, checked
@@ -86,6 +87,10 @@ class Options:
     """--no-tools: text only, one turn, no interpreter."""
     env_options: str = "{}"
     """More settings of the environment, on top of the run's, as JSON: '{"max_turns": 4, "sandbox": "docker"}'."""
+    rollout: str | None = None
+    """How an episode is played: a rollout strategy (window); default: as in the run, else every turn stays in sight."""
+    rollout_options: str = "{}"
+    """Of the rollout strategy, as JSON: '{"pinned": 1}'."""
     limit: int | None = None
     """Only the first problems."""
     concurrency: int = 32
@@ -125,6 +130,8 @@ class Options:
         names = ["env", "max_tokens", "turn_tokens", *(() if self.preset else ("temperature", "top_p", "top_k"))]
         names.append("date")
         open_ones = {name: getattr(run, name) for name in names if getattr(self, name) is None}
+        if self.rollout is None and run.rollout:
+            open_ones |= {"rollout": run.rollout, "rollout_options": json.dumps(dict(run.rollout_options))}
         if self.chat_template_kwargs is None and run.chat_template_kwargs:
             open_ones["chat_template_kwargs"] = json.dumps(dict(run.chat_template_kwargs))
         return replace(self, **open_ones, env_options=json.dumps(merged))
@@ -158,6 +165,15 @@ class Options:
             "--chat-template-kwargs", self.chat_template_kwargs or "{}", '{"enable_thinking": false}'
         )
         return Chat(tokenizer, read_template(self.chat_template), variables=variables, date=self.date)
+
+    def strategy(self) -> Any:
+        """What plays an episode. Raises UserError."""
+        options = json_object("--rollout-options", self.rollout_options, '{"pinned": 1}')
+        if options and self.rollout is None:
+            raise UserError("--rollout-options are of --rollout: name the strategy")
+        if self.rollout is not None and self.endpoint:
+            raise UserError("--rollout is for models that sample tokens: a chat endpoint has its own context")
+        return registry.bind("rollout", self.rollout or "episode", options)
 
     def sampling(self) -> Preset:
         """The preset with the options' own values. Raises UserError."""
@@ -210,6 +226,8 @@ class Options:
             name: getattr(self, name)
             for name in ("model", "data", "data_options", "split", "columns", "layout", "tools", "env_options")
         }
+        if self.rollout is not None:
+            own |= {"rollout": self.rollout, "rollout_options": self.rollout_options}
         if shown := fingerprint(self.settings().get("few_shot")):
             own["few_shot"] = shown
         if self.endpoint:

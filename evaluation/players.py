@@ -53,6 +53,7 @@ class Player(Protocol):
 
 async def open_player(options: Options, on_wait: Callable[[], None]) -> Player:
     """The player of settled options. on_wait: called when `waiting` changes. Raises UserError, EngineError."""
+    play = options.strategy()
     if options.endpoint:
         from solostream.agent.engines.chat_endpoint import ChatEndpoint
 
@@ -68,7 +69,7 @@ async def open_player(options: Options, on_wait: Callable[[], None]) -> Player:
         api_key_env=options.api_key_env,
     )
     try:
-        return EnginePlayer(engine, options.chat(tokenizer), options.sampling(), options.seed or 0)
+        return EnginePlayer(engine, options.chat(tokenizer), options.sampling(), options.seed or 0, play)
     except BaseException:
         await engine.close()
         raise
@@ -79,9 +80,10 @@ class EnginePlayer:
 
     waiting, trouble = 0, ""
 
-    def __init__(self, engine: Engine, chat: Chat, preset: Preset, seed: int) -> None:
+    def __init__(self, engine: Engine, chat: Chat, preset: Preset, seed: int, strategy: Any = rollout) -> None:
+        """strategy: what plays an episode (see `agent.rollout.rollout`)."""
         self.tokenizer = chat.tokenizer
-        self._engine, self._chat, self._seed = engine, chat, seed
+        self._engine, self._chat, self._seed, self._strategy = engine, chat, seed, strategy
         self._max_tokens = min(preset.max_tokens, getattr(engine, "max_len", preset.max_tokens))
         self._sampling = preset.turn(self._max_tokens)
 
@@ -89,7 +91,7 @@ class EnginePlayer:
         """A rollout with a seed of its own; engine errors get `ENGINE_TRIES` tries. Raises EngineError, UserError."""
         seed = seed_of(self._seed, task.id, sample)
         attempt = partial(
-            rollout,
+            self._strategy,
             env,
             self._engine,
             self._chat,

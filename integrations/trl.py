@@ -161,6 +161,8 @@ def sample(trajectory: Trajectory, advantages: np.ndarray) -> RolloutSample:
         raise UserError(
             "a sample of TRL has one advantage for all of its tokens: leave out what weighs turns or tokens"
         )
+    if len(trajectory.segments) > 1:
+        raise UserError("a sample of TRL is one sequence: leave out the tool 'fold', which replaces history")
     said = [{"role": turn.role, "content": turn.text} for turn in trajectory.turns]
     first = next((i for i, turn in enumerate(said) if turn["role"] == "assistant"), len(said))
     return RolloutSample(

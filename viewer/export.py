@@ -15,7 +15,13 @@ from solostream.agent.trajectory import Trajectory
 from solostream.evaluation.metrics import SOLVED
 from solostream.evaluation.tool_use import error_name
 
-WHO = {"system": "System", "user": "Problem", "assistant": "Policy", "tool": "Tool output"}
+WHO = {
+    "system": "System",
+    "user": "Problem",
+    "assistant": "Policy",
+    "tool": "Tool output",
+    "context": "History replaced",
+}
 
 
 def markdown(fields: Mapping[str, Any], record: Mapping[str, Any]) -> str:
@@ -122,7 +128,7 @@ def _messages(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                     **({"error": {"type": _TYPES.get(wrong, "unknown"), "message": wrong}} if wrong else {}),
                 }
             asked = []
-        else:
+        elif turn.role != "context":  # said, but by nobody
             yield {"role": turn.role, "content": turn.text}
 
 

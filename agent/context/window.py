@@ -76,3 +76,6 @@ async def window(
         retries=retries,
         history=Window(turns, pinned, full, after),
     )
+
+
+window.of_the_policy = True  # type: ignore[attr-defined]  # it learnt to act so: an evaluation plays it so, too

@@ -33,6 +33,8 @@ def of_batch(batch: Sequence[Trajectory], version: int) -> dict[str, Value]:
         "staleness/max": max(stale, default=None),
         "staleness/mixed_versions": mean_of([len(np.unique(t.versions[t.action_mask])) > 1 for t in batch]),
     }
+    if any(len(t.segments) > 1 for t in batch):  # a run whose history is never replaced has no such column
+        metrics["length/segments"] = mean_of([len(t.segments) for t in batch])
     for ending in ("answered", "void", "turn_limit", "token_limit", "time_limit"):
         metrics[f"ending/{ending}"] = mean_of([t.ending == ending for t in batch])
     return {**metrics, **of_code(batch)}

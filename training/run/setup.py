@@ -263,7 +263,18 @@ def write_model(config: Config, run: str, parts: Components, learner: Learner, b
     env_options = {"tasks": sources(config)[1], **_env_options(config)}
     temperature, tokens = config.eval.temperature, config.env.turn_tokens
     chat = parts.chat.variables, parts.chat.date
-    RunSettings(run, config.env.id, env_options, temperature, 1.0, 0, tokens, parts.max_tokens, *chat).write(folder)
+    played = _played_alike(config)
+    RunSettings(run, config.env.id, env_options, temperature, 1.0, 0, tokens, parts.max_tokens, *chat, *played).write(
+        folder
+    )
+
+
+def _played_alike(config: Config) -> tuple[str | None, dict[str, Any]]:
+    """The rollout strategy and its options, where it also holds when the policy is evaluated."""
+    name = config.rollout.strategy
+    if name == "episode" or not getattr(registry.load("rollout", name), "of_the_policy", False):
+        return None, {}
+    return name, dict((config.rollout.model_extra or {}).get(name) or {})
 
 
 def _longest_prompt(config: Config, tasks: Tasks, tokenizer: Any, chat: Chat) -> int:

@@ -90,7 +90,8 @@ async def _play(sft_batch: SFTBatch, episodes: Episodes, tokenizer: Any) -> list
         trajectory = await episodes.play(script, task.id, episodes.sampling(1.0), Dispatch(), 0)
         if trajectory.ending == "infra":
             raise SandboxError(f"the demonstration of {task.id} failed; check the sandbox: solostream sandbox check")
-        played.append((trajectory.token_ids, trajectory.action_mask))
+        ids, mask = trajectory.token_ids, trajectory.action_mask
+        played += [(ids[start:end], mask[start:end]) for start, end in trajectory.segments]
     return played
 
 

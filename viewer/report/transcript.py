@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from solostream.viewer.export import WHO
 from solostream.viewer.index import Index
 
 LONGEST = 6_000  # characters of one turn that a report keeps; the viewer shows all
@@ -37,9 +38,7 @@ def _block(row: int, fields: Mapping[str, Any], turns: Iterable[Mapping[str, Any
 
 
 def _turn(turn: Mapping[str, Any]) -> str:
-    who = {"system": "System", "user": "Problem", "assistant": "Policy", "tool": "Tool output"}.get(
-        turn["role"], turn["role"]
-    )
+    who = WHO.get(turn["role"], turn["role"])
     text = turn["text"]
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}\n… {len(text) - LONGEST:,} more characters: see them in solostream view"

@@ -3,7 +3,7 @@ import { el, number, plural } from "./dom.js";
 import { maths as formulas } from "./maths.js";
 import { python } from "./python.js";
 
-const WHO = { system: "System", user: "Problem", assistant: "Policy", tool: "Tool output" };
+const WHO = { system: "System", user: "Problem", assistant: "Policy", tool: "Tool output", context: "History replaced" };
 const LONG = 1200; // characters of an output that is folded at first
 
 // `paint(text)` decorates all that the policy wrote, code included, and returns nodes; without it code is highlighted and
