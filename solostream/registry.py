@@ -133,7 +133,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "data": ("what", "seed"),
     "advantage": ("inner", "tracker", "logprobs"),
     "sampler": ("task_ids", "tracker", "seed", "batch"),
-    "rollout": ("env", "engine", "chat", "sampling", "max_tokens", "task_id", "dispatch", "seed", "retries"),
+    "rollout": ("env", "engine", "chat", "sampling", "max_tokens", "task_id", "dispatch", "seed", "retries", "history"),
     "metric": ("trajectories",),
     "tracker": ("name", "folder", "config"),
     "callback": ("folder", "config"),

@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from solostream.agent.engine import EngineError
-from solostream.agent.rollout import seed_of
+from solostream.agent.rollout import rollout, seed_of
+from solostream.agent.run_settings import RunSettings
 from solostream.agent.trajectory_file import read_lines
 from solostream.envs.data import loader as tasks
 from solostream.errors import UserError
@@ -243,3 +244,24 @@ def test_an_unreachable_model_is_one_line(tmp_path: Path, data: str, model: str,
     assert done.returncode in (1, 2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_strategy_of_an_evaluation(tmp_path: Path) -> None:
+    """As the run played where that is the policy's way to act, else what is named; a plain episode by default."""
+    assert Options("m").strategy() is rollout
+    assert Options("m", rollout="window", rollout_options='{"pinned": 2}').strategy().keywords == {"pinned": 2}
+    RunSettings("r", "solostream/Math-v0", {}, 1.0, 1.0, 0, 9, 99, {}, None, "window", {"turns": 3}).write(tmp_path)
+    settled = Options(str(tmp_path)).settled()
+    assert settled.strategy().keywords == {"turns": 3}
+    assert settled.settled() == settled
+    assert Options(str(tmp_path), rollout="episode").settled().strategy() is rollout
+    assert "rollout" not in Options("m").identity()
+    assert Options("m", rollout="window").identity()["rollout"] == "window"
+    for wrong, says in (
+        ({"rollout": "windw"}, "did you mean 'window'"),
+        ({"rollout_options": '{"turns": 2}'}, "--rollout-options are of --rollout"),
+        ({"rollout": "window", "rollout_options": '{"turn": 2}'}, "no option 'turn'"),
+        ({"model": "chat:http://h#m", "rollout": "window"}, "a chat endpoint has its own context"),
+    ):
+        with pytest.raises(UserError, match=says):
+            Options(**{"model": "m", **wrong}).strategy()

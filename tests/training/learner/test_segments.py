@@ -16,7 +16,7 @@ from solostream.training.learner.learner import Learner
 
 # (opening, what is said and answered, which places of what is in sight stay after it)
 STORIES = [
-    ([3, 9, 4], [([5, 8, 13], [21, 2], None), ([34, 1], [7], [0, 3]), ([40, 41, 42, 43], [6, 6], [0, 3]), ([11], [], 0)]),
+    ([3, 9, 4], [([5, 8, 13], [21, 2], 0), ([34, 1], [7], [0, 3]), ([40, 41, 42, 43], [6, 6], [0, 3]), ([11], [], 0)]),
     ([17], [([2, 3], [30], [0, 1]), ([9, 9, 1], [], 0)]),
     ([50, 51], [([52, 53, 54], [], 0)]),
 ]  # fmt: skip
