@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -149,7 +149,7 @@ async def _play(
             step.void,
             step.reward,
         )
-        messages = info["messages"] if step.ending is None else ()
+        messages: Sequence[Mapping[str, Any]] = info["messages"] if step.ending is None else ()
         ids = chat.append(messages, turn.ids) if messages else []
         if messages and (kept := turns_kept(ledger.seen, step.keep, len(ids), max_tokens, history)) is not None:
             ledger.fold(kept)

@@ -298,7 +298,7 @@ class Learner:
         versions = np.concatenate([update.batch[piece.row].versions[piece.span][piece.mask] for piece in pieces])
         update.metrics.mismatch(logprob - sampler, versions)
 
-        # Back to rows of the batch: `_drift` scores the same rows again, after the last step.
+        # To rows of the batch: `_drift` scores the same rows again, after the last step.
         parts = logprob.detach().cpu().split([len(piece) for piece in pieces])
         for piece, part in zip(pieces, parts, strict=True):
             of_row = update.start.setdefault(piece.row, np.empty_like(update.sampler[piece.row]))
@@ -331,7 +331,7 @@ class Learner:
                 guilty += [update.batch[piece.row].task_id for piece in pieces]
         self.optimizer.zero()
         # Each may be finite alone while their sum is not: then all of them are named.
-        tasks = guilty or [update.batch[row].task_id for piece in step.pieces]
+        tasks = guilty or [update.batch[piece.row].task_id for piece in step.pieces]
         refuse("gradients", tasks, update.batch, self.dump_dir, self.step)
 
     def _drift(self, update: Update) -> float:
