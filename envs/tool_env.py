@@ -325,7 +325,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             return options["task"]
         if "task_id" not in options:
             return self.tasks[int(self.np_random.integers(len(self.tasks)))]
-        if (task := self.tasks.by_id.get(options["task_id"])) is None:
+        if (task := self.tasks.find(options["task_id"])) is None:
             raise UserError(f"no task {options['task_id']!r} among the {len(self.tasks)} of this environment")
         return task
 
@@ -366,7 +366,8 @@ class ToolEnv(gymnasium.Env[str, str]):
             if not runs or index >= self._max_calls or self._out_of_time():
                 executions.append(None)
                 continue
-            execution, said = await run_call(call, self._tools, self._workspace, tracebacks=self._tracebacks)
+            tools = {} if self.task and self.task.meta.get("no_tool") else self._tools
+            execution, said = await run_call(call, tools, self._workspace, tracebacks=self._tracebacks)
             content = clip(said, self._output_tokens, self._counter)
             executions.append(execution)
             name = call.name if call.name in self._tools else "unknown"  # whatever the policy wrote

@@ -92,6 +92,11 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "sampler": {
         "prioritized": "solostream.training.rollouts.task_sampler:Prioritized",
         "uniform": "solostream.training.rollouts.task_sampler:Uniform",
+        "dump": "solostream.training.rollouts.samplers.dump:Dump",
+        "bands": "solostream.training.rollouts.samplers.bands:Bands",
+        "hints": "solostream.training.rollouts.samplers.hints:Hints",
+        "reformulate": "solostream.training.rollouts.samplers.reformulate:Reformulate",
+        "direct": "solostream.training.rollouts.samplers.direct:Direct",
     },
     "rollout": {
         "episode": "solostream.agent.rollout:rollout",
@@ -132,7 +137,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
 GIVEN: dict[str, tuple[str, ...]] = {
     "data": ("what", "seed"),
     "advantage": ("inner", "tracker", "logprobs"),
-    "sampler": ("task_ids", "tracker", "seed", "batch"),
+    "sampler": ("task_ids", "tasks", "tracker", "sources", "history", "seed", "batch"),
     "rollout": ("env", "engine", "chat", "sampling", "max_tokens", "task_id", "dispatch", "seed", "retries", "history"),
     "metric": ("trajectories",),
     "tracker": ("name", "folder", "config"),

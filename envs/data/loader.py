@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from solostream import registry
-from solostream.envs.data import combine, generators, sources
+from solostream.envs.data import combine, forms, generators, sources
 from solostream.envs.data.layouts import recognised
 from solostream.envs.data.rows import Reader, gathered
 from solostream.envs.data.sources import PRESETS, Row
@@ -47,6 +47,10 @@ class Tasks(tuple[Task, ...]):
             if found.setdefault(task.id, task).prompt != task.prompt:
                 raise UserError(f"the task id {task.id!r} names two problems; map another column to id")
         return found
+
+    def find(self, task_id: str) -> Task | None:
+        """The task of that id, or the form of one (`envs.data.forms`); None where there is none. Raises UserError."""
+        return forms.find(task_id, self.by_id, self)
 
     @cached_property
     def fingerprint(self) -> str:

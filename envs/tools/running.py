@@ -24,7 +24,7 @@ async def run_call(
         return None, f"Error: this call could not be read: {call.arguments['error']}"
     tool = tools.get(call.name)
     if tool is None:
-        return None, f"Error: no such tool; there is: {', '.join(tools)}"
+        return None, f"Error: no such tool; there is: {', '.join(tools) or 'none for this problem'}"
     arguments = typed(tool, call.arguments)
     if wrong := wrong_arguments(tool, arguments):
         return None, f"Error: {wrong}"

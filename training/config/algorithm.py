@@ -13,7 +13,7 @@ from solostream.training.advantages import Advantage, ValueTracker, estimator, g
 from solostream.training.advantages.base import Grouping
 from solostream.training.advantages.value_tracker import Forgetting
 from solostream.training.config.components import Options, beside_keys
-from solostream.training.config.section import Bounds, Count, Names, Positive, Section, Share
+from solostream.training.config.section import Bounds, Count, Names, Positive, Rate, Section, Share
 
 
 class TrackerConfig(Section):
@@ -50,6 +50,7 @@ class AlgorithmConfig(Section):
     advantage: str = "spo"  # the estimator
     stages: Names = ("aspo",)  # around the advantage, innermost first
     group_size: Positive = 1  # trajectories a prompt
+    dynamic_sampling: Rate = 0.0  # x batch: trajectories of uninformative groups that a batch may discard (DAPO); 0: none
     sampler: str | None = None  # of prompts; default: prioritized where an advantage keeps the tracker, else uniform
     reward_range: Bounds = (0.0, 1.0)  # the environment's; onto [0, 1]
     tracker: TrackerConfig = TrackerConfig()
@@ -68,6 +69,11 @@ class AlgorithmConfig(Section):
         if self.group_size < 2 and "required" in groups.values():
             name = next(name for name, wanted in groups.items() if wanted == "required")
             raise UserError(f"advantage '{name}' compares within groups: set algorithm.group_size to 2 or more")
+        if self.dynamic_sampling and not self.grouped:
+            raise UserError(
+                "algorithm.dynamic_sampling leaves out groups without a difference, and nothing here compares within "
+                "groups: leave it away, or use an advantage with groups (grpo, rloo, passk, ...)"
+            )
         return self
 
     def estimator(self, tracker: ValueTracker, logprobs: Callable[..., Any]) -> list[Advantage]:

@@ -273,6 +273,11 @@ class Config(Section):
             raise ValueError(
                 f'rollout.batch_tokens needs rollout.mode = "async": {self.rollout.mode} waits for whole batches'
             )
+        if self.algorithm.dynamic_sampling and self.rollout.mode == "lockstep":
+            raise ValueError(
+                'algorithm.dynamic_sampling draws prompts while a batch is played, which rollout.mode = "lockstep" '
+                'cannot do and stay reproducible: use "sync" or "async"'
+            )
         if self.rollout.batch % self.algorithm.group_size:
             raise ValueError(
                 f"rollout.batch = {self.rollout.batch} is no multiple of algorithm.group_size = "

@@ -17,12 +17,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from solostream.agent.trajectory import Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog
 from solostream.training.batch import fault
+from solostream.training.rollouts.dynamic_sampling import DynamicSampling
 from solostream.training.rollouts.landed import Landed
 from solostream.training.rollouts.request import PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
@@ -31,7 +32,7 @@ from solostream.training.rollouts.retry import RetryPolicy
 class AsyncCollector:
     """Continuous and group-free, unless requests carry groups: then a batch is the first groups that are complete.
 
-    batch: trajectories; tokens: when set, action tokens instead; in_flight: N above.
+    batch: trajectories; tokens: when set, action tokens instead; in_flight: N above. dynamic: which groups are left out.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class AsyncCollector:
         in_flight: int,
         max_staleness: int,
         stale: Literal["drop", "redispatch"] = "drop",
+        dynamic: DynamicSampling | None = None,
     ) -> None:
         self._source = source
         self._log = log
@@ -55,7 +57,9 @@ class AsyncCollector:
         # Where a request is: drawn, running, or finished and not yet taken.
         self._queued: deque[RolloutRequest] = deque()
         self._flying: dict[int, tuple[RolloutRequest, asyncio.Task[None]]] = {}  # by event
-        self._landed = Landed(tokens, _action_tokens) if tokens else Landed(batch, _one)
+        self._dynamic = dynamic
+        discards = self._discards if dynamic else None
+        self._landed = Landed(tokens, _action_tokens, discards) if tokens else Landed(batch, _one, discards)
 
         self._changed = asyncio.Event()  # something landed or was given up since `take` last looked
         self._finished = False
@@ -66,7 +70,7 @@ class AsyncCollector:
 
     @property
     def counts(self) -> Counter[str]:
-        """Since the start: infra_failures, infra_dropped, reward_failures, engine_failures, stale."""
+        """Since the start: failures by name, stale, uninformative and its tokens."""
         return self._retry.counts
 
     @property
@@ -82,6 +86,8 @@ class AsyncCollector:
             self._fill()
             batch = self._landed.take()
             if batch is not None:
+                if self._dynamic:
+                    self._dynamic.taken()
                 # The learner will be busy with it: what it took away is on its way again before that.
                 self._fill()
                 return batch
@@ -112,7 +118,8 @@ class AsyncCollector:
         """Every outstanding request; what of them is finished stands in the log."""
         in_flight = [request for request, _ in self._flying.values()]
         landed = [request for request, _ in self._landed]
-        return {"outstanding": [request.to_dict() for request in (*in_flight, *landed, *self._queued)]}
+        outstanding = [request.to_dict() for request in (*in_flight, *landed, *self._queued)]
+        return {"outstanding": outstanding, **({"discarded": self._dynamic.discarded} if self._dynamic else {})}
 
     def restore(self, state: Mapping[str, Any], finished: Iterable[Trajectory]) -> None:
         """`finished`: the log's trajectories that no checkpointed step has used (`unused`)."""
@@ -120,6 +127,8 @@ class AsyncCollector:
             (RolloutRequest(trajectory.task_id, trajectory.seed, trajectory.dispatch), trajectory)
             for trajectory in finished
         ]
+        if self._dynamic:
+            self._dynamic.discarded = state["discarded"]
         done = {request.dispatch.event for request, _ in landed}
         outstanding = [RolloutRequest.from_dict(record) for record in state["outstanding"]]
         # All are expected before the first lands: a group must not look complete while some of it is still to come.
@@ -166,6 +175,15 @@ class AsyncCollector:
     def _starved(self) -> bool:
         """Everything has landed and still makes no batch (a token budget, a group that is cut off): go beyond N."""
         return not self._flying and not self._landed.ready
+
+    def _discards(self, group: Sequence[Trajectory]) -> bool:
+        assert self._dynamic is not None
+        if not self._dynamic.discards(group):
+            return False
+        self._source.discarded(group)
+        self.counts["uninformative"] += len(group)
+        self.counts["uninformative_tokens"] += sum(map(_action_tokens, group))
+        return True
 
     def _enqueue(self, request: RolloutRequest) -> None:
         self._queued.append(request)

@@ -13,17 +13,25 @@ written out, and holds the two together.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from solostream.agent.trajectory import Trajectory
 from solostream.training.rollouts.request import RolloutRequest
 
 
 class Landed:
-    """wanted: size of a batch, in units of `size`: what one trajectory counts (1, or its action tokens)."""
+    """wanted: size of a batch, in units of `size`: what one trajectory counts (1, or its action tokens).
 
-    def __init__(self, wanted: int, size: Callable[[Trajectory], int]) -> None:
-        self._wanted, self._size = wanted, size
+    discards: whether a complete group is no part of any batch; it is asked once, and what it names is gone.
+    """
+
+    def __init__(
+        self,
+        wanted: int,
+        size: Callable[[Trajectory], int],
+        discards: Callable[[Sequence[Trajectory]], bool] | None = None,
+    ) -> None:
+        self._wanted, self._size, self._discards = wanted, size, discards
         self._episodes: dict[int, tuple[RolloutRequest, Trajectory]] = {}  # by event
         self._expected: dict[int, int] = {}  # group -> members that are queued or in flight
         self._members: dict[int, dict[int, int]] = {}  # group -> its landed events, each with its arrival number
@@ -115,6 +123,11 @@ class Landed:
         # No entry means that nobody is expected: groups that are done leave nothing behind here.
         if left:
             self._expected[group] = left
+            return
+        members = self._members.get(group)
+        if members and self._discards is not None and self._discards([self._episodes[event][1] for event in members]):
+            for event in self._members.pop(group):
+                del self._episodes[event]
         else:
             self._close(group)
 

@@ -37,9 +37,11 @@ class PromptSource:
     draw: new requests, one or a whole group, with fresh events, values and the current version.
     again: a fresh request for the task of an old one.
     play: runs an episode. Raises SandboxError or EngineError, or ends it as "infra", when the infrastructure failed.
+    discarded: told of every group that dynamic sampling leaves out.
     """
 
     draw: Callable[[], Sequence[RolloutRequest]]
     again: Callable[[RolloutRequest], RolloutRequest]
     play: Play
     retries: int
+    discarded: Callable[[Sequence[Trajectory]], None] = lambda group: None

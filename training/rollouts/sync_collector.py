@@ -20,33 +20,47 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from typing import Any
 
 from solostream.agent.trajectory import Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog
+from solostream.training.rollouts.dynamic_sampling import DynamicSampling
 from solostream.training.rollouts.request import PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
 
 
 class SyncCollector:
-    """A batch of `batch` trajectories at a time. overlap: the next one is sampled while the learner has this one."""
+    """A batch of `batch` trajectories at a time. overlap: the next one is sampled while the learner has this one.
 
-    def __init__(self, source: PromptSource, log: TrajectoryLog, *, batch: int, overlap: bool = False) -> None:
+    dynamic: which groups are left out; others are played in their place, before the batch is complete.
+    """
+
+    def __init__(
+        self,
+        source: PromptSource,
+        log: TrajectoryLog,
+        *,
+        batch: int,
+        overlap: bool = False,
+        dynamic: DynamicSampling | None = None,
+    ) -> None:
         self._source = source
         self._log = log
         self._batch = batch
         self._overlap = overlap
+        self._dynamic = dynamic
         self._retry = RetryPolicy(source.play, retries=source.retries, patience=batch)
 
         self._open: list[RolloutRequest] = []  # of the batch that is sampled, or waits to be taken
-        self._sampling: asyncio.Task[list[Trajectory]] | None = None
+        self._sampling: asyncio.Task[tuple[list[Trajectory], list[Trajectory]]] | None = None  # (batch, left out)
         self._logged: dict[int, Trajectory] = {}  # event -> what a resumed run has of its first batch already
         self._busy_s = 0.0
         self.version = 0
 
     @property
     def counts(self) -> Counter[str]:
-        """Since the start: infra_failures, infra_dropped, reward_failures, engine_failures."""
+        """Since the start: failures by name, uninformative and its tokens."""
         return self._retry.counts
 
     @property
@@ -60,11 +74,16 @@ class SyncCollector:
             self._begin()
         assert self._sampling is not None
         try:
-            batch = await self._sampling
+            batch, left_out = await self._sampling
         finally:
             self._sampling = None
         # The batch is closed only once all of it is on disk: until then a checkpoint asks for it again.
         self._open = []
+        if self._dynamic is not None:
+            self._dynamic.taken()
+            self._source.discarded(left_out)
+            self.counts["uninformative"] += len(left_out)
+            self.counts["uninformative_tokens"] += sum(trajectory.n_action_tokens for trajectory in left_out)
         # The next one is on its way before the learner gets this one.
         if self._overlap:
             self._begin()
@@ -99,20 +118,44 @@ class SyncCollector:
 
     def _begin(self) -> None:
         """Send out a whole batch. After a resume the requests of the unfinished one are there already."""
-        while len(self._open) < self._batch:
-            self._open.extend(self._source.draw())
-        self._sampling = asyncio.create_task(self._sample(tuple(self._open)))
+        self._draw(self._batch)
+        self._sampling = asyncio.create_task(self._sample())
 
-    async def _sample(self, requests: tuple[RolloutRequest, ...]) -> list[Trajectory]:
+    def _draw(self, wanted: int) -> None:
+        while len(self._open) < wanted:
+            self._open.extend(self._source.draw())
+
+    async def _sample(self) -> tuple[list[Trajectory], list[Trajectory]]:
+        """(the batch, what dynamic sampling left out of it), both in the order of dispatch."""
         started = time.monotonic()
+        finished: list[Trajectory] = []
+        left_out: list[Trajectory] = []
+        done = 0
+        while done < len(self._open):
+            requests, done = self._open[done:], len(self._open)
+            found = await self._play(requests)
+            finished += found
+            left_out += self._uninformative(found)
+            # As many again as were left out; what the infrastructure lost stays missing.
+            self._draw(self._batch + len(left_out))
+        await self._log.append(*(trajectory for trajectory in finished if trajectory.dispatch.event not in self._logged))
+        self._logged = {}
+        self._busy_s += time.monotonic() - started
+        others = {trajectory.dispatch.event for trajectory in left_out}
+        return [trajectory for trajectory in finished if trajectory.dispatch.event not in others], left_out
+
+    def _uninformative(self, found: list[Trajectory]) -> list[Trajectory]:
+        """The groups among them that dynamic sampling leaves out, judged in the order of dispatch."""
+        if self._dynamic is None:
+            return []
+        groups = [list(members) for _, members in groupby(found, key=lambda trajectory: trajectory.dispatch.group)]
+        return [trajectory for group in groups if self._dynamic.discards(group) for trajectory in group]
+
+    async def _play(self, requests: list[RolloutRequest]) -> list[Trajectory]:
         # What the log of a resumed run holds was sampled under these very weights, and is not sampled again.
         missing = [request for request in requests if request.dispatch.event not in self._logged]
         # `gather` keeps the order of the requests, whichever episode ends first: that is what makes it reproducible.
         played = await asyncio.gather(*map(self._retry.run, missing))
-        fresh = [trajectory for trajectory in played if trajectory is not None]
-        await self._log.append(*fresh)
-        self._busy_s += time.monotonic() - started
-
-        by_event = {**self._logged, **{trajectory.dispatch.event: trajectory for trajectory in fresh}}
-        self._logged = {}
+        fresh = {trajectory.dispatch.event: trajectory for trajectory in played if trajectory is not None}
+        by_event = {**self._logged, **fresh}
         return [by_event[request.dispatch.event] for request in requests if request.dispatch.event in by_event]

@@ -1,4 +1,4 @@
-"""Which task next, a component of the kind "sampler" (`algorithm.sampler`).
+"""Which task next, a component of the kind "sampler" (`algorithm.sampler`). Curricula are in `rollouts.samplers`.
 
 Prioritised: weight √(v(1 − v)) + ε (SPO, arXiv 2509.13232, Eq. 11). Uniform: shuffled passes.
 
@@ -13,20 +13,25 @@ authors weigh it back; the stage `inclusion_weights` does.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 from pydantic import Field
 
+from solostream.envs.data.forms import base_of
 from solostream.errors import UserError
 from solostream.training.advantages.value_tracker import ValueTracker
+from solostream.training.rollouts.samplers.history import History, Outcome
 
 
 @runtime_checkable
 class Sampler(Protocol):
     """Chooses tasks.
 
-    A factory may ask for `task_ids`, `tracker` (where an advantage keeps one), `seed`, `batch` (draws of one update).
+    A factory may ask for `task_ids`, `tasks` (by id), `tracker` (where an advantage keeps one), `sources` (of the task
+    ids), `history` (what came of earlier draws; its attribute `history` then says that the run is to keep it), `seed`,
+    `batch` (draws of one update). It may have `metrics()`, numbers by name, and `forms`, the longest ones that it asks
+    for. What it draws may be a form of a task, "ID~FORM" (`envs.data.forms`).
     """
 
     def next(self) -> str:
@@ -80,11 +85,11 @@ class Prioritized:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of its random numbers, and what this batch's draws have had."""
-        return {"random": _state(self._random), "drawn": list(self._drawn)}
+        return {"random": state_of(self._random), "drawn": list(self._drawn)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        _restore(self._random, state["random"])
+        restore(self._random, state["random"])
         self._drawn = list(state["drawn"])
 
 
@@ -105,13 +110,13 @@ class Uniform:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of its random numbers, and what is left of the pass."""
-        return {"random": _state(self._random), "pass": list(self._pass)}
+        return {"random": state_of(self._random), "pass": list(self._pass)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises UserError when the state belongs to another set of tasks."""
         if any(not 0 <= i < len(self.task_ids) for i in state["pass"]):
             raise UserError("the sampler's checkpoint belongs to another set of tasks; resume with the same data")
-        _restore(self._random, state["random"])
+        restore(self._random, state["random"])
         self._pass = list(state["pass"])
 
 
@@ -127,32 +132,48 @@ class TaskSampler:
         if streams < 1:
             raise UserError(f"the sampler needs streams >= 1; got {streams}")
         self._known, self.sampler, self.streams = set(task_ids), sampler, streams
+        self.history: History | None = getattr(sampler, "history", None)
         self._task, self._left, self._group = "", 0, -1
 
     def draw(self) -> tuple[str, int]:
         """The next task and its group. Raises UserError for a task that a sampler made up."""
         if self._left == 0:
             self._task, self._left, self._group = self.sampler.next(), self.streams, self._group + 1
-            if self._task not in self._known:
+            if self._task not in self._known and base_of(self._task) not in self._known:
                 raise UserError(f"the sampler chose {self._task!r}, which is none of the {len(self._known)} tasks")
         self._left -= 1
         return self._task, self._group
 
+    def learn(self, outcomes: Iterable[Outcome]) -> dict[str, float]:
+        """Tell the sampler's history what a batch has brought; returns the sampler's metrics."""
+        if self.history is not None:
+            self.history.learn(outcomes)
+        metrics = getattr(self.sampler, "metrics", None)
+        return dict(metrics()) if metrics else {}
+
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON types. The tracker keeps its own state."""
-        return {"sampler": self.sampler.state_dict(), "current": [self._task, self._left, self._group]}
+        return {
+            "sampler": self.sampler.state_dict(),
+            "current": [self._task, self._left, self._group],
+            **({"history": self.history.state_dict()} if self.history is not None else {}),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises UserError when the state belongs to another set of tasks."""
         self.sampler.load_state_dict(state["sampler"])
         self._task, self._left, self._group = state["current"]
+        if self.history is not None:
+            self.history.load_state_dict(state["history"])
 
 
-def _state(source: random.Random) -> list[Any]:
+def state_of(source: random.Random) -> list[Any]:
+    """The state of random numbers, as JSON has it."""
     version, internal, gauss = source.getstate()
     return [version, list(internal), gauss]
 
 
-def _restore(source: random.Random, state: Sequence[Any]) -> None:
+def restore(source: random.Random, state: Sequence[Any]) -> None:
+    """The inverse of `state_of`."""
     version, internal, gauss = state
     source.setstate((version, tuple(internal), gauss))

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from solostream.agent.engine import Engine
 from solostream.agent.rollout import seed_of
 from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog
+from solostream.envs.data import Tasks
 from solostream.evaluation.own_metrics import Metric, measured
 from solostream.training.advantages import grouped, tracker_of
 from solostream.training.advantages.base import Advantage, Advantages
@@ -28,16 +29,28 @@ from solostream.training.config import Config
 from solostream.training.learner.corrections import kept
 from solostream.training.learner.learner import Learner
 from solostream.training.rollouts.collector import AsyncCollector, unused
+from solostream.training.rollouts.dynamic_sampling import DynamicSampling
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.rollouts.request import PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
+from solostream.training.rollouts.samplers.history import History, Outcome
 from solostream.training.rollouts.sync_collector import SyncCollector
 from solostream.training.rollouts.task_sampler import Sampler, TaskSampler
 from solostream.training.run import metrics
 
 COUNTED = ("infra_failures", "infra_dropped", "reward_failures", "engine_failures", "stale")
+DISCARDED = ("uninformative", "uninformative_tokens")  # by dynamic sampling
 LARGE_MISMATCH = 0.01  # nats: largest |Δ log p| of sampler and learner on a token of one policy; float32 stays below
 InThread = Callable[..., Awaitable[Any]]  # runs a function in the learner's thread
+
+
+class Discarded(NamedTuple):
+    """What a tracker learns from a trajectory that dynamic sampling left out."""
+
+    task_id: str
+    reward: float
+    event: int
+    version: int
 
 
 class Reinforcement:
@@ -46,7 +59,7 @@ class Reinforcement:
     def __init__(
         self,
         config: Config,
-        sources: Mapping[str, str],
+        tasks: Tasks,
         learner: Learner,
         engine: Engine,
         episodes: Episodes,
@@ -57,8 +70,9 @@ class Reinforcement:
         sampler: Sampler | None = None,
         own_metrics: Mapping[str, Metric] = MappingProxyType({}),
     ) -> None:
-        """sources: task id -> its source, of the pool. advantage, sampler: instead of what the configuration names."""
-        self.config, self.task_ids = config, list(sources)
+        """tasks: the pool. advantage, sampler: instead of what the configuration names."""
+        self.config, self.task_ids = config, [task.id for task in tasks]
+        sources = {task.id: task.source for task in tasks}
         self._learner, self._engine, self._episodes, self._in_thread = learner, engine, episodes, in_thread
         a = config.algorithm
         self.tracker = (tracker_of(advantage) if advantage else None) or a.tracker.make()
@@ -71,15 +85,18 @@ class Reinforcement:
         if sampler is None:
             name = a.sampler or ("prioritized" if self._uses_tracker else "uniform")
             prompts = max(config.rollout.batch // a.group_size, 1)
-            given = {"task_ids": self.task_ids, "tracker": self.tracker, "seed": seed_of(config.run.seed, "sampler")}
-            sampler = registry.make("sampler", name, config.sampler.get(name), batch=prompts, **given)
+            history = History(sources, self.tracker if self._uses_tracker else None)
+            given = {"task_ids": self.task_ids, "tasks": tasks.by_id, "tracker": self.tracker, "sources": sources}
+            given |= {"history": history, "batch": prompts, "seed": seed_of(config.run.seed, "sampler")}
+            sampler = registry.make("sampler", name, config.sampler.get(name), **given)
         self._sampler = TaskSampler(self.task_ids, sampler, streams=a.group_size)
         self.step, self.mismatch_max = 0, 0.0
         self._warned = False
         self._event = 0
         self._counted: Counter[str] = Counter()
         self._log = log
-        self._source = PromptSource(self._draw, self._again, self._play, config.rollout.retries)
+        self._discarded: list[Discarded] = []  # by dynamic sampling, since the last update
+        self._source = PromptSource(self._draw, self._again, self._play, config.rollout.retries, self._discard)
         self.pipeline = _pipeline(config, self._source, log)
 
     @property
@@ -115,7 +132,8 @@ class Reinforcement:
         """
         started = time.monotonic()
         batch = self._batch(taken)
-        advantages, numbers = await self._in_thread(self._update, batch)
+        unused_groups, self._discarded = self._discarded, []
+        advantages, numbers = await self._in_thread(self._update, batch, unused_groups)
         learn_s = time.monotonic() - started
         self.step += 1
         await self._log.update(self.step, batch, advantages.values)
@@ -128,13 +146,19 @@ class Reinforcement:
         self.pipeline.advance(self.step)
         self.mismatch_max = max(self.mismatch_max, numbers.get("mismatch/on_policy_max", 0.0))
         now = self.pipeline.counts
+        outcomes = [
+            *(Outcome(one.task_id, one.reward, 0.0) for one in unused_groups),
+            *(Outcome(t.task_id, t.reward, _size(a)) for t, a in zip(batch, advantages.values, strict=True)),
+        ]
         found = {
             **metrics.of_batch(batch, self.step - 1),
             **metrics.calibration(batch),
             **{name if "/" in name else f"learner/{name}": value for name, value in numbers.items()},
             **advantages.metrics,
             **measured(self._own_metrics, batch),
+            **self._sampler.learn(outcomes),
             **metrics.changes(now, self._counted, COUNTED),
+            **(metrics.changes(now, self._counted, DISCARDED) if self.config.algorithm.dynamic_sampling else {}),
             "time/learn_s": learn_s,
             "time/wait_s": wait_s,
             "time/sync_s": time.monotonic() - started - learn_s - wait_s,
@@ -142,11 +166,17 @@ class Reinforcement:
         self._counted = Counter(now)
         return found
 
-    def _update(self, batch: Batch) -> tuple[Advantages, dict[str, float]]:
+    def _update(self, batch: Batch, unused_groups: Sequence[Discarded]) -> tuple[Advantages, dict[str, float]]:
         advantages = self._advantage(batch)
+        if self._uses_tracker:  # what dynamic sampling left out says as much of its tasks
+            for one in unused_groups:
+                self.tracker.observe(one.task_id, one.reward, event=one.event, version=one.version)
         return advantages, self._learner.update(
             batch, advantages, version=self.step, drift=self.config.algorithm.uses_tracker
         )
+
+    def _discard(self, group: Sequence[Trajectory]) -> None:
+        self._discarded += [Discarded(t.task_id, t.reward, t.dispatch.event, t.dispatch.version) for t in group]
 
     def _batch(self, trajectories: Sequence[Trajectory]) -> Batch:
         try:
@@ -195,6 +225,7 @@ class Reinforcement:
             "advantage": self._advantage.state_dict(),
             "tracker": self.tracker.state_dict(),
             "sampler": self._sampler.state_dict(),
+            **({"discarded": list(self._discarded)} if self._discarded else {}),
             "pipeline": self.pipeline.state_dict(),
         }
 
@@ -204,6 +235,7 @@ class Reinforcement:
         self._advantage.load_state_dict(state["advantage"])
         self.tracker.load_state_dict(state["tracker"])
         self._sampler.load_state_dict(state["sampler"])
+        self._discarded = [Discarded(*one) for one in state.get("discarded", ())]
         kept = list(logged)
         finished = [clamp_versions(t, step) for t in unused(kept, state["event"], state["pipeline"])]
         self.pipeline.restore(state["pipeline"], finished)
@@ -221,10 +253,17 @@ def clamp_versions(trajectory: Trajectory, step: int) -> Trajectory:
     return replace(trajectory, versions=versions, dispatch=dispatch)
 
 
+def _size(advantages: np.ndarray) -> float:
+    """The mean |A| of a trajectory's tokens."""
+    return float(np.abs(advantages).mean()) if len(advantages) else 0.0
+
+
 def _pipeline(config: Config, source: PromptSource, log: TrajectoryLog) -> AsyncCollector | SyncCollector:
     r = config.rollout
+    limit = round(config.algorithm.dynamic_sampling * r.batch)
+    dynamic = DynamicSampling(limit, lambda group: kept(group, config.learner)[0]) if limit else None
     if r.mode in ("sync", "lockstep"):
-        return SyncCollector(source, log, batch=r.batch, overlap=r.mode == "lockstep")
+        return SyncCollector(source, log, batch=r.batch, overlap=r.mode == "lockstep", dynamic=dynamic)
     return AsyncCollector(
         source,
         log,
@@ -233,4 +272,5 @@ def _pipeline(config: Config, source: PromptSource, log: TrajectoryLog) -> Async
         in_flight=round(r.batch * r.over_provision),
         max_staleness=r.max_staleness,
         stale=r.stale,
+        dynamic=dynamic,
     )

@@ -19,6 +19,7 @@ from solostream.agent.rollout import fit_to
 from solostream.agent.run_settings import RunSettings, run_settings
 from solostream.envs import data, making
 from solostream.envs.data import Tasks
+from solostream.envs.data.forms import make_form
 from solostream.envs.making import takes_tasks
 from solostream.envs.text_env import HELD_OUT, seeds
 from solostream.envs.types import Task
@@ -281,12 +282,21 @@ def _longest_prompt(config: Config, tasks: Tasks, tokenizer: Any, chat: Chat) ->
     """Tokens of the longest opening, measured on the longest texts."""
     env = environment(config, tasks, tokenizer)
     try:
-        longest = sorted(tasks, key=lambda task: len(task.prompt))[-LONGEST:]
+        longest = sorted([*tasks, *_forms(config, tasks)], key=lambda task: len(task.prompt))[-LONGEST:]
         fit_to(chat, env)
         openings = [env.reset(options={"task_id": task.id})[1]["messages"] for task in longest]
         return max(len(chat.open(messages, env.tools)) for messages in openings)
     finally:
         env.close()
+
+
+def _forms(config: Config, tasks: Tasks) -> list[Task]:
+    """Of the longest tasks, what the sampler may make of them."""
+    found: list[Task] = []
+    for form in getattr(registry.load("sampler", config.algorithm.task_sampler), "forms", ()):
+        made = (make_form(task, form, tasks) for task in tasks)
+        found += sorted((task for task in made if task), key=lambda task: len(task.prompt))[-LONGEST:]
+    return found
 
 
 def _corpus(tasks: Sequence[Task]) -> list[str]:

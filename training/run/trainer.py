@@ -266,10 +266,9 @@ class Trainer:
         if resumed is not None:
             kept = resumed.plain["log_bytes"] if config.rollout.mode != "async" else None
         log = TrajectoryLog(self.folder / "trajectories.jsonl", kept)
-        pool = {task.id: task.source for task in self.parts.train}
         rl = Reinforcement(
             config,
-            pool,
+            self.parts.train,
             learner,
             self.policy,
             self.episodes,
