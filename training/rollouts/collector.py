@@ -32,7 +32,7 @@ from solostream.training.rollouts.retry import RetryPolicy
 class AsyncCollector:
     """Continuous and group-free, unless requests carry groups: then a batch is the first groups that are complete.
 
-    batch: trajectories; tokens: when set, action tokens instead; in_flight: N above. dynamic: which groups are left out.
+    batch: trajectories; tokens: when set, action tokens instead; in_flight: N above. dynamic: groups to leave out.
     """
 
     def __init__(

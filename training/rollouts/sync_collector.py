@@ -138,7 +138,9 @@ class SyncCollector:
             left_out += self._uninformative(found)
             # As many again as were left out; what the infrastructure lost stays missing.
             self._draw(self._batch + len(left_out))
-        await self._log.append(*(trajectory for trajectory in finished if trajectory.dispatch.event not in self._logged))
+        await self._log.append(
+            *(trajectory for trajectory in finished if trajectory.dispatch.event not in self._logged)
+        )
         self._logged = {}
         self._busy_s += time.monotonic() - started
         others = {trajectory.dispatch.event for trajectory in left_out}

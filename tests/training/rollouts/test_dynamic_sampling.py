@@ -1,4 +1,4 @@
-"""DAPO's dynamic sampling: batches of informative groups, what is left out is counted, and a resumed run is the same."""
+"""Dynamic sampling: batches of informative groups, what is left out is counted, a resumed run is the same."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ async def test_no_more_than_the_limit_is_left_out(log: TrajectoryLog) -> None:
     assert rounds.counts["uninformative"] == 12
 
 
-async def test_a_round_that_was_cut_off_is_played_again_with_the_same_result(log: TrajectoryLog, tmp_path: Path) -> None:
+async def test_a_round_that_was_cut_off_is_played_again_with_the_same_result(
+    log: TrajectoryLog, tmp_path: Path
+) -> None:
     requests = Tickets(3)
     reached = asyncio.Event()
 

@@ -1,7 +1,7 @@
 """Reformulations: a problem never solved comes back as a multiple choice, then as a cloze (Cog-DRIFT, 2604.04767).
 
-The ladder is four choices, ten choices, a gap to fill, the problem itself; a step is climbed when the mean of the form's
-last rewards exceeds `threshold` (the authors' 0.5; they take the mean of one batch's rollouts, here it is `window`
+The ladder is four choices, ten choices, a gap to fill, the problem itself; a step is climbed when the mean of the last
+rewards of a form exceeds `threshold` (the authors' 0.5; they take the mean of one batch's rollouts, here it is `window`
 trajectories in a row, so that a lucky guess among four does not climb). Only a problem that was tried `patience` times
 and never solved is put on the ladder, and the first answer to itself takes it off for good.
 Departures: wrong choices are not written by a language model (`envs.data.forms`); forms that a problem does not have
