@@ -44,10 +44,11 @@ def estimator(
     options: Options,
     tracker: ValueTracker,
     logprobs: Callable[[Sequence[Trajectory]], Sequence[Any]],
+    entropies: Callable[[Sequence[Trajectory]], Sequence[Any]] | None = None,
 ) -> list[Advantage]:
     """`advantage` and the stages around it, innermost first: the last one is what a batch goes through.
 
-    tracker, logprobs (of the learner): handed over to those that ask for them. Raises UserError.
+    tracker, logprobs and entropies (of the learner): handed over to those that ask for them. Raises UserError.
     """
     if registry.asks("advantage", advantage, "inner"):
         raise UserError(f"'{advantage}' is a stage around an estimator: name it in algorithm.stages")
@@ -55,7 +56,12 @@ def estimator(
     for name in (advantage, *stages):
         if chain and not registry.asks("advantage", name, "inner"):
             raise UserError(f"'{name}' is no stage: it takes no inner estimator; name it as algorithm.advantage")
-        given = {"inner": chain[-1] if chain else None, "tracker": tracker, "logprobs": logprobs}
+        given = {
+            "inner": chain[-1] if chain else None,
+            "tracker": tracker,
+            "logprobs": logprobs,
+            "entropies": entropies,
+        }
         chain.append(registry.make("advantage", name, options.get(name), **given))
     return chain
 

@@ -41,8 +41,8 @@ class Advantage(Protocol):
     """An estimator, or a stage around one: `ASPO(SPO(tracker))`.
 
     An attribute `groups: Grouping` says that it compares the answers to one prompt. A constructor may ask for `tracker`
-    (the run's `ValueTracker`; the run then initializes it and freezes its values), `inner` (a stage), `logprobs` (of
-    the learner: trajectories -> an array of each one's action tokens).
+    (the run's `ValueTracker`; the run then initializes it and freezes its values), `inner` (a stage), `logprobs` and
+    `entropies` (of the learner: trajectories -> an array over each one's action tokens).
     """
 
     def __call__(self, batch: Batch) -> Advantages:

@@ -78,9 +78,11 @@ class AlgorithmConfig(Section):
             )
         return self
 
-    def estimator(self, tracker: ValueTracker, logprobs: Callable[..., Any]) -> list[Advantage]:
+    def estimator(
+        self, tracker: ValueTracker, logprobs: Callable[..., Any], entropies: Callable[..., Any] | None = None
+    ) -> list[Advantage]:
         """The advantage and its stages, innermost first. Raises UserError."""
-        return estimator(self.advantage, self.stages, self.options, tracker, logprobs)
+        return estimator(self.advantage, self.stages, self.options, tracker, logprobs, entropies)
 
     @property
     def options(self) -> Options:
@@ -109,5 +111,5 @@ class AlgorithmConfig(Section):
         return "required" in found or ("optional" in found and self.group_size > 1)
 
     def _groups(self) -> dict[str, Grouping]:
-        made = self.estimator(self.tracker.make(), lambda batch: [])
+        made = self.estimator(self.tracker.make(), lambda batch: [], lambda batch: [])
         return {name: grouping(one) for name, one in zip(self.components, made, strict=True)}

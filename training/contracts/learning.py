@@ -46,7 +46,7 @@ def advantage(spec: str, options: dict[str, Any]) -> Promises:
 
     def make() -> Any:
         name, stages = ("none", (spec,)) if stage else (spec, ())
-        return estimator(name, stages, {spec: options}, ValueTracker(), logprobs)[-1]
+        return estimator(name, stages, {spec: options}, ValueTracker(), logprobs, logprobs)[-1]
 
     one, two = make(), make()
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))

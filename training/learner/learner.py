@@ -160,19 +160,27 @@ class Learner:
             "optimizer_steps": float(len(update.norms)),
         }
 
-    @torch.no_grad()
     def logprobs(self, batch: Sequence[Trajectory]) -> list[np.ndarray]:
         """Log-probabilities of each trajectory's action tokens under the weights of now, float32."""
-        of_row = [np.empty(trajectory.n_action_tokens, np.float32) for trajectory in batch]
+        return self._scored(batch)[0]
+
+    def entropies(self, batch: Sequence[Trajectory]) -> list[np.ndarray]:
+        """The entropy at each of a trajectory's action tokens under the weights of now, in nats, float32."""
+        return self._scored(batch)[1]
+
+    @torch.no_grad()
+    def _scored(self, batch: Sequence[Trajectory]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        logprobs = [np.empty(trajectory.n_action_tokens, np.float32) for trajectory in batch]
+        entropies = [np.empty_like(of_row) for of_row in logprobs]
         pieces = pieces_of(batch, range(len(batch)))
         for packed in self.packs([piece.sequence for piece in pieces]):
-            logprob, _ = self.scorer(packed)  # [n]
             # A pack is sorted by length: its values go back to where they stand in the batch.
             members = [pieces[place] for place in packed.members]
-            parts = logprob.cpu().split([len(piece) for piece in members])
-            for piece, part in zip(members, parts, strict=True):
-                of_row[piece.row][piece.tokens] = part.numpy()
-        return of_row
+            counts = [len(piece) for piece in members]
+            for of_row, values in zip((logprobs, entropies), self.scorer(packed), strict=True):
+                for piece, part in zip(members, values.cpu().split(counts), strict=True):
+                    of_row[piece.row][piece.tokens] = part.numpy()
+        return logprobs, entropies
 
     def packs(self, sequences: Sequence[MaskedTokens]) -> list[PackedBatch]:
         """Micro-batches of at most `max_tokens_per_batch` tokens, without padding."""

@@ -6,12 +6,11 @@ file with a class, a frozen dataclass of its options that can be called, and a l
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
-from solostream import registry
 from solostream.training.losses.tokens import Tokens
 
 
@@ -31,7 +30,3 @@ class SelectsTokens(Protocol):
     def select(self, cov: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Covariance of each token of the whole optimizer batch [n] -> bool [n]."""
         ...
-
-
-# name -> class; `LOSSES["gspo"]()` is the loss with its default options
-LOSSES: dict[str, Any] = {name: registry.load("loss", name) for name in registry.BUILT_IN["loss"]}

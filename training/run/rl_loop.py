@@ -76,7 +76,7 @@ class Reinforcement:
         self._learner, self._engine, self._episodes, self._in_thread = learner, engine, episodes, in_thread
         a = config.algorithm
         self.tracker = (tracker_of(advantage) if advantage else None) or a.tracker.make()
-        self._advantage = advantage or a.estimator(self.tracker, learner.logprobs)[-1]
+        self._advantage = advantage or a.estimator(self.tracker, learner.logprobs, learner.entropies)[-1]
         for task_id, source in sources.items():
             self.tracker.place(task_id, source)
         self._uses_tracker = a.uses_tracker if advantage is None else tracker_of(advantage) is not None

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_ledgers import one_each, trajectory
 
+from solostream import registry
 from solostream.training.advantages.grpo import GRPO, DrGRPO
 from solostream.training.advantages.maxrl import MaxRL
 from solostream.training.advantages.reinforce import OPO, ReinforcePlusPlus
@@ -20,7 +21,6 @@ from solostream.training.advantages.shrinkage import Shrinkage
 from solostream.training.advantages.spo import SPO
 from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.batch import Batch
-from solostream.training.losses import LOSSES
 from solostream.training.losses.tokens import Tokens
 
 ANSWER = st.tuples(st.floats(0, 1, width=16), st.integers(1, 9), st.floats(0.03, 0.97), st.booleans())
@@ -128,6 +128,6 @@ def test_losses_have_the_gradient_of_their_formula(rows: Sequence[tuple[float, f
     near = np.abs(ratio - 1.28) + np.abs(ratio - 0.8) < 1e-9
     for name, gradient in expected.items():
         logprob.grad = None
-        LOSSES[name]()(tokens)[0].sum().backward()
+        registry.make("loss", name)(tokens)[0].sum().backward()
         got = logprob.grad.numpy()
         assert got[~near] == pytest.approx(gradient[~near], rel=1e-9, abs=1e-12), name

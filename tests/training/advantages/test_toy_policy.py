@@ -14,12 +14,12 @@ import torch
 from tiny_ledgers import one_each, trajectory
 from torch import Tensor
 
+from solostream import registry
 from solostream.training.advantages.base import Advantage
 from solostream.training.advantages.grpo import GRPO
 from solostream.training.advantages.rloo import RLOO
 from solostream.training.advantages.spo import SPO
 from solostream.training.advantages.value_tracker import ValueTracker
-from solostream.training.losses import LOSSES
 from solostream.training.losses.kl import kl_penalty
 from solostream.training.losses.tokens import Tokens
 
@@ -51,11 +51,11 @@ def gradient(loss: Callable, theta: float, old_theta: float, actions: list[int],
 ACTIONS, ADVANTAGES = [1, 0, 0, 1, 0], [0.7, -0.3, 0.2, -1.1, 0.5]
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", registry.names("loss"))
 def test_on_policy_every_loss_has_the_policy_gradient(name: str) -> None:
     p = 1 / (1 + math.exp(-0.4))
     expected = -np.mean([a * (x - p) for x, a in zip(ACTIONS, ADVANTAGES, strict=True)])
-    got = gradient(lambda t: LOSSES[name]()(t)[0], 0.4, 0.4, ACTIONS, ADVANTAGES)
+    got = gradient(lambda t: registry.make("loss", name)(t)[0], 0.4, 0.4, ACTIONS, ADVANTAGES)
     assert got == pytest.approx(expected, abs=1e-12)
 
 
@@ -67,14 +67,14 @@ def test_ppo_clip_off_policy() -> None:
         ratio = p / p_old if x else (1 - p) / (1 - p_old)
         cut = (ratio > 1.28 and a > 0) or (ratio < 0.8 and a < 0)
         terms.append(0.0 if cut else -a * ratio * (x - p))
-    got = gradient(lambda t: LOSSES["ppo_clip"]()(t)[0], 1.2, 0.5, ACTIONS, ADVANTAGES)
+    got = gradient(lambda t: registry.make("loss", "ppo_clip")(t)[0], 1.2, 0.5, ACTIONS, ADVANTAGES)
     assert got == pytest.approx(np.mean(terms), abs=1e-12)
     assert terms.count(0.0) == 1
 
 
 def test_dual_clip_cuts_the_far_negative() -> None:
     """ρ(1) = σ(3)/σ(-3) = 20.1 > 10 with A < 0: the loss stops at 10, the gradient is 0; without it -Aρ(1 - p)."""
-    dual, plain = (LOSSES["ppo_clip"](dual_clip=c) for c in (10, 0))
+    dual, plain = (registry.make("loss", "ppo_clip", {"dual_clip": c}) for c in (10.0, 0.0))
     assert gradient(lambda t: dual(t)[0], 3, -3, [1], [-1.0]) == 0
     p = 1 / (1 + math.exp(-3))
     got = gradient(lambda t: plain(t)[0], 3, -3, [1], [-1.0])
@@ -84,7 +84,7 @@ def test_dual_clip_cuts_the_far_negative() -> None:
 def test_cispo_keeps_the_gradient_that_ppo_cuts() -> None:
     p, p_old = (1 / (1 + math.exp(-x)) for x in (2.0, 0.0))
     assert p / p_old > 1.28
-    assert gradient(lambda t: LOSSES["ppo_clip"]()(t)[0], 2, 0, [1], [1.0]) == 0
+    assert gradient(lambda t: registry.make("loss", "ppo_clip")(t)[0], 2, 0, [1], [1.0]) == 0
     for a in (1.0, -1.0):
         counts: dict = {}
         got = gradient(lambda t, c=counts: _counted("cispo", t, c), 2, 0, [1], [a])
@@ -93,7 +93,7 @@ def test_cispo_keeps_the_gradient_that_ppo_cuts() -> None:
 
 
 def _counted(name: str, tokens: Tokens, counts: dict) -> Tensor:
-    loss, found = LOSSES[name]()(tokens)
+    loss, found = registry.make("loss", name)(tokens)
     counts.update(found)
     return loss
 
@@ -102,7 +102,7 @@ def test_gspo_ratio_is_the_geometric_mean() -> None:
     """Two tokens with ratios 2 and 0.5: s = 1, nothing is clipped though each token is far out."""
     logprob = torch.tensor([math.log(2.0), math.log(0.5)], requires_grad=True)
     tokens = Tokens(logprob, torch.zeros(2), torch.ones(2), torch.zeros(2, dtype=torch.int64), 1, torch.zeros(2) > 0)
-    loss, metrics = LOSSES["gspo"]()(tokens)
+    loss, metrics = registry.make("loss", "gspo")(tokens)
     loss.mean().backward()
     assert loss.tolist() == pytest.approx([-1, -1])
     assert logprob.grad.tolist() == pytest.approx([-0.5, -0.5])
@@ -114,7 +114,7 @@ def test_covariance_losses_change_only_what_was_picked() -> None:
         logprob = torch.tensor([-1.0, -2.0], requires_grad=True)
         picked = torch.tensor([True, False])
         tokens = Tokens(logprob, logprob.detach() - old, torch.ones(2), torch.arange(2), 2, picked)
-        LOSSES[name]()(tokens)[0].sum().backward()
+        registry.make("loss", name)(tokens)[0].sum().backward()
         return logprob.grad.tolist()
 
     assert grads("clip_cov", 0.0) == [0.0, -1.0]
@@ -209,9 +209,9 @@ def test_dppo_masks_by_probability_and_weighs_by_a_capped_ratio() -> None:
     new, old = math.log(0.8 / 0.2), 0.0
     p, actions, advantages = 0.8, [1, 1, 0, 0], [1.0, -0.5, -1.0, 2.0]
     expected = np.mean([0.0, 0.5 * (p / 0.5) * (1 - p), 0.0, -2.0 * (0.2 / 0.5) * (0 - p)])
-    got = gradient(lambda t: LOSSES["dppo"]()(t)[0], new, old, actions, advantages)
+    got = gradient(lambda t: registry.make("loss", "dppo")(t)[0], new, old, actions, advantages)
     assert got == pytest.approx(expected, abs=1e-12)
-    capped = gradient(lambda t: LOSSES["dppo"](ratio_cap=1.1)(t)[0], new, old, [1], [-0.5])
+    capped = gradient(lambda t: registry.make("loss", "dppo", {"ratio_cap": 1.1})(t)[0], new, old, [1], [-0.5])
     assert capped == pytest.approx(0.5 * 1.1 * (1 - p), abs=1e-12)
 
 
@@ -221,5 +221,5 @@ def test_kl_cov_holds_a_token_by_its_log_ratio() -> None:
     logprob = bernoulli(parameter, torch.tensor([1, 1]))
     old, picked = bernoulli(torch.tensor(0.2, dtype=torch.float64), torch.tensor([1, 1])), torch.tensor([True, False])
     tokens = Tokens(logprob, old, torch.zeros(2, dtype=torch.float64), torch.arange(2), 2, picked)
-    LOSSES["kl_cov"](kl=3.0)(tokens)[0].sum().backward()
+    registry.make("loss", "kl_cov", {"kl": 3.0})(tokens)[0].sum().backward()
     assert float(parameter.grad) == pytest.approx(3 * (1 - 1 / (1 + math.exp(-0.7))), abs=1e-12)

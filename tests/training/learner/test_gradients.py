@@ -8,11 +8,12 @@ import tiny_models
 import torch
 from tiny_ledgers import trajectory
 
+from solostream import registry
 from solostream.agent.trajectory import Trajectory
 from solostream.training.advantages.base import Advantages
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.learner import Learner
-from solostream.training.losses import LOSSES, Loss
+from solostream.training.losses import Loss
 
 AGGREGATIONS = ["token_mean", "seq_mean_token_mean", "seq_mean_token_sum"]
 LENGTHS = [3, 21, 8, 8, 1, 34, 13, 5, 27, 2, 9, 16]
@@ -114,7 +115,7 @@ def test_every_loss_is_independent_of_the_cut(loss, aggregation) -> None:
         drop_negatives_beyond=0.02,
     )
     options = {"clip_cov": {"share": 0.2, "bounds": (0.0, 5.0)}, "kl_cov": {"share": 0.2}}
-    made = LOSSES[loss](**options.get(loss, {}))
+    made = registry.make("loss", loss, options.get(loss, {}))
     whole = gradient(config, batch, advantages, made)
     cut = config.model_copy(update={"max_tokens_per_batch": 40, "logits_chunk": 6, "gradient_checkpointing": True})
     assert whole.abs().max() > 1e-4

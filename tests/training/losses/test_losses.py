@@ -7,13 +7,17 @@ import pytest
 import torch
 
 from solostream.errors import UserError
+from solostream.training.losses.aepo import AEPOClip
 from solostream.training.losses.aggregation import token_weights
 from solostream.training.losses.cispo import CISPO
 from solostream.training.losses.clip_cov import ClipCov
+from solostream.training.losses.dcpo import DCPO
 from solostream.training.losses.gspo import GSPO
 from solostream.training.losses.kl import estimates, kl_penalty
 from solostream.training.losses.kl_cov import KLCov
 from solostream.training.losses.ppo_clip import PPOClip
+from solostream.training.losses.r2vpo import R2VPO
+from solostream.training.losses.sapo import SAPO
 from solostream.training.losses.tokens import Tokens
 
 # Ratios below, within and above [0.7, 1.45], each with both signs of the advantage.
@@ -52,12 +56,87 @@ def test_ppo_clip() -> None:
     assert counts(metrics) == {"clip/low": 1, "clip/high": 2, "clip/dual": 1}
 
 
+def test_dcpo_bounds_follow_the_old_probability() -> None:
+    """algorithms.md: q = .9: [.76874, 1.18718]; .5: [.5, 1.30623]; .01: [.5, 5]; and none are wider than at q = 0."""
+    low, high = DCPO().bounds(torch.tensor([0.9, 0.5, 0.01, 1.0], dtype=torch.float64))
+    assert low.tolist() == pytest.approx([0.76874, 0.5, 0.5, 0.8], abs=1e-5)
+    assert high.tolist() == pytest.approx([1.18718, 1.30623, 5.0, (1 + 1.8**0.5) / 2], abs=1e-5)
+    assert all(bound.isfinite().all() for bound in DCPO().bounds(torch.zeros(1)))
+
+
+def test_dcpo() -> None:
+    """By hand with each token's own bounds; a rare token passes at a ratio where PPO clips."""
+    given = tokens()
+    loss, metrics = DCPO(clip_low=0.1, clip_high=0.3, dual_clip=4.0)(given)
+    expected, clipped = [], 0
+    for ratio, a, old in zip(RATIO, ADVANTAGE, given.old.exp().tolist(), strict=True):
+        low = 0.5 + 0.5 * max(1 - 0.4 / old, 0) ** 0.5
+        high = 0.5 + 0.5 * (1 + 1.2 / old) ** 0.5
+        clipped += ratio > high and a > 0
+        value = -min(ratio * a, min(max(ratio, low), high) * a)
+        expected.append(min(value, -4 * a) if a < 0 else value)
+    assert loss.tolist() == pytest.approx(expected)
+    assert counts(metrics)["clip/high"] == clipped == 2
+    assert counts(metrics)["clip/dual"] == 1
+    rare = Tokens(
+        *(torch.tensor([x]) for x in (math.log(0.03), math.log(0.01), 1.0)), torch.tensor([0]), 1, torch.tensor([False])
+    )
+    assert float(DCPO()(rare)[0]) == pytest.approx(-3.0)
+    assert float(PPOClip()(rare)[0]) == pytest.approx(-1.28)
+
+
+def test_r2vpo_draws_back_what_went_far() -> None:
+    """L = −ρA + λ/2·(ρ − 1)², so dL/dlog π = ρ·(λ(ρ − 1) − A): of a far token it turns its sign."""
+    given = tokens()
+    loss, metrics = R2VPO(penalty=0.5)(given)
+    square = [(r - 1) ** 2 for r in RATIO]
+    assert loss.tolist() == pytest.approx([0.25 * s - r * a for r, a, s in zip(RATIO, ADVANTAGE, square, strict=True)])
+    assert float(metrics["clip/variance"]) == pytest.approx(sum(square))
+    loss.sum().backward()
+    assert given.logprob.grad.tolist() == pytest.approx(
+        [r * (0.5 * (r - 1) - a) for r, a in zip(RATIO, ADVANTAGE, strict=True)]
+    )
+
+
+def test_sapo_fades() -> None:
+    """The gradient's share is 4σ(1 − σ) with τ by the sign of A: at ρ = 6 and A < 0, τ = 2: 1.8e-4."""
+    given = tokens()
+    loss, metrics = SAPO(tau_positive=0.5, tau_negative=2.0)(given)
+    gates = [1 / (1 + math.exp(-(0.5 if a > 0 else 2.0) * (r - 1))) for r, a in zip(RATIO, ADVANTAGE, strict=True)]
+    taus = [0.5 if a > 0 else 2.0 for a in ADVANTAGE]
+    assert loss.tolist() == pytest.approx([-4 / t * g * a for t, g, a in zip(taus, gates, ADVANTAGE, strict=True)])
+    loss.sum().backward()
+    left = [4 * g * (1 - g) for g in gates]
+    assert given.logprob.grad.tolist() == pytest.approx(
+        [-s * r * a for s, r, a in zip(left, RATIO, ADVANTAGE, strict=True)]
+    )
+    assert float(metrics["clip/gate"]) == pytest.approx(sum(left))
+    assert left[6] == pytest.approx(1.8157e-4, rel=1e-3)
+
+
+def test_aepo_is_ppo_with_a_gradient_above_the_upper_bound() -> None:
+    given, same = tokens(), tokens()
+    loss, metrics = AEPOClip(clip_low=0.3, clip_high=0.45, dual_clip=3.0)(given)
+    plain, counted = PPOClip(clip_low=0.3, clip_high=0.45, dual_clip=3.0)(same)
+    assert loss.tolist() == pytest.approx(plain.tolist())
+    assert counts(metrics) == counts(counted)
+    loss.sum().backward()
+    plain.sum().backward()
+    far = [r > 1.45 and a > 0 for r, a in zip(RATIO, ADVANTAGE, strict=True)]
+    assert sum(far) == 2
+    for is_far, a, got, ppo in zip(
+        far, ADVANTAGE, given.logprob.grad.tolist(), same.logprob.grad.tolist(), strict=True
+    ):
+        assert got == pytest.approx(-1.45 * a if is_far else ppo)
+
+
 def test_a_dual_clip_must_leave_tokens_of_the_policy_itself() -> None:
     PPOClip(dual_clip=0)
     PPOClip(dual_clip=1.01)
     for bound in (0.4, 1.0):
-        with pytest.raises(UserError, match=f"dual_clip = {bound:g} would cut"):
-            PPOClip(dual_clip=bound)
+        for loss in (PPOClip, DCPO, AEPOClip):
+            with pytest.raises(UserError, match=f"dual_clip = {bound:g} would cut"):
+                loss(dual_clip=bound)
 
 
 def test_cispo() -> None:
