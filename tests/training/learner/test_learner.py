@@ -71,6 +71,18 @@ def test_update_makes_rewarded_answers_likelier() -> None:
     assert np.mean(change[1::2]) > 0.05 > -0.05 > np.mean(change[::2])
 
 
+def test_entropies_are_those_of_the_models_own_distribution() -> None:
+    """Against a plain forward pass of each sequence alone, at the sampler's temperature."""
+    one = Learner(tiny_models.model(seed=2), LearnerConfig(max_tokens_per_batch=40), temperature=0.7)
+    batch = on_policy(one, seed=5)
+    with torch.no_grad():
+        for trajectory_, got in zip(batch, one.entropies(batch), strict=True):
+            logits = one.model(input_ids=torch.from_numpy(trajectory_.token_ids).long()[None]).logits[0, :-1]
+            every = (logits.double() / 0.7).log_softmax(-1)
+            entropy = -(every.exp() * every).sum(-1)[trajectory_.action_mask[1:]]
+            assert got == pytest.approx(entropy.numpy(), abs=1e-4)
+
+
 def test_metrics_on_policy_are_exactly_quiet() -> None:
     one = learner()
     batch = on_policy(one, version=3)
