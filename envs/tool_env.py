@@ -230,6 +230,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             self._workspace = self._workspace.successor()
         await self._workspace.end_episode()
         self.task = self._choose(options or {})
+        self._workspace.begin(self.task.meta.get("files", {}))
         self.trace, self.over, self._tokens, self._started = [], False, 0, time.monotonic()
         self._inside, self._reader = False, None
         return self.task.prompt, {"messages": self.opening, "task_id": self.task.id}

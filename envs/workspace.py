@@ -20,6 +20,12 @@ from solostream.sandbox.types import Execution, Sandbox, Session
 
 SandboxSource = str | Callable[..., Sandbox]
 _log = logging.getLogger(__name__)
+_WRITE = """import json as _json, pathlib as _pathlib
+for _name, _text in _json.loads({files!r}).items():
+    _pathlib.Path(_name).parent.mkdir(parents=True, exist_ok=True)
+    _pathlib.Path(_name).write_text(_text)
+del _name, _text, _json, _pathlib
+"""
 
 
 @dataclass(slots=True)
@@ -81,6 +87,11 @@ class Workspace:
         else:
             self._history.clear()
         return execution
+
+    def begin(self, files: Mapping[str, str]) -> None:
+        """What lies in the interpreter's folder when an episode begins: path -> text. Before its first call."""
+        if files:
+            self._history.append(_WRITE.format(files=json.dumps(dict(files))))
 
     async def run_fresh(self, code: str) -> Execution:
         """Run in a session of its own, which is closed after. Raises SandboxError after the last retry."""

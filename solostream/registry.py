@@ -37,6 +37,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "python": "solostream.envs.tools.python:PythonTool",
         "calculator": "solostream.envs.tools.calculator:Calculator",
         "search": "solostream.envs.tools.search:Search",
+        "bash": "solostream.envs.tools.bash:Bash",
         "fold": "solostream.envs.tools.fold:Fold",
     },
     "syntax": {
@@ -65,9 +66,15 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "judge": "solostream.envs.rewards.judge:Judge",
         "checklist": "solostream.envs.rewards.judge:Checklist",
         "code_tests": "solostream.envs.rewards.code_tests:CodeTests",
+        "folder": "solostream.envs.rewards.folder:folder",
         "reasoning-gym": "solostream.envs.rewards.reasoning_gym:ReasoningGym",
     },
-    "data": {"reasoning-gym": "solostream.envs.data.generators.reasoning_gym:ReasoningGym"},
+    "data": {
+        "reasoning-gym": "solostream.envs.data.generators.reasoning_gym:ReasoningGym",
+        "shell": "solostream.envs.data.generators.shell:Shell",
+        "functions": "solostream.envs.data.generators.functions:Functions",
+        "python-docs": "solostream.envs.data.generators.python_docs:PythonDocs",
+    },
     "layout": {  # the first that matches is taken
         "verl": "solostream.envs.data.layouts.verl:Verl",
         "trl": "solostream.envs.data.layouts.trl:Trl",
