@@ -25,3 +25,23 @@ def _register(name: str, **defaults: Any) -> None:
 _register("Math-v0")
 _register("Arithmetic-v0", tasks={"generate": 1000, "seed": 0, "levels": [1]}, system_prompt="")
 _register("MathRetrieval-v0", tasks="lookup", tools=("python", "calculator", "search"), syntax="hermes")
+_register(
+    "Shell-v0",
+    tasks={"load": "shell:all", "split": "train"},
+    tools=("bash",),
+    syntax="hermes",
+    reward="folder",
+)
+_register(
+    "CodeTests-v0",
+    tasks={"load": "functions:all", "split": "train"},
+    syntax="hermes",
+    answer="tag",
+    reward="code_tests",
+)
+_register(
+    "Search-v0",
+    tasks={"load": "python-docs:all", "split": "train"},
+    tools=({"tool": "search", "corpus": "python-docs"},),
+    syntax="hermes",
+)

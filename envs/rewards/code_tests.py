@@ -1,11 +1,12 @@
 """`code_tests`: the share of a task's tests that the policy's program passes, each run in a session of our sandbox.
 
-The program is the final answer, or its last fenced block. The tests are in the task's meta, in the field's two forms:
-`inputs` and `outputs` (the program reads stdin, its stdout is compared line by line, spaces at the ends of lines left
-out), or `asserts`, a list of statements that run after the program (`assert add(1, 2) == 3`). What a program prints is
-compared here, outside its sandbox. Asserts run in the program's own interpreter and pass when they run to their end:
-leaving early fails them, but a program that sets out to deceive them can (an object that equals everything). Where
-that matters, give inputs and outputs.
+The program is the final answer, or its last fenced block. The tests are in the task's meta, in three forms: `inputs`
+and `outputs` (the program reads stdin, its stdout is compared line by line, spaces at the ends of lines left out);
+`function` and `cases`, a list of [arguments, result] in JSON's types, for a function that the program defines; and
+`asserts`, a list of statements that run after the program (`assert add(1, 2) == 3`). What a program prints and what its
+function returns is compared here, outside its sandbox. Asserts run in the program's own interpreter and pass when they
+run to their end: leaving early fails them, but a program that sets out to deceive them can (an object that equals
+everything). Where that matters, give one of the other forms.
 """
 
 from __future__ import annotations
@@ -45,6 +46,15 @@ except SystemExit:
 """
 
 
+_CALL = """import builtins as _b, json as _json, sys as _sys
+_exec, _compile, _dumps, _loads, _stdout = exec, compile, _json.dumps, _json.loads, _sys.stdout
+_space = {{"__name__": "solution"}}
+_exec(_compile({program!r}, "solution.py", "exec"), _space)
+_name, _arguments = _loads({given!r})
+_stdout.write("\\n" + _dumps(_space[_name](*_arguments)) + "\\n")
+"""
+
+
 class CodeTests:
     """all_or_nothing: 1 only when every test passes; else the share. most: of the tests, the first so many are run."""
 
@@ -71,15 +81,20 @@ class CodeTests:
 
 
 def tests_of(meta: Any) -> Sequence[tuple[str, str, str]]:
-    """("stdin", input, output) or ("assert", statement, ""). Raises ValueError where there are none, or not as many."""
+    """("stdin", input, output), ("call", [function, arguments], result), both as JSON, or ("assert", statement, "").
+
+    Raises ValueError where there are none, or not as many.
+    """
     meta = {**meta, **_decoded(meta.get("tests"))}
     inputs, outputs = meta.get("inputs", ()), meta.get("outputs", ())
     if len(inputs) != len(outputs):
         raise ValueError(f"{len(inputs)} inputs and {len(outputs)} outputs in its meta")
     found = [("stdin", str(given), str(wanted)) for given, wanted in zip(inputs, outputs, strict=True)]
     found += [("assert", str(statement), "") for statement in meta.get("asserts", meta.get("test_list", ()))]
+    name = str(meta.get("function", ""))
+    found += [("call", json.dumps([name, given]), json.dumps(wanted)) for given, wanted in meta.get("cases", ())]
     if not found:
-        raise ValueError("no tests in its meta: give inputs and outputs, or asserts")
+        raise ValueError("no tests in its meta: give inputs and outputs, function and cases, or asserts")
     return found
 
 
@@ -108,6 +123,11 @@ async def _run(workspace: Any, program: str, kind: str, given: str, wanted: str)
         if done.status == "ok" or _left(done):
             return None if _lines(done.stdout) == _lines(wanted) else "another output"
         return _why(done)
+    if kind == "call":
+        done = await workspace.run_fresh(_CALL.format(program=program, given=given))
+        if done.status != "ok":
+            return _why(done)
+        return None if _value(_lines(done.stdout)[-1:]) == json.loads(wanted) else "another result"
     done = await workspace.run_fresh(_ASSERT.format(program=program, statement=given))
     return None if done.status == "ok" else _why(done)
 
@@ -119,6 +139,14 @@ def _left(done: Execution) -> bool:
 
 def _why(done: Execution) -> str:
     return f"{done.error.name}: {done.error.message}"[:120] if done.error else done.status
+
+
+def _value(last: Sequence[str]) -> Any:
+    """What the last line says; no JSON of it equals the result of a test."""
+    try:
+        return json.loads(last[0]) if last else _value
+    except (ValueError, RecursionError):
+        return _value
 
 
 def _lines(text: str) -> list[str]:

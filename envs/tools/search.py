@@ -10,10 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from solostream.envs.data import python_docs
 from solostream.envs.workspace import Workspace
 from solostream.errors import UserError
 
 BUILTIN = Path(__file__).parents[1] / "data" / "problems" / "facts.jsonl"
+PYTHON_DOCS = "python-docs"  # see `envs.data.python_docs`
 _WORD = re.compile(r"\w+")
 
 
@@ -28,8 +30,11 @@ def _index(corpus: str) -> sqlite3.Connection:
 
 
 def _pages(corpus: Path) -> Iterator[tuple[str, str]]:
-    """(title, text) from JSON lines with these keys, or from a folder of .txt and .md files."""
-    if corpus.is_dir():
+    """(title, text) from JSON lines with these keys, from a folder of .txt and .md files, or of "python-docs"."""
+    if str(corpus) == PYTHON_DOCS and not corpus.exists():
+        for page in python_docs.pages():
+            yield from ((page.name, passage) for passage in page.passages())
+    elif corpus.is_dir():
         for path in sorted([*corpus.rglob("*.txt"), *corpus.rglob("*.md")]):
             yield path.stem, path.read_text(errors="replace")
     elif corpus.is_file():
@@ -40,7 +45,9 @@ def _pages(corpus: Path) -> Iterator[tuple[str, str]]:
             except (ValueError, KeyError, TypeError):
                 raise UserError(f'{corpus}, line {number}: want {{"title": …, "text": …}}') from None
     else:
-        raise UserError(f"no corpus at {corpus}: give a .jsonl file (title, text) or a folder of .txt and .md files")
+        raise UserError(
+            f"no corpus at {corpus}: give a .jsonl file (title, text), a folder of .txt and .md files, or {PYTHON_DOCS}"
+        )
 
 
 class Search:

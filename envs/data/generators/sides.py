@@ -29,7 +29,10 @@ def kinds_of(what: str, known: Mapping[str, Any], component: str) -> list[str]:
 
 
 def drawn(kinds: Mapping[str, Callable[[random.Random], Task]], side: Side, n: int, seed: int, name: str) -> list[Task]:
-    """`n` different problems of the `side`, the kinds in turn; ids are made of the content. Raises UserError."""
+    """`n` different problems of the `side`, the kinds in turn as long as each has more; ids are made of the content.
+
+    Raises UserError where all kinds together have not as many.
+    """
     found: dict[str, Task] = {}
     draws = {kind: random.Random(f"{name}/{kind}/{seed}/{side}") for kind in kinds}
     misses = 0
@@ -42,9 +45,11 @@ def drawn(kinds: Mapping[str, Callable[[random.Random], Task]], side: Side, n: i
         if not fits or (key := f"{kind}/{digest.hex()}") in found:
             misses += 1
             if misses > IN_VAIN:
-                raise UserError(
-                    f"{name}:{kind} has no more than {len(found)} {side} problems, and {n} are wanted: ask for fewer"
-                )
+                turns.remove(kind)
+                misses = 0
+            if not turns:
+                asked = f"{name}:{','.join(kinds)}"
+                raise UserError(f"{asked} has {len(found)} {side} problems, and {n} are wanted: ask for fewer")
             continue
         misses = 0
         found[key] = replace(task, id=key, source=f"{name}/{kind}")

@@ -74,3 +74,31 @@ def test_a_program_may_be_the_answer_itself():
 def test_a_task_without_tests_is_a_fault_and_no_reward(meta):
     with pytest.raises(RewardError, match="reward 'code_tests' failed on task 't'"):
         play(SUM, meta)
+
+
+CALLS = {"function": "add", "cases": [[[1, 2], 3], [["a", "b"], "ab"], [[[1], []], [1]]]}
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "why"),
+    [
+        (ADD, 1, "3 of 3 tests passed"),
+        (ADD.replace("return", "print('noise')\n    return"), 1, "3 of 3"),
+        (ADD.replace("a + b", "3"), 0, "test 2: another result"),
+        (ADD.replace("add", "sub"), 0, "KeyError"),
+        (ADD.replace("return a + b", "import sys; sys.exit(0)"), 0, "another result"),
+        (ADD.replace("return a + b", "return {1, 2}"), 0, "TypeError"),
+        (ADD.replace("return a + b", "print(3); import os; os._exit(0)"), 0, "exited with code 0"),
+        (ADD.replace("def add", "import json\njson.dumps = lambda x: '3'\ndef add"), 1, "3 of 3"),
+        (
+            ADD.replace("    return a + b", "    class E:\n        def __eq__(s, o): return True\n    return E()"),
+            0,
+            "TypeErr",
+        ),
+    ],
+)
+def test_calls_of_a_function(text, value, why):
+    """What it returns is compared outside its sandbox: an object that equals everything equals nothing."""
+    score = play(text, CALLS)
+    assert score.value == value, score
+    assert why in score.why
