@@ -2,11 +2,13 @@
 
 import asyncio
 import math
+from itertools import pairwise
 
 import pytest
 
 from solostream.envs.rewards import Episode, RewardError, Rubric
 from solostream.envs.rewards.builtin import otc_tool_reward
+from solostream.envs.rewards.economy import tier
 from solostream.envs.types import Step, Task, ToolCall
 from solostream.errors import UserError
 from solostream.sandbox.types import Execution
@@ -52,6 +54,16 @@ def total(weights, of):
         ("otc", episode(executions=(DONE,)), math.cos(math.pi / 6)),  # m = 1, c = 4
         ("otc", episode(executions=(DONE,), meta={"min_calls": 1}), 1),
         ("otc", episode(executions=(DONE,), meta={"min_calls": "1"}), 1),  # from a CSV file
+        ("tapo", episode("5"), 1),
+        ("tapo", episode("6"), 0.5),
+        ("tapo", episode("5", status="malformed"), 0),  # the format comes first
+        ("tapo", episode(None, ending="turn_limit"), 0),
+        ("tapo", episode("5", executions=(DONE,) * 9), 1),  # neither a bonus nor a price for calls
+        ("tiers", episode("6"), 0),
+        ("tiers", episode("5", executions=()), 1),  # otc 1
+        ("tiers", episode("5", executions=(DONE,)), 1),  # otc .866: the best zone, as no call at all
+        ("tiers", episode("5", executions=(DONE,) * 4), 0.5625),  # otc cos(π/3) = .5: zone 3 of 4, squared
+        ("tiers", episode("5", executions=(DONE,) * 40), 0.0625),  # otc .0747: zone 1
     ],
 )
 def test_each_reward(name, of, expected):
@@ -97,3 +109,18 @@ def test_unknown_rewards_and_scores_out_of_range():
         Rubric("nowhere:f")
     with pytest.raises(RewardError, match=r"must lie in \[0, 1\]"), pytest.warns(RuntimeWarning):
         total("test_rewards:too_much", episode())
+
+
+def test_tiers_keep_the_order_and_grow_faster_towards_the_sweet_spot():
+    qualities = [0.0, 0.01, 0.24, 0.25, 0.5, 0.74, 0.75, 0.99, 1.0]
+    got = [tier(q, 4, 2.0) for q in qualities]
+    assert got == pytest.approx([0, 1 / 16, 1 / 16, 1 / 4, 9 / 16, 9 / 16, 1, 1, 1])
+    steps = [tier((i + 0.5) / 4, 4, 2.0) for i in range(4)]
+    gains = [b - a for a, b in pairwise(steps)]
+    assert gains == sorted(gains)
+    assert tier(0.5, 1, 2.0) == 1  # one zone is a plain reward
+    assert total({"tiers": {"of": "code_passes", "zones": 3, "power": 1}}, episode(executions=(DONE, FAILED))) == (
+        pytest.approx(2 / 3)
+    )
+    with pytest.raises(UserError, match="zones"):
+        Rubric({"tiers": {"zones": 0}})
