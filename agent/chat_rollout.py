@@ -88,6 +88,7 @@ async def chat_rollout(
         dispatch=Dispatch(),
         seed=seed,
         source=getattr(env.task, "source", ""),
+        kind=getattr(env.task, "kind", ""),
         answer=step.answer if step else None,
         unit=unit,
         usage=sum(usages, Usage()) if usages else None,

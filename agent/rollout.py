@@ -92,6 +92,7 @@ async def rollout(
         dispatch=dispatch or Dispatch(),
         seed=seed,
         source=getattr(env.task, "source", ""),
+        kind=getattr(env.task, "kind", ""),
         answer=step.answer if step else None,
         unit=getattr(engine, "unit", "tokens"),
         grading=grading,

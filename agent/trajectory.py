@@ -97,6 +97,7 @@ class Trajectory:
     dispatch: Dispatch = field(default_factory=Dispatch)
     seed: int = 0
     source: str = ""
+    kind: str = ""  # of the problems of that source
     answer: str | None = None
     unit: Unit = "tokens"
     usage: Usage | None = None
@@ -183,6 +184,7 @@ class Trajectory:
         return {
             "task_id": self.task_id,
             "source": self.source,
+            "kind": self.kind,
             "reward": self.reward,
             "ending": self.ending,
             "answer": self.answer,
@@ -240,6 +242,7 @@ class Trajectory:
             dispatch=Dispatch(**record["dispatch"]),
             seed=record["seed"],
             source=record["source"],
+            kind=record["kind"],
             answer=record["answer"],
             unit=record["unit"],
             usage=record["usage"] and Usage(**record["usage"]),

@@ -27,6 +27,11 @@ class Task:
         """Every answer that is right: `answer` and the others of `meta["answers"]`."""
         return tuple(dict.fromkeys((self.answer, *self.meta.get("answers", ()))))
 
+    @property
+    def kind(self) -> str:
+        """Of the problems of its source, where `meta["kind"]` says one: a family, a subject, a level."""
+        return str(self.meta.get("kind") or "")
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:

@@ -52,7 +52,8 @@ def tasks(count: int, seed: int = 0) -> list[Task]:
     for i in range(count):
         a, b, m = rng.randint(11, 99), rng.randint(11, 99), rng.randint(7, 97)
         question = f"What is {a} * {b} modulo {m}?"
-        made.append(Task(f"mod-{i:05d}", question, str(a * b % m), "synthetic", {"level": i % 10, "abm": (a, b, m)}))
+        meta = {"kind": ("short", "long", "prime")[i * i % 7 % 3], "level": i % 10, "abm": (a, b, m)}
+        made.append(Task(f"mod-{i:05d}", question, str(a * b % m), "synthetic", meta))
     return made
 
 
@@ -91,7 +92,9 @@ class Writer:
     def close(self, task: Task, reward: float, ending: str = "answered", **fields: object) -> Trajectory:
         why = {"correct": "equal numbers" if reward > 0.5 else "other numbers"}
         grading = Grading((task.answer,), "boxed", {"correct": reward}, why)
-        return self.ledger.close(task.id, reward, ending, **{"source": task.source, "grading": grading, **fields})  # type: ignore[arg-type]
+        return self.ledger.close(
+            task.id, reward, ending, **{"source": task.source, "kind": task.kind, "grading": grading, **fields}
+        )  # type: ignore[arg-type]
 
 
 def episode(task: Task, skill: float, tokens: Tokenizer, rng: random.Random, *, tool: bool = True, step: int = 0,

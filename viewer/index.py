@@ -24,13 +24,13 @@ from solostream.errors import UserError
 from solostream.evaluation.metrics import SOLVED
 from solostream.evaluation.samples import reduce
 
-_VERSION = 6  # of the schema below: an index of another version is thrown away
+_VERSION = 7  # of the schema below: an index of another version is thrown away
 _SCHEMA = """
 CREATE TABLE tasks (id INTEGER PRIMARY KEY, task_id TEXT UNIQUE, prompt TEXT);
 CREATE TABLE words (id INTEGER PRIMARY KEY, kind TEXT, word TEXT, UNIQUE (kind, word));
 CREATE TABLE rows (
     id INTEGER PRIMARY KEY, event INTEGER, offset INTEGER, length INTEGER, task INTEGER, answer INTEGER,
-    source INTEGER, ending INTEGER, error_names INTEGER, step INTEGER, sample INTEGER, reward REAL, advantage REAL,
+    source INTEGER, kind INTEGER, ending INTEGER, error_names INTEGER, step INTEGER, sample INTEGER, reward REAL, advantage REAL,
     value REAL, response_length INTEGER, action_tokens INTEGER, first_call INTEGER, calls INTEGER, errors INTEGER,
     late_calls INTEGER, trivial INTEGER, void INTEGER, sandbox_s REAL, passed INTEGER, code_lines INTEGER);
 CREATE INDEX rows_of_task ON rows (task);
@@ -42,7 +42,7 @@ CREATE TABLE progress (
 INSERT INTO progress VALUES (0, 0, 0, 0, 0, 0);
 """
 _REMEMBERED = 200  # answers to filters
-_WORDS = ("answer", "source", "ending", "error_names")  # columns that hold the number of a word
+_WORDS = ("answer", "source", "kind", "ending", "error_names")  # columns that hold the number of a word
 
 # What the list can be narrowed to; several hold together.
 FILTERS = {
@@ -59,7 +59,14 @@ FILTERS = {
 SORTS = {
     "id", "reward", "advantage", "response_length", "first_call", "calls", "errors", "sandbox_s", "step", "task_id",
 }  # fmt: skip
-NARROW = ("step", "source", "ending", "error", "task")  # what the list can be narrowed to besides, each to one value
+NARROW = (
+    "step",
+    "source",
+    "kind",
+    "ending",
+    "error",
+    "task",
+)  # what the list can be narrowed to besides, each to one value
 _NUMBERS = (
     "id", "event", "step", "sample", "reward", "advantage", "value", "response_length", "action_tokens", "first_call",
     "calls", "errors", "late_calls", "trivial", "void", "sandbox_s", "passed", "code_lines",
@@ -130,7 +137,7 @@ class Index:
     ) -> dict[str, Any]:  # fmt: skip
         """{"total": matches, "rows": a window of them}. `query` matches task, prompt, answer and names of errors.
 
-        narrow: `step`, `source`, `ending`, `error` or `task` -> the one value to show. Raises UserError for an unknown
+        narrow: `step`, `source`, `kind`, `ending`, `error` or `task` -> the one value to show. Raises UserError for an unknown
         filter, sort or name.
         """
         where, values = _where(filters, query, narrow)
@@ -182,7 +189,7 @@ class Index:
         return total
 
     def choices(self) -> dict[str, Any]:
-        """What `narrow` may be: first and last step (None without any), sources, endings, names of errors."""
+        """What `narrow` may be: first and last step (None without any), sources, kinds, endings, names of errors."""
         with self._open() as db:
             words: dict[str, list[str]] = {kind: [] for kind in _WORDS}
             for kind, word in db.execute("SELECT kind, word FROM words WHERE kind != 'answer' ORDER BY word"):
@@ -193,6 +200,7 @@ class Index:
         return {
             "steps": [min(steps), max(steps)] if steps else None,
             "sources": [name for name in words["source"] if name],
+            "kinds": [name for name in words["kind"] if name],
             "endings": words["ending"],
             "errors": errors,
         }
@@ -335,7 +343,7 @@ def _narrowed(name: str, value: str) -> tuple[str, str | int]:
         return "step = ?", int(value)
     if name == "task":
         return "task = (SELECT id FROM tasks WHERE task_id = ?)", value
-    if name in ("source", "ending"):
+    if name in ("source", "kind", "ending"):
         return f"{name} = (SELECT id FROM words WHERE kind = '{name}' AND word = ?)", value
     if name == "error":
         one = "kind = 'error_names' AND '|' || word || '|' LIKE ? ESCAPE '\\'"
@@ -362,7 +370,7 @@ def _weigh(db: sqlite3.Connection, update: Mapping[int, Given]) -> None:
             db.executemany("INSERT INTO turn_advantages VALUES (?, ?)", [(row[0], own) for row in rows])
 
 
-_INSERT = f"INSERT INTO rows VALUES ({', '.join('?' * 25)})"
+_INSERT = f"INSERT INTO rows VALUES ({', '.join('?' * 26)})"
 
 
 def _row(line: Line, ids: _Numbers) -> tuple[Any, ...]:
@@ -376,7 +384,7 @@ def _row(line: Line, ids: _Numbers) -> tuple[Any, ...]:
     step = record.get("step", None if "sample" in record else dispatch.version)  # an evaluation has no steps
     return (
         dispatch.event, line.offset, line.length, ids.task(sample.task_id, " ".join(asked.split())[:200]),
-        ids.word("answer", sample.answer), ids.word("source", trajectory.source), ids.word("ending", sample.ending),
+        ids.word("answer", sample.answer), ids.word("source", trajectory.source), ids.word("kind", trajectory.kind), ids.word("ending", sample.ending),
         ids.word("error_names", "|".join(seen.errors)), step, record.get("sample"), sample.reward, None,
         dispatch.value, seen.response_length, seen.action_tokens, seen.first_call, seen.calls,
         len(seen.errors), seen.late_calls, seen.trivial, seen.void, seen.sandbox_s,

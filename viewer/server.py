@@ -29,7 +29,7 @@ from solostream.viewer.report import write_report
 from solostream.viewer.runs import Runs, Source
 
 STATIC = Path(__file__).parent / "static"
-PAGES = {"/": "runs", "/run": "run", "/trajectories": "trajectories", "/compare": "compare"}
+PAGES = {"/": "runs", "/run": "page", "/trajectories": "trajectories", "/compare": "page"}
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -57,8 +57,10 @@ def serving(places: Sequence[Path]) -> Iterator[str]:
 
 
 def keep(page, place: Path, name: str) -> Path:
-    """A screenshot of the whole page, to be looked at by whoever reads the test's folder."""
-    path = place / f"{name}.png"
+    """A screenshot of the whole page: in $SCREENSHOTS, where CI keeps it for a reader, else in the test's own folder."""
+    folder = Path(os.environ.get("SCREENSHOTS") or place)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.png"
     page.screenshot(path=str(path), full_page=True)
     return path
 

@@ -53,6 +53,7 @@ NARROWED = {
     ("step", "3"): lambda r: r["step"] == 3,
     ("ending", "turn_limit"): lambda r: r["ending"] == "turn_limit",
     ("source", "synthetic"): lambda r: r["source"] == "synthetic",
+    ("kind", "long"): lambda r: r["kind"] == "long",
     ("error", "NameError"): lambda r: "NameError" in errors_of(r),
     ("error", "timeout"): lambda r: "timeout" in errors_of(r),
     ("task", "mod-00007"): lambda r: r["task_id"] == "mod-00007",
@@ -72,7 +73,13 @@ def test_narrowing_equals_a_full_read(index: Index, records: list[dict], which: 
 def test_what_one_can_narrow_by_is_what_there_is(index: Index, records: list[dict]) -> None:
     names = {name for r in records for name in errors_of(r)}
     endings = sorted({r["ending"] for r in records})
-    expected = {"steps": [0, 6], "sources": ["synthetic"], "endings": endings, "errors": sorted(names)}
+    expected = {
+        "steps": [0, 6],
+        "sources": ["synthetic"],
+        "kinds": ["long", "prime", "short"],
+        "endings": endings,
+        "errors": sorted(names),
+    }
     assert index.choices() == expected
     for name, value in (("step", "three"), ("step", "9" * 30), ("level", "2")):
         with pytest.raises(UserError):

@@ -59,6 +59,7 @@ function facts({ row, record, behaviour }) {
     fact("Calls", calls ? `${behaviour.passed} of ${calls} passed` : "none"),
     fact("In the sandbox", `${number(behaviour.sandbox_s, 3)} s`),
     record.source && fact("Source", record.source),
+    record.kind && fact("Kind", record.kind),
     low !== null && fact("Policy version", low === high ? `${low}` : `${low} – ${high}`),
     fact("Seed", String(record.seed)));
 }

@@ -12,7 +12,7 @@ const SORTS = {
   "response_length": "Shortest", "first_call": "Earliest call", "-first_call": "Latest call", "-calls": "Most calls",
   "-errors": "Most errors", "-sandbox_s": "Slowest code", "task_id": "Problem",
 };
-const NARROW = ["step", "source", "ending", "error", "task"]; // to one value each
+const NARROW = ["step", "source", "kind", "ending", "error", "task"]; // to one value each
 const NOTHING = ["Nothing here yet", "Trajectories appear as soon as the run has written one."];
 const KEYS = [
   ["j  k  ↓  ↑", "next, previous trajectory"], ["n  p", "next, previous attempt at this problem"], ["1 … 5", "conversation, tokens, ledger, record, compare"],
@@ -67,7 +67,7 @@ async function narrow(keep = false) {
   return true;
 }
 
-// What one may narrow by, from what the run has: a step, a source, an ending, an error, and the problem that is shown.
+// What one may narrow by, from what the run has: a step, a source, a kind of problem, an ending, an error, and the problem that is shown.
 async function choices() {
   const known = await api(`${runPath(state.run)}/choices`);
   const set = (which, value) => { value === "" ? delete state.narrow[which] : (state.narrow[which] = value); refine(true); };
@@ -75,7 +75,7 @@ async function choices() {
     el("option", { value: "" }, label), values.map((value) => el("option", { value, selected: state.narrow[which] === value }, value.replaceAll("_", " "))));
   $("narrow").replaceChildren(...[
     known.steps && el("input", { id: "by-step", type: "number", min: known.steps[0], max: known.steps[1], placeholder: "Step", "aria-label": `Step, ${known.steps[0]} to ${known.steps[1]}`, value: state.narrow.step ?? "", onchange: (event) => set("step", event.target.value) }),
-    known.sources.length > 1 && select("source", "Source", known.sources), select("ending", "Ending", known.endings), select("error", "Error name", known.errors),
+    known.sources.length > 1 && select("source", "Source", known.sources), known.kinds.length > 1 && select("kind", "Kind of problem", known.kinds), select("ending", "Ending", known.endings), select("error", "Error name", known.errors),
     state.narrow.task && el("button", { className: "picked", title: "Show all problems", onclick: () => { set("task", ""); choices(); } }, `${state.narrow.task} ×`),
   ].filter(Boolean));
 }
