@@ -30,9 +30,10 @@ CREATE TABLE tasks (id INTEGER PRIMARY KEY, task_id TEXT UNIQUE, prompt TEXT);
 CREATE TABLE words (id INTEGER PRIMARY KEY, kind TEXT, word TEXT, UNIQUE (kind, word));
 CREATE TABLE rows (
     id INTEGER PRIMARY KEY, event INTEGER, offset INTEGER, length INTEGER, task INTEGER, answer INTEGER,
-    source INTEGER, kind INTEGER, ending INTEGER, error_names INTEGER, step INTEGER, sample INTEGER, reward REAL, advantage REAL,
-    value REAL, response_length INTEGER, action_tokens INTEGER, first_call INTEGER, calls INTEGER, errors INTEGER,
-    late_calls INTEGER, trivial INTEGER, void INTEGER, sandbox_s REAL, passed INTEGER, code_lines INTEGER);
+    source INTEGER, kind INTEGER, ending INTEGER, error_names INTEGER, step INTEGER, sample INTEGER, reward REAL,
+    advantage REAL, value REAL, response_length INTEGER, action_tokens INTEGER, first_call INTEGER, calls INTEGER,
+    errors INTEGER, late_calls INTEGER, trivial INTEGER, void INTEGER, sandbox_s REAL, passed INTEGER,
+    code_lines INTEGER);
 CREATE INDEX rows_of_task ON rows (task);
 CREATE INDEX rows_of_event ON rows (event);
 CREATE TABLE turn_advantages (id INTEGER PRIMARY KEY, given TEXT);
@@ -137,8 +138,8 @@ class Index:
     ) -> dict[str, Any]:  # fmt: skip
         """{"total": matches, "rows": a window of them}. `query` matches task, prompt, answer and names of errors.
 
-        narrow: `step`, `source`, `kind`, `ending`, `error` or `task` -> the one value to show. Raises UserError for an unknown
-        filter, sort or name.
+        narrow: `step`, `source`, `kind`, `ending`, `error` or `task` -> the one value to show. Raises UserError for an
+        unknown filter, sort or name.
         """
         where, values = _where(filters, query, narrow)
         if sort not in SORTS:
@@ -384,7 +385,8 @@ def _row(line: Line, ids: _Numbers) -> tuple[Any, ...]:
     step = record.get("step", None if "sample" in record else dispatch.version)  # an evaluation has no steps
     return (
         dispatch.event, line.offset, line.length, ids.task(sample.task_id, " ".join(asked.split())[:200]),
-        ids.word("answer", sample.answer), ids.word("source", trajectory.source), ids.word("kind", trajectory.kind), ids.word("ending", sample.ending),
+        ids.word("answer", sample.answer), ids.word("source", trajectory.source), ids.word("kind", trajectory.kind),
+        ids.word("ending", sample.ending),
         ids.word("error_names", "|".join(seen.errors)), step, record.get("sample"), sample.reward, None,
         dispatch.value, seen.response_length, seen.action_tokens, seen.first_call, seen.calls,
         len(seen.errors), seen.late_calls, seen.trivial, seen.void, seen.sandbox_s,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,21 @@ def test_links_of_the_repository_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text()):
         if not re.match(r"https?://|#", target):
             assert (ROOT / target.partition("#")[0]).exists(), target
+
+
+def test_the_badges_say_what_the_repository_says() -> None:
+    """Drawn from pyproject.toml; the one that a server draws is of our own workflow, in the repository of our links."""
+    drawn = runpy.run_path(str(ROOT / "scripts" / "make-badges.py"))["badges"]()
+    readme = (ROOT / "README.md").read_text()
+    assert drawn.keys() == {"badge-license.svg", "badge-python.svg"}
+    for name, svg in drawn.items():
+        assert (ROOT / "docs/pictures" / name).read_text() == svg, "python scripts/make-badges.py"
+        assert f"](docs/pictures/{name})" in readme
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f">{' | '.join(('3.11', '3.12', '3.13'))}<" in drawn["badge-python.svg"]
+    assert f">{project['license']}<" in drawn["badge-license.svg"]
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    (served,) = set(re.findall(r"\]\((https?://\S+?)/badge\.svg\)", readme))
+    home, _, workflow = served.partition("/actions/workflows/")
+    assert home == project["urls"]["Homepage"]
+    assert (ROOT / ".github/workflows" / workflow).is_file()

@@ -57,7 +57,7 @@ def serving(places: Sequence[Path]) -> Iterator[str]:
 
 
 def keep(page, place: Path, name: str) -> Path:
-    """A screenshot of the whole page: in $SCREENSHOTS, where CI keeps it for a reader, else in the test's own folder."""
+    """A screenshot of the whole page: in $SCREENSHOTS, where CI keeps it for a reader, else in the test's folder."""
     folder = Path(os.environ.get("SCREENSHOTS") or place)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"

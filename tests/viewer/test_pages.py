@@ -230,6 +230,20 @@ def test_the_back_button_and_the_address(page) -> None:
     assert page.locator("#by-ending").input_value() == "answered"
 
 
+def test_curves_take_the_other_colours_when_the_system_turns_dark(page) -> None:
+    """Of the whole canvas the grid has the most pixels: light grey on a light page, dark grey on a dark one."""
+    brightest = """() => { const c = document.querySelector('figure:not([hidden]) canvas');
+      const { data } = c.getContext('2d').getImageData(0, 0, c.width, c.height), seen = {};
+      for (let i = 0; i < data.length; i += 4) if (data[i + 3] === 255) seen[data[i]] = (seen[data[i]] ?? 0) + 1;
+      return Number(Object.entries(seen).sort((a, b) => b[1] - a[1])[0][0]); }"""
+    for address in ("/run?run=aspo", "/run?run=tool"):  # curves over steps, charts over other numbers
+        page.emulate_media(color_scheme="light")
+        visit(page, address)
+        until(page, f"({brightest})() > 200")
+        page.emulate_media(color_scheme="dark")
+        until(page, f"({brightest})() < 100")
+
+
 def test_curves_follow_what_the_run_writes(page, place: Path) -> None:
     visit(page, "/run?run=plain")
     assert page.evaluate(CURVES) == 4

@@ -50,9 +50,8 @@ class AlgorithmConfig(Section):
     advantage: str = "spo"  # the estimator
     stages: Names = ("aspo",)  # around the advantage, innermost first
     group_size: Positive = 1  # trajectories a prompt
-    dynamic_sampling: Rate = (
-        0.0  # x batch: trajectories of uninformative groups that a batch may discard (DAPO); 0: none
-    )
+    # x batch: trajectories of uninformative groups that a batch may discard (DAPO); 0: none
+    dynamic_sampling: Rate = 0.0
     sampler: str | None = None  # of prompts; default: prioritized where an advantage keeps the tracker, else uniform
     reward_range: Bounds = (0.0, 1.0)  # the environment's; onto [0, 1]
     tracker: TrackerConfig = TrackerConfig()

@@ -68,6 +68,7 @@ const dark = () => getComputedStyle(document.documentElement).colorScheme === "d
 // `keys`: [what is pressed, what it does] for the help; `actions`: key -> what to do.
 export function furnish(keys, actions) {
   theme();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new Event("theme"))); // a canvas does not follow by itself
   const all = [...keys, ["t", "dark or light"], ["?", "this help"]];
   $("keys").append(el("h2", {}, "Keyboard"), el("table", {}, all.map(([key, what]) => el("tr", {}, el("td", {}, el("kbd", {}, key)), el("td", {}, what)))),
     el("form", { method: "dialog" }, el("button", {}, "Close")));

@@ -11,7 +11,7 @@ const kinds = { training: "training", evaluation: "evaluation", trajectories: "t
 const page = (run) => (run.kind === "trajectories" ? link("/trajectories", { run: run.name }) : link("/run", { run: run.name }));
 const COLUMNS = [
   { name: "Compare", show: (run) => el("input", { type: "checkbox", "aria-label": `Compare ${run.name}`, checked: state.picked.has(run.name), onchange: (event) => pick(run.name, event.target.checked) }) },
-  { name: "Name", value: (run) => run.name, show: (run) => el("span", {}, el("a", { href: page(run), className: "strong" }, run.name), " ", el("span", { className: "faint" }, kinds[run.kind])), className: "name" },
+  { name: "Name", value: (run) => run.name, show: (run) => el("span", {}, el("a", { href: page(run), className: "strong" }, run.name), " ", el("span", { className: "faint" }, kinds[run.kind])), className: "name", head: true },
   { name: "Model", value: (run) => short(run.model), className: "name" },
   { name: "Data", value: (run) => short(run.data), className: "name" },
   { name: "Steps", value: (run) => run.steps, show: (run) => (run.steps === null ? "–" : run.planned ? `${number(run.steps)} / ${number(run.planned)}` : number(run.steps)), num: true },

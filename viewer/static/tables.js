@@ -22,10 +22,12 @@ export function when(seconds) {
 
 export const bytes = (count) => (count < 1e3 ? `${count} B` : count < 1e6 ? `${(count / 1e3).toFixed(1)} kB` : count < 1e9 ? `${(count / 1e6).toFixed(1)} MB` : `${(count / 1e9).toFixed(2)} GB`);
 
-// `columns`: { name, value(row): what to sort by, show(row): what to see (default: the value), num: right-aligned }.
+// `columns`: { name, value(row): what to sort by, show(row): what to see (default: the value), num: right-aligned,
+// head: what the row is about, the title of its card on a phone (default: the first) }.
 // `sort`: { column, down }, which `changed` hears of. Rows without a value come last.
 export function table(columns, rows, { caption, sort = { column: -1, down: false }, changed } = {}) {
   const body = el("tbody");
+  const head = columns.find((column) => column.head) ?? columns[0];
   const wrap = el("div", { className: "scroll", tabindex: 0, role: "region", "aria-label": caption });
   const heads = columns.map((column, i) => {
     if (!column.value) return el("th", { className: column.num ? "num" : "" }, column.name);
@@ -44,7 +46,9 @@ export function table(columns, rows, { caption, sort = { column: -1, down: false
     const ordered = of ? [...rows].sort((a, b) => compare(of(a), of(b), down)) : rows;
     body.replaceChildren(...ordered.map((row) => el("tr", {}, columns.map((column) => {
       const shown = (column.show ?? column.value)(row);
-      return el("td", { className: column.num ? "num" : (column.className ?? ""), "data-label": column.name }, shown === null || shown === undefined || shown === "" || shown === false ? "–" : shown);
+      const none = shown === null || shown === undefined || shown === "" || shown === false || shown === "–";
+      const kind = `${column.num ? "num" : (column.className ?? "")} ${column === head ? "head" : none ? "none" : ""}`;
+      return el("td", { className: kind.trim(), "data-label": column.name }, none ? "–" : shown);
     }))));
   }
   draw();
