@@ -21,6 +21,7 @@ class Sampling:
 
     stop: strings that end the turn, kept in the output (token ids always include them). stop_token_ids: likewise.
     key: names the episode; an engine may keep its KV cache under it and route it to one replica. See `Engine.release`.
+    parent: the key of an episode that begins alike: what is cached for it may be used, at the same replica.
     """
 
     max_tokens: int
@@ -31,6 +32,7 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
     key: str | None = None
+    parent: str | None = None
 
 
 def checked(sampling: Sampling) -> Sampling:

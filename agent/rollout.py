@@ -30,8 +30,8 @@ ABORTS = 4  # requests that an engine may give up in a row before the episode is
 
 
 @dataclass(slots=True)
-class _Sampled:
-    """One turn so far."""
+class Sampled:
+    """One turn of the policy so far; the environment has not seen it yet."""
 
     ids: list[int]
     logprobs: list[float]
@@ -133,53 +133,56 @@ async def _play(
     if len(ledger.token_ids) >= max_tokens:
         return None, "token_limit"  # the prompt alone fills the ledger
     while True:
-        context = ledger.context
-        budget = min(max_tokens - len(context), sampling.max_tokens)
-        turn = await _turn(env, engine, chat, context, sampling, budget, (seed, len(ledger.token_ids)))
-        *_, info = await env.astep(turn.text)
-        step = env.trace[-1]
-        starts = call_tokens(chat.tokenizer, turn.ids, step.calls)
-        ledger.add_action(
-            turn.ids,
-            turn.logprobs,
-            turn.versions,
-            turn.text,
-            step.calls,
-            step.executions,
-            starts,
-            step.void,
-            step.reward,
-        )
-        messages: Sequence[Mapping[str, Any]] = info["messages"] if step.ending is None else ()
-        ids = chat.append(messages, turn.ids) if messages else []
-        if messages and (kept := turns_kept(ledger.seen, step.keep, len(ids), max_tokens, history)) is not None:
-            ledger.fold(kept)
-        ending = ending_of(step, cut=turn.cut, room=len(ledger.context) + len(ids) < max_tokens)
+        turn = await sample_turn(env, engine, chat, ledger, sampling, max_tokens, seed)
+        step, ending = await take_turn(env, chat, ledger, turn, max_tokens, history)
         if ending is not None:
             return step, ending
+
+
+async def take_turn(
+    env: TextEnv, chat: Chat, ledger: TokenRecord, turn: Sampled, max_tokens: int, history: History | None = None
+) -> tuple[Step, Ending | None]:
+    """Hand a turn to the environment; it and the answer enter the ledger. The ending is None while it goes on."""
+    *_, info = await env.astep(turn.text)
+    step = env.trace[-1]
+    starts = call_tokens(chat.tokenizer, turn.ids, step.calls)
+    ledger.add_action(
+        turn.ids,
+        turn.logprobs,
+        turn.versions,
+        turn.text,
+        step.calls,
+        step.executions,
+        starts,
+        step.void,
+        step.reward,
+    )
+    messages: Sequence[Mapping[str, Any]] = info["messages"] if step.ending is None else ()
+    ids = chat.append(messages, turn.ids) if messages else []
+    if messages and (kept := turns_kept(ledger.seen, step.keep, len(ids), max_tokens, history)) is not None:
+        ledger.fold(kept)
+    ending = ending_of(step, cut=turn.cut, room=len(ledger.context) + len(ids) < max_tokens)
+    if ending is None:
         role: Role = "tool" if messages[0]["role"] == "tool" else "user"
         ledger.add_observation(role, ids, "\n".join(m["content"] for m in messages))
+    return step, ending
 
 
-async def _turn(
-    env: TextEnv,
-    engine: Engine,
-    chat: Chat,
-    prompt: list[int],
-    sampling: Sampling,
-    budget: int,
-    seed: tuple[int, int],
-) -> _Sampled:
-    """Sample until the policy ends its turn, a call is complete, or the budget is spent.
+async def sample_turn(
+    env: TextEnv, engine: Engine, chat: Chat, ledger: TokenRecord, sampling: Sampling, max_tokens: int, seed: int
+) -> Sampled:
+    """Sample until the policy ends its turn, a call is complete, or the budget is spent; `ledger` stays as it is.
 
-    seed: of the episode, and how many tokens it has so far.
+    max_tokens: of what the policy sees, this turn included. seed: of the episode.
     """
-    turn = _Sampled([], [], [])
+    prompt, before = ledger.context, len(ledger.token_ids)
+    budget = min(max_tokens - len(prompt), sampling.max_tokens)
+    turn = Sampled([], [], [])
     aborted = 0
     while True:
         so_far = prompt + turn.ids
         # Engines draw a request's numbers from its seed: each request of an episode needs its own.
-        own_seed = (seed[0] * 1_000_003 + seed[1] + len(turn.ids)) & 0x7FFFFFFFFFFFFFFF
+        own_seed = (seed * 1_000_003 + before + len(turn.ids)) & 0x7FFFFFFFFFFFFFFF
         part = await engine.generate(so_far, replace(sampling, max_tokens=budget - len(turn.ids), seed=own_seed))
         turn.ids += part.token_ids
         turn.logprobs += part.logprobs

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
+from solostream.agent.exploration.tree import Branch
 from solostream.envs.types import Grading, ToolCall
 from solostream.sandbox.types import Execution
 
@@ -102,6 +103,7 @@ class Trajectory:
     unit: Unit = "tokens"
     usage: Usage | None = None
     grading: Grading | None = None  # how the reward came about; None: the environment did not say
+    branch: Branch | None = None  # its place in a tree of episodes that begin alike
 
     def __post_init__(self) -> None:
         lengths = {len(a) for a in (self.token_ids, self.action_mask, self.logprobs, self.versions)}
@@ -207,6 +209,7 @@ class Trajectory:
                 }
                 for t in self.turns
             ],
+            **({"branch": self.branch.to_dict()} if self.branch else {}),
             "unit": self.unit,
             "usage": self.usage and asdict(self.usage),
         }
@@ -247,6 +250,7 @@ class Trajectory:
             unit=record["unit"],
             usage=record["usage"] and Usage(**record["usage"]),
             grading=record["grading"] and Grading.from_dict(record["grading"]),
+            branch=Branch.from_dict(record["branch"]) if record.get("branch") else None,
         )
 
     def to_json(self) -> str:
@@ -294,6 +298,14 @@ class TokenRecord:
     def earned(self) -> float:
         """What the environment has paid so far."""
         return math.fsum(turn.reward for turn in self._turns)
+
+    def fork(self) -> TokenRecord:
+        """A copy that goes on by itself."""
+        twin = TokenRecord()
+        for column in ("token_ids", "_mask", "_logprobs", "_versions", "_turns", "_seen"):
+            setattr(twin, column, list(getattr(self, column)))
+        twin._segment = self._segment
+        return twin
 
     def add_observation(self, role: Role, token_ids: Sequence[int], text: str) -> None:
         """Append tokens that the policy did not sample: the prompt, a tool's output, template glue."""

@@ -9,6 +9,7 @@ to observation, reward or ending is what a policy sees and learns from, around a
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
@@ -77,6 +78,15 @@ class TextEnv(Protocol):
 
     async def aclose(self) -> None:
         """Give back what it holds, above all its sandbox sessions. May be called twice."""
+
+
+@runtime_checkable
+class ForkableEnv(Protocol):
+    """A `TextEnv` of which a strategy that branches can make copies."""
+
+    async def fork(self) -> TextEnv:
+        """A copy in the middle of its episode: both go on, each by itself. Raises SandboxError, UserError."""
+        ...
 
 
 class TextEnvAdapter:
@@ -161,6 +171,18 @@ class TextEnvAdapter:
     async def astep(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """As `step`, in a thread."""
         return await asyncio.to_thread(self.step, text)
+
+    async def fork(self) -> TextEnvAdapter:
+        """A copy in the middle of the episode, state of the wrappers and all. Raises UserError where Python cannot
+        copy it.
+        """
+        try:
+            known = {id(self._core): await self._core.fork()} if hasattr(self._core, "fork") else {}
+            twin = TextEnvAdapter(copy.deepcopy(self.env, known))
+        except (TypeError, copy.Error) as error:
+            raise UserError(f"{self.env} cannot be copied ({error}), so its episodes cannot branch") from None
+        twin.task, twin.trace = self.task, list(self.trace)
+        return twin
 
     def close(self) -> None:
         """Close the environment through all wrappers."""

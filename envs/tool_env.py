@@ -124,9 +124,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         self.trace: list[Step] = []
         self.over = True  # or not yet begun: only a reset goes on
         self._tokens, self._started = 0, 0.0
-        self._opened = False  # the chat template opens a thought
         self._reader: Parser | None = None  # of the turn that is being written
-        self._inside = False  # the last turn ended in a thought that a call interrupted
+        self._opened = self._inside = False  # the template opens a thought; a call interrupted one in the last turn
 
     def fit(self, syntax: str, opens_thought: bool) -> None:
         """To a model's chat template, before `reset`: the call syntax that it teaches, which `syntax="auto"` takes on,
@@ -251,8 +250,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         final = find_answer(text, parsed, self._answer_style)
         if final and parsed.near_miss:  # who answers need not have tried to call
             parsed = replace(parsed, calls=())
-        tokens = self._count(text)
-        self._tokens += tokens
+        self._tokens += (tokens := self._count(text))
         ending = self._ending(tokens, parsed, final is not None)
         answer = final.answer if final and ending == "answered" else None
         self._workspace.keep = None
@@ -283,6 +281,12 @@ class ToolEnv(gymnasium.Env[str, str]):
         observation = "\n".join(message["content"] for message in step.messages)
         done = ending in ("answered", "void")
         return observation, step.reward, done, ending is not None and not done, info
+
+    async def fork(self) -> ToolEnv:
+        """A live copy in the middle of the episode: both go on, each by itself, and each is closed. See `workspace`."""
+        twin = copy.copy(self)
+        twin.trace, twin._reader, twin._workspace = list(self.trace), None, await self._workspace.fork()
+        return twin
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """As `areset`, for callers without an event loop."""

@@ -16,7 +16,7 @@ from typing import Any
 from solostream.errors import SandboxError
 from solostream.retry import retry
 from solostream.sandbox.spec import find, open_sandbox
-from solostream.sandbox.types import Execution, Sandbox, Session
+from solostream.sandbox.types import Execution, Forkable, Sandbox, Session
 
 SandboxSource = str | Callable[..., Sandbox]
 _log = logging.getLogger(__name__)
@@ -123,10 +123,13 @@ class Workspace:
             await session.close()
 
     async def _open(self) -> Session:
+        return await self._acquired().open()
+
+    def _acquired(self) -> Sandbox:
         if self._sandbox is None:
             self._sandbox = _acquire(self._source, self._options)
             self.loop = asyncio.get_running_loop()
-        return await self._sandbox.open()
+        return self._sandbox
 
     async def _drop_session(self) -> None:
         session, self._session = self._session, None
@@ -135,6 +138,23 @@ class Workspace:
                 await session.close()
             except SandboxError as error:
                 _log.warning("a failed session would not close: %s", error)
+
+    async def fork(self) -> Workspace:
+        """A live copy: both go on from what has been run so far, each by itself.
+
+        A backend that claims "fork" copies the session. For another, and where that fails, the calls that built the
+        state are run again in a session of its own, before the next call.
+        """
+        twin = Workspace(self._source, self._options, timeout_s=self._timeout_s, retries=self._retries)
+        twin._history = list(self._history)
+        sandbox = self._acquired()  # whoever is copied keeps it open for the copies
+        if self._session is not None and "fork" in sandbox.claims and isinstance(self._session, Forkable):
+            try:
+                twin._session = await self._session.fork()
+                twin._acquired()
+            except SandboxError as error:
+                _log.warning("a session would not fork (%s): its calls are run again", error)
+        return twin
 
     async def end_episode(self) -> None:
         """Close the session; the sandbox stays."""

@@ -118,14 +118,14 @@ class ServerEngine:
             body: dict[str, Any] = {"model": self._model, "token_ids": list(prompt_ids), "sampling_params": settings}
         else:
             body = {"model": self._model, "prompt": list(prompt_ids), **settings, "return_token_ids": True}
-        return await self._ask(sampling.key, body)
+        return await self._ask(sampling.key, body, sampling.parent)
 
-    async def _ask(self, key: str | None, body: dict[str, Any]) -> Generation:
+    async def _ask(self, key: str | None, body: dict[str, Any], parent: str | None = None) -> Generation:
         """The answer of the episode's own replica, or of another where that one fails."""
         trouble = "no replica left"
         synced, start = bool(self._given), self.version
         while self.alive:
-            url = self._home(key)
+            url = self._home(key, parent)
             for attempt in range(RETRIES + 1):
                 try:
                     choice = (await post(self._client, f"{url}{self._path}", body))["choices"][0]
@@ -147,12 +147,12 @@ class ServerEngine:
         if url in self.alive:
             self.alive.remove(url)
 
-    def _home(self, key: str | None) -> str:
-        home = self._homes.get(key or "")
+    def _home(self, key: str | None, parent: str | None = None) -> str:
+        home = self._homes.get(key or "") or self._homes.get(parent or "")  # a branch: where its beginning is cached
         if home not in self.alive:
             home = self.alive[next(self._turn) % len(self.alive)]
-            if key is not None:
-                self._homes[key] = home
+        if key is not None and home is not None:
+            self._homes[key] = home
         assert home is not None
         return home
 

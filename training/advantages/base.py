@@ -34,13 +34,16 @@ class Advantages:
 
 # Of the answers to one prompt: not compared, compared where there are several, compared always.
 Grouping = Literal["none", "optional", "required"]
+# Of episodes that branched: judged as any other, the very subject, or nothing that its mathematics allows.
+Trees = Literal["allowed", "required", "refused"]
 
 
 @runtime_checkable
 class Advantage(Protocol):
     """An estimator, or a stage around one: `ASPO(SPO(tracker))`.
 
-    An attribute `groups: Grouping` says that it compares the answers to one prompt. A constructor may ask for `tracker`
+    An attribute `groups: Grouping` says that it compares the answers to one prompt, one `trees: Trees` whether it reads
+    episodes that branched ("required") or needs independent ones ("refused"). A constructor may ask for `tracker`
     (the run's `ValueTracker`; the run then initializes it and freezes its values), `inner` (a stage), `logprobs` and
     `entropies` (of the learner: trajectories -> an array over each one's action tokens).
     """

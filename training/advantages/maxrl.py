@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from solostream.training.advantages.base import Advantages, Grouping, per_token
+from solostream.training.advantages.base import Advantages, Grouping, Trees, per_token
 from solostream.training.advantages.groups import degenerate_share, groups
 from solostream.training.advantages.spo import SPO, spread
 from solostream.training.advantages.value_tracker import ValueTracker
@@ -23,6 +23,7 @@ class MaxRL:
     """Raises UserError for trajectories without a group."""
 
     groups: Grouping = "required"
+    trees: Trees = "refused"
 
     def __call__(self, batch: Batch) -> Advantages:
         """(r − mean)/mean within each group. Raises UserError without groups."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from solostream.agent.trajectory import Trajectory
-from solostream.training.advantages.base import Advantages, Grouping
+from solostream.training.advantages.base import Advantages, Grouping, Trees
 from solostream.training.advantages.groups import degenerate_share, groups
 from solostream.training.advantages.spo import spread
 from solostream.training.batch import Batch, kept_of
@@ -26,6 +26,7 @@ class OptimalToken:
     """by: what one baseline is for. Raises UserError for trajectories without a group."""
 
     groups: Grouping = "required"
+    trees: Trees = "refused"
 
     def __init__(self, *, by: Literal["token", "turn"] = "token") -> None:
         self.by = by

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from solostream.training.advantages.base import Advantages, Grouping, per_token
+from solostream.training.advantages.base import Advantages, Grouping, Trees, per_token
 from solostream.training.advantages.groups import degenerate_share, groups
 from solostream.training.advantages.spo import spread
 from solostream.training.batch import Batch, kept_of
@@ -17,6 +17,7 @@ class RLOO:
     """Raises UserError for trajectories without a group."""
 
     groups: Grouping = "required"
+    trees: Trees = "refused"
 
     def __call__(self, batch: Batch) -> Advantages:
         """r minus the mean reward of the others in its group; 0 for one alone. Raises UserError without groups."""

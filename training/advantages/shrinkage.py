@@ -15,7 +15,7 @@ import math
 from statistics import fmean, variance
 from typing import Any
 
-from solostream.training.advantages.base import Advantages, Grouping, per_token
+from solostream.training.advantages.base import Advantages, Grouping, Trees, per_token
 from solostream.training.advantages.groups import degenerate_share, groups
 from solostream.training.advantages.spo import spread
 from solostream.training.batch import Batch, kept_of
@@ -25,6 +25,7 @@ class Shrinkage:
     """Raises UserError for trajectories without a group. A group of one is compared with the others only."""
 
     groups: Grouping = "required"
+    trees: Trees = "refused"
 
     def __call__(self, batch: Batch) -> Advantages:
         """r less the shrunken mean of the others. Raises UserError without groups."""

@@ -1,7 +1,8 @@
 """SPO: A = r − v₋₁(x), standardized over the whole batch, never per prompt (arXiv 2509.13232, Eq. 8 and 9).
 
 v₋₁ is the tracker's value frozen when the trajectory was dispatched, so it depends neither on the answer nor on what
-arrived meanwhile; the evidence then enters the tracker in order of dispatch (SPO++, arXiv 2608.24870). The measure of
+arrived meanwhile; the evidence then enters the tracker in order of dispatch (SPO++, arXiv 2608.24870); of a tree of
+episodes one observation a trunk (`tree.evidence`). The measure of
 the standardization is SPO++'s action tokens, or the paper's trajectories.
 
 Divergence D of the forgetting: by default the drift between policy versions that `tracker.record_drift` was told. With
@@ -29,6 +30,7 @@ from solostream.training.advantages.stream.forgetting import CalibratedForgettin
 from solostream.training.advantages.stream.measure import Measure, energy, weights
 from solostream.training.advantages.stream.scale import Kind, Scale
 from solostream.training.advantages.stream.slope import FittedSlope
+from solostream.training.advantages.tree.evidence import observations
 from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.batch import Batch, kept_of
 
@@ -99,23 +101,20 @@ class SPO:
         return found
 
     def _learn(self, batch: Batch, outcomes: Sequence[float], frozen: Sequence[float]) -> None:
-        order = sorted(range(len(batch)), key=lambda i: batch[i].dispatch.event)
+        seen = observations(batch, outcomes)
+        order, earned = [i for i, _ in seen], [outcome for _, outcome in seen]
         for trajectory in batch:
             self.tracker.place(trajectory.task_id, trajectory.source)
         if order:
             newest = max(t.dispatch.version for t in batch)
-            self.tracker.learn_shared(newest, [(batch[i].task_id, outcomes[i], frozen[i]) for i in order])
+            self.tracker.learn_shared(newest, [(batch[i].task_id, r, frozen[i]) for i, r in seen])
         divergences = self._divergences([batch[i] for i in order])
         if self.forgetting is not None:
             divergences = [self.forgetting.divergence] * len(order)
-            self.forgetting.update(
-                [batch[i].task_id for i in order], [outcomes[i] for i in order], [frozen[i] for i in order]
-            )
-        for i, divergence in zip(order, divergences, strict=True):
+            self.forgetting.update([batch[i].task_id for i in order], earned, [frozen[i] for i in order])
+        for i, outcome, divergence in zip(order, earned, divergences, strict=True):
             dispatch = batch[i].dispatch
-            self.tracker.observe(
-                batch[i].task_id, outcomes[i], divergence, event=dispatch.event, version=dispatch.version
-            )
+            self.tracker.observe(batch[i].task_id, outcome, divergence, event=dispatch.event, version=dispatch.version)
 
     def _divergences(self, ordered: Sequence[Trajectory]) -> list[float | None]:
         """D of each trajectory from the one before it on the same task; None leaves it to the tracker's drift."""

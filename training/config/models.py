@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from solostream import registry
+from solostream.training.config import branching
 from solostream.training.config.algorithm import AlgorithmConfig
 from solostream.training.config.cluster import ClusterConfig
 from solostream.training.config.components import Options, beside_keys, complete, options_of
@@ -283,6 +284,7 @@ class Config(Section):
                 f"rollout.batch = {self.rollout.batch} is no multiple of algorithm.group_size = "
                 f"{self.algorithm.group_size}"
             )
+        branching.check(self)
         transfer, engine = self.cluster.transfer, self.run.engine
         if transfer != "memory" and engine != "vllm":
             raise ValueError(

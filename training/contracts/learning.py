@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from solostream import registry
+from solostream.agent.exploration.tree import Branch
 from solostream.agent.trajectory import Dispatch, TokenRecord, Trajectory
 from solostream.envs.data import Tasks
 from solostream.envs.types import Task
@@ -25,15 +26,17 @@ Promises = list[tuple[str, bool]]
 LENGTHS = (3, 7, 2, 5, 4, 6, 1, 8)  # of the responses, in tokens
 
 
-def batch(version: int = 0) -> Batch:
-    """Eight trajectories of two groups, rewards 0, 1 and between."""
+def batch(version: int = 0, trees: bool = False) -> Batch:
+    """Eight trajectories of two groups, rewards 0, 1 and between; with `trees` each group is one, of two trunks."""
     made = []
     for i, n in enumerate(LENGTHS):
         record = TokenRecord()
         record.add_observation("user", [1, 2, 3], "question")
         record.add_action(list(range(10, 10 + n)), [-0.1 * (j + 1) for j in range(n)], [version] * n, "answer")
         dispatch = Dispatch(i, 0.25 + i / 16, version, i // 4)
-        made.append(record.close(f"task-{i % 3}", (i % 4) / 3, "answered", dispatch=dispatch))
+        path, forks = ((i % 4 - 1, i % 4), (4,)) if i % 2 else ((i % 4,), ())  # a token of the response is shared
+        branch = Branch(i - i % 4, 4, path, forks) if trees else None
+        made.append(record.close(f"task-{i % 3}", (i % 4) / 3, "answered", dispatch=dispatch, branch=branch))
     return Batch(made)
 
 
@@ -50,10 +53,11 @@ def advantage(spec: str, options: dict[str, Any]) -> Promises:
 
     one, two = make(), make()
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
-    given = batch()
+    trees = getattr(one, "trees", "allowed") == "required"
+    given = batch(trees=trees)
     got, again = one(given), two(given)
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
-    third, fourth = one(batch(1)), two(batch(1))
+    third, fourth = one(batch(1, trees)), two(batch(1, trees))
 
     def same(a: Advantages, b: Advantages) -> bool:
         return all(np.array_equal(x, y) for x, y in zip(a.values, b.values, strict=True))

@@ -13,6 +13,7 @@ from solostream.agent.chat_template import Chat
 from solostream.agent.engine import Sampling
 from solostream.agent.engines.scripted import ScriptedEngine
 from solostream.agent.engines.spec import open_engine
+from solostream.agent.exploration.tree import Tree
 from solostream.agent.tokenization import encode
 from solostream.agent.trajectory import Trajectory
 from solostream.envs import making
@@ -171,21 +172,44 @@ async def _engine(spec: str, options: dict[str, Any]) -> Promises:
 
 
 def strategy(spec: str, options: dict[str, Any]) -> Promises:
-    """It plays the asked task to a whole `Trajectory`, in which the policy's tokens alone are marked."""
+    """It plays the asked task to a `Trajectory`, in which the policy's tokens alone are marked, or to a `Tree`."""
     env = ToolEnv([TASK])
     said = itertools.chain(TURNS, itertools.repeat(TURNS[1]))
     scripted = ScriptedEngine(lambda text: next(said))
-    play = registry.bind("rollout", spec, options)
+    play = registry.bind("rollout", spec, options, leaves=4)
     given = {"sampling": Sampling(200), "max_tokens": 2000, "task_id": TASK.id, "seed": 5, "retries": 0}
     try:
         got: Any = asyncio.run(play(env, scripted, Chat(scripted.tokenizer), dispatch=None, **given))
     finally:
         env.close()
+    if isinstance(got, Tree):
+        return _tree(got)
     if not isinstance(got, Trajectory):
-        return [("it returns a Trajectory", False)]
+        return [("it returns a Trajectory or a Tree", False)]
     return [
-        ("it returns a Trajectory", True),
+        ("it returns a Trajectory or a Tree", True),
         ("it plays the task that is asked for", got.task_id == TASK.id),
         ("the policy's tokens are marked, no others", 0 < got.n_action_tokens < len(got)),
         ("its reward is finite", math.isfinite(got.reward)),
+    ]
+
+
+def _tree(got: Tree) -> Promises:
+    branches = [leaf.branch for leaf in got.leaves]
+    places = [branch for branch in branches if branch is not None]
+    shared = [
+        got.leaves[i].token_ids[:at].tolist() == got.leaves[branch.path[-2]].token_ids[:at].tolist()
+        for i, branch in enumerate(places)
+        for at in branch.forks[-1:]
+    ]
+    return [
+        ("it returns a Trajectory or a Tree", True),
+        ("every leaf has its place, in order", [branch.leaf for branch in places] == list(range(len(got.leaves)))),
+        ("all know how many there are", {branch.leaves for branch in places} == {len(got.leaves)}),
+        ("it grows no more leaves than are asked for", 1 <= len(got.leaves) <= 4),
+        ("leaves have events of their own", [leaf.dispatch.event for leaf in got.leaves] == list(range(len(places)))),
+        ("it plays the task that is asked for", {leaf.task_id for leaf in got.leaves} == {TASK.id}),
+        ("a shared beginning is the very same", all(shared)),
+        ("the policy's tokens are marked, no others", all(0 < leaf.n_action_tokens < len(leaf) for leaf in got.leaves)),
+        ("rewards are finite", all(math.isfinite(leaf.reward) for leaf in got.leaves)),
     ]

@@ -20,12 +20,13 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from solostream.agent.exploration.tree import gathered, leaves_of, sampled_once, tree_event
 from solostream.agent.trajectory import Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog
 from solostream.training.batch import fault
 from solostream.training.rollouts.dynamic_sampling import DynamicSampling
 from solostream.training.rollouts.landed import Landed
-from solostream.training.rollouts.request import PromptSource, RolloutRequest
+from solostream.training.rollouts.request import Played, PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
 
 
@@ -49,7 +50,8 @@ class AsyncCollector:
     ) -> None:
         self._source = source
         self._log = log
-        self._limit = max(in_flight, batch)  # fewer than a batch in flight could never fill one
+        # Fewer than a batch in flight could never fill one. A request counts as many episodes as it brings leaves.
+        self._limit = -(-max(in_flight, batch) // source.leaves)
         self._max_staleness = max_staleness
         self._stale = stale
         self._retry = RetryPolicy(source.play, retries=source.retries, patience=self._limit)
@@ -109,8 +111,8 @@ class AsyncCollector:
                 self._landed.give_up(request)
                 self._outdate(request)
         # A landed one is as old as its oldest token: it may have outlived several updates.
-        for request, trajectory in list(self._landed):
-            if version - oldest_version(trajectory) > self._max_staleness:
+        for request, played in list(self._landed):
+            if version - min(map(oldest_version, leaves_of(played))) > self._max_staleness:
                 self._landed.remove(request)
                 self._outdate(request)
 
@@ -123,10 +125,10 @@ class AsyncCollector:
 
     def restore(self, state: Mapping[str, Any], finished: Iterable[Trajectory]) -> None:
         """`finished`: the log's trajectories that no checkpointed step has used (`unused`)."""
-        landed = [
-            (RolloutRequest(trajectory.task_id, trajectory.seed, trajectory.dispatch), trajectory)
-            for trajectory in finished
-        ]
+        landed = []
+        for played in gathered(finished):
+            first = leaves_of(played)[0]
+            landed.append((RolloutRequest(first.task_id, first.seed, first.dispatch), played))
         if self._dynamic:
             self._dynamic.discarded = state["discarded"]
         done = {request.dispatch.event for request, _ in landed}
@@ -138,8 +140,8 @@ class AsyncCollector:
         for request in outstanding:
             if request.dispatch.event not in done:
                 self._enqueue(request)
-        for request, trajectory in landed:
-            self._landed.land(request, trajectory)
+        for request, played in landed:
+            self._landed.land(request, played)
 
     def finish(self) -> None:
         """No batch will be taken any more: stop what is in flight, and remember it for a run that goes on."""
@@ -192,13 +194,13 @@ class AsyncCollector:
     async def _run(self, request: RolloutRequest) -> None:
         """One episode, from its departure to the log and the landed."""
         try:
-            trajectory = await self._retry.run(request)
-            if trajectory is None:
+            played = await self._retry.run(request)
+            if played is None:
                 self._landed.give_up(request)
             else:
                 # First on disk, then available: a checkpoint never knows of an episode that a crash could lose.
-                await self._log.append(trajectory)
-                self._landed.land(request, trajectory)
+                await self._log.append(*leaves_of(played))
+                self._landed.land(request, played)
         # Raised by `take`, where the run can end with it: nobody awaits this task.
         except Exception as error:
             self._failure = self._failure or error
@@ -221,16 +223,19 @@ class AsyncCollector:
 def unused(logged: Iterable[Trajectory], next_event: int, state: Mapping[str, Any]) -> list[Trajectory]:
     """The trajectories of the log that no step up to the checkpoint has used: outstanding then, or dispatched since.
 
-    Without those that fit no batch: they stopped the run before, and would stop it again.
+    Without those that fit no batch: they stopped the run before, and would stop it again. A tree is there as a whole or
+    not at all: one that lacks a leaf is played again.
     """
     outstanding = {record["dispatch"]["event"] for record in state["outstanding"]}
 
     def wanted(trajectory: Trajectory) -> bool:
         event = trajectory.dispatch.event
-        return (event >= next_event or event in outstanding) and fault(trajectory) is None
+        asked = event >= next_event or tree_event(trajectory) in outstanding
+        return asked and fault(trajectory) is None
 
     # By event: a run that was cut off twice may have logged an episode twice, and the later one counts.
-    return list({trajectory.dispatch.event: trajectory for trajectory in logged if wanted(trajectory)}.values())
+    found = {trajectory.dispatch.event: trajectory for trajectory in logged if wanted(trajectory)}
+    return [leaf for played in gathered(found.values()) for leaf in leaves_of(played)]
 
 
 def oldest_version(trajectory: Trajectory) -> int:
@@ -239,11 +244,11 @@ def oldest_version(trajectory: Trajectory) -> int:
     return int(sampled.min()) if len(sampled) else trajectory.dispatch.version
 
 
-def _one(trajectory: Trajectory) -> int:
-    """What a trajectory counts in a batch of trajectories."""
-    return 1
+def _one(played: Played) -> int:
+    """What an episode or tree counts in a batch of trajectories."""
+    return len(leaves_of(played))
 
 
-def _action_tokens(trajectory: Trajectory) -> int:
-    """What it counts in a batch of tokens."""
-    return trajectory.n_action_tokens
+def _action_tokens(played: Played) -> int:
+    """What it counts in a batch of tokens: those that leaves share once."""
+    return sampled_once(leaves_of(played))

@@ -13,8 +13,11 @@ from typing import Any
 from solostream import registry
 from solostream.agent.answer_watch import AnswerWatch
 from solostream.agent.engine import Engine, Sampling
+from solostream.agent.exploration.tree import Tree
+from solostream.agent.rollout import rollout
 from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.envs.data import Tasks
+from solostream.errors import UserError
 from solostream.sandbox.types import Sandbox
 from solostream.training.config import Config
 from solostream.training.run import setup
@@ -35,11 +38,37 @@ class Episodes:
         self._config, self._parts, self._tasks, self._sandbox = config, parts, tasks, sandbox
         self._idle: list[Any] = []
         self._watch = AnswerWatch(str(config.env.options.get("answer", "boxed")))
-        strategy = config.rollout.strategy
-        self._rollout = play or registry.bind("rollout", strategy, (config.rollout.model_extra or {}).get(strategy))
+        name = config.rollout.strategy
+        options = (config.rollout.model_extra or {}).get(name)
+        self._strategy = play or registry.bind("rollout", name, options, leaves=config.algorithm.group_size)
+        if self.leaves not in (1, config.algorithm.group_size):
+            raise UserError(f"the strategy grows trees of {self.leaves} leaves: set algorithm.group_size to that")
+
+    @property
+    def leaves(self) -> int:
+        """Trajectories that the strategy makes of one request: more than one where it branches."""
+        return getattr(self._strategy, "leaves", 1)
 
     async def play(self, engine: Engine, task_id: str, sampling: Sampling, dispatch: Dispatch, seed: int) -> Trajectory:
-        """A failed sandbox ends it as `infra`, without another try. Raises EngineError."""
+        """One episode to measure the policy by, plain where the strategy branches or `explores`.
+
+        A failed sandbox ends it as `infra`, without another try. Raises EngineError.
+        """
+        plain = self.leaves > 1 or getattr(self._strategy, "explores", False)
+        strategy = rollout if plain else self._strategy
+        played: Trajectory = await self._play(strategy, engine, task_id, sampling, dispatch, seed)
+        return played
+
+    async def grow(
+        self, engine: Engine, task_id: str, sampling: Sampling, dispatch: Dispatch, seed: int
+    ) -> Trajectory | Tree:
+        """What the strategy makes of a request. Raises EngineError, SandboxError."""
+        played: Trajectory | Tree = await self._play(self._strategy, engine, task_id, sampling, dispatch, seed)
+        return played
+
+    async def _play(
+        self, strategy: Any, engine: Engine, task_id: str, sampling: Sampling, dispatch: Dispatch, seed: int
+    ) -> Any:
         parts = self._parts
         environment = (
             self._idle.pop()
@@ -47,7 +76,7 @@ class Episodes:
             else setup.environment(self._config, self._tasks, parts.tokenizer, self._sandbox)
         )
         try:
-            played: Trajectory = await self._rollout(
+            played = await strategy(
                 environment,
                 engine,
                 parts.chat,
@@ -60,8 +89,13 @@ class Episodes:
             )
         finally:
             self._idle.append(environment)
+        if isinstance(played, Tree):
+            pairs = zip(played.leaves, played.scored, strict=True)
+            return replace(played, leaves=tuple(self._mapped(leaf, scored) for leaf, scored in pairs))
+        return self._mapped(played, bool(environment.trace) and environment.trace[-1].ending is not None)
+
+    def _mapped(self, played: Trajectory, scored: bool) -> Trajectory:
         self._watch.see(played)
-        scored = bool(environment.trace) and environment.trace[-1].ending is not None
         if not scored and not any(turn.reward for turn in played.turns):  # cut off, and nothing was paid on the way
             return replace(played, reward=0.0)
         low, high = self._config.algorithm.reward_range

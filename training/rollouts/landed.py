@@ -3,6 +3,7 @@
 The definition. Landed episodes stand in the order in which they arrived. An episode of its own is complete at once; a
 group is complete when none of its members is expected any more, and stands where the last of them arrived. The next
 batch is the shortest beginning of that order that is large enough: no group is cut, so it may bring more than wanted.
+A tree lands as a whole, as one episode does, and is handed out as its leaves.
 
 Walking all of that at each landing would cost O(n) an episode, O(n²) a step. Here every change costs O(log n): the size
 of what is complete is a running sum, the members that a group still expects are a counter, and the order is a heap
@@ -13,14 +14,15 @@ written out, and holds the two together.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from solostream.agent.exploration.tree import leaves_of
 from solostream.agent.trajectory import Trajectory
-from solostream.training.rollouts.request import RolloutRequest
+from solostream.training.rollouts.request import Played, RolloutRequest
 
 
 class Landed:
-    """wanted: size of a batch, in units of `size`: what one trajectory counts (1, or its action tokens).
+    """wanted: size of a batch, in units of `size`: what an episode or tree counts (trajectories, or action tokens).
 
     discards: whether a complete group is no part of any batch; it is asked once, and what it names is gone.
     """
@@ -28,11 +30,11 @@ class Landed:
     def __init__(
         self,
         wanted: int,
-        size: Callable[[Trajectory], int],
+        size: Callable[[Played], int],
         discards: Callable[[Sequence[Trajectory]], bool] | None = None,
     ) -> None:
         self._wanted, self._size, self._discards = wanted, size, discards
-        self._episodes: dict[int, tuple[RolloutRequest, Trajectory]] = {}  # by event
+        self._episodes: dict[int, tuple[RolloutRequest, Played]] = {}  # by event
         self._expected: dict[int, int] = {}  # group -> members that are queued or in flight
         self._members: dict[int, dict[int, int]] = {}  # group -> its landed events, each with its arrival number
         self._singles: dict[int, int] = {}  # event of an episode of its own -> its arrival number
@@ -46,7 +48,7 @@ class Landed:
     def __len__(self) -> int:
         return len(self._episodes)
 
-    def __iter__(self) -> Iterator[tuple[RolloutRequest, Trajectory]]:
+    def __iter__(self) -> Iterator[tuple[RolloutRequest, Played]]:
         return iter(self._episodes.values())
 
     @property
@@ -67,16 +69,16 @@ class Landed:
         if request.dispatch.group is not None:
             self._no_longer_expected(request.dispatch.group)
 
-    def land(self, request: RolloutRequest, trajectory: Trajectory) -> None:
+    def land(self, request: RolloutRequest, played: Played) -> None:
         """An expected episode is here."""
         event, group = request.dispatch.event, request.dispatch.group
-        self._episodes[event] = request, trajectory
+        self._episodes[event] = request, played
         self._arrivals += 1
         # An episode of its own is complete at once; a group may be with this member, or may go on waiting.
         if group is None:
             self._singles[event] = self._arrivals
             heapq.heappush(self._order, (self._arrivals, False, event))
-            self._ready += self._size(trajectory)
+            self._ready += self._size(played)
         else:
             self._members.setdefault(group, {})[event] = self._arrivals
             self._no_longer_expected(group)
@@ -114,7 +116,7 @@ class Landed:
                 events = [key]
             taken = [self._episodes.pop(event)[1] for event in events]
             found += sum(map(self._size, taken))
-            batch += taken
+            batch += [leaf for played in taken for leaf in leaves_of(played)]
         self._ready -= found
         return batch
 
@@ -125,11 +127,14 @@ class Landed:
             self._expected[group] = left
             return
         members = self._members.get(group)
-        if members and self._discards is not None and self._discards([self._episodes[event][1] for event in members]):
+        if members and self._discards is not None and self._discards(self._leaves(members)):
             for event in self._members.pop(group):
                 del self._episodes[event]
         else:
             self._close(group)
+
+    def _leaves(self, events: Iterable[int]) -> list[Trajectory]:
+        return [leaf for event in events for leaf in leaves_of(self._episodes[event][1])]
 
     def _close(self, group: int) -> None:
         """Nobody is expected: what has landed of `group` may be taken."""
@@ -151,5 +156,5 @@ class Landed:
         return True
 
     def _size_of(self, group: int) -> int:
-        trajectories = (self._episodes[event][1] for event in self._members[group])
-        return sum(map(self._size, trajectories))
+        played = (self._episodes[event][1] for event in self._members[group])
+        return sum(map(self._size, played))

@@ -6,12 +6,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from solostream.agent.exploration.tree import Tree
 from solostream.agent.trajectory import Dispatch, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """One episode to run. `dispatch` is frozen here; `seed` makes the episode's sampling repeatable."""
+    """One episode to run, or one tree. `dispatch` is frozen here; `seed` makes the episode's sampling repeatable.
+
+    Leaf i of a tree has the event `dispatch.event` + i.
+    """
 
     task_id: str
     seed: int
@@ -27,7 +31,8 @@ class RolloutRequest:
         return cls(record["task_id"], record["seed"], Dispatch(**record["dispatch"]))
 
 
-Play = Callable[[RolloutRequest], Awaitable[Trajectory]]
+Played = Trajectory | Tree  # what a request brings
+Play = Callable[[RolloutRequest], Awaitable[Played]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class PromptSource:
     again: a fresh request for the task of an old one.
     play: runs an episode. Raises SandboxError or EngineError, or ends it as "infra", when the infrastructure failed.
     discarded: told of every group that dynamic sampling leaves out.
+    leaves: trajectories that a request brings; more than one where episodes branch.
     """
 
     draw: Callable[[], Sequence[RolloutRequest]]
@@ -45,3 +51,4 @@ class PromptSource:
     play: Play
     retries: int
     discarded: Callable[[Sequence[Trajectory]], None] = lambda group: None
+    leaves: int = 1

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
 
 from solostream.agent.engine import EngineError
-from solostream.agent.trajectory import Trajectory
+from solostream.agent.exploration.tree import leaves_of
 from solostream.errors import SandboxError
 from solostream.retry import retry
-from solostream.training.rollouts.request import Play, RolloutRequest
+from solostream.training.rollouts.request import Played, RolloutRequest
+
+P = TypeVar("P", bound=Played)
 
 
-class RetryPolicy:
+class RetryPolicy(Generic[P]):
     """Runs episodes against failing infrastructure: bounded retries, every failure counted, none becomes a reward."""
 
-    def __init__(self, play: Play, *, retries: int, patience: int) -> None:
+    def __init__(self, play: Callable[[RolloutRequest], Awaitable[P]], *, retries: int, patience: int) -> None:
         """patience: so many episodes given up in a row end the run."""
         self._play, self._retries, self._patience = play, retries, patience
         self._dropped_in_a_row = 0
         self.counts: Counter[str] = Counter()
 
-    async def run(self, request: RolloutRequest) -> Trajectory | None:
-        """The finished episode; None when it was given up. Raises when nothing works any more."""
+    async def run(self, request: RolloutRequest) -> P | None:
+        """The finished episode or tree; None when it was given up. Raises when nothing works any more."""
 
-        async def attempt() -> Trajectory:
+        async def attempt() -> P:
             played = await self._play(request)
-            # Its reward failed, not its sandbox: another try would be scored no better.
-            unscored = played.grading is not None and played.grading.failure
-            if played.ending == "infra" and not unscored:
+            # Where its reward failed, and not its sandbox, another try would be scored no better.
+            lost = [one for one in leaves_of(played) if one.ending == "infra"]
+            if any(one.grading is None or not one.grading.failure for one in lost):
                 raise SandboxError(f"the episode of {request.task_id} ended in an infrastructure failure")
             return played
 
         try:
-            trajectory = await retry(attempt, (SandboxError, EngineError), self._retries, failed=self._count)
+            played = await retry(attempt, (SandboxError, EngineError), self._retries, failed=self._count)
         except (SandboxError, EngineError) as failure:
             self.counts["infra_dropped"] += 1
             self._dropped_in_a_row += 1
@@ -41,11 +45,11 @@ class RetryPolicy:
             # An episode is lost now and then; when nothing comes through any more, the run is told.
             said = f"{self._dropped_in_a_row} episodes in a row were given up; the last: {failure}"
             raise type(failure)(said) from None
-        if trajectory.ending == "infra":  # told in a line of its own; the run goes on
+        if any(one.ending == "infra" for one in leaves_of(played)):  # told in a line of its own; the run goes on
             self.counts["reward_failures"] += 1
             return None
         self._dropped_in_a_row = 0
-        return trajectory
+        return played
 
     def _count(self, error: Exception, left: int) -> None:
         self.counts["infra_failures"] += 1

@@ -23,10 +23,11 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
+from solostream.agent.exploration.tree import gathered, leaves_of, tree_event
 from solostream.agent.trajectory import Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog
 from solostream.training.rollouts.dynamic_sampling import DynamicSampling
-from solostream.training.rollouts.request import PromptSource, RolloutRequest
+from solostream.training.rollouts.request import Played, PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
 
 
@@ -54,7 +55,7 @@ class SyncCollector:
 
         self._open: list[RolloutRequest] = []  # of the batch that is sampled, or waits to be taken
         self._sampling: asyncio.Task[tuple[list[Trajectory], list[Trajectory]]] | None = None  # (batch, left out)
-        self._logged: dict[int, Trajectory] = {}  # event -> what a resumed run has of its first batch already
+        self._logged: dict[int, Played] = {}  # event -> what a resumed run has of its first batch already
         self._busy_s = 0.0
         self.version = 0
 
@@ -108,7 +109,7 @@ class SyncCollector:
     def restore(self, state: Mapping[str, Any], finished: Iterable[Trajectory]) -> None:
         """`finished`: the log's trajectories that no checkpointed step has used (`collector.unused`)."""
         self._open = [RolloutRequest.from_dict(record) for record in state["outstanding"]]
-        self._logged = {trajectory.dispatch.event: trajectory for trajectory in finished}
+        self._logged = _by_event(gathered(finished))
 
     async def close(self) -> None:
         """Cancel the batch on its way and wait for it."""
@@ -122,7 +123,7 @@ class SyncCollector:
         self._sampling = asyncio.create_task(self._sample())
 
     def _draw(self, wanted: int) -> None:
-        while len(self._open) < wanted:
+        while len(self._open) * self._source.leaves < wanted:
             self._open.extend(self._source.draw())
 
     async def _sample(self) -> tuple[list[Trajectory], list[Trajectory]]:
@@ -138,9 +139,7 @@ class SyncCollector:
             left_out += self._uninformative(found)
             # As many again as were left out; what the infrastructure lost stays missing.
             self._draw(self._batch + len(left_out))
-        await self._log.append(
-            *(trajectory for trajectory in finished if trajectory.dispatch.event not in self._logged)
-        )
+        await self._log.append(*(trajectory for trajectory in finished if tree_event(trajectory) not in self._logged))
         self._logged = {}
         self._busy_s += time.monotonic() - started
         others = {trajectory.dispatch.event for trajectory in left_out}
@@ -158,6 +157,12 @@ class SyncCollector:
         missing = [request for request in requests if request.dispatch.event not in self._logged]
         # `gather` keeps the order of the requests, whichever episode ends first: that is what makes it reproducible.
         played = await asyncio.gather(*map(self._retry.run, missing))
-        fresh = {trajectory.dispatch.event: trajectory for trajectory in played if trajectory is not None}
-        by_event = {**self._logged, **fresh}
-        return [by_event[request.dispatch.event] for request in requests if request.dispatch.event in by_event]
+        fresh = [one for one in played if one is not None]
+        by_event = {**self._logged, **_by_event(fresh)}
+        taken = (by_event[request.dispatch.event] for request in requests if request.dispatch.event in by_event)
+        return [leaf for one in taken for leaf in leaves_of(one)]
+
+
+def _by_event(played: Iterable[Played]) -> dict[int, Played]:
+    """Request's event -> what it brought."""
+    return {leaves_of(one)[0].dispatch.event: one for one in played}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from solostream.agent.exploration.tree import sampled_once
 from solostream.agent.trajectory import Trajectory
 from solostream.evaluation.metrics import mean_of
 from solostream.training.rollouts.collector import oldest_version
@@ -37,7 +38,24 @@ def of_batch(batch: Sequence[Trajectory], version: int) -> dict[str, Value]:
         metrics["length/segments"] = mean_of([len(t.segments) for t in batch])
     for ending in ("answered", "void", "turn_limit", "token_limit", "time_limit"):
         metrics[f"ending/{ending}"] = mean_of([t.ending == ending for t in batch])
-    return {**metrics, **of_code(batch)}
+    return {**metrics, **of_code(batch), **of_trees(batch)}
+
+
+def of_trees(batch: Sequence[Trajectory]) -> dict[str, Value]:
+    """Of episodes that branched: leaves and trunks a tree, forks on the way to a leaf, and the share of action tokens
+    that were not sampled again, for other leaves had them. Nothing where none did.
+    """
+    places = [t.branch for t in batch if t.branch is not None]
+    if not places:
+        return {}
+    trees = {place.tree for place in places}
+    tokens = sum(t.n_action_tokens for t in batch)
+    return {
+        "tree/leaves": len(places) / len(trees),
+        "tree/trunks": len({(place.tree, place.trunk) for place in places}) / len(trees),
+        "tree/forks": mean_of([len(place.forks) for place in places]),
+        "tree/shared": 1 - sampled_once(batch) / max(tokens, 1),
+    }
 
 
 def of_code(batch: Sequence[Trajectory]) -> dict[str, Value]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from solostream import registry
-from solostream.agent.engine import Engine
+from solostream.agent.engine import Engine, Sampling
 from solostream.agent.rollout import seed_of
 from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog
@@ -24,6 +24,7 @@ from solostream.envs.data import Tasks
 from solostream.evaluation.own_metrics import Metric, measured
 from solostream.training.advantages import grouped, tracker_of
 from solostream.training.advantages.base import Advantage, Advantages
+from solostream.training.advantages.tree.evidence import observations
 from solostream.training.batch import Batch, UnfitBatch, dump
 from solostream.training.config import Config
 from solostream.training.learner.corrections import kept
@@ -31,7 +32,7 @@ from solostream.training.learner.learner import Learner
 from solostream.training.rollouts.collector import AsyncCollector, unused
 from solostream.training.rollouts.dynamic_sampling import DynamicSampling
 from solostream.training.rollouts.env_pool import Episodes
-from solostream.training.rollouts.request import PromptSource, RolloutRequest
+from solostream.training.rollouts.request import Played, PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
 from solostream.training.rollouts.samplers.history import History, Outcome
 from solostream.training.rollouts.sync_collector import SyncCollector
@@ -96,7 +97,9 @@ class Reinforcement:
         self._counted: Counter[str] = Counter()
         self._log = log
         self._discarded: list[Discarded] = []  # by dynamic sampling, since the last update
-        self._source = PromptSource(self._draw, self._again, self._play, config.rollout.retries, self._discard)
+        self._source = PromptSource(
+            self._draw, self._again, self._grow, config.rollout.retries, self._discard, episodes.leaves
+        )
         self.pipeline = _pipeline(config, self._source, log)
 
     @property
@@ -107,8 +110,7 @@ class Reinforcement:
 
     async def start(self, advance: Callable[[], None]) -> None:
         """Initialise the tracker from the initial policy, under the training sampling parameters (SPO, App. A)."""
-        source = self._source
-        retry = RetryPolicy(source.play, retries=source.retries, patience=len(self.task_ids))
+        retry = RetryPolicy(self._play, retries=self._source.retries, patience=len(self.task_ids))
 
         async def one(task_id: str, sample: int) -> Trajectory | None:
             seed = seed_of(self.config.run.seed, "start", task_id, sample)
@@ -176,7 +178,9 @@ class Reinforcement:
         )
 
     def _discard(self, group: Sequence[Trajectory]) -> None:
-        self._discarded += [Discarded(t.task_id, t.reward, t.dispatch.event, t.dispatch.version) for t in group]
+        for i, reward in observations(group, [t.reward for t in group]):
+            dispatch = group[i].dispatch
+            self._discarded.append(Discarded(group[i].task_id, reward, dispatch.event, dispatch.version))
 
     def _batch(self, trajectories: Sequence[Trajectory]) -> Batch:
         try:
@@ -202,6 +206,8 @@ class Reinforcement:
         drawn = [self._sampler.draw() for _ in range(a.group_size)]
         task_id, group = drawn[0]
         value = self.tracker.value(task_id)  # once: the learner's thread may move it meanwhile
+        if self._source.leaves > 1:  # a tree is one request, and a group of its own
+            return [self._ticket(task_id, group, value)]
         return [self._ticket(task_id, group if self._grouped else None, value) for _ in drawn]
 
     def _again(self, old: RolloutRequest) -> RolloutRequest:
@@ -209,13 +215,20 @@ class Reinforcement:
 
     def _ticket(self, task_id: str, group: int | None, value: float) -> RolloutRequest:
         dispatch = Dispatch(self._event, value, self.step, group)
-        self._event += 1
+        self._event += self._source.leaves
         return RolloutRequest(task_id, seed_of(self.config.run.seed, "episode", dispatch.event), dispatch)
 
     async def _play(self, request: RolloutRequest) -> Trajectory:
+        wanted = self._sampling(), request.dispatch, request.seed
+        return await self._episodes.play(self._engine, request.task_id, *wanted)
+
+    async def _grow(self, request: RolloutRequest) -> Played:
+        wanted = self._sampling(), request.dispatch, request.seed
+        return await self._episodes.grow(self._engine, request.task_id, *wanted)
+
+    def _sampling(self) -> Sampling:
         r = self.config.rollout
-        sampling = self._episodes.sampling(r.temperature, r.top_p, r.top_k)
-        return await self._episodes.play(self._engine, request.task_id, sampling, request.dispatch, request.seed)
+        return self._episodes.sampling(r.temperature, r.top_p, r.top_k)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON types, without the learner's and the log's."""

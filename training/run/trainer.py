@@ -22,6 +22,7 @@ from solostream import provenance, registry
 from solostream.agent.engine import Engine
 from solostream.agent.engines.allocator import keep_freed_memory
 from solostream.agent.engines.live_weights import LiveWeights
+from solostream.agent.exploration.tree import sampled_once
 from solostream.agent.replicas import Replicas
 from solostream.agent.trajectory_file import TrajectoryLog, read_lines
 from solostream.envs.data import Tasks
@@ -317,7 +318,7 @@ class Trainer:
         spent = time.monotonic() - started
         metrics |= {
             "time/step_s": spent,
-            "time/tokens_per_s": sum(t.n_action_tokens for t in batch) / spent,
+            "time/tokens_per_s": sampled_once(batch) / spent,
             "idle/learner": (waited + (metrics["time/wait_s"] or 0.0)) / spent,
             "idle/rollout": max(0.0, 1 - (rl.pipeline.busy_s - busy) / spent),
         }

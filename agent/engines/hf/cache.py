@@ -88,6 +88,12 @@ class SlotCache:
                 wide.append(new)
             self._layers[i] = (wide[0], wide[1])
 
+    def copy(self, source: int, target: int, columns: int) -> None:
+        """The first columns of a slot, to another one."""
+        for layer in self._layers:
+            for cached in layer:
+                cached[target, :, :columns] = cached[source, :, :columns]
+
     def update(self, layer: int, batch: Feed, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write (rows, heads, width, head_dim); returns what rows may attend to, (rows, heads, n_keys, head_dim)."""
         if layer == len(self._layers):

@@ -247,16 +247,23 @@ class HFEngine:
             key = request.sampling.key
             if key is not None and key in self._idle:
                 slot = self._idle.pop(key)
-            elif self._free:
-                slot = self._free.pop()
+            elif self._free or self._idle:
+                slot = self._free.pop() if self._free else self._idle.popitem(last=False)[1]
                 self._total[slot] = self._cached[slot] = 0
-            elif self._idle:
-                _, slot = self._idle.popitem(last=False)
-                self._total[slot] = self._cached[slot] = 0
+                self._inherit(slot, request.sampling.parent)
             else:
                 return
             self._waiting.popleft()
             self._place(request, slot)
+
+    def _inherit(self, slot: int, parent: str | None) -> None:
+        """A branch begins as its parent: copy what is cached. Not where that could change the last bits of a sum."""
+        busy = (i for i, one in enumerate(self._requests) if one is not None and one.sampling.key == parent)
+        source = self._idle.get(parent or "", next(busy, None))
+        if parent is not None and source is not None and not self._reproducible:
+            self._cached[slot] = n = int(self._cached[source])
+            self._ids[slot, :n] = self._ids[source, :n]
+            self._cache.copy(source, slot, n)
 
     def _place(self, request: _Request, slot: int) -> None:
         prompt, sampling = request.prompt, request.sampling
