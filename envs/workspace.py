@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from solostream.errors import SandboxError
 from solostream.retry import retry
@@ -26,6 +26,13 @@ for _name, _text in _json.loads({files!r}).items():
     _pathlib.Path(_name).write_text(_text)
 del _name, _text, _json, _pathlib
 """
+
+
+class Held(Protocol):
+    """What a tool has open beside the interpreter: a connection, for example."""
+
+    async def close(self) -> None:
+        """Idempotent."""
 
 
 @dataclass(slots=True)
@@ -77,6 +84,7 @@ class Workspace:
         self._session: Session | None = None
         self._history: list[str] = []  # what built the session's state: replayed when infrastructure loses it
         self.loop: asyncio.AbstractEventLoop | None = None
+        self._held: dict[str, tuple[Held, bool]] = {}  # what tools opened, and whether for one episode only
         self.keep: int | None = None  # a call of this turn folded history: see `Step.keep`
 
     async def run(self, code: str) -> Execution:
@@ -92,6 +100,19 @@ class Workspace:
         """What lies in the interpreter's folder when an episode begins: path -> text. Before its first call."""
         if files:
             self._history.append(_WRITE.format(files=json.dumps(dict(files))))
+
+    async def hold(self, key: str, opened: Callable[[], Held], episode: bool) -> Any:
+        """What a tool opened under `key`, or opens now: closed with the environment, or with the episode."""
+        if key not in self._held:
+            self.loop = asyncio.get_running_loop()
+            self._held[key] = (opened(), episode)
+        return self._held[key][0]
+
+    async def drop(self, key: str) -> None:
+        """Close what is held under `key`, if anything is."""
+        held = self._held.pop(key, None)
+        if held is not None:
+            await held[0].close()
 
     async def run_fresh(self, code: str) -> Execution:
         """Run in a session of its own, which is closed after. Raises SandboxError after the last retry."""
@@ -157,15 +178,20 @@ class Workspace:
         return twin
 
     async def end_episode(self) -> None:
-        """Close the session; the sandbox stays."""
+        """Close the session, and what tools hold for an episode; the sandbox stays."""
         self._history.clear()
         await self._drop_session()
+        for key in [key for key, (_, episode) in self._held.items() if episode]:
+            await self.drop(key)
 
     async def close(self) -> None:
         """Give the sandbox back too. Idempotent."""
         await self.end_episode()
+        for key in list(self._held):
+            await self.drop(key)
+        self.loop = None
         if self._sandbox is not None:
-            self._sandbox, self.loop = None, None
+            self._sandbox = None
             await _release(self._source, self._options)
 
     def successor(self) -> Workspace:
@@ -180,6 +206,7 @@ class Workspace:
             loop.run_until_complete(self.close())
         elif loop is None or not loop.is_running():
             self._sandbox = self._session = self.loop = None
+            self._held.clear()
         elif loop is _running_loop():
             task = loop.create_task(self.close())
             _closing.add(task)

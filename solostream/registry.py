@@ -39,6 +39,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "search": "solostream.envs.tools.search:Search",
         "bash": "solostream.envs.tools.bash:Bash",
         "fold": "solostream.envs.tools.fold:Fold",
+        "mcp": "solostream.envs.tools.mcp:open_mcp",
     },
     "syntax": {
         "fence": "solostream.envs.text.syntax.fence:Fence",
@@ -199,6 +200,7 @@ EXTRAS = {
     **dict.fromkeys(("jupyter_client", "ipykernel", "zmq"), "jupyter"),
     "docker": "docker",
     "openai": "endpoint",
+    "mcp": "mcp",
     "vllm": "vllm",
     "reasoning_gym": "reasoning-gym",
 }

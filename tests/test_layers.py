@@ -36,6 +36,7 @@ ONLY_IN = {
     "vllm": {"agent/engines/vllm.py"},
     "docker": {"sandbox/docker"},
     "openai": {"agent/engines/chat_endpoint.py", "envs/rewards/judge.py"},
+    "mcp": {"envs/tools/mcp.py"},
     "fastapi": {"sandbox/server", "viewer/server.py"},
     "trl": {"integrations/trl.py"},
     "ray": {"training/cluster/handles.py", "integrations/verl.py"},
@@ -108,6 +109,6 @@ def test_no_folder_is_crowded() -> None:
 
 @pytest.mark.parametrize("package", ["solostream", "solostream.sandbox", "solostream.envs", "solostream.cli.main"])
 def test_import_is_light(package: str) -> None:
-    heavy = {"torch", "transformers", "vllm", "docker", "fastapi", "ray", "matplotlib", "sympy"}
+    heavy = {"torch", "transformers", "vllm", "docker", "fastapi", "mcp", "ray", "matplotlib", "sympy"}
     code = f"import sys, {package}; print(*sorted({heavy!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "\n"

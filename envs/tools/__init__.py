@@ -1,8 +1,8 @@
 """Tools that a policy may call. A tool is a name, a JSON schema and `async def __call__`.
 
 A component of the registry's kind "tool": a built-in name, an entry point `solostream.tool` or "module:object", whose
-keyword arguments are the tool's options; or a factory. A tool keeps nothing between episodes: what must last within one
-lives in the workspace.
+keyword arguments are the tool's options; or a factory. What it makes is a tool, or a list of tools. A tool keeps
+nothing between episodes: what must last within one lives in the workspace.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Tool(Protocol):
 
 ToolSource = str | Mapping[str, Any] | Callable[..., Tool]  # a name, {"tool": name, **options}, a factory
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "null": type(None),
     "string": str,
     "number": (int, float),
     "integer": int,
@@ -42,23 +43,37 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 
 
 def make_tool(source: ToolSource) -> Tool:
-    """Raises UserError when there is no such tool, when it refuses its options, and when what comes out is no tool."""
+    """The one tool that `source` makes. Raises UserError as `make_tools` does, and where it makes several."""
+    made = make_tools(source)
+    if len(made) != 1:
+        raise UserError(f"{source!r} makes {len(made)} tools, and one is wanted")
+    return made[0]
+
+
+def make_tools(source: ToolSource) -> list[Tool]:
+    """A tool, or what a source of several makes.
+
+    Raises UserError when there is no such tool, when it refuses its options, and when what comes out is no tool.
+    """
     if isinstance(source, str):
-        tool = registry.make("tool", source)
+        made = registry.make("tool", source)
     elif isinstance(source, Mapping):
         options = dict(source)
-        tool = registry.make("tool", str(options.pop("tool", "")), options)
+        made = registry.make("tool", str(options.pop("tool", "")), options)
     else:
-        tool = source()
-    if not isinstance(tool, Tool):
-        raise UserError(f"{tool!r} is no tool: it needs name, description, parameters and `async def __call__`")
-    return tool
+        made = source()
+    tools = made if isinstance(made, list) else [made]
+    for tool in tools:
+        if not isinstance(tool, Tool):
+            raise UserError(f"{tool!r} is no tool: it needs name, description, parameters and `async def __call__`")
+    return tools
 
 
 def tools_by_name(sources: Sequence[ToolSource]) -> dict[str, Tool]:
-    """Made, under their names. Raises UserError as `make_tool` does, and for two of one name."""
-    made = {tool.name: tool for tool in map(make_tool, sources)}
-    if len(made) < len(sources):
+    """Made, under their names. Raises UserError as `make_tools` does, and for two of one name."""
+    tools = [tool for source in sources for tool in make_tools(source)]
+    made = {tool.name: tool for tool in tools}
+    if len(made) < len(tools):
         raise UserError(f"two tools have one name, among: {', '.join(made)}")
     return made
 
@@ -74,7 +89,8 @@ def typed(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
     properties: Mapping[str, Any] = tool.parameters.get("properties", {})
     read = dict(arguments)
     for name, value in arguments.items():
-        if isinstance(value, str) and properties.get(name, {}).get("type", "string") in _TYPES.keys() - {"string"}:
+        types = _types_of(properties.get(name, {}), "string")
+        if isinstance(value, str) and types and "string" not in types:
             try:
                 read[name] = json.loads(value)
             except ValueError:
@@ -92,9 +108,18 @@ def wrong_arguments(tool: Tool, arguments: Mapping[str, Any]) -> str | None:
     for name, value in arguments.items():
         if name not in properties:
             return f"unknown argument {name!r}; {tool.name} takes: {', '.join(properties)}"
-        expected = properties[name].get("type")
-        if expected in _TYPES and (
-            not isinstance(value, _TYPES[expected]) or (expected != "boolean" and value is True)
-        ):
-            return f"argument {name!r} must be of type {expected}"
+        expected = _types_of(properties[name], None)
+        if expected and not any(_is(value, one) for one in expected):
+            return f"argument {name!r} must be of type {' or '.join(expected)}"
     return None
+
+
+def _types_of(schema: Mapping[str, Any], default: str | None) -> list[str]:
+    """What `type` allows, one or several; none where it says nothing that is known here."""
+    told = schema.get("type", default)
+    types = [told] if isinstance(told, str) else list(told) if isinstance(told, list) else []
+    return types if all(one in _TYPES for one in types) else []
+
+
+def _is(value: Any, expected: str) -> bool:
+    return isinstance(value, _TYPES[expected]) and (expected == "boolean" or not isinstance(value, bool))

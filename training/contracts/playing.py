@@ -22,7 +22,7 @@ from solostream.envs.text.answers import check_style, extractor
 from solostream.envs.text.parse import Parser
 from solostream.envs.text.syntax import syntax
 from solostream.envs.tool_env import ToolEnv
-from solostream.envs.tools import json_schema, make_tool, wrong_arguments
+from solostream.envs.tools import Tool, json_schema, make_tools, wrong_arguments
 from solostream.envs.types import Task
 
 Promises = list[tuple[str, bool]]
@@ -31,8 +31,14 @@ TURNS = ("```python\nprint(6 * 7)\n```", "It is \\boxed{42}.\nAnswer: 42\n<answe
 
 
 def tool(spec: str, options: dict[str, Any]) -> Promises:
-    """Its name, description and schema, which arguments it requires, and that calling it is a coroutine."""
-    made = make_tool({"tool": spec, **options})
+    """Its name, description and schema, which arguments it requires, and that calling it is a coroutine.
+
+    Of a source of several tools each.
+    """
+    return [promise for made in make_tools({"tool": spec, **options}) for promise in _of_tool(made)]
+
+
+def _of_tool(made: Tool) -> Promises:
     schema = json_schema(made)["function"]["parameters"]
     required = list(made.parameters.get("required", ()))
     return [
