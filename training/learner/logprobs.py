@@ -85,11 +85,11 @@ class LogprobComputer:
             logits = self.softcap * (logits / self.softcap).tanh()
         if self.temperature != 1.0:
             logits = logits / self.temperature
+        if not (entropy_grad and torch.is_grad_enabled()):  # mostly a metric only
+            found: tuple[Tensor, Tensor] = _Gathered.apply(logits, targets)
+            return found
         every = logits.log_softmax(-1)
-        # Mostly a metric only: its gradient would keep a second [c, vocabulary] matrix.
-        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-            entropy = -(every.exp() * every).sum(-1)
-        return every.gather(-1, targets[:, None])[:, 0], entropy
+        return every.gather(-1, targets[:, None])[:, 0], -(every.exp() * every).sum(-1)
 
     def _exact_kernel(self) -> bool:
         """Whether the packed kernel computes this architecture. Raises UserError when nothing here does."""
@@ -125,6 +125,32 @@ class LogprobComputer:
             logits: Tensor = self.model(input_ids=tokens[None], use_cache=False).logits[0, :-1]
         every = (logits.float() / self.temperature).log_softmax(-1)  # [tokens - 1, vocabulary]
         return every.gather(-1, tokens[1:, None])[:, 0]
+
+
+class _Gathered(torch.autograd.Function):
+    """Log-probabilities of the targets, and entropies that carry no gradient.
+
+    What torch does step by step holds four matrices [c, vocabulary] on the way there and three on the way back, which
+    is the peak of an update with a small model. Here it is three and one: d log p_t / d logits = [t] − softmax, written
+    over the log-probabilities that were kept. So its backward pass runs once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """logits: float32 [c, vocabulary]; targets: int64 [c]. Two float32 [c]."""
+        every = logits.log_softmax(-1)
+        entropy = every.exp().mul_(every).sum(-1).neg_()
+        ctx.save_for_backward(every, targets)
+        ctx.mark_non_differentiable(entropy)
+        return every.gather(-1, targets[:, None])[:, 0], entropy
+
+    @staticmethod
+    def backward(ctx: Any, of_logprob: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        """of_logprob: float32 [c]. The gradient of the logits, float32 [c, vocabulary]."""
+        every, targets = ctx.saved_tensors
+        of_logits = every.exp_().mul_(-of_logprob[:, None])
+        of_logits.scatter_add_(-1, targets[:, None], of_logprob[:, None])
+        return of_logits, None
 
 
 @contextmanager

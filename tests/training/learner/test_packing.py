@@ -119,3 +119,27 @@ def test_the_model_is_left_as_it_was(tmp_path) -> None:
     assert model.config._attn_implementation == before
     model.save_pretrained(tmp_path)
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == before
+
+
+def test_a_chunk_has_the_gradient_of_log_softmax_and_holds_its_logits_once() -> None:
+    model, data = tiny_models.model(), sequences(4)
+    scorer = LogprobComputer(model, chunk=1000, temperature=0.8)
+    packed = pack(data, plan(LENGTHS, 1000)[0])
+    pull = torch.linspace(-1.5, 2.0, len(packed.targets))  # another one for every token
+    hidden = scorer._hidden(packed)[0].index_select(0, packed.rows).detach().requires_grad_()
+    kept: list[torch.Size] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logprob, entropy = scorer._chunk(hidden, packed.targets, False)
+    assert kept.count(torch.Size([len(hidden), tiny_models.VOCABULARY])) == 1
+    assert not entropy.requires_grad
+    (found,) = torch.autograd.grad(logprob @ pull, hidden)
+
+    every = (scorer.head(hidden) / 0.8).log_softmax(-1)
+    (expected,) = torch.autograd.grad(every.gather(-1, packed.targets[:, None])[:, 0] @ pull, hidden)
+    assert torch.allclose(found, expected, atol=1e-6 * float(expected.abs().max()))
+    assert torch.allclose(entropy, -(every.exp() * every).sum(-1), atol=1e-5)
