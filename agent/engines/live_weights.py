@@ -15,7 +15,16 @@ import copy
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """LoRA's matrices under peft's names, and what its `adapter_config.json` says of them."""
+
+    tensors: dict[str, Any]
+    config: dict[str, Any]
 
 
 class LiveWeights(Mapping[str, Any]):
@@ -34,6 +43,7 @@ class LiveWeights(Mapping[str, Any]):
             for name, module in model.named_modules()
             if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer")
         }
+        self._adapted = {name.removesuffix(".base_layer.weight"): module for name, module in adapted.items()}
         self._places = {
             name.replace(".base_layer.", "."): (tensor.detach(), adapted.get(name))
             for name, tensor in model.state_dict().items()
@@ -51,6 +61,24 @@ class LiveWeights(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def adapters(self) -> Adapters | None:
+        """The adapters alone, as they are now; None where all weights are trained."""
+        if not self._adapted:
+            return None
+        tensors, layers = {}, list(self._adapted.values())
+        for name, layer in self._adapted.items():
+            for side, of_name in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+                tensors[f"base_model.model.{name}.{side}.weight"] = of_name["default"].weight.detach()
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": layers[0].r["default"],
+            "lora_alpha": layers[0].lora_alpha["default"],
+            "target_modules": sorted({name.rpartition(".")[2] for name in self._adapted}),
+            "bias": "none",
+        }
+        return Adapters(tensors, config)
 
     def module(self) -> Any:
         """A model that shares every parameter with this one, and nothing else that anybody changes."""

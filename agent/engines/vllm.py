@@ -3,6 +3,9 @@
 Prefix caching keeps an episode's turns cheap. New weights go in between two steps (`pause_generation(mode="keep")`):
 requests in flight are continued under them with their cache computed anew, and vLLM itself says which tokens came from
 which version. Weights travel through a file in shared memory, on CPUs and GPUs alike.
+
+Where only adapters are trained on the very base that vLLM was started with, only they travel: every request names one
+LoRA adapter, and new weights are that adapter loaded again in place, between two steps as above.
 """
 
 from __future__ import annotations
@@ -16,10 +19,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from solostream.agent.engine import EngineError, Generation, Sampling, Weights, check_prompt
-from solostream.agent.engines.weight_file import check, stored_shapes, weight_file
+from solostream.agent.engines.live_weights import Adapters, LiveWeights
+from solostream.agent.engines.weight_file import adapter_folder, check, stored_shapes, weight_file
 from solostream.errors import UserError
 
 CPU_CACHE_BYTES = 256 << 20
+ADAPTER = "solostream", 1  # the name and the number of the one adapter
+ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 # Its dozen lines of notes at every start are for its developers; whoever wants them sets these variables.
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore::FutureWarning"}
 
@@ -27,13 +33,17 @@ QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONW
 class VllmEngine:
     """An `Engine`; make one with `await VllmEngine.open(path)`."""
 
-    def __init__(self, llm: Any, shapes: dict[str, tuple[int, ...]], max_len: int) -> None:
+    def __init__(
+        self, llm: Any, shapes: dict[str, tuple[int, ...]], max_len: int, *, takes_adapters: bool = False
+    ) -> None:
         self.version = 0
         self.max_len = max_len
         self._llm = llm
         self._shapes = shapes
         self._ids = itertools.count()
         self._syncing = asyncio.Lock()
+        self._takes_adapters = takes_adapters
+        self._adapter: Any = None  # what each request names, once adapters have come
 
     @classmethod
     async def open(
@@ -45,13 +55,15 @@ class VllmEngine:
         seed: int = 0,
         dtype: str = "auto",
         cache_bytes: int | None = None,
+        lora_rank: int = 0,
         **options: Any,
     ) -> VllmEngine:
         """Start vLLM on a model folder or id; takes 10 to 60 s.
 
         slots: sequences that decode at the same time. max_len: tokens of a ledger (default: the model's context).
         dtype: "auto" is float32 on a CPU. cache_bytes: of the KV cache (default: 256 MiB on a CPU, vLLM's share of a
-        GPU). Anything else is one of vLLM's engine arguments (`tensor_parallel_size`, `gpu_memory_utilization`, ...).
+        GPU). lora_rank: of the adapters that `load_weights` will bring instead of whole weights; 0: it brings those.
+        Anything else is one of vLLM's engine arguments (`tensor_parallel_size`, `gpu_memory_utilization`, ...).
         A script starts it under `if __name__ == "__main__":`: the child imports the script. Raises UserError when vllm
         is not installed or the model does not load.
         """
@@ -66,6 +78,9 @@ class VllmEngine:
                 _tune_for_cpu()
                 # Whole prompts only: vLLM 0.32 dies of a seeded request whose prompt is split between two steps.
                 arguments |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False}
+            if lora_rank:
+                room = next((rank for rank in ADAPTER_RANKS if rank >= lora_rank), lora_rank)
+                arguments |= {"enable_lora": True, "max_lora_rank": room, "max_loras": 1}
             if cpu or cache_bytes:
                 arguments["kv_cache_memory_bytes"] = cache_bytes or CPU_CACHE_BYTES
             try:
@@ -90,7 +105,7 @@ class VllmEngine:
                 raise UserError(f"vllm cannot run {model!r}: {first}") from error
         await llm.update_weight_version("0")
         await llm.collective_rpc("end_with", args=(os.getpid(),))
-        engine = cls(llm, stored_shapes(model), config.model_config.max_model_len)
+        engine = cls(llm, stored_shapes(model), config.model_config.max_model_len, takes_adapters=bool(lora_rank))
         if cpu and str(config.model_config.dtype) == "torch.bfloat16":
             # Processors with AMX kill a process whose first bfloat16 batch has four tokens or fewer: make it longer.
             await engine.generate([0] * min(16, engine.max_len - 1), Sampling(1, temperature=0))
@@ -121,7 +136,8 @@ class VllmEngine:
                 logprobs=0,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            async for output in self._llm.generate(prompt, params, request_id=str(next(self._ids))):
+            named = str(next(self._ids))
+            async for output in self._llm.generate(prompt, params, request_id=named, lora_request=self._adapter):
                 last = output
         except (ValueError, VLLMClientError) as error:
             raise UserError(f"vllm refuses the request: {str(error).splitlines()[0]}") from None
@@ -136,12 +152,21 @@ class VllmEngine:
 
     async def load_weights(self, weights: Weights, version: int) -> None:
         """See `Engine.load_weights`. Raises UserError if the weights do not fit, EngineError if vLLM fails."""
-        check(weights, self._shapes)
+        adapters = None
+        if not self._takes_adapters:
+            check(weights, self._shapes)
+        elif isinstance(weights, LiveWeights):
+            adapters = weights.adapters()
+        else:
+            raise UserError("vllm was started for adapters alone: give it the learner's weights as they are")
         async with self._syncing:
             try:
-                with weight_file(weights) as path:
-                    await self._llm.pause_generation(mode="keep", clear_cache=True)
-                    await self._llm.collective_rpc("load_from", args=(path,))
+                if adapters is not None:
+                    await self._load_adapters(adapters)
+                elif not self._takes_adapters:  # else it is the base alone, which vLLM has from its folder
+                    with weight_file(weights) as path:
+                        await self._llm.pause_generation(mode="keep", clear_cache=True)
+                        await self._llm.collective_rpc("load_from", args=(path,))
                 if not await self._llm.reset_prefix_cache(reset_running_requests=True):
                     raise RuntimeError("it kept what it had cached under the old ones")
                 await self._llm.update_weight_version(str(version))
@@ -149,6 +174,19 @@ class VllmEngine:
                 await self._llm.resume_generation()
             except Exception as error:
                 raise EngineError(f"vllm did not take the weights: {error}; open the engine again") from error
+
+    async def _load_adapters(self, adapters: Adapters) -> None:
+        """Leaves generation paused, as the whole weights do."""
+        from vllm.lora.request import LoRARequest
+
+        name, number = ADAPTER
+        with adapter_folder(adapters) as folder:
+            # Whoever has begun without an adapter could not go on under this one: its turn is asked for again.
+            mode = "abort" if self._adapter is None else "keep"
+            await self._llm.pause_generation(mode=mode, clear_cache=True)
+            if not await self._llm.add_lora(LoRARequest(name, number, folder, load_inplace=True)):
+                raise RuntimeError("it does not know the adapted layers")
+            self._adapter = LoRARequest(name, number, folder)  # loaded: the folder is not read again
 
     async def close(self) -> None:
         """Shut vLLM down and give its memory back. May be called twice."""

@@ -1,18 +1,21 @@
 """Weights on their way to an engine in other processes: one file in memory.
 
 It has no name in any folder: nothing is left of it when this process is killed, and /dev/shm, which containers keep at
-64 MB, may be small.
+64 MB, may be small. Adapters are a thousandth of that, and who loads them wants a folder: they get one.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from solostream.agent.engine import Weights
+from solostream.agent.engines.live_weights import Adapters
 from solostream.errors import UserError
 
 TIED = "lm_head.weight"
@@ -79,6 +82,18 @@ def weight_file(weights: Weights) -> Iterator[str]:
         yield path
     finally:
         os.close(handle)
+
+
+@contextmanager
+def adapter_folder(adapters: Adapters) -> Iterator[str]:
+    """The path of a folder that peft and vLLM load; gone afterwards."""
+    from safetensors.torch import save_file
+
+    with TemporaryDirectory(prefix="solostream-adapter-") as folder:
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in adapters.tensors.items()}
+        save_file(tensors, Path(folder) / "adapter_model.safetensors")
+        (Path(folder) / "adapter_config.json").write_text(json.dumps(adapters.config))
+        yield folder
 
 
 def _shares(one: Any, other: Any) -> bool:

@@ -86,7 +86,7 @@ class LogprobComputer:
         if self.temperature != 1.0:
             logits = logits / self.temperature
         if not (entropy_grad and torch.is_grad_enabled()):  # mostly a metric only
-            found: tuple[Tensor, Tensor] = _Gathered.apply(logits, targets)
+            found: tuple[Tensor, Tensor] = _Gathered.apply(logits, targets)  # type: ignore[no-untyped-call]
             return found
         every = logits.log_softmax(-1)
         return every.gather(-1, targets[:, None])[:, 0], -(every.exp() * every).sum(-1)

@@ -32,6 +32,9 @@ from solostream.training.learner.learner import Learner
 from solostream.training.run.model import load_model, sampler_model
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
 
+# layers that an adapter may sit on and still travel alone
+PROJECTIONS = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+LARGEST_RANK = 512  # of an adapter in vLLM
 GENERATED = 512  # problems in the pool where the configuration does not say how many
 LONGEST = 32  # prompts (in characters) of which the longest in tokens sizes the engine's context
 
@@ -217,12 +220,26 @@ async def open_engine(config: Config, parts: Components, slots: int) -> Engine:
             seed=config.run.seed,
             dtype=config.model.dtype,
             reproducible=config.rollout.mode != "async",
+            lora_rank=rank_to_send(config),
         )
     wrong = _unfit(engine, parts)
     if wrong:
         await engine.close()
         raise UserError(f"engine '{name}' {wrong}")
     return engine
+
+
+def rank_to_send(config: Config) -> int:
+    """The rank of adapters that can travel without the base under them; 0 where whole weights, merged, have to.
+
+    The engine loads the base from the folder that training begins with, so nothing may have changed it, and vLLM knows
+    adapters of the layers in `PROJECTIONS` for certain. Replicas in other processes get whole weights.
+    """
+    lora, targets = config.learner.lora, config.learner.lora and config.learner.lora.targets
+    if lora is None or config.model.path == "build" or config.cold_start.phases or config.cold_start.data:
+        return 0
+    known = targets == "all-linear" or (not isinstance(targets, str) and set(targets or ()) <= PROJECTIONS)
+    return lora.rank if known and lora.rank <= LARGEST_RANK and config.cluster.replicas == 1 else 0
 
 
 def why_a_second_copy(config: Config, model: Any) -> str | None:
