@@ -21,7 +21,7 @@ from solostream.registry import EXTRAS
 
 # name -> (where, what it does). Nothing is imported before it is asked for: `solostream sandbox run` needs no torch.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "init": ("solostream.cli.start:init", "write a commented configuration to edit"),
+    "init": ("solostream.cli.setup.init:init", "write a commented configuration to edit"),
     "train": (
         "solostream.cli.train:train",
         "cold start, reinforcement learning and evaluation from one TOML file",
@@ -42,8 +42,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sandbox check": ("solostream.cli.sandbox:check", "conformance and abuse suite against any backend"),
     "sandbox run": ("solostream.cli.sandbox:run", "run one file in a sandbox"),
     "sandbox serve": ("solostream.cli.sandbox:serve", "HTTP server: sessions API and SandboxFusion wire format"),
-    "doctor": ("solostream.cli.doctor:doctor", "what this machine has, and what to install for the rest"),
-    "completion": ("solostream.cli.completion:completion", "a script that completes commands and options in a shell"),
+    "doctor": ("solostream.cli.setup.doctor:doctor", "what this machine has, and what to install for the rest"),
+    "completion": (
+        "solostream.cli.setup.completion:completion",
+        "a script that completes commands and options in a shell",
+    ),
 }
 
 

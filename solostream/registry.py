@@ -88,8 +88,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "engine": {
         "hf": "solostream.agent.engines.hf:open_hf",
-        "vllm": "solostream.agent.engines.vllm:VllmEngine.open",
-        "server": "solostream.agent.engines.server:open_servers",
+        "vllm": "solostream.agent.engines.vllm.engine:VllmEngine.open",
+        "server": "solostream.agent.engines.vllm.server:open_servers",
         "chat": "solostream.agent.engines.chat_endpoint:open_chat",
         "scripted": "solostream.agent.engines.scripted:open_script",
     },

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from solostream.agent.engine import EngineError, Generation, Sampling
-from solostream.agent.engines.vllm import VllmEngine
+from solostream.agent.engines.vllm.engine import VllmEngine
 from solostream.errors import UserError
 
 MISSING = importlib.util.find_spec("vllm") is None

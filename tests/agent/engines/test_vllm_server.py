@@ -22,8 +22,8 @@ from solostream.agent.engine import EngineError, Sampling
 from solostream.agent.engines.chat_endpoint import ChatEndpoint
 from solostream.agent.engines.http import ask, open_client, post
 from solostream.agent.engines.scripted import byte_tokenizer
-from solostream.agent.engines.server import COMPLETIONS, TOKENS, ServerEngine, _same_tokenizer
 from solostream.agent.engines.spec import open_engine
+from solostream.agent.engines.vllm.server import COMPLETIONS, TOKENS, ServerEngine, _same_tokenizer
 from solostream.errors import UserError
 from solostream.training.run.metric_logger import read
 
@@ -38,7 +38,7 @@ PROMPTS = [[5 + 3 * i, 40, 41 + i, 90, 100 + i] * (i + 1) for i in range(6)]
 OPTIONS = "--dtype float32 --enforce-eager --max-model-len 400 --max-num-seqs 16 --block-size 32"
 OPTIONS += " --kv-cache-memory-bytes 33554432 --logprobs-mode processed_logprobs --host 127.0.0.1"
 OPTIONS += (
-    " --worker-extension-cls solostream.agent.engines.vllm_worker.Reload"
+    " --worker-extension-cls solostream.agent.engines.vllm.worker.Reload"
     " --distributed-executor-backend uni --no-enable-chunked-prefill"
     " --enable-scale-out"
 )

@@ -24,7 +24,7 @@ from solostream.errors import UserError
 
 FLAGS = (
     "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs"
-    " --worker-extension-cls solostream.agent.engines.vllm_worker.Reload"
+    " --worker-extension-cls solostream.agent.engines.vllm.worker.Reload"
 )
 TOKENS, COMPLETIONS = "/inference/v1/generate", "/v1/completions"
 PROBE = "Zwölf Boxkämpfer jagen 123456789 naïve quiz-wizards\n\t```python\nprint(x ** 2)\n```\n数"

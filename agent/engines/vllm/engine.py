@@ -89,7 +89,7 @@ class VllmEngine:
                     "max_num_seqs": slots,
                     "seed": seed,
                     "logprobs_mode": "processed_logprobs",
-                    "worker_extension_cls": "solostream.agent.engines.vllm_worker.Reload",
+                    "worker_extension_cls": "solostream.agent.engines.vllm.worker.Reload",
                     "disable_log_stats": True,
                 }
                 config = arguments_of(**arguments | options).create_engine_config()
