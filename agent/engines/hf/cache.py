@@ -88,6 +88,7 @@ class SlotCache:
                 wide.append(new)
             self._layers[i] = (wide[0], wide[1])
 
+    @torch.inference_mode()
     def copy(self, source: int, target: int, columns: int) -> None:
         """The first columns of a slot, to another one."""
         for layer in self._layers:

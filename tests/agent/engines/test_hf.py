@@ -58,6 +58,37 @@ async def test_greedy_is_the_models(make_model: Any, tokenizer: Any, reference: 
     assert [g.token_ids for g in made] == [reference[1](model, p, 20, tokenizer.eos_token_id) for p in prompts]
 
 
+async def test_a_branch_begins_with_what_its_parent_has_cached(make_model: Any, tokenizer: Any, reference: Any) -> None:
+    """Beside the parent and behind it; log-probabilities are those of a ledger that was read from its start."""
+    model = make_model()
+    engine = HFEngine(model, tokenizer, slots=4)
+    fed: list[int] = []
+    forward = engine._forward
+
+    def counting(batch: Any, cache: Any) -> torch.Tensor:
+        fed.append(int((batch.columns != cache.bin_column).sum()))
+        return forward(batch, cache)
+
+    counting.device, counting.model = forward.device, forward.model  # type: ignore[attr-defined]
+    engine._forward = counting  # type: ignore[assignment]
+    prompt = list(range(10, 60))
+    await engine.generate(prompt, Sampling(1, seed=1, key="trunk"))
+    assert sum(fed) == 50
+    fed.clear()
+    both = (Sampling(6, seed=2, key="trunk"), Sampling(6, seed=3, key="one", parent="trunk"))
+    _, branch = await asyncio.gather(*(engine.generate([*prompt, 7, 8], one) for one in both))
+    assert sum(fed) == 2 * (2 + 5)  # two new tokens each, and what each sampled but for its last
+    expected = reference[0](model, [*prompt, 7, 8, *branch.token_ids], 1.0)
+    got = [expected[51 + i, token].item() for i, token in enumerate(branch.token_ids)]
+    assert branch.logprobs == pytest.approx(got, abs=1e-4)
+    fed.clear()
+    other = [*prompt[:20], *range(200, 230)]  # a parent that is like it for twenty tokens only
+    stray = await engine.generate(other, Sampling(1, seed=4, key="two", parent="one"))
+    assert sum(fed) == 30
+    assert stray.logprobs == pytest.approx([reference[0](model, other, 1.0)[49, stray.token_ids[0]].item()], abs=1e-4)
+    await engine.close()
+
+
 async def test_a_kept_cache_is_used_and_a_changed_prefix_is_not(
     make_model: Any, tokenizer: Any, reference: Any
 ) -> None:

@@ -1,0 +1,70 @@
+"""EAD: the schedule by hand, an engine that is really asked at its temperatures, and stops that two pieces share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from dice import DiceEngine
+
+from solostream.agent.chat_template import Chat
+from solostream.agent.engine import Generation, Sampling
+from solostream.agent.engines.scripted import byte_tokenizer
+from solostream.agent.exploration.annealing import EAD, Annealed, temperature
+from solostream.agent.tokenization import encode
+from solostream.envs.tool_env import ToolEnv
+from solostream.envs.types import Task
+
+TEXT = "```python\nprint(6 * 7)\n``` and more"
+
+
+def test_the_schedule() -> None:
+    assert temperature(0, 1.2, 0.1, 400) == pytest.approx(1.2)
+    assert temperature(40, 1.2, 0.1, 400) == pytest.approx(2.2 - math.exp(0.1))
+    assert temperature(300, 1.2, 0.1, 400) == pytest.approx(0.1)  # 2.2 − e^0.75 = 0.083 is below the coolest
+    assert temperature(250, 1.2, 0.1, 400) == pytest.approx(2.2 - math.exp(0.625))
+
+
+class Reciting(DiceEngine):
+    """Goes on with one text from wherever it is asked, in pieces of the size that is asked for; it knows no stops."""
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        self.requests.append(sampling)
+        said = encode(self.tokenizer, TEXT)
+        begun = next((n for n in range(len(said), 0, -1) if list(prompt_ids[-n:]) == said[:n]), 0)
+        ids = said[begun : begun + sampling.max_tokens]
+        return Generation(ids, [-0.25] * len(ids), [3] * len(ids), "length" if ids else "stop")
+
+
+async def test_a_turn_is_asked_for_in_pieces_that_cool_down() -> None:
+    engine = Reciting(lambda text: [])
+    cooling = Annealed(engine, byte_tokenizer(), 1.5, 0.2, 10.0, 8)
+    got = await cooling.generate([1, 2], Sampling(30, temperature=0.5, seed=7))
+    assert got.finish == "length"
+    assert len(got.token_ids) == len(got.logprobs) == len(got.versions) == 30
+    assert [one.max_tokens for one in engine.requests] == [8, 8, 8, 6]
+    heat = [max(2.5 - math.exp(t / 10), 0.2) * 0.5 for t in (0, 8, 16, 24)]
+    assert [one.temperature for one in engine.requests] == pytest.approx(heat)
+    assert [one.seed for one in engine.requests] == [7, 15, 23, 31]
+
+
+@pytest.mark.parametrize("piece", [1, 2, 5, 8, 64])
+async def test_a_stop_string_ends_the_turn_wherever_the_pieces_are_cut(piece: int) -> None:
+    engine = Reciting(lambda text: [])
+    cooling = Annealed(engine, byte_tokenizer(), 1.2, 0.1, 400.0, piece)
+    got = await cooling.generate([1, 2], Sampling(60, seed=1, stop=("\n```",)))
+    assert byte_tokenizer().decode(got.token_ids) == TEXT.removesuffix(" and more")
+    assert got.finish == "stop"
+
+
+async def test_an_annealed_episode_is_an_episode() -> None:
+    env = ToolEnv([Task("t", "Q?", "42")], max_turns=3)
+    turns = iter(["```python\nprint(6 * 7)\n```", "It is \\boxed{42}."])
+    engine = DiceEngine(lambda text: [(next(turns), 0.5)])
+    played = await EAD(piece=200)(
+        env, engine, Chat(engine.tokenizer), sampling=Sampling(200), max_tokens=2000, task_id="t", seed=3, retries=0
+    )
+    await env.aclose()
+    assert (played.reward, played.n_calls, played.ending) == (1.0, 1, "answered")
+    assert [one.temperature for one in engine.requests] == pytest.approx([1.2, 1.2])  # each turn begins hot
