@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from solostream.errors import UserError
+from solostream.training.cluster.rank_sharding import base_of, decoder_layers
 from solostream.training.config import ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -76,10 +76,9 @@ def _on(device: torch.device, dtype: str, setting: str) -> torch.dtype:
 
 def compile_layers(model: Any) -> None:
     """Compile the decoder layers of `model` in place. Raises UserError where there is no list of layers."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    lists = [module for module in base.base_model.modules() if isinstance(module, nn.ModuleList)]
-    layers = max(lists, key=len, default=None)
+    layers = decoder_layers(model)
     if layers is None:
-        raise UserError(f"learner.compile: {type(base).__name__} has no list of layers: set learner.compile = false")
+        name = type(base_of(model)).__name__
+        raise UserError(f"learner.compile: {name} has no list of layers: set learner.compile = false")
     for layer in layers:
         layer.compile(dynamic=True)

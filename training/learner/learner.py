@@ -9,9 +9,9 @@ policy at the start of the batch, and the distance to the sampler is corrected b
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from solostream.agent.engines.live_weights import LiveWeights
 from solostream.agent.trajectory import Trajectory
 from solostream.training.advantages.base import Advantages
 from solostream.training.batch import Batch
+from solostream.training.cluster.rank_group import ALONE, RankGroup
+from solostream.training.cluster.rank_sharding import base_of, frozen_copy, shard, whole_copy
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import lora
 from solostream.training.learner.corrections import kept
@@ -33,13 +35,15 @@ from solostream.training.learner.logprobs import LogprobComputer
 from solostream.training.learner.mfu import peak_of, shape_of, throughput
 from solostream.training.learner.objective import objective
 from solostream.training.learner.optimizer import Optimizer
-from solostream.training.learner.packing import MaskedTokens, PackedBatch, Piece, pack, pieces_of, plan
-from solostream.training.learner.state import load_state, state_of
+from solostream.training.learner.packing import MaskedTokens, PackedBatch, Piece, idle, pack, pieces_of, plan
+from solostream.training.learner.state import load_state, read_state, state_of, write_state
 from solostream.training.learner.update import Step, Update
 from solostream.training.losses import Loss, SelectsTokens
 from solostream.training.losses.aggregation import token_weights
 from solostream.training.losses.clip_cov import covariance
 from solostream.training.losses.tokens import Tokens
+
+LOGPROBS, ENTROPIES = 0, 1  # what a scorer gives
 
 
 class Learner:
@@ -47,7 +51,9 @@ class Learner:
 
     loss: default the one that `config.loss` names, with its default options. temperature: of the sampler, whose logits
     are divided by it before the softmax. seed: of the order of mini-batches and of what is drawn from a batch.
-    dump_dir: where a batch that cannot be trained on is written. Raises UserError when the model cannot be packed.
+    dump_dir: where a batch that cannot be trained on is written. group: the ranks that share the model out among them;
+    each calls every method, with the same arguments, and gets the same numbers. Raises UserError when the model cannot
+    be packed, or not be shared out.
     """
 
     def __init__(
@@ -59,8 +65,9 @@ class Learner:
         temperature: float = 1.0,
         seed: int = 0,
         dump_dir: Path = Path(),
+        group: RankGroup = ALONE,
     ) -> None:
-        self.config = config
+        self.config, self.group = config, group
         self.temperature = temperature
         self.seed = seed
         self.dump_dir = dump_dir
@@ -81,16 +88,16 @@ class Learner:
         if config.compile:
             compile_layers(self.model)
 
+        # What a utilisation of the hardware is computed from.
+        self.shape = shape_of(base_of(self.model), adapters=bool(config.lora))
+
         # The forward pass, and the steps that follow from it.
+        shard(self.model, group)
         self.scorer = self._scorer(self.model)
         self.optimizer = Optimizer(self.model, config)
 
         # A sampler in this process may read these very parameters: a step is taken while nobody reads.
         self._live = LiveWeights(self.scorer.model)
-
-        # What a utilisation of the hardware is computed from.
-        self.shape = shape_of(self.scorer.model, adapters=bool(config.lora))
-        self.peak = peak_of(self.scorer.device)
 
         # The policy that the KL penalty pulls towards: a second model in memory, only where it is asked for.
         self._reference: LogprobComputer | None = None
@@ -104,12 +111,7 @@ class Learner:
 
     def set_reference(self) -> None:
         """The KL penalty pulls towards the weights of this moment from now on."""
-        # What is not trained (the base under adapters) is the same in both models: `deepcopy` takes what it finds in
-        # its memo instead of copying it.
-        memo = {id(parameter): parameter for parameter in self.model.parameters() if not parameter.requires_grad}
-        frozen = copy.deepcopy(self.model, memo)
-        frozen.requires_grad_(False)
-        self._reference = self._scorer(frozen)
+        self._reference = self._scorer(frozen_copy(self.model, self.group, partial(lora.wrap, config=self.config.lora)))
 
     def update(
         self, batch: Batch, advantages: Advantages, *, version: int | None = None, drift: bool = True
@@ -151,9 +153,9 @@ class Learner:
         seconds = time.perf_counter() - started
         used = [trajectory for trajectory, wanted in zip(batch, keep, strict=True) if wanted]
         return {
-            **throughput(used, config.epochs, seconds, self.shape, self.peak),
+            **throughput(used, config.epochs, seconds, self.shape, peak_of(self.scorer.device, self.group.world)),
             **dropped,
-            **update.metrics.result(version),
+            **update.metrics.result(version, self.group),
             **moved,
             "grad_norm": float(np.mean(update.norms)) if update.norms else 0.0,
             "lr": self.optimizer.lr,
@@ -162,30 +164,33 @@ class Learner:
 
     def logprobs(self, batch: Sequence[Trajectory]) -> list[np.ndarray]:
         """Log-probabilities of each trajectory's action tokens under the weights of now, float32."""
-        return self._scored(batch)[0]
+        return self._of_tokens(batch, LOGPROBS)
 
     def entropies(self, batch: Sequence[Trajectory]) -> list[np.ndarray]:
         """The entropy at each of a trajectory's action tokens under the weights of now, in nats, float32."""
-        return self._scored(batch)[1]
+        return self._of_tokens(batch, ENTROPIES)
+
+    def _of_tokens(self, batch: Sequence[Trajectory], what: int) -> list[np.ndarray]:
+        of_row = [np.empty(trajectory.n_action_tokens, np.float32) for trajectory in batch]
+        pieces = pieces_of(batch, range(len(batch)))
+        for of_rank in self.group.gather(self._scored(pieces, what)):
+            for place, values in of_rank.items():
+                of_row[pieces[place].row][pieces[place].tokens] = values
+        return of_row
 
     @torch.no_grad()
-    def _scored(self, batch: Sequence[Trajectory]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        logprobs = [np.empty(trajectory.n_action_tokens, np.float32) for trajectory in batch]
-        entropies = [np.empty_like(of_row) for of_row in logprobs]
-        pieces = pieces_of(batch, range(len(batch)))
+    def _scored(self, pieces: Sequence[Piece], what: int = LOGPROBS) -> dict[int, np.ndarray]:
+        """place in `pieces` -> the values of its action tokens, float32, of the packs that are this rank's."""
+        found: dict[int, np.ndarray] = {}
         for packed in self.packs([piece.sequence for piece in pieces]):
-            # A pack is sorted by length: its values go back to where they stand in the batch.
-            members = [pieces[place] for place in packed.members]
-            counts = [len(piece) for piece in members]
-            for of_row, values in zip((logprobs, entropies), self.scorer(packed), strict=True):
-                for piece, part in zip(members, values.cpu().split(counts), strict=True):
-                    of_row[piece.row][piece.tokens] = part.numpy()
-        return logprobs, entropies
+            found |= _by_member(packed, pieces, self.scorer(packed)[what])
+        return found
 
     def packs(self, sequences: Sequence[MaskedTokens]) -> list[PackedBatch]:
-        """Micro-batches of at most `max_tokens_per_batch` tokens, without padding."""
-        cut = plan([len(ids) for ids, _ in sequences], self.config.max_tokens_per_batch)
-        return [pack(sequences, members, self.scorer.device) for members in cut]
+        """This rank's micro-batches of at most `max_tokens_per_batch` tokens, without padding; the last may idle."""
+        group, device = self.group, self.scorer.device
+        cut = plan([len(ids) for ids, _ in sequences], self.config.max_tokens_per_batch, group.world)
+        return [pack(sequences, one, device) if one else idle(device) for one in cut[group.rank :: group.world]]
 
     def weights(self) -> LiveWeights:
         """Every weight under its Hugging Face name (tied heads too, adapters merged in): a live view, copy to keep."""
@@ -200,7 +205,21 @@ class Learner:
     def save_adapters(self, folder: Path, base: Path) -> None:
         """A folder that peft loads on top of the model `base`; nothing where there are no adapters."""
         if self.config.lora:
-            lora.save(self.model, folder, base)
+            adapters = whole_copy(self.optimizer.named, self.group)
+            if self.group.first:
+                lora.save(self.model, adapters, folder, base)
+
+    def whole_weights(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """A copy of what `weights` views, in CPU memory and of `dtype`, at the first rank; at the others nothing."""
+        return whole_copy(self._live, self.group, dtype)
+
+    def save(self, folder: Path, *, weights: bool = True, base: bool = True) -> None:
+        """`state_dict` into a checkpoint's folder: one file of one process, shards of several ranks."""
+        write_state(self.state_dict(weights=weights, base=base), folder, self.group)
+
+    def load(self, folder: Path) -> None:
+        """What any number of ranks saved. Raises UserError when it is of another model or another configuration."""
+        self.load_state_dict(read_state(self.state_dict(), folder))
 
     def state_dict(self, *, weights: bool = True, base: bool = True) -> dict[str, Any]:
         """What is trained, the optimizer, its step, the base under adapters, and the reference where there is one.
@@ -232,6 +251,8 @@ class Learner:
 
         # Gradients of the micro-batches add up: how the step is cut into packs changes nothing but the memory it needs.
         packs = self.packs([piece.sequence for piece in step.pieces])
+        if not update.norms:
+            update.first = step.pieces
         self.optimizer.zero()  # of a step that an error cut short
         for packed in packs:
             self._accumulate(update, step, packed)
@@ -251,6 +272,9 @@ class Learner:
         """
         device = self.scorer.device
         pieces = [step.pieces[place] for place in packed.members]
+        if not pieces:
+            self._idle(packed)
+            return
 
         # The policy of now, under which the gradient is taken; its entropy is mostly a metric.
         logprob, entropy = self.scorer(packed, entropy_grad=self.config.entropy_coef != 0)
@@ -291,7 +315,7 @@ class Learner:
         # Before the first step the policy is still the one that should have sampled, up to numerics and staleness.
         update.metrics.tokens({**sums, "loss": loss}, logprob, old, entropy)
         if not update.norms:
-            self._remember_start(update, pieces, logprob, sampler)
+            self._remember_start(update, packed, logprob, sampler)
 
     def _reference_logprob(self, packed: PackedBatch) -> Tensor | None:
         """Under the weights that the KL penalty pulls towards, float32 [n]; None without a penalty."""
@@ -301,16 +325,18 @@ class Learner:
             logprob, _ = self._reference(packed)
         return logprob
 
-    def _remember_start(self, update: Update, pieces: Sequence[Piece], logprob: Tensor, sampler: Tensor) -> None:
+    def _idle(self, packed: PackedBatch) -> None:
+        """A rank that has no more packs takes part in what the ranks do together, and adds nothing."""
+        logprob, _ = self.scorer(packed)
+        self._reference_logprob(packed)
+        (0 * logprob.sum()).backward()
+
+    def _remember_start(self, update: Update, packed: PackedBatch, logprob: Tensor, sampler: Tensor) -> None:
         """Before anything moves: how far the learner is from the sampler, and where the drift is measured from."""
+        pieces = [update.first[place] for place in packed.members]
         versions = np.concatenate([update.batch[piece.row].versions[piece.span][piece.mask] for piece in pieces])
         update.metrics.mismatch(logprob - sampler, versions)
-
-        # To rows of the batch: `_drift` scores the same rows again, after the last step.
-        parts = logprob.detach().cpu().split([len(piece) for piece in pieces])
-        for piece, part in zip(pieces, parts, strict=True):
-            of_row = update.start.setdefault(piece.row, np.empty_like(update.sampler[piece.row]))
-            of_row[piece.tokens] = part.numpy()
+        update.start |= _by_member(packed, update.first, logprob.detach())
 
     def _picks(self, update: Update, rows: Sequence[int]) -> dict[int, np.ndarray]:
         """The tokens that the loss treats apart, chosen over the whole optimizer batch; empty for most losses."""
@@ -331,15 +357,16 @@ class Learner:
         guilty: list[str] = []
         # Once more, each micro-batch by itself: the sum does not say whose gradient it was.
         for packed in packs:
-            self.optimizer.zero()
-            self._accumulate(update, step, packed)
-            norm = self.optimizer.clip()
-            if not torch.isfinite(norm):
-                pieces = [step.pieces[place] for place in packed.members]
-                guilty += [update.batch[piece.row].task_id for piece in pieces]
+            for rank in range(self.group.world):  # one rank at a time, while the others idle
+                own = rank == self.group.rank
+                self.optimizer.zero()
+                self._accumulate(update, step, packed if own else idle(self.scorer.device))
+                if not torch.isfinite(self.optimizer.clip()) and own:
+                    guilty += [update.batch[step.pieces[place].row].task_id for place in packed.members]
         self.optimizer.zero()
         # Each may be finite alone while their sum is not: then all of them are named.
-        tasks = guilty or [update.batch[piece.row].task_id for piece in step.pieces]
+        every = [task for of_rank in self.group.gather(guilty) for task in of_rank]
+        tasks = every or [update.batch[piece.row].task_id for piece in step.pieces]
         refuse("gradients", tasks, update.batch, self.dump_dir, self.step)
 
     def _drift(self, update: Update) -> float:
@@ -348,18 +375,16 @@ class Learner:
         That is every action token of the batch, or of its first mini-batch, which is a random share of it. The measure
         is the one of SPO's code (`_get_spo_rho`), which D_half = 0.06 belongs to; a KL would be about half its square.
         """
-        if not update.norms:  # everything was filtered: the policy has not moved
-            return 0.0
-        # The same tokens before the first step and after the last: float64 [n] each.
-        rows = sorted(update.start)
-        trajectories = [update.batch[row] for row in rows]
-        before = np.concatenate([update.start[row] for row in rows])
-        after = np.concatenate(self.logprobs(trajectories)).astype(np.float64)
+        # The same tokens before the first step and after the last, cut into the same packs: this rank has both.
+        after = self._scored(update.first)
+        moved = [values.astype(np.float64) - update.start[place] for place, values in after.items()]
+        own = {"nats": float(sum(np.abs(one).sum() for one in moved)), "tokens": sum(map(len, moved))}
+        found = self.group.sums(own)
 
         # The gradient was finite, and the step along it need not be: nothing is sampled with such weights.
-        if not np.isfinite(after).all():
+        if not np.isfinite(found["nats"]):
             raise NotFinite("the update left log-probabilities that are not finite: lower learner.lr, then --resume")
-        return float(np.mean(np.abs(after - before)))
+        return found["nats"] / max(found["tokens"], 1)  # 0 where everything was filtered: the policy has not moved
 
     def _scorer(self, model: nn.Module) -> LogprobComputer:
         dtype = compute_dtype(self.config.dtype, next(model.parameters()).device)
@@ -369,3 +394,10 @@ class Learner:
         """The token values of `pieces`, end to end: float32 [n]."""
         values = np.concatenate([of_row[piece.row][piece.tokens] for piece in pieces]).astype(np.float32)
         return torch.from_numpy(values).to(self.scorer.device)
+
+
+def _by_member(packed: PackedBatch, pieces: Sequence[Piece], values: Tensor) -> dict[int, np.ndarray]:
+    """place in `pieces` -> its part of `values`, float32 [n] of the pack; a pack is sorted by length, they are not."""
+    counts = [len(pieces[place]) for place in packed.members]
+    parts = values[: sum(counts)].cpu().split(counts)
+    return {place: part.numpy() for place, part in zip(packed.members, parts, strict=True)}

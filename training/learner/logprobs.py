@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from solostream.errors import UserError
+from solostream.training.cluster.rank_sharding import as_method
 from solostream.training.learner.attention import ATTENTION
 from solostream.training.learner.packing import PackedBatch, pack
 
@@ -34,10 +35,15 @@ class LogprobComputer:
         self.device = next(model.parameters()).device
         self.own_attention = self.model.config._attn_implementation
         self.softcap = getattr(self.model.config, "final_logit_softcapping", None)
+        self._through_model = as_method(self.model, "score", self._score)
         self.packed = self._exact_kernel()
 
     def __call__(self, packed: PackedBatch, *, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
         """(log-probabilities, entropies in nats) of the pack's n action tokens, float32 [n] each."""
+        found: tuple[Tensor, Tensor] = self._through_model(packed, entropy_grad)
+        return found
+
+    def _score(self, packed: PackedBatch, entropy_grad: bool) -> tuple[Tensor, Tensor]:
         # Only the rows that predict an action token: an observation's logits would be computed for nothing.
         with self.autocast():
             hidden = self._hidden(packed)[0].index_select(0, packed.rows)  # [n, hidden size]

@@ -13,10 +13,12 @@ from solostream.errors import UserError
 from solostream.training.config.learner import LoraConfig
 
 
-def wrap(model: Any, config: LoraConfig) -> Any:
+def wrap(model: Any, config: LoraConfig | None) -> Any:
     """`model` with fresh adapters; only they are trained. Raises UserError when peft is missing, fits nothing, or
-    would adapt a tied weight.
+    would adapt a tied weight. None: `model` as it is.
     """
+    if config is None:
+        return model
     try:
         import peft
     except ImportError:
@@ -54,7 +56,7 @@ def merge_adapters(model: Any) -> Any:
     return model.merge_and_unload().requires_grad_(True)
 
 
-def save(model: Any, folder: Path, base: Path) -> None:
-    """The adapters, as `peft.PeftModel.from_pretrained(base model, folder)` loads them."""
+def save(model: Any, adapters: dict[str, Any], folder: Path, base: Path) -> None:
+    """A folder that `peft.PeftModel.from_pretrained(base model, folder)` loads. adapters: whole, by name in `model`."""
     model.peft_config["default"].base_model_name_or_path = str(base)
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=adapters)

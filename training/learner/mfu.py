@@ -59,9 +59,10 @@ def peak(device_name: str) -> float | None:
     return next((value for name, value in PEAKS.items() if name in device_name), None)
 
 
-def peak_of(device: torch.device) -> float | None:
-    """None on a CPU too."""
-    return peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+def peak_of(device: torch.device, devices: int = 1) -> float | None:
+    """FLOP/s of so many of them; None for what the table does not have, and on a CPU."""
+    one = peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return one and devices * one
 
 
 def shape_of(model: Any, *, adapters: bool) -> Shape:

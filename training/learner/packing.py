@@ -6,8 +6,9 @@ of where sequences begin is the pack's `layout` (`attention`).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -77,19 +78,40 @@ def pieces_of(batch: Sequence[Trajectory], rows: Iterable[int]) -> list[Piece]:
     return found
 
 
-def plan(lengths: Sequence[int], max_tokens_per_batch: int) -> list[list[int]]:
-    """Micro-batches of at most `max_tokens_per_batch` tokens (a longer sequence goes alone), neighbours in length."""
-    packs: list[list[int]] = []
-    room = 0
+def plan(lengths: Sequence[int], max_tokens_per_batch: int, ranks: int = 1) -> list[list[int]]:
+    """Micro-batches of at most `max_tokens_per_batch` tokens (a longer sequence goes alone), neighbours in length.
+
+    As many for each of the `ranks`, who take turns: rank r has those at r, r + ranks, … Some are empty where there are
+    fewer sequences than that.
+    """
     # By length, so that the blocks of a pack need little padding; by place where lengths are equal, so that a batch is
     # always cut alike.
-    for place in sorted(range(len(lengths)), key=lambda place: (lengths[place], place)):
+    order = sorted(range(len(lengths)), key=lambda place: (lengths[place], place))
+    packs = _filled(order, lengths, max_tokens_per_batch)
+    wanted = -(-len(packs) // ranks) * ranks
+    if len(packs) < wanted:
+        # A last round for some only would let the others wait: the least room that needs no more packs fills them all.
+        rooms = range(1, max_tokens_per_batch + 1)
+        least = bisect_left(rooms, True, key=lambda room: len(_filled(order, lengths, room)) <= wanted)
+        packs = _filled(order, lengths, rooms[least])
+    return [*packs, *([] for _ in range(wanted - len(packs)))]
+
+
+def _filled(order: Sequence[int], lengths: Sequence[int], room_each: int) -> list[list[int]]:
+    packs: list[list[int]] = []
+    room = 0
+    for place in order:
         if not packs or lengths[place] > room:
             packs.append([])
-            room = max_tokens_per_batch
+            room = room_each
         packs[-1].append(place)
         room -= lengths[place]
     return packs
+
+
+def idle(device: torch.device | str = "cpu") -> PackedBatch:
+    """A pack without members, two tokens long: what a rank computes, and weighs 0, when the others have one more."""
+    return replace(pack([(np.zeros(2, np.int64), np.array([False, True]))], [0], device), members=[])
 
 
 def pack(sequences: Sequence[MaskedTokens], members: list[int], device: torch.device | str = "cpu") -> PackedBatch:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from solostream.errors import UserError
+from solostream.training.cluster.rank_group import RankGroup
+from solostream.training.cluster.rank_sharding import fill
 from solostream.training.learner.optimizer import Optimizer
+
+FILE, SHARDS = "learner.pt", "learner"
 
 
 def state_of(
@@ -62,4 +68,37 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
         )
     # In place: the optimizer and an engine of this process hold these very tensors.
     for name, tensor in target.items():
-        tensor.copy_(source[name])
+        fill(tensor, source[name])
+
+
+def write_state(state: Mapping[str, Any], folder: Path, group: RankGroup) -> None:
+    """One process: a file; several ranks: `folder`/learner of torch's distributed checkpoints, each rank its share."""
+    if group.world == 1:
+        torch.save(dict(state), folder / FILE)
+        return
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    save(dict(state), checkpoint_id=folder / SHARDS)
+
+
+def read_state(own: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A state for `load_state`, by as many ranks as there are now; shards are read into the tensors of `own` at once.
+
+    Raises UserError when the state is of another model or another configuration.
+    """
+    if not (folder / SHARDS).is_dir():
+        found: dict[str, Any] = torch.load(folder / FILE, map_location="cpu", weights_only=True, mmap=True)
+        return found
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*single process.*")  # one process reads what several wrote: as is meant
+        there = FileSystemReader(folder / SHARDS).read_metadata().state_dict_metadata
+        parts = {name.split(".")[0] for name in there}
+        wanted = {name: part for name, part in own.items() if name in parts}
+        try:
+            load(wanted, checkpoint_id=folder / SHARDS)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"the shards of {folder} belong to another model or configuration: {error}") from error
+    return wanted

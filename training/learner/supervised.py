@@ -27,7 +27,7 @@ def sft_step(learner: Learner, sequences: Sequence[MaskedTokens]) -> dict[str, f
     with memory_advice(learner.config.max_tokens_per_batch), learner.scorer.active():
         for packed in learner.packs(sequences):
             logprob, _ = learner.scorer(packed)  # [n]
-            part = -logprob.sum() / total
+            part = -logprob.sum() / total * bool(packed.members)  # nothing of an idle rank's
             part.backward()
             loss += part.detach()
 
@@ -44,7 +44,7 @@ def sft_step(learner: Learner, sequences: Sequence[MaskedTokens]) -> dict[str, f
     tokens = sum(len(ids) for ids, _ in sequences)
     seconds = time.perf_counter() - started
     return {
-        "loss": float(loss),
+        **learner.group.sums({"loss": float(loss)}),
         "grad_norm": float(norm),
         "lr": lr,
         "tokens_per_s": tokens / seconds,
@@ -58,8 +58,8 @@ def sft_loss(learner: Learner, sequences: Sequence[MaskedTokens]) -> float:
     with learner.scorer.active():
         for packed in learner.packs(sequences):
             logprob, _ = learner.scorer(packed)  # [n]
-            nats -= float(logprob.sum())
-    return nats / _masked_tokens(sequences)
+            nats -= float(logprob.sum()) * bool(packed.members)
+    return sum(learner.group.gather(nats)) / _masked_tokens(sequences)
 
 
 def _masked_tokens(sequences: Sequence[MaskedTokens]) -> int:

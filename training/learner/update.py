@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from solostream.training.batch import Batch
+from solostream.training.cluster.rank_group import ALONE, RankGroup
 from solostream.training.learner.packing import Piece
 from solostream.training.losses.kl import estimates
 
@@ -48,28 +49,48 @@ class UpdateMetrics:
         """difference: learner − sampler log-probabilities of n tokens; versions: which policy sampled each."""
         self._first.append((difference.detach(), versions))
 
-    def result(self, version: int | None) -> dict[str, float]:
-        """All of them, by name; `version`: of the policy that was trained."""
-        found = {name: float(value) / max(self._tokens, 1) for name, value in self._sums.items()}
-        if not self._first:
+    def result(self, version: int | None, group: RankGroup = ALONE) -> dict[str, float]:
+        """All of them, by name, over what all ranks of `group` added. version: of the policy that was trained."""
+        own = {name: float(value) for name, value in self._sums.items()}
+        totals = group.sums({**own, "": self._tokens})
+        n_tokens = totals.pop("")
+        found = {name: value / max(n_tokens, 1) for name, value in totals.items()}
+        sums, largest = self._of_mismatch(version)
+        sums = group.sums(sums)
+        if not sums:
             return found
 
+        n_first = sums["tokens"]
+        found["mismatch/kl"] = sums["kl"] / n_first
+        found["mismatch/mean"] = sums["mean"] / n_first
+        # Kish's effective sample size, as a share of the tokens: 1 where all weights are equal.
+        found["mismatch/ess"] = sums["weight"] ** 2 / sums["weight²"] / n_first
+        for of_rank in group.gather(largest):
+            for name, value in of_rank.items():
+                found[name] = max(value, found.get(name, value))
+        return found
+
+    def _of_mismatch(self, version: int | None) -> tuple[dict[str, float], dict[str, float]]:
+        """(sums over the first step's tokens, largest values), of what was added here; empty where nothing was."""
+        if not self._first:
+            return {}, {}
         # In float64: the differences are near 0, and k3 is a difference of numbers near 1.
         parts = torch.cat([difference for difference, _ in self._first])
         difference = parts.double().clamp(-20, 20).cpu().numpy()  # [n]
-        weight = np.exp(difference)
-        found["mismatch/kl"] = float((weight - 1 - difference).mean())
-        found["mismatch/mean"] = float(np.abs(difference).mean())
-        found["mismatch/max"] = float(np.abs(difference).max())
-        # Kish's effective sample size, as a share of the tokens: 1 where all weights are equal.
-        effective = weight.sum() ** 2 / (weight**2).sum()
-        found["mismatch/ess"] = float(effective / len(difference))
-
+        weight, distance = np.exp(difference), np.abs(difference)
+        every = {
+            "tokens": np.ones_like(weight),
+            "kl": weight - 1 - difference,
+            "mean": distance,
+            "weight": weight,
+            "weight²": weight**2,
+        }
+        largest = {"mismatch/max": float(distance.max())}
         # On tokens of the policy of now nothing but numerics can differ: what is left there is an error of ours.
         current = np.concatenate([versions for _, versions in self._first]) == version
         if current.any():
-            found["mismatch/on_policy_max"] = float(np.abs(difference[current]).max())
-        return found
+            largest["mismatch/on_policy_max"] = float(distance[current].max())
+        return {name: float(values.sum()) for name, values in every.items()}, largest
 
 
 @dataclass(slots=True)
@@ -87,7 +108,8 @@ class Update:
     rng: np.random.Generator
     metrics: UpdateMetrics = field(default_factory=UpdateMetrics)
     norms: list[float] = field(default_factory=list)  # of the gradient, one an optimizer step
-    start: dict[int, np.ndarray] = field(default_factory=dict)  # row -> log-probabilities before the first step
+    first: list[Piece] = field(default_factory=list)  # of the first step
+    start: dict[int, np.ndarray] = field(default_factory=dict)  # place in `first` -> log-probabilities before that step
 
 
 @dataclass(slots=True)

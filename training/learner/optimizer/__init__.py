@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from solostream.errors import UserError
+from solostream.training.cluster.rank_sharding import fill, whole
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.optimizer.muon import Muon
 
@@ -28,9 +30,9 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: LearnerConfig) -> None:
         self.config = config
         self.step = 0
-        # By identity: a tied weight stands in the model twice, and is one parameter.
-        trained = {id(parameter): parameter for parameter in model.parameters() if parameter.requires_grad}
-        self.parameters = list(trained.values())
+        # A tied weight stands in the model twice, and is one parameter, under its first name.
+        self.named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.parameters = list(self.named.values())
 
         # Muon's step is that of a linear map between activations; the rest (and all of it without Muon) is AdamW's.
         embedded = {id(module.weight) for module in _embeddings(model)}
@@ -49,8 +51,15 @@ class Optimizer:
         ]
         groups = [group for group in groups if group["params"]]
         fused = all(parameter.is_floating_point() for parameter in self.parameters)
-        adamw = torch.optim.AdamW(groups, config.lr, config.betas, fused=fused)
-        self.parts: list[tuple[torch.optim.Optimizer, float]] = [(adamw, config.lr)]
+        self.parts: list[tuple[torch.optim.Optimizer, float]] = []
+        if rest:  # adapters are matrices, all of them
+            adamw = torch.optim.AdamW(groups, config.lr, config.betas, fused=fused)
+            self.parts.append((adamw, config.lr))
+        # Moments from the start, not from the first step on: a checkpoint always has the same tensors.
+        for parameter in rest:
+            count = torch.zeros((), device=parameter.device if fused else "cpu")
+            moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+            adamw.state[parameter] = {"step": count, **moments}
         if matrices:
             muon = Muon(matrices, config.muon_lr, weight_decay=config.weight_decay)
             self.parts.append((muon, config.muon_lr))
@@ -62,7 +71,7 @@ class Optimizer:
 
     def clip(self) -> Tensor:
         """The gradient's norm; the gradient is scaled down to `grad_clip` where it exceeds it."""
-        return nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)
+        return whole(nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf))
 
     def apply(self) -> None:
         """One step, and the gradients are gone."""
@@ -79,14 +88,19 @@ class Optimizer:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, and the moments of every part, as tensors."""
-        return {"step": self.step, "parts": [part.state_dict() for part, _ in self.parts]}
+        """The step, and under each parameter's name its moments: tensors, the optimizer's own."""
+        state = {id(p): of_p for part, _ in self.parts for p, of_p in part.state.items()}
+        return {"step": torch.tensor(self.step), "moments": {name: state[id(p)] for name, p in self.named.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self.step = state["step"]
-        for (part, _), saved in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(saved)
+        """The inverse of `state_dict`, in place. Raises UserError for the state of another model or optimizer."""
+        own, given = self.state_dict()["moments"], state["moments"]
+        if {name: of.keys() for name, of in own.items()} != {name: of.keys() for name, of in given.items()}:
+            raise UserError("the checkpoint's optimizer has moments of other weights: resume with the same model")
+        self.step = int(state["step"])
+        for name, moments in own.items():
+            for key, tensor in moments.items():
+                fill(tensor, given[name][key])
 
 
 def _embeddings(model: nn.Module) -> list[Any]:

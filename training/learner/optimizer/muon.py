@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from solostream.training.cluster.rank_sharding import whole
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -30,6 +33,24 @@ def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
     return (found.mT if tall else found).to(stack.dtype)
 
 
+def _orthogonal(updates: list[Tensor]) -> list[Tensor]:
+    """Of matrices of one shape. Where each rank has a share of every matrix, matrix i is made whole for rank i % ranks,
+    which orthogonalises it and hands the shares back.
+    """
+    first: Any = updates[0]
+    mesh = getattr(first, "device_mesh", None)
+    if mesh is None:
+        return list(orthogonalise(torch.stack(updates)))
+    from torch.distributed.tensor import distribute_tensor
+
+    rank, ranks = mesh.get_rank(), mesh.size()
+    own = [update for i, update in enumerate(map(whole, updates)) if i % ranks == rank]  # the others' are let go again
+    done = orthogonalise(torch.stack(own)) if own else own
+    blank = torch.empty(first.shape, dtype=first.dtype, device=first.device)  # stands for what another rank sends
+    sent = [done[i // ranks] if i % ranks == rank else blank for i in range(len(updates))]
+    return [distribute_tensor(one, mesh, first.placements, src_data_rank=i % ranks) for i, one in enumerate(sent)]
+
+
 class Muon(torch.optim.Optimizer):
     """For weight matrices only; weight decay is decoupled."""
 
@@ -37,6 +58,9 @@ class Muon(torch.optim.Optimizer):
         self, matrices: Iterable[Tensor], lr: float, *, momentum: float = 0.95, weight_decay: float = 0.0
     ) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                self.state[matrix]["momentum"] = torch.zeros_like(matrix)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -52,10 +76,8 @@ class Muon(torch.optim.Optimizer):
                 for matrix in matrices:
                     state, gradient = self.state[matrix], matrix.grad
                     assert gradient is not None
-                    if not state:
-                        state["momentum"] = torch.zeros_like(matrix)
                     state["momentum"].lerp_(gradient, 1 - group["momentum"])
                     updates.append(torch.lerp(gradient, state["momentum"], group["momentum"]))  # Nesterov
                 scale = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for matrix, update in zip(matrices, orthogonalise(torch.stack(updates)), strict=True):
+                for matrix, update in zip(matrices, _orthogonal(updates), strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)

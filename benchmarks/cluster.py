@@ -1,0 +1,44 @@
+"""What a run on several devices and machines has to hold, stage by stage.
+
+    python benchmarks/cluster.py --stage equality [--worlds 2,4] [--json FILE]
+
+equality: ranks against one process, weights and metrics after two updates, checkpoints across group sizes (gloo, CPU).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[0] = str(HERE.parent)  # not this folder: sandbox.py and envs.py in it are no packages
+sys.path.append(str(HERE))
+
+
+def equality(options: argparse.Namespace) -> dict[str, object]:
+    from cluster_parts import equality
+
+    found = equality.measure([int(world) for world in options.worlds.split(",")])
+    print(equality.table(found))
+    return found
+
+
+STAGES = {"equality": equality}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=list(STAGES), required=True)
+    parser.add_argument("--worlds", default="2,4", help="numbers of ranks (default 2,4)")
+    parser.add_argument("--json", type=lambda name: Path(name).absolute(), help="write the numbers there, too")
+    options = parser.parse_args()
+    found = STAGES[options.stage](options)
+    if options.json:
+        options.json.write_text(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
