@@ -1,6 +1,6 @@
 """What a run on several devices and machines has to hold, stage by stage.
 
-    python benchmarks/cluster.py --stage equality [--worlds 2,4] [--json FILE]
+    python benchmarks/cluster.py --stage equality [--worlds 2,4] [--quick] [--json FILE]
 
 equality: ranks against one process, weights and metrics after two updates, checkpoints across group sizes (gloo, CPU).
 """
@@ -20,7 +20,8 @@ sys.path.append(str(HERE))
 def equality(options: argparse.Namespace) -> dict[str, object]:
     from cluster_parts import equality
 
-    found = equality.measure([int(world) for world in options.worlds.split(",")])
+    worlds = [int(world) for world in options.worlds.split(",")]
+    found = equality.measure(worlds, quick=options.quick)
     print(equality.table(found))
     return found
 
@@ -32,6 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=list(STAGES), required=True)
     parser.add_argument("--worlds", default="2,4", help="numbers of ranks (default 2,4)")
+    parser.add_argument("--quick", action="store_true", help="more than two ranks only where that is something new")
     parser.add_argument("--json", type=lambda name: Path(name).absolute(), help="write the numbers there, too")
     options = parser.parse_args()
     found = STAGES[options.stage](options)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cluster_parts.rank_cases import CASES, Case, advance, learner_of, numbers_of
+from cluster_parts.rank_cases import CASES, WIDE, Case, advance, learner_of, numbers_of
 
 from solostream.training.cluster.rank_group import ALONE, RankGroup, join, meet, reach
 from solostream.training.config.learner import LoraConfig
@@ -30,12 +30,15 @@ RESUMED = {
 CLOCK = ("tokens_per_s",)  # what is no number of the update
 
 
-def measure(worlds: Sequence[int] = (2, 4)) -> dict[str, Any]:
-    """By case and number of ranks the largest differences from one process. Children are forked before torch works."""
+def measure(worlds: Sequence[int] = (2, 4), *, quick: bool = False) -> dict[str, Any]:
+    """By case and number of ranks the largest differences from one process. Children are forked before torch works.
+
+    quick: more than two ranks only in the cases WIDE.
+    """
     with tempfile.TemporaryDirectory(prefix="solostream-equality-") as name:
         folder = Path(name)
         os.chdir(folder)  # where a batch that cannot be trained on is written
-        children = [_child(rank, worlds, folder) for rank in range(max(worlds))]
+        children = [_child(rank, worlds, folder, quick) for rank in range(max(worlds))]
         torch.set_num_threads(1)
         one: dict[str, Any] = {case: numbers_of(CASES[case]) for case in CASES}
         resumed = {case: numbers_of(RESUMED[case]) for case in RESUMED}
@@ -49,7 +52,7 @@ def measure(worlds: Sequence[int] = (2, 4)) -> dict[str, Any]:
         found: dict[str, Any] = {"cases": {}, "resumed": {}}
         for world in worlds:
             many = torch.load(folder / f"numbers-{world}.pt", weights_only=False)
-            for case in CASES:
+            for case in CASES.keys() & many.keys():
                 found["cases"].setdefault(case, {})[str(world)] = _difference(one[case], many[case])
             for case, taken in many["resumed"].items():
                 for source, numbers in taken.items():
@@ -62,7 +65,7 @@ def measure(worlds: Sequence[int] = (2, 4)) -> dict[str, Any]:
     return found
 
 
-def _child(rank: int, worlds: Sequence[int], folder: Path) -> int:
+def _child(rank: int, worlds: Sequence[int], folder: Path, quick: bool) -> int:
     child = os.fork()
     if child:
         return child
@@ -70,16 +73,14 @@ def _child(rank: int, worlds: Sequence[int], folder: Path) -> int:
         torch.set_num_threads(1)
         for world in sorted(worlds):
             if rank < world:
-                _rank(rank, world, folder)
-            elif rank >= max(worlds):
-                break
+                _rank(rank, world, folder, WIDE if quick and world > 2 else tuple(CASES))
         os._exit(0)  # without the interpreter's way out, on which torch's threads were seen to abort
     except BaseException:
         traceback.print_exc()
         os._exit(1)
 
 
-def _rank(rank: int, world: int, folder: Path) -> None:
+def _rank(rank: int, world: int, folder: Path, cases: Sequence[str]) -> None:
     place = folder / f"port-{world}"
     if rank == 0:
         store = meet("127.0.0.1")
@@ -89,7 +90,7 @@ def _rank(rank: int, world: int, folder: Path) -> None:
         _wait(place)
         store = reach("127.0.0.1", int(place.read_text()), 300)
     group = join(rank, world, store, torch.device("cpu"), 300)
-    found: dict[str, Any] = {case: numbers_of(CASES[case], group) for case in CASES}
+    found: dict[str, Any] = {case: numbers_of(CASES[case], group) for case in cases}
     _wait(folder / "ready")
     found["resumed"] = {case: {} for case in RESUMED}
     for case in RESUMED:
@@ -138,16 +139,18 @@ def _wait(path: Path) -> None:
 
 
 def table(found: dict[str, Any]) -> str:
-    worlds = list(next(iter(found["cases"].values())))
+    worlds = list(found["cases"]["the defaults"])
     lines = ["weights after two updates: largest absolute difference from one process, by ranks", ""]
     lines.append(f"{'case':45}" + "".join(f"{world:>12}" for world in worlds) + "  largest of a metric")
-    for case, by_world in found["cases"].items():
+    for case in CASES:
+        by_world = found["cases"][case]
         if case == "a gradient that is not finite":
             said = "the same tasks named" if all(d["same"] for d in by_world.values()) else "OTHER TASKS NAMED"
             lines.append(f"{case:45}{said}")
             continue
         metric = max(d["metrics"] for d in by_world.values())
-        lines.append(f"{case:45}" + "".join(f"{by_world[w]['weights']:12.1e}" for w in worlds) + f"{metric:12.1e}")
+        seen = "".join(f"{by_world[w]['weights']:12.1e}" if w in by_world else " " * 12 for w in worlds)
+        lines.append(f"{case:45}{seen}{metric:12.1e}")
     lines += ["", "resumed after one update, against the uninterrupted run", ""]
     lines += [f"{case:45}{d['weights']:12.1e}{d['metrics']:12.1e}" for case, d in found["resumed"].items()]
     every = [d for by_world in found["cases"].values() for d in by_world.values()] + list(found["resumed"].values())
