@@ -299,15 +299,9 @@ class Learner:
         losses, sums = objective(tokens, sampler, entropy, reference, loss=self.loss, config=self.config)
 
         # One weight for all tokens of a trajectory, fixed by the whole step and not by this pack.
-        weights = torch.tensor(
-            [step.weights[piece.row] for piece in pieces],
-            dtype=torch.float32,
-            device=device,
-        )  # [pieces]
-        counts = torch.tensor(
-            [len(piece) for piece in pieces],
-            device=device,
-        )  # int64 [pieces]
+        of_piece = [step.weights[piece.row] for piece in pieces]
+        weights = torch.tensor(of_piece, dtype=torch.float32, device=device)  # [pieces]
+        counts = torch.tensor([len(piece) for piece in pieces], device=device)  # int64 [pieces]
         losses = losses * weights.repeat_interleave(counts)
         loss = losses.sum()  # a number
         loss.backward()
