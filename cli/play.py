@@ -51,8 +51,8 @@ def play(
 def _game(env: gymnasium.Env[str, str], core: ToolEnv, seed: int | None, task_id: str | None) -> int:
     _, info = env.reset(seed=seed, options={"task_id": task_id} if task_id else None)
     for tool in core.tools:
-        function = tool["function"]
-        print(f"[tool] {function['name']}({', '.join(function['parameters']['properties'])}): {function['description']}")
+        told = tool["function"]
+        print(f"[tool] {told['name']}({', '.join(told['parameters']['properties'])}): {told['description']}")
     _show(info["messages"])
     while (text := _turn(core)) is not None:
         _, reward, terminated, truncated, info = env.step(text)
