@@ -20,7 +20,8 @@ _TRIES = re.compile(
     |(?P<bracket>\[/?(?:TOOL_CALLS?|PYTHON|TOOL_REQUEST|FUNCTION_CALL|ARGS)\])
     |(?P<action>^[ \t]{0,8}(?:Action(?:[ ]Input)?|Tool[ ]?Call|Function[ ]Call)[ ]{0,4}:[ \t]{0,4}\S)
     |(?P<ticks>^[ \t>]{0,40}(?:`{1,2}|~{1,2}|'{3}|"{3})[ \t]{0,4}(?:python|py|ipython|tool_code)[\d.]{0,5}[ \t]{0,8}$)
-    |(?P<inline>`{3,40}[ \t]{0,4}(?:python|py|ipython|tool_code)[\d.]{0,5}(?:[ \t\r\n]|\Z))
+    |(?P<inline>`{3,40}[ \t]{0,4}(?:python|py|ipython|tool_code|jupyter|pycon|repl)[\d.]{0,5}
+        (?:[_-]?(?:repl|console))?(?:[ \t\r\n]|\Z))
     |(?P<json>["']name["']\s{0,8}:\s{0,8}["'][\w.-]{1,80}["']\s{0,8},\s{0,8}["'](?:arguments|parameters|args|input)["'])
     """,
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,

@@ -16,25 +16,17 @@ import sympy
 
 from solostream.envs.rewards.grading import latex_reader, python_reader
 from solostream.envs.rewards.grading.limits import TooLarge
-from solostream.envs.rewards.grading.literals import Number, close, number, same_number
+from solostream.envs.rewards.grading.literals import Number, close, number, same_date, same_number
 from solostream.envs.rewards.grading.python_reader import Unreadable
 from solostream.envs.rewards.grading.real_sets import real_set, same_set
 from solostream.envs.rewards.grading.rules import Rules, Verdict
 from solostream.envs.rewards.grading.structure import Node, read
-from solostream.envs.rewards.grading.text import clean
+from solostream.envs.rewards.grading.text import clean, same_words, without_label
 from solostream.envs.rewards.grading.units import Measure, ratio
 from solostream.envs.rewards.grading.values import proportional, same
 
 _NAME = re.compile(r"\\?[A-Za-z]{1,9}'?(?: ?_ ?\{?[A-Za-z0-9, ]+\}?)?(?: ?\([a-zA-Z, \\]{1,20}\))?")
 _NO = "nothing says that they are the same"
-_NOTHING = {
-    "emptyset", "no solution", "no solutions", "none", "empty set", "dne", "does not exist", "no real solution",
-    "no real solutions", "the empty set",
-}  # fmt: skip
-_SPELLINGS = {
-    "\\emptyset": "emptyset", "\\{\\}": "emptyset", "\\{ \\}": "emptyset", "EmptySet": "emptyset", "set()": "emptyset",
-    "\\text{DNE}": "dne", "\\varnothing": "emptyset", "EmptySet()": "emptyset", "[]": "emptyset",
-}  # fmt: skip
 
 
 def grade(gold: str, answer: str, rules: Rules) -> Verdict:
@@ -44,8 +36,12 @@ def grade(gold: str, answer: str, rules: Rules) -> Verdict:
         return Verdict(False, "an empty answer")
     if _flat(gold) == _flat(answer):
         return Verdict(True, "the same text")
-    if rule := _same_words(gold, answer):
+    if rule := same_words(gold, answer):
         return Verdict(True, rule)
+    if (rule := same_date(gold, answer)) is not None:
+        return Verdict(bool(rule), rule or "another date, or none")
+    if bare := without_label(gold, answer):
+        return grade(*bare, rules)
     expected = read(gold)
     given = read(answer, items=len(expected.parts))
     try:
@@ -60,24 +56,6 @@ def grade(gold: str, answer: str, rules: Rules) -> Verdict:
 def _flat(text: str) -> str:
     """Without spaces, except between letters or digits, where they separate."""
     return re.sub(r"(?<![0-9A-Za-z,])\s+|\s+(?![0-9A-Za-z])|(?<=,)\s+(?!\d)|(?<=\D,)\s+", "", text)
-
-
-def _same_words(gold: str, answer: str) -> str | None:
-    """Words, whatever their case; choices with and without brackets; ways to say that there is nothing."""
-    one, other = (_SPELLINGS.get(text, text).casefold() for text in (gold, answer))
-    if one in _NOTHING and other in _NOTHING and "emptyset" in (one, other):
-        return "both say that there is none"
-    if len(_choice(one)) == 1 and _choice(one) == _choice(other):
-        return "the same choice"
-    letters = [re.sub(r"[\s.,'’!-]+", " ", text).strip() for text in (one, other)]
-    if letters[0] == letters[1] and re.fullmatch(r"[^\W\d_](?:[^\W\d_]| )*", letters[0]):
-        return "the same words"
-    return None
-
-
-def _choice(text: str) -> str:
-    match = re.fullmatch(r"(?:option |choice |answer )?\(? ?([a-z]) ?[).]?", text)
-    return match[1] if match else text
 
 
 def _same(gold: Node, answer: Node, rules: Rules) -> str | None:
@@ -294,7 +272,7 @@ def _same_atoms(gold: Node, answer: Node, rules: Rules) -> str | None:
         return _same_bases(gold, answer)
     words = [node for node in (gold, answer) if node.kind == "words"]
     if words and (len(words) == 2 or len(words[0].text) > 3):  # `xyz` against `x*y*z` may be a product
-        return _same_words(gold.text, answer.text)
+        return same_words(gold.text, answer.text)
     one = gold.measure or Measure(gold.text, None)
     other = answer.measure or Measure(answer.text, None)
     return _same_quantities(one, other, rules)

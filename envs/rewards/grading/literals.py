@@ -46,6 +46,9 @@ _PERIODIC = re.compile(
 )
 
 
+_DATE = re.compile(r"(\d{4})([-/.])\d{1,2}\2\d{1,2}|\d{1,2}([-/.])\d{1,2}\3\d{4}", re.ASCII)
+
+
 @dataclass(frozen=True, slots=True)
 class Number:
     """An exact value and its writing: `places` after the point and `digits` that count; both 0 without a point."""
@@ -105,6 +108,27 @@ def _periodic(match: re.Match[str]) -> Number:
     value = Fraction(int(match["whole"] + head), 10 ** len(head))
     value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(head))
     return Number(-value if match["sign"] == "-" else value)
+
+
+def same_date(gold: str, answer: str) -> str | None:
+    """The rule by which two dates in digits are one, "" where they are not; None: neither is a date.
+
+    What is expected decides: 2024-1-5 may be left for 2018, `2024-01-05` never.
+    """
+    expected, given = _date(gold), _date(answer)
+    if expected is None:
+        return "" if given and re.search(r"\b0\d\b", answer) else None
+    return "the same date" if expected == given else ""
+
+
+def _date(text: str) -> tuple[int, ...] | None:
+    """The numbers of a date that is written in digits, year first; None: it is none."""
+    match = _DATE.fullmatch(text)
+    if match is None:
+        return None
+    numbers = [int(piece) for piece in re.split("[-/.]", text)]
+    # Day and month stay as they are written: which is which, nothing says.
+    return tuple(numbers) if len(match[1] or "") else (numbers[2], *numbers[:2])
 
 
 def same_number(one: Number, other: Number) -> str | None:

@@ -82,7 +82,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(
         ("Matrix", "ImmutableMatrix", "MutableDenseMatrix", "ImmutableDenseMatrix"), lambda rows: _matrix(rows)
     ),
-    **dict.fromkeys(("array", "list", "sorted"), lambda items: items),
+    **dict.fromkeys(("array", "tensor", "list", "sorted"), lambda items: items),
     **dict.fromkeys(("tuple", "Tuple"), lambda *items: sympy.Tuple(*(items[0] if len(items) == 1 else items))),
     **dict.fromkeys(("set", "frozenset"), lambda *items: sympy.FiniteSet(*(items[0] if items else ()))),
     "FiniteSet": sympy.FiniteSet,
@@ -100,7 +100,22 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "And": sympy.And,
     "Or": sympy.Or,
 }
-_MODULES = {"np", "numpy", "math", "cmath", "sympy", "sp", "fractions", "decimal", "S", "mpmath", "mp", "datetime"}
+_MODULES = {
+    "np",
+    "numpy",
+    "math",
+    "cmath",
+    "sympy",
+    "sp",
+    "fractions",
+    "decimal",
+    "S",
+    "mpmath",
+    "mp",
+    "datetime",
+    "torch",
+    "jnp",
+}
 _GREEK_TEXT = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu nu xi rho sigma tau upsilon phi chi psi"
     " omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega"

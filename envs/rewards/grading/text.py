@@ -73,7 +73,7 @@ _BRACKET_RULES = [(re.compile(pattern), spelling) for pattern, spelling in _BRAC
 _SHORT_FRACTION = re.compile(r"\\frac\s*(\d|\{[^{}]*\})\s*(\d|[a-zA-Z](?![a-zA-Z])|\{[^{}]*\})")
 _SHORT_ROOT = re.compile(r"\\sqrt\s*(\d+|[a-zA-Z](?![a-zA-Z]))")
 _QUOTES = ("**", "__", "``", "`", '"', "'", "*")
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\\!|, ?\\!)\d{3})+(?!\d)")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\\!|, ?\\!|['’])\d{3})+(?!\d)")
 
 
 def clean(text: str) -> str:
@@ -88,6 +88,7 @@ def clean(text: str) -> str:
     for pattern, spelling in _BRACKET_RULES:
         text = pattern.sub(spelling, text)
     text = re.sub(r"\b([aApP])\.\s?[mM]\.?(?![A-Za-z])", r"\1m", text)
+    text = re.sub(r"(?<=\d)(\s?)([AP])M(?![A-Za-z])", lambda match: f"{match[1]}{match[2].lower()}m", text)
     text = _money(text)
     text = _SHORT_FRACTION.sub(lambda m: rf"\frac{{{m[1].strip('{}')}}}{{{m[2].strip('{}')}}}", text)
     text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
@@ -172,6 +173,51 @@ def _round_roots(text: str) -> str:
                 text = f"{text[:start]}{{{text[opened + 1 : end]}}}{text[end + 1 :]}"
                 break
     return text
+
+
+_NOTHING = {"emptyset", "no solution", "none", "does not exist", "no real solution"}
+_SPELLINGS = {
+    "\\emptyset": "emptyset", "\\{\\}": "emptyset", "\\{ \\}": "emptyset", "emptyset()": "emptyset",
+    "set()": "emptyset", "[]": "emptyset", "{}": "emptyset", "empty set": "emptyset", "the empty set": "emptyset",
+    "dne": "does not exist",
+    "no solutions": "no solution", "no real solutions": "no real solution",
+}  # fmt: skip
+_LABEL = re.compile(r"\(([A-J])\) (?=\S)|([A-J])[.)] (?=[-+\d\\$])")
+
+
+def same_words(gold: str, answer: str) -> str | None:
+    """Words, whatever their case; choices with and without brackets; ways to say that there is nothing."""
+    one, other = (_SPELLINGS.get(text.casefold(), text.casefold()) for text in (gold, answer))
+    if one in _NOTHING and other in _NOTHING and (one == other or "emptyset" in (one, other)):
+        return "both say that there is none"
+    if len(_choice(one)) == 1 and _choice(one) == _choice(other):
+        return "the same choice"
+    letters = [re.sub(r"[\s.,'’!-]+", " ", text).strip() for text in (one, other)]
+    if letters[0] == letters[1] and re.fullmatch(r"[^\W\d_](?:[^\W\d_]| )*", letters[0]):
+        return "the same words"
+    return None
+
+
+def without_label(gold: str, answer: str) -> tuple[str, str] | None:
+    """The two, where only one has the letter of a choice before its value: `(A) 12` is A and is 12, never B or 13.
+
+    None: neither has, or both have.
+    """
+    labels = [_LABEL.match(text) for text in (gold, answer)]
+    if bool(labels[0]) != bool(labels[1]):
+        texts = [gold, answer]
+        at = 0 if labels[0] else 1
+        match = labels[at]
+        assert match is not None
+        only_letter = len(_choice(texts[1 - at].casefold())) == 1
+        texts[at] = (match[1] or match[2]) if only_letter else texts[at][match.end() :]
+        return texts[0], texts[1]
+    return None
+
+
+def _choice(text: str) -> str:
+    match = re.fullmatch(r"(?:option |choice |answer )?\(? ?([a-z]) ?[).]?", text)
+    return match[1] if match else text
 
 
 def _trim(text: str) -> str:
