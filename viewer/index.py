@@ -102,7 +102,8 @@ class Index:
             if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:  # new, of another version, or deleted
                 self._start_anew(db)
             offset, number, count, *last = db.execute("SELECT * FROM progress").fetchone()
-            if not number and not self.path.exists():  # of a run that has just begun
+            # Nothing is to be read, or the run has just begun and there is nothing yet.
+            if not most or (not number and not self.path.exists()):
                 return 0
             if not self._still_there(*last):
                 self._start_anew(db)

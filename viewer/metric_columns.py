@@ -11,7 +11,7 @@ import threading
 from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 NAN = math.nan
 
@@ -52,7 +52,9 @@ class Columns:
 
 
 class Metrics:
-    """Of one run; no file is no rows. Damaged lines (the last is often half-written) are skipped."""
+    """Of one run; no file, or one that may not be read, is no rows. Damaged lines (the last is often half-written) are
+    skipped.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
@@ -84,27 +86,28 @@ class Metrics:
     def _refresh(self) -> None:
         try:
             about = self._path.stat()
+            file = self._path.open("rb")
         except OSError:
             self._forget()
             return
         if about.st_ino != self._born or about.st_size < self._offset:  # a resumed run has written it anew
             self._forget()
             self._born = about.st_ino
-        for row in self._appended():
-            phase = row.get("phase")
-            if isinstance(phase, str) and isinstance(row.get("step"), int):
-                self._phases.setdefault(phase, Columns()).append(row)
+        with file:
+            for row in self._appended(file):
+                phase = row.get("phase")
+                if isinstance(phase, str) and isinstance(row.get("step"), int):
+                    self._phases.setdefault(phase, Columns()).append(row)
 
-    def _appended(self) -> Iterator[dict[str, Any]]:
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._offset += len(line)
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(row, dict):
-                    yield row
+    def _appended(self, file: BinaryIO) -> Iterator[dict[str, Any]]:
+        file.seek(self._offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            self._offset += len(line)
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield row

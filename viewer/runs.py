@@ -108,7 +108,10 @@ class _Follower:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         for source in sources:
-            source.index.refresh(100)  # the first page is there when the first request comes
+            try:
+                source.index.refresh(100)  # the first page is there when the first request comes
+            except OSError as error:  # one that may not be read is no reason to show none
+                source.trouble = str(error)
         self._sources, self._ending = list(sources), threading.Event()
         pairs = [str(path) for source in sources for path in (source.index.place.resolve(), source.path.resolve())]
         self._process = subprocess.Popen(
@@ -141,7 +144,10 @@ class _Follower:
 
 
 def _is_run(place: Path) -> bool:
-    return place.is_file() or any((place / name).is_file() for name in (*FILE_NAMES, *BEGUN))
+    try:
+        return place.is_file() or any((place / name).is_file() for name in (*FILE_NAMES, *BEGUN))
+    except PermissionError:  # somebody's private folder among the others
+        return False
 
 
 def _holds_runs(place: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def find_tokenizer(place: Path) -> Path | None:
     folder = place if place.is_dir() else place.parent
     found = [folder / "tokenizer.json", *folder.glob("*/tokenizer.json"), *folder.glob("checkpoints/*/tokenizer.json"),
              *folder.glob("checkpoints/*/*/tokenizer.json")]  # fmt: skip
-    found = [path for path in found if path.is_file()]
+    found = [path for path in found if path.is_file() and os.access(path, os.R_OK)]
     if found:
         return max(found, key=lambda path: path.stat().st_mtime)
     try:

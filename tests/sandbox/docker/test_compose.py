@@ -55,12 +55,15 @@ def test_the_viewer_profile_lists_the_runs_that_are_there_and_those_that_come(im
     extra |= {"SOLOSTREAM_VIEWER_PORT": str(port), "SOLOSTREAM_RUNS": str(runs)}
     project = f"{PROJECT}-viewer"
 
-    def names():
+    def listed():
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/runs", timeout=5) as answer:
-                return [run["name"] for run in json.load(answer)]
+                return json.load(answer)
         except OSError:
             return None
+
+    def names():
+        return [run["name"] for run in listed() or []]
 
     try:
         output(*command, "-p", project, "--profile", "viewer", "up", "-d", "--no-build", "viewer", **extra)
@@ -70,6 +73,21 @@ def test_the_viewer_profile_lists_the_runs_that_are_there_and_those_that_come(im
             time.sleep(0.2)
         (runs / "later" / "config.toml").touch()
         assert names() == ["first", "later"]
+        # What only its owner may read is told, and keeps nobody from the others; to its owner it is shown.
+        for private in (runs / "first" / "config.toml", runs / "first" / "trajectories.jsonl"):
+            private.write_text("")
+            private.chmod(0o600)
+        (runs / "later").chmod(0o700)
+        up = [*command, "-p", project, "--profile", "viewer", "up", "-d", "--no-build", "--force-recreate", "viewer"]
+        for user, shown in (
+            ("65534:65534", {"first": True}),
+            (f"{os.getuid()}:{os.getgid()}", {"first": False, "later": False}),
+        ):
+            output(*up, **extra, SOLOSTREAM_USER=user)
+            end = time.monotonic() + 60
+            while (found := listed()) is None or {run["name"]: bool(run["trouble"]) for run in found} != shown:
+                assert time.monotonic() < end, (user, found)
+                time.sleep(0.2)
     finally:
         output(*command, "-p", project, "--profile", "viewer", "down", "-t", "1", **extra)
 
