@@ -78,7 +78,20 @@ def test_the_viewer_profile_lists_the_runs_that_are_there_and_those_that_come(im
             private.write_text("")
             private.chmod(0o600)
         (runs / "later").chmod(0o700)
-        up = [*command, "-p", project, "--profile", "viewer", "up", "-d", "--no-build", "--force-recreate", "viewer"]
+        up = [
+            *command,
+            "-p",
+            project,
+            "--profile",
+            "viewer",
+            "up",
+            "-d",
+            "--no-build",
+            "--force-recreate",
+            "-t",
+            "1",
+            "viewer",
+        ]
         for user, shown in (
             ("65534:65534", {"first": True}),
             (f"{os.getuid()}:{os.getgid()}", {"first": False, "later": False}),
