@@ -23,9 +23,10 @@ from solostream.agent.trajectory_file import Given, Line, read_line, read_lines
 from solostream.errors import UserError
 from solostream.evaluation.metrics import SOLVED
 from solostream.evaluation.samples import reduce
+from solostream.viewer import trees
 
-_VERSION = 7  # of the schema below: an index of another version is thrown away
-_SCHEMA = """
+_VERSION = 8  # of the schema below: an index of another version is thrown away
+_SCHEMA = f"""{trees.SCHEMA}
 CREATE TABLE tasks (id INTEGER PRIMARY KEY, task_id TEXT UNIQUE, prompt TEXT);
 CREATE TABLE words (id INTEGER PRIMARY KEY, kind TEXT, word TEXT, UNIQUE (kind, word));
 CREATE TABLE rows (
@@ -112,6 +113,7 @@ class Index:
             for line in islice(read_lines(self.path, offset, number), most):
                 if line.trajectory is not None:
                     db.execute(_INSERT, (count, *_row(line, ids)))
+                    trees.add(db, count, line.trajectory)
                     count += 1
                 elif line.update is not None:
                     _weigh(db, line.update)
@@ -270,7 +272,7 @@ class Index:
             db.execute("COMMIT")
 
     def _start_anew(self, db: sqlite3.Connection) -> None:
-        for table in ("rows", "tasks", "words", "turn_advantages", "damage", "progress"):
+        for table in ("rows", "tasks", "words", "turn_advantages", "leaves", "damage", "progress"):
             db.execute(f"DROP TABLE IF EXISTS {table}")
         for statement in _SCHEMA.split(";"):
             db.execute(statement)

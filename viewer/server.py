@@ -23,7 +23,7 @@ from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
 from solostream.evaluation.tool_use import observe
 from solostream.evaluation.training_curves import CHARTS
-from solostream.viewer import aggregates, export, overview, scores
+from solostream.viewer import aggregates, export, overview, scores, trees
 from solostream.viewer.index import FILTERS, NARROW
 from solostream.viewer.report import write_report
 from solostream.viewer.runs import Runs, Source
@@ -209,6 +209,11 @@ def _of_trajectories(api: APIRouter, shown: Runs) -> None:
     ) -> dict[str, Any]:  # fmt: skip
         index, wanted = _source(shown, run).index, [name for name in filters.split(",") if name]
         return index.page(wanted, query, sort, descending, offset, limit, _narrow(request))
+
+    @api.get("/runs/{run}/rows/{row}/tree")
+    def tree(run: str, row: int) -> list[dict[str, Any]]:
+        """The leaves of the tree that it is one of; none for an episode of its own."""
+        return trees.tree_of(_source(shown, run).index.select, row)
 
     @api.get("/runs/{run}/counts")
     def counts(request: Request, run: str, query: str = "") -> dict[str, int]:

@@ -3,9 +3,10 @@ import { marker } from "./diff.js";
 import { el, number, plural } from "./dom.js";
 import { ledger, tokens } from "./ledger.js";
 import { api, runPath } from "./page.js";
+import { tree } from "./tree.js";
 import { turns } from "./turns.js";
 
-export const TABS = { turns: "Conversation", tokens: "Tokens", ledger: "Ledger", record: "Record", compare: "Compare" };
+export const TABS = { turns: "Conversation", tokens: "Tokens", ledger: "Ledger", record: "Record", compare: "Compare", tree: "Tree" };
 export const mark = (row) => el("span", { className: `mark ${row.reward > 0.5 ? "good" : "bad"}`, title: `reward ${row.reward}` }, el("span", { "aria-hidden": true }, row.reward > 0.5 ? "✓" : "✗"), el("span", { className: "hidden" }, row.reward > 0.5 ? "right" : "wrong"));
 
 // Every call either passed or is an error: there are never more errors than calls.
@@ -89,11 +90,12 @@ async function compare(body, state, { attempts, redraw }) {
     el("section", { "aria-label": "The other attempt" }, el("h2", {}, select), turns(got.record, { paint: marker(got.record, body.record), advantages: got.row.advantages, prefix: "b" })));
 }
 
-// `state`: run, tab, colour, maths, other. `to`: turn(tab), redraw(), attempts().
+// `state`: run, tab, colour, maths, other. `to`: turn(tab), redraw(), attempts(), open(row).
 export async function detail(body, state, to) {
   const { row, record } = body;
-  const tabs = el("div", { className: "tabs", role: "tablist", "aria-label": "Views of the trajectory" }, Object.entries(TABS).map(([name, text], i) =>
-    el("button", { role: "tab", id: `tab-${name}`, "aria-controls": "view", "aria-selected": name === state.tab, onclick: () => to.turn(name) }, text, el("kbd", { "aria-hidden": true }, String(i + 1)))));
+  const shown = state.tab === "tree" && !record.branch ? "turns" : state.tab; // only what branched has a tree
+  const tabs = el("div", { className: "tabs", role: "tablist", "aria-label": "Views of the trajectory" }, Object.entries(TABS).filter(([name]) => name !== "tree" || record.branch).map(([name, text], i) =>
+    el("button", { role: "tab", id: `tab-${name}`, "aria-controls": "view", "aria-selected": name === shown, onclick: () => to.turn(name) }, text, el("kbd", { "aria-hidden": true }, String(i + 1)))));
   const save = (form, text) => el("a", { className: "button", download: "", href: `/api/${runPath(state.run)}/rows/${row.id}/export?form=${form}` }, text);
   const title = el("div", { className: "title" }, el("h1", {}, mark(row), record.task_id, row.step !== null && el("span", { className: "pill" }, `step ${row.step}`),
     row.sample !== null && el("span", { className: "pill" }, `sample ${row.sample}`), badges(row)), el("span", { className: "gap" }), save("markdown", "Markdown"), save("inspect", "Inspect log"));
@@ -103,9 +105,10 @@ export async function detail(body, state, to) {
     ledger: () => ledger(body),
     record: () => el("pre", { className: "raw", tabindex: 0 }, JSON.stringify({ ...record, token_ids: "…", action_mask: "…", logprobs: "…", versions: "…" }, null, 2)),
     compare: () => compare(body, state, to),
+    tree: () => tree(body, state.run, to.open),
   };
   const go = (i) => to.turn("turns").then(() => { const turn = document.getElementById(`turn-${i}`); if (turn) { turn.open = true; turn.scrollIntoView({ behavior: "smooth" }); } });
-  const content = await views[state.tab]();
-  return el("div", { className: `page ${state.tab === "compare" ? "wide" : ""}` }, title, verdict(body), facts(body), ribbon(record, go), tabs,
-    el("div", { id: "view", role: "tabpanel", "aria-labelledby": `tab-${state.tab}` }, content));
+  const content = await views[shown]();
+  return el("div", { className: `page ${shown === "compare" ? "wide" : ""}` }, title, verdict(body), facts(body), ribbon(record, go), tabs,
+    el("div", { id: "view", role: "tabpanel", "aria-labelledby": `tab-${shown}` }, content));
 }

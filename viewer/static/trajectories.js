@@ -15,7 +15,7 @@ const SORTS = {
 const NARROW = ["step", "source", "kind", "ending", "error", "task"]; // to one value each
 const NOTHING = ["Nothing here yet", "Trajectories appear as soon as the run has written one."];
 const KEYS = [
-  ["j  k  ↓  ↑", "next, previous trajectory"], ["n  p", "next, previous attempt at this problem"], ["1 … 5", "conversation, tokens, ledger, record, compare"],
+  ["j  k  ↓  ↑", "next, previous trajectory"], ["n  p", "next, previous attempt at this problem"], ["1 … 6", "conversation, tokens, ledger, record, compare, tree"],
   ["/", "search"], ["Esc", "leave the search, close"], ["g  G", "first, last"], ["f", "follow the newest"], ["m", "formulas or their LaTeX"],
 ];
 
@@ -122,7 +122,7 @@ async function show() {
   if (!body) return;
   const mine = ++drawing;
   name(`${body.record.task_id} #${body.row.id} · ${state.run}`);
-  const made = await detail(body, state, { turn, redraw: guarded(show), attempts });
+  const made = await detail(body, state, { turn, redraw: guarded(show), attempts, open: guarded(open) });
   if (mine !== drawing) return;
   $("detail").replaceChildren(made);
 }
