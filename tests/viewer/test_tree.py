@@ -93,12 +93,12 @@ def test_a_tree_is_drawn_and_opens_its_leaves(browser, site: str, tmp_path: Path
     ]
     assert page.locator('.tree button[aria-current="true"]').count() == 1
 
-    # A line begins where it forks: as far along the track as its token is along the longest leaf (138 tokens).
+    # A line begins where it forks: as far along the track as its token is along the longest leaf, 132 tokens.
     def left(i: int) -> float:
-        track, part = lines.nth(i).locator(".track").bounding_box(), lines.nth(i).locator(".part").first.bounding_box()
+        track, part = lines.nth(i).locator(".lane").bounding_box(), lines.nth(i).locator(".part").first.bounding_box()
         return (part["x"] - track["x"]) / track["width"]
 
-    longest = 9 + 20 + 8 + 15 + 8 + 70
+    longest = 9 + 35 + 8 + 12 + 8 + 60
     assert [left(i) for i in range(5)] == pytest.approx([0, 85 / longest, 37 / longest, 60 / longest, 0], abs=0.01)
     # The stroke of leaf 2 comes down from its parent's line, past leaf 3.
     stroke, parent = lines.nth(2).locator(".fork").bounding_box(), lines.nth(0).bounding_box()

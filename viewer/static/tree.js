@@ -20,7 +20,7 @@ export async function tree({ row, record }, run, open) {
   const line = new Map(leaves.map((leaf, i) => [leaf.leaf, i]));
   const drawn = leaves.map((leaf, i) => {
     const start = leaf.forks.at(-1) ?? 0;
-    const track = el("span", { className: "track", "aria-hidden": true }, leaf.turns.filter((turn) => turn[2] > start).map(([role, from, to]) => {
+    const track = el("span", { className: "lane", "aria-hidden": true }, leaf.turns.filter((turn) => turn[2] > start).map(([role, from, to]) => {
       const part = el("i", { className: `part ${role}`, title: `${role}: ${plural(to - from, "token")}` });
       part.style.left = share(Math.max(from, start));
       part.style.width = `max(2px, calc(${share(to - Math.max(from, start))} - 2px))`;
