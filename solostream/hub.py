@@ -1,10 +1,46 @@
-"""Why a name did not come from the Hugging Face Hub, in words that say what to do."""
+"""Names of the Hugging Face Hub: asked for without a dozen lines of retries, and why one did not come, in one line."""
 
 from __future__ import annotations
 
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+class _Retries(logging.Filter):
+    """Leaves out that a request is tried again; whatever else their client has to say passes."""
+
+    NOISE = re.compile(r"Retrying in |thrown while requesting ")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not self.NOISE.search(record.getMessage())
+
+
+_RETRIES, _CLIENT = _Retries(), logging.getLogger("huggingface_hub.utils._http")
+_asking, _count_lock = 0, threading.Lock()
+
+
+@contextmanager
+def asked() -> Iterator[None]:
+    """Held around a request to the Hub. Its client logs two lines for each time that it tries again, for half a minute,
+    before the one error that we tell in a line; a script or a notebook that asks by itself hears them as before.
+    """
+    global _asking
+    with _count_lock:
+        _asking += 1
+        _CLIENT.addFilter(_RETRIES)  # once, however often it is added
+    try:
+        yield
+    finally:
+        with _count_lock:
+            _asking -= 1
+            if not _asking:  # another thread may be in the middle of a download
+                _CLIENT.removeFilter(_RETRIES)
 
 
 def why(name: str, error: BaseException, kind: str = "") -> str:

@@ -22,7 +22,8 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        with hub.asked():
+            return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UserError(no_model(name, error)) from None
 

@@ -244,7 +244,8 @@ def hub_rows(path: str, config: str | None, split: str) -> Iterator[Row]:
         raise UserError(f"loading {path} needs the datasets library: pip install 'solostream[train]'") from None
     for place in (*_snapshot(path), path):
         try:
-            rows = datasets.load_dataset(place, config, split=split)
+            with hub.asked():
+                rows = datasets.load_dataset(place, config, split=split)
             break
         except Exception as error:  # a snapshot of which a part is missing, offline mode, the HTTP client's own errors
             said, why = str(error).replace("\n", " "), hub.why(path, error, "datasets/")

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from solostream import hub
 from solostream.errors import UserError
 
 MARKER = "\n[… {} tokens cut …]\n"
@@ -64,7 +65,8 @@ def _named(name: str) -> TokenCounter:
         raise UserError("counting with a model's tokenizer needs it: pip install tokenizers") from None
     local = Path(name, "tokenizer.json") if Path(name).is_dir() else Path(name)
     try:
-        return _Plain(Tokenizer.from_file(str(local)) if local.is_file() else Tokenizer.from_pretrained(name))
+        with hub.asked():
+            return _Plain(Tokenizer.from_file(str(local)) if local.is_file() else Tokenizer.from_pretrained(name))
     except (
         Exception
     ) as error:  # the library raises bare Exception for a missing file, a bad file, a name it cannot reach

@@ -15,6 +15,7 @@ import pytest
 ANSWERS = {  # owner -> (status, the Hub's code)
     "gated": (403, "GatedRepo"),
     "nobody": (401, "RepoNotFound"),
+    "busy": (503, ""),
 }
 
 
@@ -58,3 +59,34 @@ def test_why_a_name_does_not_come_is_one_line(what: str, owner: str, hub: str, t
         assert f"ask for access at https://huggingface.co/{'datasets/' if what == 'data' else ''}gated/thing" in said
     else:
         assert "no such repository, or a private one" in said
+
+
+NOTEBOOK = """
+import sys, solostream
+from huggingface_hub.utils import _http
+from solostream.envs.data import load
+waits = []
+_http.time.sleep = waits.append  # their pauses between two tries, in seconds
+ask = {"model": lambda: solostream.evaluate("busy/thing"), "data": lambda: load("busy/thing")}[sys.argv[1]]
+try:
+    ask()
+except solostream.errors.UserError as error:
+    print(error)
+print(len(waits) > 2)
+try:
+    _http.http_backoff("GET", sys.argv[2] + "/busy/thing", max_retries=1)  # somebody's own request is heard as before
+except Exception:
+    pass
+"""
+
+
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_in_a_notebook_a_busy_hub_is_one_line_too(what: str, hub: str, tmp_path: Path) -> None:
+    env = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", NOTEBOOK, what, hub], capture_output=True, text=True, env=env,
+                          cwd=tmp_path, timeout=300)  # fmt: skip
+    said, retried = done.stdout.splitlines()
+    assert "busy/thing" in said
+    assert retried == "True"
+    assert done.stderr.count("Retrying in") == 1, done.stderr  # of the last request
+    assert done.stderr.count("thrown while requesting") == 2  # and its two tries

@@ -95,7 +95,8 @@ def _hub_config(path: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path)
+        with hub.asked():
+            return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f'model.path = "{path}": {hub.no_model(path, error)}') from None
 

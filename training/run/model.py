@@ -98,8 +98,9 @@ def load_model(
     # What is trained is float32: a step of 1e-6 is lost on bfloat16 weights. Under adapters the base is not.
     dtype = base_dtype(config, device) if adapters else torch.float32
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.path)
-        model: Any = AutoModelForCausalLM.from_pretrained(config.path, dtype=dtype)
+        with hub.asked():
+            tokenizer = AutoTokenizer.from_pretrained(config.path)
+            model: Any = AutoModelForCausalLM.from_pretrained(config.path, dtype=dtype)
         model = model.to(device)
     except (OSError, ValueError) as error:
         raise UserError(f'model.path = "{config.path}": {hub.no_model(config.path, error)}') from error

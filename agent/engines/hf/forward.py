@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
+from solostream import hub
 from solostream.agent.engines.hf.cache import Feed, SlotCache
 from solostream.agent.engines.pretrained import no_model
 from solostream.errors import UserError
@@ -235,7 +236,8 @@ def load_model(name: str, dtype: str = "auto") -> PreTrainedModel:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = "float32" if dtype == "auto" and device == "cpu" else dtype
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=wanted)
+        with hub.asked():
+            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=wanted)
     except (OSError, ValueError) as error:
         raise UserError(no_model(name, error)) from None
     placed: PreTrainedModel = model.to(device).eval()
