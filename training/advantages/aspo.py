@@ -54,6 +54,7 @@ class ASPO:
         if not 0 < k < 1:
             raise UserError(f"ASPO needs 0 < k < 1 so that no advantage changes sign; got k={k}")
         self.inner, self.delta, self.k = inner, delta, k
+        self.in_parts = compare == "group"  # the others compare with what has not landed yet
         self.groups: Grouping = "required" if compare == "group" else "none"
         self.signal, self.eligible, self.compare, self.correct_from = signal, eligible, compare, correct_from
         self._running: dict[str, list[float]] = {}  # task -> count, Σs, ΣL over its eligible trajectories so far

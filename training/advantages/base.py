@@ -43,9 +43,10 @@ class Advantage(Protocol):
     """An estimator, or a stage around one: `ASPO(SPO(tracker))`.
 
     An attribute `groups: Grouping` says that it compares the answers to one prompt, one `trees: Trees` whether it reads
-    episodes that branched ("required") or needs independent ones ("refused"). A constructor may ask for `tracker`
-    (the run's `ValueTracker`; the run then initializes it and freezes its values), `inner` (a stage), `logprobs` and
-    `entropies` (of the learner: trajectories -> an array over each one's action tokens).
+    episodes that branched ("required") or needs independent ones ("refused"). `in_parts = True` says that its values
+    and its state do not depend on whether a batch comes whole or in parts (groups whole). A constructor may ask for
+    `tracker` (the run's `ValueTracker`; the run then initializes it and freezes its values), `inner` (a stage),
+    `logprobs` and `entropies` (of the learner: trajectories -> an array over each one's action tokens).
     """
 
     def __call__(self, batch: Batch) -> Advantages:

@@ -26,6 +26,7 @@ class GRPO:
     """
 
     groups: Grouping = "required"
+    in_parts = True
 
     def __init__(
         self,

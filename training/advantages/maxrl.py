@@ -24,6 +24,7 @@ class MaxRL:
 
     groups: Grouping = "required"
     trees: Trees = "refused"
+    in_parts = True
 
     def __call__(self, batch: Batch) -> Advantages:
         """(r − mean)/mean within each group. Raises UserError without groups."""
@@ -49,6 +50,7 @@ class MaxRLStream:
     def __init__(self, tracker: ValueTracker, *, floor: Annotated[float, Field(gt=0, le=1)] = 0.1) -> None:
         self.tracker, self.floor = tracker, floor
         self._keeper = SPO(tracker)
+        self.in_parts = SPO(tracker, scale="none").in_parts
 
     def __call__(self, batch: Batch) -> Advantages:
         """(r − v)/max(v, floor), v frozen at dispatch; the outcomes then enter the tracker."""

@@ -23,6 +23,8 @@ from solostream.training.batch import Batch, kept_of
 class Reinforce:
     """No baseline; the others differ in `_values`."""
 
+    in_parts = True
+
     def __call__(self, batch: Batch) -> Advantages:
         """One number a trajectory, over all of its action tokens; see the table above for each estimator."""
         r = [t.reward for t in batch]
@@ -44,6 +46,8 @@ class Reinforce:
 class ReinforcePlusPlus(Reinforce):
     """(r − mean)/std over the whole batch."""
 
+    in_parts = False
+
     def _values(self, batch: Batch, r: list[float]) -> tuple[Sequence[float], Sequence[float]]:
         used = weights(batch, "trajectory")
         return centre(r, used)[0], standardize(r, used)
@@ -51,6 +55,8 @@ class ReinforcePlusPlus(Reinforce):
 
 class OPO(Reinforce):
     """r minus the mean reward weighted by length, of the group or, without groups, of the batch."""
+
+    in_parts = False
 
     groups: Grouping = "optional"
 

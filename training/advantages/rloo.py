@@ -18,6 +18,7 @@ class RLOO:
 
     groups: Grouping = "required"
     trees: Trees = "refused"
+    in_parts = True
 
     def __call__(self, batch: Batch) -> Advantages:
         """r minus the mean reward of the others in its group; 0 for one alone. Raises UserError without groups."""

@@ -67,6 +67,9 @@ class SPO:
         self.slope = FittedSlope() if slope == "fitted" else None
         self.forgetting = CalibratedForgetting(tracker) if divergence == "calibrated" else None
         self.scale = Scale(scale)
+        # In parts nothing may be taken over the batch, and nothing learnt from it but the evidence of the tracker.
+        by_itself = scale == "none" and baseline == "value" and slope == "one" and divergence == "drift"
+        self.in_parts = by_itself and tracker.shared is None and tracker.pool is None
         self._last: dict[str, Trajectory] = {}  # by task, only for rescoring
 
     def __call__(self, batch: Batch) -> Advantages:

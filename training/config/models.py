@@ -170,6 +170,8 @@ class RolloutConfig(Section):
     batch_tokens: Count = 0  # ... or, when set, as many as bring this many action tokens
     over_provision: Annotated[float, Field(ge=1)] = 1.5  # episodes in flight = batch x this (async)
     max_staleness: Count = 4  # policy versions; older trajectories are not trained on
+    # a batch is learnt in so many parts, each as soon as it has landed (async, one step a batch); docs/training.md
+    learn_in_parts: Positive = 1
     stale: Literal["drop", "redispatch"] = "drop"  # what happens to a trajectory that is too old
     retries: Count = 2  # of an episode that the infrastructure failed
     temperature: Annotated[float, Field(gt=0)] = 1.0  # of what is trained on; the learner scores at the same
@@ -285,6 +287,7 @@ class Config(Section):
                 f"{self.algorithm.group_size}"
             )
         branching.check(self)
+        _check_parts(self)
         transfer, engine = self.cluster.transfer, self.run.engine
         if transfer != "memory" and engine != "vllm":
             raise ValueError(
@@ -338,6 +341,24 @@ class Config(Section):
         import tomli_w
 
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def _check_parts(config: Config) -> None:
+    """Raises ValueError where a batch cannot be learnt in parts."""
+    r, a, c = config.rollout, config.algorithm, config.learner
+    if r.learn_in_parts == 1:
+        return
+    if r.mode != "async" or r.batch_tokens or a.dynamic_sampling:
+        raise ValueError(
+            'rollout.learn_in_parts takes parts of a batch as they land: it needs rollout.mode = "async", '
+            "rollout.batch_tokens = 0 and algorithm.dynamic_sampling = 0"
+        )
+    if c.num_mini_batches * c.epochs > 1:
+        raise ValueError("rollout.learn_in_parts is for one optimizer step a batch: num_mini_batches = epochs = 1")
+    if r.batch % (r.learn_in_parts * a.group_size):
+        raise ValueError(f"rollout.batch = {r.batch} cannot be cut into {r.learn_in_parts} equal parts of whole groups")
+    if config.cluster.learners > 1:
+        raise ValueError("rollout.learn_in_parts is for one learner: set cluster.learners = 1")
 
 
 def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:

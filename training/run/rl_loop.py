@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from solostream.training.batch import Batch, UnfitBatch, dump
 from solostream.training.config import Config
 from solostream.training.learner.corrections import kept
 from solostream.training.learner.learner import Learner
+from solostream.training.learner.streaming import StreamedUpdate, check_in_parts
 from solostream.training.rollouts.collector import AsyncCollector, unused
 from solostream.training.rollouts.dynamic_sampling import DynamicSampling
 from solostream.training.rollouts.env_pool import Episodes
@@ -90,6 +92,10 @@ class Reinforcement:
             given = {"task_ids": self.task_ids, "tasks": tasks.by_id, "tracker": self.tracker, "sources": sources}
             given |= {"history": history, "batch": prompts, "seed": seed_of(config.run.seed, "sampler")}
             sampler = registry.make("sampler", name, config.sampler.get(name), **given)
+        self._streamed: StreamedUpdate | None = None  # of the batch that is being taken
+        self._before: dict[str, Any] = {}  # what its parts change, as it was before them
+        if config.rollout.learn_in_parts > 1:
+            check_in_parts(self._advantage, learner)
         self._sampler = TaskSampler(self.task_ids, sampler, streams=a.group_size)
         self.step, self.mismatch_max = 0, 0.0
         self._warned = False
@@ -127,15 +133,35 @@ class Reinforcement:
         for task_id, rewards in outcomes.items():
             self.tracker.initialize(task_id, rewards, version=0)
 
+    async def take(self) -> list[Trajectory]:
+        """The next batch; where `rollout.learn_in_parts` says so, all but the last part of its update is then done."""
+        parts = self.config.rollout.learn_in_parts
+        if parts == 1:
+            return await self.pipeline.take()
+        self._before = {"advantage": self._advantage.state_dict(), "tracker": self.tracker.state_dict()}
+        streamed = StreamedUpdate(self._learner, self._advantage, self.config.rollout.batch)
+        self._streamed, taken = streamed, list[Trajectory]()
+        for _ in range(parts):
+            part = await self.pipeline.take()
+            taken += part
+            self._before["taken"] = [RolloutRequest(t.task_id, t.seed, t.dispatch).to_dict() for t in taken]
+            await self._in_thread(streamed.add, self._batch(part))
+        return taken
+
     async def learn(self, taken: Sequence[Trajectory]) -> dict[str, float | int | None]:
         """One update from what was `taken`, then the new weights go to the sampler. Returns the step's metrics.
 
         Raises UnfitBatch and NotFinite, with the batch dumped, before the tracker has moved or a step was taken.
         """
         started = time.monotonic()
-        batch = self._batch(taken)
         unused_groups, self._discarded = self._discarded, []
-        advantages, numbers = await self._in_thread(self._update, batch, unused_groups)
+        if self._streamed is None:
+            batch = self._batch(taken)
+            advantages, numbers = await self._in_thread(self._update, batch, unused_groups)
+        else:
+            finish = partial(self._streamed.finish, self.step, drift=self.config.algorithm.uses_tracker)
+            batch, advantages, numbers = await self._in_thread(finish)
+            self._streamed, self._before = None, {}
         learn_s = time.monotonic() - started
         self.step += 1
         await self._log.update(self.step, batch, advantages.values)
@@ -232,14 +258,17 @@ class Reinforcement:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON types, without the learner's and the log's."""
+        pipeline, before = self.pipeline.state_dict(), self._before
+        if "taken" in before:  # an update that was cut short counts for nothing: its parts are outstanding again
+            pipeline = {**pipeline, "outstanding": [*before["taken"], *pipeline["outstanding"]]}
         return {
             "event": self._event,
             "mismatch_max": self.mismatch_max,
-            "advantage": self._advantage.state_dict(),
-            "tracker": self.tracker.state_dict(),
+            "advantage": before["advantage"] if before else self._advantage.state_dict(),
+            "tracker": before["tracker"] if before else self.tracker.state_dict(),
             "sampler": self._sampler.state_dict(),
             **({"discarded": list(self._discarded)} if self._discarded else {}),
-            "pipeline": self.pipeline.state_dict(),
+            "pipeline": pipeline,
         }
 
     def load_state_dict(self, step: int, state: Mapping[str, Any], logged: Iterable[Trajectory]) -> None:
@@ -280,7 +309,7 @@ def _pipeline(config: Config, source: PromptSource, log: TrajectoryLog) -> Async
     return AsyncCollector(
         source,
         log,
-        batch=r.batch,
+        batch=r.batch // r.learn_in_parts,
         tokens=r.batch_tokens,
         in_flight=round(r.batch * r.over_provision),
         max_staleness=r.max_staleness,

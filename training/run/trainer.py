@@ -304,7 +304,7 @@ class Trainer:
     async def _step(self, rl: Reinforcement, learner: Learner, log: TrajectoryLog, stage: ProgressBar) -> None:
         run, started, busy = self.config.run, time.monotonic(), rl.pipeline.busy_s
         try:
-            batch = await self.interrupt.race(rl.pipeline.take())
+            batch = await self.interrupt.race(rl.take())
         except Interrupted:
             await self._save(learner, rl, log)
             raise

@@ -217,9 +217,19 @@ def used_events(folder: Path) -> tuple[list[int], set[int]]:
     return used, {ticket["dispatch"]["event"] for ticket in state["pipeline"]["outstanding"]}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
-def test_stopped_in_the_asynchronous_mode_nothing_is_lost_or_counted_twice(number: int, tmp_path: Path) -> None:
-    more = ["--set", "rollout.mode=async", "--set", "rollout.max_staleness=99", "--set", "run.steps=60"]
+IN_PARTS = ("rollout.learn_in_parts=3", "algorithm.stages=[]", "algorithm.spo.scale=none")
+
+
+@pytest.mark.parametrize(
+    ("number", "settings"),
+    [(signal.SIGINT, ()), (signal.SIGKILL, ()), (signal.SIGINT, IN_PARTS)],
+    ids=["ctrl-c", "kill", "ctrl-c, learning in parts"],
+)
+def test_stopped_in_the_asynchronous_mode_nothing_is_lost_or_counted_twice(
+    number: int, settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    chosen = ("rollout.mode=async", "rollout.max_staleness=99", "run.steps=60", *settings)
+    more = [word for setting in chosen for word in ("--set", setting)]
     child = start(tmp_path, "stopped", *more)
     wait_until(lambda: steps_done(tmp_path / "stopped") >= 3, child)
     children = psutil.Process(child.pid).children(recursive=True)

@@ -20,7 +20,7 @@ class NegativeWeight:
     """weight: s."""
 
     def __init__(self, inner: Advantage, weight: Annotated[float, Field(ge=0, le=1)] = 0.25) -> None:
-        self.inner, self.weight = inner, weight
+        self.inner, self.weight, self.in_parts = inner, weight, True
 
     def __call__(self, batch: Batch) -> Advantages:
         """The inner advantages, negative ones times the weight."""

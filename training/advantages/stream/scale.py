@@ -1,5 +1,6 @@
 """What a centred batch is divided by.
 
+`none`       1, and it is not centred either: A = r − v as it is, which can be told of each trajectory alone
 `deviation`  its own                       SPO, Eq. 9; a batch in which nearly all are right is blown up to deviation 1
 `centred`    1                             nothing is amplified; the size of a step follows the signal that is left
 `fixed`      0.5                           the largest deviation that outcomes on [0, 1] can have
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 from solostream.training.advantages.base import centre
 
-Kind = Literal["deviation", "centred", "fixed", "running"]
+Kind = Literal["deviation", "centred", "fixed", "running", "none"]
 KEEP = 0.9  # of what earlier batches said, a batch
 LARGEST_DEVIATION = 0.5  # of numbers on [0, 1]
 
@@ -28,6 +29,8 @@ class Scale:
 
     def __call__(self, advantages: Sequence[float], weights: Sequence[float]) -> list[float]:
         """n floats, n weights -> n floats; zeros where all are equal."""
+        if self.kind == "none":
+            return list(advantages)
         centred, deviation = centre(advantages, weights)
         if self.kind == "running":
             self._square = KEEP * self._square + deviation**2
