@@ -71,7 +71,7 @@ export class Curves {
     this.caption = el("figcaption", { className: "legend" });
     this.figure = el("figure", { className: "card", "aria-label": `${chart.title}, ${chart.unit}` }, el("h3", {}, chart.title), this.box, this.caption);
     new ResizeObserver(() => this.plot && this.box.clientWidth && this.plot.setSize({ width: this.box.clientWidth, height: 220 })).observe(this.box);
-    document.addEventListener("theme", () => this.figure.isConnected && this.draw());
+    document.addEventListener("theme", () => this.figure.isConnected && !this.figure.hidden && this.draw());
   }
 
   // `runs`: Logged, the page's own first. False: none of them wrote any of these curves.
