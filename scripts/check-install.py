@@ -1,18 +1,33 @@
-"""Do our extras install from the public index, on every Python we claim? `python scripts/check-install.py [VERSION …]`.
+"""Does it install from the public index and work, on every Python we claim? `check-install.py [VERSION …]`.
 
-A dry run of pip, without this machine's own settings, with each Python that is here (on the path, or one of pyenv's).
-A Python that is missing is said; with CI set it is a failure.
+For each Python that is here (on the path, or one of pyenv's), without this machine's own settings: a dry run of pip
+with every extra that needs no GPU; then the wheel without extras in an environment of its own, where `--version`,
+`doctor`, a file in a sandbox and an evaluation of a scripted policy must pass. A Python that is missing is said; with
+CI set it is a failure.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ("dev",)  # it holds train, docker, jupyter and server; vllm brings a torch of its own, and needs a GPU
+# Has Python add the numbers of the problem; then says what came back.
+POLICY = r"""
+import re
+
+def add(text):
+    if "<|im_start|>tool" in text:
+        shown = text.rpartition("<|im_start|>tool")[2]
+        return "The answer is \\boxed{%s}." % re.search(r"-?\d+", shown)[0]
+    asked = text.rpartition("<|im_start|>user")[2]
+    return "```python\nprint(%s)\n```" % " + ".join(re.findall(r"\d+", asked))
+"""
 
 
 def main() -> int:
@@ -21,23 +36,64 @@ def main() -> int:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PIP_") or name == "PIP_CERT"}
     env |= {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     failed = 0
-    for version in sys.argv[1:] or claimed:
-        python = _interpreter(version)
-        if python is None:
-            print(f"Python {version}: not here", flush=True)
-            failed += bool(os.environ.get("CI"))
-            continue
-        for extras in EXTRAS:
-            wanted = ["--ignore-installed", "-c", "constraints.txt", "-e", f".[{extras}]"]
-            done = subprocess.run(
-                [python, "-m", "pip", "install", "-q", "--dry-run", *wanted], env=env, cwd=ROOT,
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )  # fmt: skip
-            failed += bool(done.returncode)
-            print(f"Python {version}, [{extras}]: {'failed' if done.returncode else 'resolves'}", flush=True)
-            if done.returncode:
-                print(done.stdout[-3000:])
+    with tempfile.TemporaryDirectory() as place:
+        for version in sys.argv[1:] or claimed:
+            python = _interpreter(version)
+            if python is None:
+                print(f"Python {version}: not here", flush=True)
+                failed += bool(os.environ.get("CI"))
+                continue
+            for extras in EXTRAS:
+                wanted = ["--ignore-installed", "-c", "constraints.txt", "-e", f".[{extras}]"]
+                done = _run([python, "-m", "pip", "install", "-q", "--dry-run", *wanted], ROOT, env)
+                failed += not _told(f"Python {version}, [{extras}]", "resolves", done)
+            failed += not _works(python, version, Path(place) / version, env)
     return 1 if failed else 0
+
+
+def _works(python: str, version: str, folder: Path, env: dict[str, str]) -> bool:
+    """The wheel without extras, in an environment of its own, does what needs none."""
+    folder.mkdir()
+    (folder / "adder.py").write_text(POLICY)
+    (folder / "six.py").write_text("print(6 * 7)\n")
+    rows = [{"question": f"What is {a} plus {b}?", "answer": str(a + b)} for a, b in ((2, 31), (17, 5), (40, 9))]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = folder / "venv" / "bin"
+    steps: list[tuple[list[str | Path], str]] = [
+        ([python, "-m", "venv", folder / "venv"], ""),
+        ([own / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", ROOT], ""),
+        ([own / "solostream", "--version"], "solostream "),
+        ([own / "solostream", "doctor"], f"Python {version}"),
+        ([own / "solostream", "sandbox", "run", "fork", "six.py"], "42"),
+        ([own / "solostream", "eval", "scripted:adder:add", "--data", "sums.jsonl", "-k", "2"], "100.0 %"),
+    ]
+    for command, expected in steps:
+        done = _run(command, folder, env)
+        if done.returncode or expected not in done.stdout:
+            return _told(f"Python {version}, {Path(command[0]).name} {command[1]}", "", done, held=False)
+    print(f"Python {version}, without extras: --version, doctor, sandbox run and eval work", flush=True)
+    return True
+
+
+def _told(what: str, good: str, done: subprocess.CompletedProcess[str], held: bool | None = None) -> bool:
+    """Print how a command went; whether it went well."""
+    held = done.returncode == 0 if held is None else held
+    print(f"{what}: {good if held else 'failed'}", flush=True)
+    if not held:
+        print(done.stdout[-3000:])
+    return held
+
+
+def _run(command: list, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        env=env,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def _interpreter(version: str) -> str | None:
