@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from solostream.agent.chat_reply import ContextOverflow, NativeCall, Parameters, Reply
+from solostream.agent.context import turns_kept
 from solostream.agent.rollout import ending_of
 from solostream.agent.trajectory import Dispatch, Ending, Role, TokenRecord, Trajectory, Unit, Usage
 from solostream.envs.text.parse import parse
@@ -99,12 +100,14 @@ async def _play(
     env: TextEnv,
     endpoint: ChatEndpoint,
     episode: _Episode,
-    messages: list[Mapping[str, Any]],
+    opening: Sequence[Mapping[str, Any]],
     parameters: Parameters,
     max_tokens: int | None,
 ) -> Ending:
     """Turns until the environment, a budget or the context ends the episode."""
     used = 0
+    messages = list(opening)
+    seen: list[list[Mapping[str, Any]]] = []  # turns that the endpoint is shown, each with the answers to it
     while True:
         if max_tokens is not None:
             room = max_tokens - used
@@ -126,7 +129,10 @@ async def _play(
         if ending is not None:
             return ending
         said = reply if reply.calls else replace(reply, text=text)
-        messages += [said.message(), *_answers(reply.calls, len(step.calls), observed)]
+        if step.keep is not None:
+            seen = seen[max(len(seen) - step.keep, 0) :]
+        seen.append([said.message(), *_answers(reply.calls, len(step.calls), observed)])
+        messages = [*opening, *(message for turn in seen for message in turn)]
         used = reply.usage.prompt_tokens + reply.usage.completion_tokens if reply.usage else 0
 
 
@@ -211,19 +217,28 @@ def _ledger(episode: _Episode) -> tuple[TokenRecord, Unit]:
             turn.step.reward,
             turn.reply.reasoning,
         )
+        before = prompt + written
+        kept = turns_kept(ledger.seen, turn.step.keep, 0, 0, None) if turn.observed else None
+        if kept is not None:
+            ledger.fold(kept)
+            before = len(ledger.context)
         if turn.observed:
-            grown = sizes[index + 1][0] - prompt - written if index + 1 < len(sizes) else 0
+            grown = sizes[index + 1][0] - before if index + 1 < len(sizes) else 0
             _observe(ledger, "tool", max(grown, 0), turn.observed)
     return ledger, "tokens" if counted else "bytes"
 
 
 def _bytes(episode: _Episode) -> list[tuple[int, int]]:
     """(prompt, written) of every request, in bytes of UTF-8; the prompt of the next holds all that was said."""
-    sizes, prompt = [], _size(episode.prompt)
+    opening = _size(episode.prompt)
+    sizes: list[tuple[int, int]] = []
+    seen: list[int] = []  # of the turns that the endpoint is shown, each with the answer to it
     for turn in episode.turns:
         written = _size(turn.reply.reasoning) + _size(turn.text)
-        sizes.append((prompt, written))
-        prompt += written + _size(turn.observed)
+        sizes.append((opening + sum(seen), written))
+        if turn.step.keep is not None:
+            seen = seen[max(len(seen) - turn.step.keep, 0) :]
+        seen.append(written + _size(turn.observed))
     return sizes
 
 

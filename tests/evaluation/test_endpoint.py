@@ -332,3 +332,53 @@ async def test_another_file_of_examples_is_another_evaluation(tmp_path: Path, da
     examples.write_text('{"prompt": "1 + 2?", "completion": "\\\\boxed{3}"}\n')
     with pytest.raises(UserError, match="few_shot was"):
         await play(tmp_path, data, calculator, env_options=shown)
+
+
+async def test_a_fold_takes_the_earlier_turns_from_the_messages(tmp_path: Path, data: str) -> None:
+    """The endpoint is shown the question, the turn that it kept and its summary; the record has a segment for it."""
+
+    def say(body: Any, n: int) -> Answer:
+        arguments = ['{"code": "print(6)"}', '{"code": "print(7)"}', '{"summary": "6 and 7 were printed", "keep": 1}']
+        prompt = [30, 60, 90, 95][n]
+        counts = {"prompt_tokens": prompt, "completion_tokens": 20, "total_tokens": prompt + 20}
+        if n == 3:
+            return message("\\boxed{42}", usage=counts)
+        made = call("", f"c{n}", "fold" if n == 2 else "python", arguments[n])
+        return message(None, tool_calls=[made], finish="tool_calls", usage=counts)
+
+    options = json.dumps({"tools": ["python", "fold"], "syntax": "hermes"})
+    summary, server = await play(tmp_path, data, say, limit=1, env_options=options)
+    assert summary["metrics"]["avg"]["mean"] == 1.0
+    roles = [message["role"] for message in server.bodies[3]["messages"]]
+    assert roles == ["system", "user", "assistant", "tool", "assistant", "tool"]
+    seen = server.bodies[3]["messages"]
+    assert [m["tool_calls"][0]["id"] for m in seen if m["role"] == "assistant"] == ["c1", "c2"]
+    assert seen[-1]["content"].startswith("Folded: you now see the question, your last turn before this one")
+    one = next(line.trajectory for line in read_lines(tmp_path / "out" / "samples.jsonl"))
+    # 30 + 20, 10 + 20, 10 + 20; then the opening, the turn that stays and the fold (30 + 20 + 10 + 20) and 15 more.
+    assert [(turn.role, turn.end - turn.start) for turn in one.turns] == [
+        ("user", 30), ("assistant", 20), ("tool", 10), ("assistant", 20), ("tool", 10), ("assistant", 20),
+        ("context", 80), ("tool", 15), ("assistant", 20),
+    ]  # fmt: skip
+    assert one.segments == ((0, 110), (110, 225))
+    assert one.response_length == 225 - 30 - 80
+
+
+async def test_a_fold_is_measured_in_bytes_where_nothing_is_counted(tmp_path: Path, data: str) -> None:
+    def say(body: Any, n: int) -> Answer:
+        text = ["print(6)", "fold", "answer"][n]
+        if n == 2:
+            return message("\\boxed{42}", usage=None)
+        arguments = '{"code": "print(6)"}' if n == 0 else '{"summary": "6"}'
+        made = call("", text, "fold" if n else "python", arguments)
+        return message(None, tool_calls=[made], finish="tool_calls", usage=None)
+
+    options = json.dumps({"tools": ["python", "fold"], "syntax": "hermes"})
+    await play(tmp_path, data, say, limit=1, env_options=options)
+    one = next(line.trajectory for line in read_lines(tmp_path / "out" / "samples.jsonl"))
+    assert one.unit == "bytes"
+    sizes = {turn.role: turn.end - turn.start for turn in one.turns}
+    user, fold, told = one.turns[0], one.turns[3], one.turns[5]
+    assert sizes["context"] == (user.end - user.start) + (fold.end - fold.start)
+    assert told.end - told.start == len(told.text.encode())
+    assert one.segments == ((0, fold.end), (fold.end, len(one)))
