@@ -88,6 +88,8 @@ class Chat:
         self._traits = Traits(partial(self._render, self._variables), marks)
         # The token that ends a turn, be it "special" or not (Gemma's and Phi's are not): the first after what was said.
         ids = self._encode(self._traits.behind(self._render(self._variables, [USER, assistant()], (), False)))
+        if not self._traits.shows_user:
+            raise UserError("the chat template does not show what the user said: pass another template")
         first = next((i for i in ids if decode(tokenizer, [i]).strip()), None)
         self._ends = {i for i in map(self._id, _ENDS) if i is not None}
         ends_turn = first is not None and (first in tokenizer.all_special_ids or first in added)

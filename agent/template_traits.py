@@ -77,6 +77,11 @@ class Traits:
         """Whether the template renders a system message: one with a probe in it is tried."""
         return self._shown([{"role": "system", "content": _PROBE}, USER], (), _PROBE) is not None
 
+    @cached_property
+    def shows_user(self) -> bool:
+        """Whether the template renders what the user says."""
+        return self._shown([{**USER, "content": _PROBE}], (), _PROBE) is not None
+
     def shows_tools(self, system: bool) -> bool:
         """Whether it tells of a tool's name and arguments, in a conversation with a system message or without."""
         if system not in self._tools:
