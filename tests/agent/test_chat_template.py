@@ -236,8 +236,8 @@ def test_unusable_templates_are_refused(bytes_with_specials: Any) -> None:
         Chat(bytes_with_specials)
     with pytest.raises(UserError, match="does not show what the assistant said"):
         Chat(bytes_with_specials, "{{ messages[0].content }}")
+    others = "{% for m in messages if m.role != 'user' %}{{ m.content }}<|im_end|>{% endfor %}"
     with pytest.raises(UserError, match="does not show what the user said"):
-        others = "{% for m in messages if m.role != 'user' %}{{ m.content }}<|im_end|>{% endfor %}"
         Chat(bytes_with_specials, others)
     with pytest.raises(UserError, match="the chat template fails"):
         Chat(bytes_with_specials, "{{ raise_exception('never') }}")
