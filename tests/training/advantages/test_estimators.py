@@ -145,7 +145,7 @@ def made(name: str, options: dict | None = None) -> Advantage:
     return estimator(name, (), {name: options or {}}, ValueTracker(), lambda batch: [])[-1]
 
 
-COMPARED = ("grpo", "dr_grpo", "rloo", "maxrl", "shrinkage", "optimal_token", "dcpo", "bnpo")
+COMPARED = ("grpo", "dr_grpo", "rloo", "maxrl", "shrinkage", "optimal_token", "dcpo", "bnpo", "passk")
 NAMES = [name for name in registry.names("advantage") if not registry.asks("advantage", name, "inner")]
 
 
