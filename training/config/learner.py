@@ -21,6 +21,16 @@ class LoraConfig(Section):
     targets: str | Names = "all-linear"
 
 
+class ImitationConfig(Section):
+    """Traces of `cold_start.data` beside each batch (docs/algorithms.md): (1 − μ)·policy loss + μ·imitation."""
+
+    loss: Literal["sft", "dft", "chord", "one_token"] = "chord"  # what a demonstrated token weighs
+    weight: Annotated[float, Field(gt=0, lt=1)] = 0.1  # μ
+    decay_steps: Count = 0  # optimizer steps until μ is 0, along a cosine; 0: it stays
+    batch: Positive = 8  # traces a batch
+    samples: Positive = 256  # tokens that a one-token rollout draws at each place
+
+
 class LearnerConfig(Section):
     """One optimizer and one loss.
 
@@ -47,11 +57,15 @@ class LearnerConfig(Section):
     gradient_checkpointing: bool = False  # less memory, a third slower
     compile: bool = False  # fuse what lies between the matrix products; pays on a GPU, half a minute at the start
     lora: LoraConfig | None = None
+    imitation: ImitationConfig | None = None  # demonstrations in the batches of reinforcement learning
 
     loss: str = "ppo_clip"  # its options: [loss.NAME]
     aggregation: Aggregation = "token_mean"  # how losses of tokens become the loss of a batch (docs/algorithms.md)
     length_norm: Positive = 1  # seq_mean_token_sum is divided by it (Dr. GRPO: the response limit)
     entropy_coef: float = 0.0  # times the entropy is subtracted from the loss
+    # EPO: with entropy_coef, entropies outside these shares of the mean of earlier updates are drawn back; [0.8, 1.2]
+    entropy_band: Bounds | None = None
+    entropy_band_weight: Rate = 1.0  # of the distance to the band
     kl_coef: Rate = 0.0  # towards the reference: the weights at the start, or `set_reference`
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # all three have the gradient of the KL here
 
@@ -70,7 +84,9 @@ class LearnerConfig(Section):
         if self.schedule != "constant" and self.total_steps <= self.warmup_steps:
             raise ValueError(f"schedule = {self.schedule!r} ends at total_steps: set it above warmup_steps")
         registry.find("loss", self.loss)
-        for name in ("mask_outside", "reject_outside"):
+        if self.entropy_band is not None and self.entropy_coef <= 0:
+            raise ValueError("entropy_band smooths the entropy bonus: set entropy_coef above 0, for example 0.001")
+        for name in ("mask_outside", "reject_outside", "entropy_band"):
             bounds = getattr(self, name)
             if bounds is not None and bounds[0] >= bounds[1]:
                 raise ValueError(f"{name} must be [low, high] with low < high, not {list(bounds)}")

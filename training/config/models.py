@@ -294,6 +294,8 @@ class Config(Section):
                 f'cluster.transfer = "{transfer}" is of vLLM\'s workers, and run.engine = "{engine}" has none: '
                 'set cluster.transfer = "memory"'
             )
+        if self.learner.imitation is not None and self.cold_start.data is None:
+            raise ValueError("learner.imitation imitates the traces of cold_start.data: set it, too")
         on_policy = self.rollout.mode == "sync" or self.learner.decoupled
         if self.learner.loss == "kl_cov" and on_policy and self.learner.num_mini_batches * self.learner.epochs == 1:
             raise ValueError(

@@ -37,6 +37,8 @@ from solostream.training.learner.objective import objective
 from solostream.training.learner.optimizer import Optimizer
 from solostream.training.learner.packing import MaskedTokens, PackedBatch, Piece, idle, pack, pieces_of, plan
 from solostream.training.learner.state import load_state, read_state, state_of, write_state
+from solostream.training.learner.terms import imitation
+from solostream.training.learner.terms.entropy_band import EntropyBand
 from solostream.training.learner.update import Step, Update
 from solostream.training.losses import Loss, SelectsTokens
 from solostream.training.losses.aggregation import token_weights
@@ -99,6 +101,9 @@ class Learner:
         # A sampler in this process may read these very parameters: a step is taken while nobody reads.
         self._live = LiveWeights(self.scorer.model)
 
+        # Where the entropies of earlier updates hold those of the next.
+        self.band = EntropyBand(*config.entropy_band) if config.entropy_band else None
+
         # The policy that the KL penalty pulls towards: a second model in memory, only where it is asked for.
         self._reference: LogprobComputer | None = None
         if config.kl_coef:
@@ -114,11 +119,18 @@ class Learner:
         self._reference = self._scorer(frozen_copy(self.model, self.group, partial(lora.wrap, config=self.config.lora)))
 
     def update(
-        self, batch: Batch, advantages: Advantages, *, version: int | None = None, drift: bool = True
+        self,
+        batch: Batch,
+        advantages: Advantages,
+        *,
+        version: int | None = None,
+        drift: bool = True,
+        demonstrations: Sequence[MaskedTokens] = (),
     ) -> dict[str, float]:
         """Train on one batch. `version`: of the learner's policy, for the mismatch on tokens of that policy.
 
-        drift: measure how far the update moved the policy; it costs a forward pass.
+        drift: measure how far the update moved the policy; it costs a forward pass. demonstrations: what
+        `config.imitation` imitates beside the batch.
 
         Raises NotFinite, with the batch dumped and the task ids named, for advantages or gradients that are not finite
         (the step is not taken), and UserError with a token budget to try when memory ran out.
@@ -138,6 +150,11 @@ class Learner:
             several_steps = config.num_mini_batches * config.epochs > 1
             old = self.logprobs(batch) if config.decoupled and several_steps else sampler
             update = Update(batch, advantages.values, keep, sampler, old, rng)
+            if config.imitation and demonstrations:
+                update.demonstrations, update.imitation = (
+                    demonstrations,
+                    imitation.weight_at(config.imitation, self.step),
+                )
 
             # Each pass cuts the batch anew, so that other trajectories share a step; one step takes it as it is.
             for _ in range(config.epochs):
@@ -150,12 +167,18 @@ class Learner:
             # How far the policy went is what the tracker forgets by.
             moved = {"drift": self._drift(update)} if drift else {}
 
+        found = update.metrics.result(version, self.group)
+        if self.band is not None and update.norms:
+            self.band.record(found["entropy"])
+        if update.imitated:
+            found |= {"imitation/loss": float(np.mean(update.imitated)), "imitation/weight": update.imitation}
+
         seconds = time.perf_counter() - started
         used = [trajectory for trajectory, wanted in zip(batch, keep, strict=True) if wanted]
         return {
             **throughput(used, config.epochs, seconds, self.shape, peak_of(self.scorer.device, self.group.world)),
             **dropped,
-            **update.metrics.result(version, self.group),
+            **found,
             **moved,
             "grad_norm": float(np.mean(update.norms)) if update.norms else 0.0,
             "lr": self.optimizer.lr,
@@ -227,14 +250,17 @@ class Learner:
         weights, base: False leaves out what folders hold: the model that is trained whole, the base under adapters.
         """
         reference = None if self._reference is None else self._reference.model
-        return state_of(
+        state = state_of(
             self.model, self.optimizer, reference, adapters=bool(self.config.lora), weights=weights, base=base
         )
+        return state if self.band is None else {**state, "entropy_band": self.band.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises UserError when the state is of another model or another configuration."""
         reference = None if self._reference is None else self._reference.model
         load_state(state, self.model, self.optimizer, reference, adapters=bool(self.config.lora))
+        if self.band is not None:
+            self.band.load_state_dict(state["entropy_band"])
 
     def _take_step(self, update: Update, members: Sequence[int]) -> None:
         """One optimizer step on the trajectories `members` of the batch; none when all of them were filtered."""
@@ -256,6 +282,10 @@ class Learner:
         self.optimizer.zero()  # of a step that an error cut short
         for packed in packs:
             self._accumulate(update, step, packed)
+        if self.config.imitation and update.demonstrations:
+            demonstrated = self.packs(update.demonstrations)
+            said = imitation.backward(self.config.imitation, demonstrated, self.scorer, update.imitation, update.rng)
+            update.imitated.append(said)
 
         # The last look before the weights change.
         norm = self.optimizer.clip()
@@ -296,14 +326,16 @@ class Learner:
             picked=picked.bool(),
         )
         reference = self._reference_logprob(packed)
-        losses, sums = objective(tokens, sampler, entropy, reference, loss=self.loss, config=self.config)
+        losses, sums = objective(
+            tokens, sampler, entropy, reference, loss=self.loss, config=self.config, band=self.band
+        )
 
         # One weight for all tokens of a trajectory, fixed by the whole step and not by this pack.
         of_piece = [step.weights[piece.row] for piece in pieces]
         weights = torch.tensor(of_piece, dtype=torch.float32, device=device)  # [pieces]
         counts = torch.tensor([len(piece) for piece in pieces], device=device)  # int64 [pieces]
         losses = losses * weights.repeat_interleave(counts)
-        loss = losses.sum()  # a number
+        loss = (1 - update.imitation) * losses.sum()  # a number
         loss.backward()
 
         # Before the first step the policy is still the one that should have sampled, up to numerics and staleness.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from solostream.training.batch import Batch
 from solostream.training.cluster.rank_group import ALONE, RankGroup
-from solostream.training.learner.packing import Piece
+from solostream.training.learner.packing import MaskedTokens, Piece
 from solostream.training.losses.kl import estimates
 
 
@@ -106,8 +106,11 @@ class Update:
     sampler: list[np.ndarray]  # float32 [n]: log-probabilities under the policy that sampled
     old: list[np.ndarray]  # float32 [n]: log-probabilities under π_old
     rng: np.random.Generator
+    demonstrations: Sequence[MaskedTokens] = ()  # to imitate beside the batch ...
+    imitation: float = 0.0  # ... with the weight μ
     metrics: UpdateMetrics = field(default_factory=UpdateMetrics)
     norms: list[float] = field(default_factory=list)  # of the gradient, one an optimizer step
+    imitated: list[float] = field(default_factory=list)  # the imitation's loss, nats a token, one a step
     first: list[Piece] = field(default_factory=list)  # of the first step
     start: dict[int, np.ndarray] = field(default_factory=dict)  # place in `first` -> log-probabilities before that step
 

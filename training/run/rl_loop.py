@@ -30,6 +30,7 @@ from solostream.training.batch import Batch, UnfitBatch, dump
 from solostream.training.config import Config
 from solostream.training.learner.corrections import kept
 from solostream.training.learner.learner import Learner
+from solostream.training.learner.packing import MaskedTokens
 from solostream.training.learner.streaming import StreamedUpdate, check_in_parts
 from solostream.training.rollouts.collector import AsyncCollector, unused
 from solostream.training.rollouts.dynamic_sampling import DynamicSampling
@@ -40,6 +41,7 @@ from solostream.training.rollouts.samplers.history import History, Outcome
 from solostream.training.rollouts.sync_collector import SyncCollector
 from solostream.training.rollouts.task_sampler import Sampler, TaskSampler
 from solostream.training.run import metrics
+from solostream.training.sft.trace_set import TraceSet
 
 COUNTED = ("infra_failures", "infra_dropped", "reward_failures", "engine_failures", "stale")
 DISCARDED = ("uninformative", "uninformative_tokens")  # by dynamic sampling
@@ -72,8 +74,9 @@ class Reinforcement:
         advantage: Advantage | None = None,
         sampler: Sampler | None = None,
         own_metrics: Mapping[str, Metric] = MappingProxyType({}),
+        traces: TraceSet | None = None,
     ) -> None:
-        """tasks: the pool. advantage, sampler: instead of what the configuration names."""
+        """tasks: the pool. advantage, sampler: instead of what the configuration names. traces: what is imitated."""
         self.config, self.task_ids = config, [task.id for task in tasks]
         sources = {task.id: task.source for task in tasks}
         self._learner, self._engine, self._episodes, self._in_thread = learner, engine, episodes, in_thread
@@ -84,7 +87,7 @@ class Reinforcement:
             self.tracker.place(task_id, source)
         self._uses_tracker = a.uses_tracker if advantage is None else tracker_of(advantage) is not None
         self._grouped = grouped(self._advantage, a.group_size)
-        self._own_metrics = own_metrics
+        self._own_metrics, self._traces = own_metrics, traces
         if sampler is None:
             name = a.sampler or ("prioritized" if self._uses_tracker else "uniform")
             prompts = max(config.rollout.batch // a.group_size, 1)
@@ -200,13 +203,22 @@ class Reinforcement:
             for one in unused_groups:
                 self.tracker.observe(one.task_id, one.reward, event=one.event, version=one.version)
         return advantages, self._learner.update(
-            batch, advantages, version=self.step, drift=self.config.algorithm.uses_tracker
+            batch,
+            advantages,
+            version=self.step,
+            drift=self.config.algorithm.uses_tracker,
+            demonstrations=self._demonstrations(),
         )
 
     def _discard(self, group: Sequence[Trajectory]) -> None:
         for i, reward in observations(group, [t.reward for t in group]):
             dispatch = group[i].dispatch
             self._discarded.append(Discarded(group[i].task_id, reward, dispatch.event, dispatch.version))
+
+    def _demonstrations(self) -> list[MaskedTokens]:
+        """What this update imitates; by its number, so that a resumed run sees the same."""
+        imitation = self.config.learner.imitation
+        return self._traces.sample(self.step, imitation.batch) if imitation and self._traces else []
 
     def _batch(self, trajectories: Sequence[Trajectory]) -> Batch:
         try:

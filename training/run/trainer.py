@@ -278,8 +278,11 @@ class Trainer:
             advantage=self._advantage,
             sampler=self._sampler,
             own_metrics=self._metrics,
+            traces=self.traces,
         )
         try:
+            if self.traces and config.learner.imitation and config.cold_start.verify:
+                await self.traces.verify(self.folder)
             if resumed is not None:
                 learner.load_state_dict(resumed.tensors["learner"])
                 torch.set_rng_state(resumed.tensors["torch_rng"])

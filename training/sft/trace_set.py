@@ -113,6 +113,13 @@ class TraceSet:
         orders = {epoch: self._order(epoch) for epoch in {place // count for place in places}}
         return [self._rendered[orders[place // count][place % count]] for place in places]
 
+    def sample(self, update: int, count: int) -> list[MaskedTokens]:
+        """`count` traces, at most all, for one update of reinforcement learning; by its number alone."""
+        lines = random.Random(f"{self._config.run.seed}/imitation/{update}").sample(
+            self._train, min(count, len(self._train))
+        )
+        return [self._rendered[line] for line in lines]
+
     def _order(self, epoch: int) -> list[int]:
         order = list(self._train)
         random.Random(f"{self._config.run.seed}/traces/{epoch}").shuffle(order)

@@ -31,9 +31,11 @@ def traces(tmp_path: Path) -> Path:
     return path
 
 
-def sft(tmp_path: Path, traces: Path, name: str, *more: str, command: str = "sft") -> int:
+def sft(tmp_path: Path, traces: Path, name: str, *more: str, command: str = "sft", resume: bool = False) -> int:
     settings = [f"run.root={tmp_path}", f"cold_start.data={traces}", "cold_start.phases=[]", *more]
-    return main([command, str(TINY), "--name", name, *(part for s in settings for part in ("--set", s))])
+    return main(
+        [command, str(TINY), "--name", name, *(part for s in settings for part in ("--set", s)), *["--resume"] * resume]
+    )
 
 
 def losses(folder: Path, name: str = "loss") -> list[float]:
@@ -53,6 +55,25 @@ def test_it_learns_holds_out_and_leaves_out(tmp_path: Path, traces: Path, capsys
     assert len(losses(tmp_path / "a", "held_out_accuracy")) == 1
     assert json.loads((tmp_path / "a" / "verified-traces.json").read_text()) == list(range(1, 30))
     assert list((tmp_path / "a" / "checkpoints").glob("step-*"))
+
+
+def test_reinforcement_learning_imitates_the_traces_beside_its_batches(tmp_path: Path, traces: Path) -> None:
+    """Two updates, then a third after a resume: the very one of a run that never stopped."""
+    more = (
+        "cold_start.steps=2",
+        'learner.imitation={loss="one_token", weight=0.5, batch=4}',
+        "algorithm.advantage=none",
+    )
+    more += ("algorithm.stages=[]", "rollout.mode=sync", "eval.greedy=false", "run.checkpoint_every=1")
+    assert sft(tmp_path, traces, "whole", *more, "run.steps=3", command="train") == 0
+    assert sft(tmp_path, traces, "parts", *more, "run.steps=2", command="train") == 0
+    assert sft(tmp_path, traces, "parts", *more, "run.steps=3", command="train", resume=True) == 0
+    said = [
+        [row["imitation/loss"] for row in read(tmp_path / name / "metrics.jsonl") if "imitation/loss" in row]
+        for name in ("whole", "parts")
+    ]
+    assert said[0] == said[1]
+    assert len(set(said[0])) == 3
 
 
 def test_once_through_is_the_default_and_a_resumed_run_sees_the_same(tmp_path: Path, traces: Path) -> None:

@@ -30,7 +30,8 @@ def reader(source: Source, exact: Entropies | None) -> Entropies:
 
 def sampled(trajectory: Trajectory) -> np.ndarray:
     """−log π of the sampled tokens, float64 [action tokens]."""
-    return -trajectory.logprobs[trajectory.action_mask].astype(np.float64)
+    entropy: np.ndarray = -trajectory.logprobs[trajectory.action_mask].astype(np.float64)
+    return entropy
 
 
 def of_turns(entropy: np.ndarray, trajectory: Trajectory) -> np.ndarray:
