@@ -6,7 +6,7 @@ component that the run does not use is checked all the same, so that a sweep ove
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Annotated, Any
 
@@ -61,7 +61,7 @@ def beside_keys(kind: str, model: BaseModel) -> Options:
         if name in registry.names(kind) and not isinstance(value, dict):
             raise UserError(f"[{title}.{name}] is a section: it has the options of '{name}', and no value itself")
         if not isinstance(value, dict):
-            close = inside.get(name) or owner(name)
+            close = inside.get(name) or owner(name, getattr(model, "components", ()))
             hint = f"did you mean '{close}'?" if close else registry.near(name, own)
             raise UserError(f"unknown key '{title}.{name}'; {hint}")
         if name not in registry.names(kind) and ":" not in name:
@@ -69,10 +69,13 @@ def beside_keys(kind: str, model: BaseModel) -> Options:
     return check(kind, sections)
 
 
-def owner(option: str) -> str | None:
-    """Where an option of that name belongs: "algorithm.aspo.delta". None where no built-in component has it."""
+def owner(option: str, used: Collection[str] = ()) -> str | None:
+    """Where an option of that name belongs: "algorithm.aspo.delta". None where no built-in component has it.
+
+    used: the components of the run, which come first where several have it.
+    """
     for kind, section in SECTIONS.items():
-        for spec in registry.BUILT_IN[kind]:
+        for spec in sorted(registry.BUILT_IN[kind], key=lambda spec: spec not in used):
             try:
                 if option in registry.defaults(kind, spec):
                     return f"{section}.{spec}.{option}"
