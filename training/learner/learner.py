@@ -30,19 +30,18 @@ from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import lora
 from solostream.training.learner.corrections import kept
 from solostream.training.learner.device import compile_layers, compute_dtype
-from solostream.training.learner.guards import NotFinite, check_advantages, memory_advice, refuse
+from solostream.training.learner.guards import check_advantages, memory_advice, refuse
 from solostream.training.learner.logprobs import LogprobComputer
 from solostream.training.learner.mfu import peak_of, shape_of, throughput
 from solostream.training.learner.objective import objective
 from solostream.training.learner.optimizer import Optimizer
 from solostream.training.learner.packing import MaskedTokens, PackedBatch, Piece, idle, pack, pieces_of, plan
 from solostream.training.learner.state import load_state, read_state, state_of, write_state
-from solostream.training.learner.terms import imitation
 from solostream.training.learner.terms.entropy_band import EntropyBand
-from solostream.training.learner.update import Step, Update
-from solostream.training.losses import Loss, SelectsTokens
+from solostream.training.learner.terms.imitation import beside
+from solostream.training.learner.update import Step, Update, picks
+from solostream.training.losses import Loss
 from solostream.training.losses.aggregation import token_weights
-from solostream.training.losses.clip_cov import covariance
 from solostream.training.losses.tokens import Tokens
 
 LOGPROBS, ENTROPIES = 0, 1  # what a scorer gives
@@ -150,11 +149,7 @@ class Learner:
             several_steps = config.num_mini_batches * config.epochs > 1
             old = self.logprobs(batch) if config.decoupled and several_steps else sampler
             update = Update(batch, advantages.values, keep, sampler, old, rng)
-            if config.imitation and demonstrations:
-                update.demonstrations, update.imitation = (
-                    demonstrations,
-                    imitation.weight_at(config.imitation, self.step),
-                )
+            update.imitation = beside(config.imitation, demonstrations, self.step)
 
             # Each pass cuts the batch anew, so that other trajectories share a step; one step takes it as it is.
             for _ in range(config.epochs):
@@ -165,13 +160,13 @@ class Learner:
                     self._take_step(update, members.tolist())
 
             # How far the policy went is what the tracker forgets by.
-            moved = {"drift": self._drift(update)} if drift else {}
+            moved = {"drift": update.drift(self._scored(update.first), self.group)} if drift else {}
 
         found = update.metrics.result(version, self.group)
         if self.band is not None and update.norms:
             self.band.record(found["entropy"])
-        if update.imitated:
-            found |= {"imitation/loss": float(np.mean(update.imitated)), "imitation/weight": update.imitation}
+        if update.imitation is not None:
+            found |= update.imitation.metrics(self.group)
 
         seconds = time.perf_counter() - started
         used = [trajectory for trajectory, wanted in zip(batch, keep, strict=True) if wanted]
@@ -272,7 +267,7 @@ class Learner:
         rows = [row for row in members if update.keep[row]]
         if not rows:
             return
-        picked = self._picks(update, rows)
+        picked = picks(self.loss, update, rows)
         step = Step(pieces_of(update.batch, rows), weight_of, picked)
 
         # Gradients of the micro-batches add up: how the step is cut into packs changes nothing but the memory it needs.
@@ -282,10 +277,11 @@ class Learner:
         self.optimizer.zero()  # of a step that an error cut short
         for packed in packs:
             self._accumulate(update, step, packed)
-        if self.config.imitation and update.demonstrations:
-            demonstrated = self.packs(update.demonstrations)
-            said = imitation.backward(self.config.imitation, demonstrated, self.scorer, update.imitation, update.rng)
-            update.imitated.append(said)
+        if update.imitation is not None:
+            own = np.random.default_rng(
+                (self.seed, self.step, self.group.rank)
+            )  # `update.rng` is the same at all ranks
+            update.imitation.backward(self.packs(update.imitation.sequences), self.scorer, own)
 
         # The last look before the weights change.
         norm = self.optimizer.clip()
@@ -335,7 +331,7 @@ class Learner:
         weights = torch.tensor(of_piece, dtype=torch.float32, device=device)  # [pieces]
         counts = torch.tensor([len(piece) for piece in pieces], device=device)  # int64 [pieces]
         losses = losses * weights.repeat_interleave(counts)
-        loss = (1 - update.imitation) * losses.sum()  # a number
+        loss = (1 - update.imitated) * losses.sum()  # a number
         loss.backward()
 
         # Before the first step the policy is still the one that should have sampled, up to numerics and staleness.
@@ -364,20 +360,6 @@ class Learner:
         update.metrics.mismatch(logprob - sampler, versions)
         update.start |= _by_member(packed, update.first, logprob.detach())
 
-    def _picks(self, update: Update, rows: Sequence[int]) -> dict[int, np.ndarray]:
-        """The tokens that the loss treats apart, chosen over the whole optimizer batch; empty for most losses."""
-        if not isinstance(self.loss, SelectsTokens):
-            return {}
-        # A share of the batch's tokens is meant: chosen here, because a micro-batch would see too few of them.
-        logprobs = np.concatenate([update.sampler[row] for row in rows]).astype(np.float64)
-        advantages = np.concatenate([update.advantages[row] for row in rows])
-        selected = self.loss.select(covariance(logprobs, advantages), update.rng)  # bool, all rows end to end
-
-        # Cut into rows again, where each one ends.
-        ends = np.cumsum([len(update.sampler[row]) for row in rows])
-        parts = np.split(selected, ends[:-1])
-        return dict(zip(rows, parts, strict=True))
-
     def _refuse_gradient(self, update: Update, step: Step, packs: Sequence[PackedBatch]) -> None:
         """Find the micro-batches whose gradient is not finite, name their tasks, dump the batch, raise NotFinite."""
         guilty: list[str] = []
@@ -394,23 +376,6 @@ class Learner:
         every = [task for of_rank in self.group.gather(guilty) for task in of_rank]
         tasks = every or [update.batch[piece.row].task_id for piece in step.pieces]
         refuse("gradients", tasks, update.batch, self.dump_dir, self.step)
-
-    def _drift(self, update: Update) -> float:
-        """Mean |log π after − log π before| over the action tokens that the first step was made of, nats a token.
-
-        That is every action token of the batch, or of its first mini-batch, which is a random share of it. The measure
-        is the one of SPO's code (`_get_spo_rho`), which D_half = 0.06 belongs to; a KL would be about half its square.
-        """
-        # The same tokens before the first step and after the last, cut into the same packs: this rank has both.
-        after = self._scored(update.first)
-        moved = [values.astype(np.float64) - update.start[place] for place, values in after.items()]
-        own = {"nats": float(sum(np.abs(one).sum() for one in moved)), "tokens": sum(map(len, moved))}
-        found = self.group.sums(own)
-
-        # The gradient was finite, and the step along it need not be: nothing is sampled with such weights.
-        if not np.isfinite(found["nats"]):
-            raise NotFinite("the update left log-probabilities that are not finite: lower learner.lr, then --resume")
-        return found["nats"] / max(found["tokens"], 1)  # 0 where everything was filtered: the policy has not moved
 
     def _scorer(self, model: nn.Module) -> LogprobComputer:
         dtype = compute_dtype(self.config.dtype, next(model.parameters()).device)

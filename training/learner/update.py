@@ -15,7 +15,11 @@ from torch import Tensor
 
 from solostream.training.batch import Batch
 from solostream.training.cluster.rank_group import ALONE, RankGroup
-from solostream.training.learner.packing import MaskedTokens, Piece
+from solostream.training.learner.guards import NotFinite
+from solostream.training.learner.packing import Piece
+from solostream.training.learner.terms.imitation import Imitation
+from solostream.training.losses import Loss, SelectsTokens
+from solostream.training.losses.clip_cov import covariance
 from solostream.training.losses.kl import estimates
 
 
@@ -106,13 +110,32 @@ class Update:
     sampler: list[np.ndarray]  # float32 [n]: log-probabilities under the policy that sampled
     old: list[np.ndarray]  # float32 [n]: log-probabilities under π_old
     rng: np.random.Generator
-    demonstrations: Sequence[MaskedTokens] = ()  # to imitate beside the batch ...
-    imitation: float = 0.0  # ... with the weight μ
+    imitation: Imitation | None = None  # of demonstrations, beside the batch
     metrics: UpdateMetrics = field(default_factory=UpdateMetrics)
     norms: list[float] = field(default_factory=list)  # of the gradient, one an optimizer step
-    imitated: list[float] = field(default_factory=list)  # the imitation's loss, nats a token, one a step
     first: list[Piece] = field(default_factory=list)  # of the first step
     start: dict[int, np.ndarray] = field(default_factory=dict)  # place in `first` -> log-probabilities before that step
+
+    @property
+    def imitated(self) -> float:
+        """μ: what imitation takes of the policy's loss."""
+        return 0.0 if self.imitation is None else self.imitation.share
+
+    def drift(self, after: Mapping[int, np.ndarray], group: RankGroup) -> float:
+        """Mean |log π after − log π before| over the action tokens that the first step was made of, nats a token.
+
+        That is every action token of the batch, or of its first mini-batch, which is a random share of it. The measure
+        is the one of SPO's code (`_get_spo_rho`), which D_half = 0.06 belongs to; a KL would be about half its square.
+        after: as `start`, after the last step; the same packs, so this rank has both. Raises NotFinite.
+        """
+        moved = [values.astype(np.float64) - self.start[place] for place, values in after.items()]
+        own = {"nats": float(sum(np.abs(one).sum() for one in moved)), "tokens": sum(map(len, moved))}
+        found = group.sums(own)
+
+        # The gradient was finite, and the step along it need not be: nothing is sampled with such weights.
+        if not np.isfinite(found["nats"]):
+            raise NotFinite("the update left log-probabilities that are not finite: lower learner.lr, then --resume")
+        return found["nats"] / max(found["tokens"], 1)  # 0 where everything was filtered: the policy has not moved
 
 
 @dataclass(slots=True)
@@ -122,3 +145,18 @@ class Step:
     pieces: list[Piece]  # of the trajectories that were kept
     weights: dict[int, float]  # row -> the weight of each of its tokens
     picked: dict[int, np.ndarray]  # row -> bool [n], the tokens that the loss treats apart; empty for most losses
+
+
+def picks(loss: Loss, update: Update, rows: Sequence[int]) -> dict[int, np.ndarray]:
+    """Row -> the tokens that the loss treats apart, chosen over the whole optimizer batch; empty for most losses."""
+    if not isinstance(loss, SelectsTokens):
+        return {}
+    # A share of the batch's tokens is meant: chosen here, because a micro-batch would see too few of them.
+    logprobs = np.concatenate([update.sampler[row] for row in rows]).astype(np.float64)
+    advantages = np.concatenate([update.advantages[row] for row in rows])
+    selected = loss.select(covariance(logprobs, advantages), update.rng)  # bool, all rows end to end
+
+    # Cut into rows again, where each one ends.
+    ends = np.cumsum([len(update.sampler[row]) for row in rows])
+    parts = np.split(selected, ends[:-1])
+    return dict(zip(rows, parts, strict=True))

@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from solostream.training.cluster.rank_group import RankGroup
 from solostream.training.config.learner import ImitationConfig
 from solostream.training.learner.logprobs import LogprobComputer
-from solostream.training.learner.packing import PackedBatch
+from solostream.training.learner.packing import MaskedTokens, PackedBatch
 
 
 def weight_at(config: ImitationConfig, step: int) -> float:
@@ -48,15 +50,37 @@ def losses(config: ImitationConfig, logprob: Tensor, rng: np.random.Generator) -
     return -weight * logprob
 
 
-def backward(
-    config: ImitationConfig, packs: Sequence[PackedBatch], scorer: LogprobComputer, mu: float, rng: np.random.Generator
-) -> float:
-    """Add the gradient of μ·(mean loss of all tokens of `packs`); returns that mean, in nats a token."""
-    total = max(sum(len(packed.targets) for packed in packs), 1)
-    said = torch.zeros((), device=scorer.device)
-    for packed in packs:
-        logprob, _ = scorer(packed)  # [n]
-        part = losses(config, logprob, rng).sum() / total
-        (mu * part).backward()
-        said += part.detach()
-    return float(said)
+def beside(config: ImitationConfig | None, sequences: Sequence[MaskedTokens], step: int) -> Imitation | None:
+    """What the update at optimizer step `step` imitates; None where nothing is."""
+    if config is None or not sequences:
+        return None
+    return Imitation(config, sequences, weight_at(config, step))
+
+
+@dataclass(slots=True)
+class Imitation:
+    """share: μ. said: the loss of each optimizer step, in nats a token, this rank's part of it."""
+
+    config: ImitationConfig
+    sequences: Sequence[MaskedTokens]
+    share: float
+    said: list[float] = field(default_factory=list)
+
+    def backward(self, packs: Sequence[PackedBatch], scorer: LogprobComputer, rng: np.random.Generator) -> None:
+        """Add the gradient of μ·(mean loss over the tokens of all sequences); packs: those that are this rank's."""
+        total = max(sum(int(mask.sum()) for _, mask in self.sequences), 1)
+        said = torch.zeros((), device=scorer.device)
+        for packed in packs:
+            logprob, _ = scorer(packed)  # [n]
+            # A rank that has no more packs takes part, and adds nothing.
+            part = losses(self.config, logprob, rng).sum() / total if packed.members else 0 * logprob.sum()
+            (self.share * part).backward()
+            said += part.detach()
+        self.said.append(float(said))
+
+    def metrics(self, group: RankGroup) -> dict[str, float]:
+        """The mean over the steps."""
+        if not self.said:
+            return {}
+        found = math.fsum(sum(of_rank) for of_rank in group.gather(self.said)) / len(self.said)
+        return {"imitation/loss": found, "imitation/weight": self.share}
