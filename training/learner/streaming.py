@@ -41,6 +41,11 @@ def check_in_parts(advantage: Advantage, learner: Learner) -> None:
                 'with [algorithm.aspo] compare = "group"'
             )
         one = getattr(one, "inner", None)
+    config = learner.config
+    if config.imitation is not None or config.entropy_band is not None:
+        raise UserError(
+            "learner.imitation and learner.entropy_band belong to whole batches: set rollout.learn_in_parts = 1"
+        )
     if isinstance(learner.loss, SelectsTokens):
         raise UserError(
             f"loss {learner.config.loss} selects among the tokens of a whole batch: set rollout.learn_in_parts = 1"
@@ -120,7 +125,7 @@ class StreamedUpdate:
                 learner.optimizer.apply()
             update.norms.append(float(norm))
         with learner.scorer.active():
-            moved = {"drift": learner._drift(update)} if drift else {}
+            moved = {"drift": update.drift(learner._scored(update.first), learner.group)} if drift else {}
         numbers = update.metrics.result(version)
         if "loss" in numbers:
             numbers["loss"] *= scale
