@@ -134,6 +134,11 @@ def test_keyboard_moves_through_the_list_and_the_tabs(page) -> None:
 
 def test_tokens_carry_their_logprob_version_and_advantage(page, place: Path) -> None:
     record = records(place)[0]
+    turn = next(turn for turn in record["turns"] if turn["role"] == "assistant")
+    nats = -sum(record["logprobs"][turn["start"] : turn["end"]]) / (turn["end"] - turn["start"])
+    header = page.locator(".turn.assistant .who").first
+    header.wait_for()
+    assert f"{nats:.2f} nats a token" in header.inner_text()
     page.keyboard.press("2")
     i = record["action_mask"].index(1)
     page.wait_for_selector(".tokens span")

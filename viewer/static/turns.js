@@ -6,6 +6,13 @@ import { python } from "./python.js";
 const WHO = { system: "System", user: "Problem", assistant: "Policy", tool: "Tool output", context: "History replaced" };
 const LONG = 1200; // characters of an output that is folded at first
 
+// Mean −log π of what the policy sampled in a turn, an estimate of its entropy; null where no probabilities are known.
+function uncertainty(record, turn) {
+  let nats = 0, count = 0;
+  for (let i = turn.start; i < turn.end; i += 1) if (record.action_mask[i]) { nats -= record.logprobs[i]; count += 1; }
+  return count ? nats / count : null;
+}
+
 // `paint(text)` decorates all that the policy wrote, code included, and returns nodes; without it code is highlighted and
 // formulas are drawn. `advantages`: one number a turn of the policy, where an update weighed its turns differently.
 export function turns(record, { paint, advantages = null, maths = true, prefix = "turn" } = {}) {
@@ -15,11 +22,13 @@ export function turns(record, { paint, advantages = null, maths = true, prefix =
   const plain = maths ? formulas : (text) => [text];
   return record.turns.map((turn, i) => {
     const before = record.turns[i - 1];
+    const unsure = uncertainty(record, turn);
     const repeats = turn.role === "tool" && before?.executions.some(Boolean); // the cells above show it already
     return el("details", { className: `turn ${turn.role}`, id: `${prefix}-${i}`, open: !repeats },
       el("summary", { className: "who" },
         el("b", {}, repeats ? "What the policy read of it" : WHO[turn.role] ?? turn.role),
         el("span", { className: "num" }, `${plural(turn.end - turn.start, "token")}, from ${turn.start}`),
+        unsure !== null && el("span", { className: "num", title: "mean −log π of its tokens" }, `${number(unsure, 2)} nats a token`),
         weighed(turn) !== null && el("span", { className: `num ${weighed(turn) >= 0 ? "up" : "down"}` }, `advantage ${number(weighed(turn), 3)}`),
         paidInBetween && turn.role === "assistant" && el("span", { className: "num" }, `reward ${number(turn.reward)}`),
         turn.void && el("span", { className: "pill warn" }, "void turn")),
