@@ -80,15 +80,20 @@ class ValueTracker:
                 "the tracker needs 0 < rho_min <= rho_max < 1, d_half > 0 and window >= 1; "
                 f"got rho_min={rho_min}, rho_max={rho_max}, d_half={d_half}, window={window}"
             )
+        # How evidence ages.
         self.rho_min = rho_min
         self.rho_max = rho_max
         self.d_half = d_half
         self.window = window
         self.forgetting = forgetting
+
+        # What tasks have in common: how their values move together, and where they begin.
         self.shared = SharedDrift(shared_drift) if shared_drift else None
         self.pool = Pool(1 / (1 - rho_min)) if pooled else None
         self._sources: dict[str, str] = {}  # task -> what it shares values with
         self._beliefs: dict[str, _Belief] = {}
+
+        # How far the policy has travelled, by version.
         self._drift_versions: list[int] = []
         self._drift_sums: list[float] = []  # D travelled up to and including that version
 
@@ -102,16 +107,21 @@ class ValueTracker:
         if not outcomes:
             self._beliefs.pop(task_id, None)
             return
+        # What the pool learns of its tasks' beginnings: each outcome, and the one before it.
         for before, reward in pairwise([None, *outcomes]):
             self._pool(task_id, _unit(reward, task_id), before)  # type: ignore[arg-type]
         # Jeffreys' half a success and half a failure keep v0 off 0 and 1, where no later outcome could surprise.
         alpha, beta = self.pool.prior(self._sources.get(task_id, "")) if self.pool else (0.5, 0.5)
-        v0 = (math.fsum(outcomes) + alpha) / (len(outcomes) + alpha + beta)
+        n = len(outcomes)
+        v0 = (math.fsum(outcomes) + alpha) / (n + alpha + beta)
+
         # 1/(1 − ρ) observations is what evidence settles at under a forgetting factor ρ.
-        strength = min(len(outcomes) + (alpha + beta if self.pool else 0), 1 / (1 - self.rho_min))
-        belief = _Belief((strength * v0, strength * (1 - v0), version))
-        belief.now = belief.start[:2]
-        self._beliefs[task_id] = belief
+        most = 1 / (1 - self.rho_min)
+        pooled = alpha + beta if self.pool else 0
+        strength = min(n + pooled, most)
+        alpha = strength * v0
+        beta = strength * (1 - v0)
+        self._beliefs[task_id] = _Belief((alpha, beta, version), now=(alpha, beta))
 
     def place(self, task_id: str, source: str) -> None:
         """Say which tasks share what `shared_drift` and `pooled` learn; untold, a task goes with the population."""
@@ -128,13 +138,17 @@ class ValueTracker:
         belief = self._beliefs.get(task_id)
         if belief is None:
             return self._first(task_id)
+        # The belief is of the version that acted last: what all tasks have learnt since then moves it to now.
         last = belief.events[-1].version if belief.events else belief.start[2]
-        return self._moved(*belief.now, self._sources.get(task_id, ""), last, None)
+        source = self._sources.get(task_id, "")
+        return self._moved(*belief.now, source, last, None)
 
     def learn_shared(self, version: int, residuals: Iterable[tuple[str, float, float]]) -> None:
         """One batch dispatched up to `version`: (task, r, frozen v) of each trajectory. Before its evidence enters."""
-        if self.shared is not None:
-            self.shared.update(version, [(self._sources.get(task, ""), r, v) for task, r, v in residuals])
+        if self.shared is None:
+            return
+        by_source = [(self._sources.get(task, ""), r, v) for task, r, v in residuals]
+        self.shared.update(version, by_source)
 
     def observe(
         self,
@@ -154,19 +168,25 @@ class ValueTracker:
         reward = _unit(reward, task_id)
         if divergence is not None and not 0 <= divergence < math.inf:
             raise UserError(f"the divergence of task {task_id} is {divergence}; give a finite D >= 0, in nats a token")
+        # The first outcome of a task meets the belief that every task begins with.
         belief = self._beliefs.get(task_id)
         if belief is None:
             first = self._first(task_id)
-            belief = self._beliefs[task_id] = _Belief((*first, None), now=first)
-        self._pool(task_id, reward, belief.events[-1].reward if belief.events else None)
+            belief = _Belief((*first, None), now=first)
+            self._beliefs[task_id] = belief
+        last = belief.events[-1] if belief.events else None
+        self._pool(task_id, reward, last.reward if last else None)
+
+        # Its place among the task's events: where it was dispatched, or the end.
         source = self._sources.get(task_id, "")
         if event is None:
-            event = belief.events[-1].event + 1 if belief.events else 0
+            event = last.event + 1 if last else 0
         new = _Evidence(event, reward, divergence, version)
 
-        late = bool(belief.events) and event <= belief.events[-1].event
+        # In order, one line of arithmetic is enough.
+        late = last is not None and event <= last.event
         if not late:
-            last_version = belief.events[-1].version if belief.events else belief.start[2]
+            last_version = last.version if last else belief.start[2]
             belief.now = self._apply(*belief.now, source, last_version, new)
             belief.events.append(new)
         else:
@@ -178,7 +198,8 @@ class ValueTracker:
         if len(belief.events) > self.window:
             oldest = belief.events.pop(0)
             alpha, beta, last_version = belief.start
-            belief.start = (*self._apply(alpha, beta, source, last_version, oldest), oldest.version)
+            alpha, beta = self._apply(alpha, beta, source, last_version, oldest)
+            belief.start = (alpha, beta, oldest.version)
 
     def record_drift(self, version: int, distance: float) -> None:
         """Policy `version` is D = `distance` away from the one before it. Call once a version, in order.
@@ -198,11 +219,15 @@ class ValueTracker:
 
         γ = 0 is Eq. 11; the paper's conference version has γ > 0.
         """
-        found = []
+        weights = []
         for alpha, beta in map(self.evidence, task_ids):
             n = alpha + beta
-            found.append(sampling_weight(alpha / n, 0.0) / max(n, 1.0) ** gamma + epsilon)
-        return found
+            # Tasks that are neither solved nor hopeless teach most, and those of which little is known yet.
+            unsure = sampling_weight(alpha / n, 0.0)
+            known = max(n, 1.0) ** gamma
+            # No task is forgotten: the policy moves, and so do values of 0 and of 1.
+            weights.append(unsure / known + epsilon)
+        return weights
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -240,7 +265,10 @@ class ValueTracker:
             self.pool.load_state_dict(state["pool"])
 
     def _first(self, task_id: str) -> tuple[float, float]:
-        return self.pool.prior(self._sources.get(task_id, "")) if self.pool else (0.5, 0.5)
+        """(α, β) of a task that was never seen: Jeffreys' prior, or what the pool knows of its source."""
+        if self.pool is None:
+            return 0.5, 0.5
+        return self.pool.prior(self._sources.get(task_id, ""))
 
     def _pool(self, task_id: str, reward: float, before: float | None) -> None:
         if self.pool is not None:
@@ -256,17 +284,26 @@ class ValueTracker:
 
     def _apply(self, alpha: float, beta: float, source: str, last: int | None, new: _Evidence) -> tuple[float, float]:
         """(α, β) after one more outcome (Eq. 5)."""
+        # First to the version that acted: with `shared_drift` the other tasks say how values moved until then.
         alpha, beta = self._moved(alpha, beta, source, last, new.version)
         # What the policy earned before it moved says less about the policy of now: old evidence shrinks by ρ.
         rho = self._rho(last, new)
-        return rho * alpha + new.reward, rho * beta + 1 - new.reward
+        alpha = rho * alpha + new.reward
+        beta = rho * beta + 1 - new.reward
+        return alpha, beta
 
     def _rho(self, last: int | None, new: _Evidence) -> float:
         """What old evidence shrinks by before `new` is added: by the updates in between, or by how far they went."""
+        # SPO++: once for each version, however far it went. Streams of one version forget nothing of each other.
         if self.forgetting == "snapshot":
-            passed = 0 if last is None or new.version is None else max(new.version - last, 0)
+            passed = 0
+            if last is not None and new.version is not None:
+                passed = max(new.version - last, 0)
             return math.pow(self.rho_min, passed)
-        divergence = self._travel(last, new.version) if new.divergence is None else new.divergence
+        # SPO: by the distance, within bounds, so that evidence never counts for ever and never for nothing.
+        divergence = new.divergence
+        if divergence is None:
+            divergence = self._travel(last, new.version)
         halved = math.exp2(-divergence / self.d_half)
         return min(max(halved, self.rho_min), self.rho_max)
 
@@ -274,6 +311,7 @@ class ValueTracker:
         """The belief of version `last`, as of version `now` (None: the newest), by what all tasks have in common."""
         if self.shared is None:
             return alpha, beta
+        # The value moves; how much is known stays.
         n = alpha + beta
         value = self.shared.moved(alpha / n, source, last, now)
         return n * value, n * (1 - value)
