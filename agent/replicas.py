@@ -95,7 +95,7 @@ class Replicas:
         """As an engine's; a turn that fails is asked of one other replica, where another is open."""
         failed: list[_Replica] = []
         while True:
-            replica = await self._home(sampling.key, failed)
+            replica = await self._home(sampling.key, failed, sampling.parent)
             engine = replica.engine
             assert engine is not None
             try:
@@ -160,13 +160,15 @@ class Replicas:
 
     # -- one turn ------------------------------------------------------------------------------------------------------
 
-    async def _home(self, key: str | None, failed: Sequence[_Replica]) -> _Replica:
-        """The open replica of the episode `key`: its own, else the one with the least to do."""
+    async def _home(self, key: str | None, failed: Sequence[_Replica], parent: str | None = None) -> _Replica:
+        """The open replica of the episode `key`: its own, else where its beginning is cached, else the least loaded."""
         await self._some_open()
         home = self._homes.get(key) if key is not None else None
         if home is not None and home.engine is not None and home not in failed:
             return home
-        found = min(self._others(failed), key=lambda replica: replica.load)
+        others = self._others(failed)
+        beside = self._homes.get(parent) if home is None and parent is not None else None
+        found = beside if beside in others else min(others, key=lambda replica: replica.load)
         if key is not None:
             if home is not None:
                 home.episodes -= 1

@@ -1,6 +1,6 @@
 """Branching against independent streams, at equal tokens and at equal sandbox seconds; a fork against a replay.
 
-    python benchmarks/branching.py [--seeds 5] [--tokens 30000] [--quick]
+    python benchmarks/branching.py [--seeds 5] [--tokens 12000] [--quick]
 
 A chain of five calls of which the second and the fourth must be right (one of four each), then an answer: success is
 π₂(right)·π₄(right), 1/16 at the start. The policy is a table of logits, one row a turn, trained by the gradient of the
@@ -41,8 +41,8 @@ from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.batch import Batch
 
 TURNS, OPTIONS, DECISIVE = 5, 4, (1, 3)
-BATCH, RATE = 32, 1.5
-SPO = {"spo": {"scale": "fixed"}}
+BATCH, RATE = 32, 3.0
+SPO = {"spo": {"scale": "centred"}}  # as dr_grpo, which does not divide either
 TASK = Task("chain", "Go.", "")
 CALLS = {"at once": "x = 1", "computes": "x = sum(i * i for i in range(400_000))"}
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
@@ -51,15 +51,16 @@ T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 METHODS: dict[str, tuple[str, dict[str, Any], int, str, tuple[str, ...], dict[str, Any]]] = {
     "independent streams, spo": ("episode", {}, 1, "spo", (), SPO),
     "independent groups of 8, dr_grpo": ("episode", {}, 8, "dr_grpo", (), {}),
-    "arpo, 8 leaves of 4 trunks, dr_grpo (soft)": ("arpo", {}, 8, "dr_grpo", (), {}),
-    "arpo, 8 leaves of 4 trunks, spo, tree_values": ("arpo", {}, 8, "spo", ("tree_values",), SPO),
-    "arpo, 8 leaves of 2 trunks, spo, tree_values": (
-        "arpo", {"initial": 2}, 8, "spo", ("tree_values",), SPO,
-    ),
-    "segments, 8 leaves of a trunk, spo, tree_values": (
-        "segments", {}, 8, "spo", ("tree_values",), SPO,
-    ),
-}  # fmt: skip
+    "arpo, 4 trunks, dr_grpo (soft)": ("arpo", {}, 8, "dr_grpo", (), {}),
+    "arpo, 4 trunks, dr_grpo, arpo_attribution (hard)": ("arpo", {}, 8, "dr_grpo", ("arpo_attribution",), {}),
+    "arpo, 4 trunks, dr_grpo, tree_po": ("arpo", {}, 8, "dr_grpo", ("tree_po",), {}),
+    "aepo, dr_grpo": ("aepo", {}, 8, "dr_grpo", (), {}),
+    "latr, dr_grpo": ("latr", {"distance": 0.1, "look_ahead": 8}, 8, "dr_grpo", (), {}),
+    "arpo, 4 trunks, spo, tree_values": ("arpo", {}, 8, "spo", ("tree_values",), SPO),
+    "arpo, 2 trunks, spo, tree_values": ("arpo", {"initial": 2}, 8, "spo", ("tree_values",), SPO),
+    "segments, 1 trunk, spo, tree_values": ("segments", {}, 8, "spo", ("tree_values",), SPO),
+    "segments, 1 trunk, spo, segment_po": ("segments", {}, 8, "spo", ("segment_po",), SPO),
+}
 
 
 class Chain:
@@ -245,7 +246,7 @@ def interval(values: Sequence[float]) -> str:
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=30_000)
+    parser.add_argument("--tokens", type=int, default=12_000)
     parser.add_argument("--quick", action="store_true", help="two seeds, a sixth of the tokens")
     options = parser.parse_args()
     seeds, tokens = (2, options.tokens // 6) if options.quick else (options.seeds, options.tokens)

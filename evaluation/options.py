@@ -173,7 +173,10 @@ class Options:
             raise UserError("--rollout-options are of --rollout: name the strategy")
         if self.rollout is not None and self.endpoint:
             raise UserError("--rollout is for models that sample tokens: a chat endpoint has its own context")
-        return registry.bind("rollout", self.rollout or "episode", options)
+        name = self.rollout or "episode"
+        if registry.asks("rollout", name, "leaves"):
+            raise UserError(f"--rollout {name} grows trees to learn from: an evaluation plays independent episodes")
+        return registry.bind("rollout", name, options)
 
     def sampling(self) -> Preset:
         """The preset with the options' own values. Raises UserError."""

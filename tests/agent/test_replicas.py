@@ -116,6 +116,21 @@ async def test_an_episode_stays_and_a_new_one_goes_to_the_fewest_outstanding_tok
     assert all(engine.closed for engine in engines)
 
 
+async def test_a_branch_goes_where_its_beginning_is_cached_and_elsewhere_when_that_is_gone() -> None:
+    fleet = await started(3)
+    engines = [opened[0] for opened in fleet.opened]
+    await asyncio.gather(*(fleet.turn([1] * (n + 1), key) for n, key in enumerate("abc")))
+    where = next(engine for engine in engines if "b" in engine.asked)
+    for key in ("b1", "b2"):
+        await fleet.replicas.generate([1, 1, 5], Sampling(8, seed=0, key=key, parent="b"))
+    assert where.asked == ["b", "b1", "b2"]
+    where.poison = 9
+    got = await fleet.replicas.generate([1, 1, 9], Sampling(8, seed=0, key="b3", parent="b"))
+    assert got.token_ids == [11]
+    assert sum("b3" in engine.asked for engine in engines if engine is not where) == 1
+    await fleet.replicas.close()
+
+
 async def test_a_failed_turn_goes_on_elsewhere_and_its_replica_comes_back_with_the_weights_of_now() -> None:
     fleet = await started(2)
     fleet.gates[0].clear()
