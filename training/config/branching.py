@@ -35,6 +35,10 @@ def check(config: Config) -> None:
         raise UserError(
             f"rollout.strategy = '{strategy}' grows trees: set algorithm.group_size to their leaves, 2 or more"
         )
+    if branches and config.rollout.learn_in_parts > 1:
+        raise UserError(
+            f"rollout.strategy = '{strategy}' grows trees, which land whole: set rollout.learn_in_parts = 1"
+        )
     if branches:
         registry.make("rollout", strategy, (config.rollout.model_extra or {}).get(strategy), leaves=a.group_size)
     if "prefix_once" in a.components and config.learner.aggregation != "token_mean":

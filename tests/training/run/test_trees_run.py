@@ -88,6 +88,7 @@ def test_streams_of_trees_are_never_cut(tmp_path: Path) -> None:
         ({"algorithm__advantage": '"rloo"'}, "'rloo' needs answers that are independent"),
         ({"algorithm__group_size": "1"}, "set algorithm.group_size to their leaves"),
         ({"rollout__arpo": "{initial = 4}"}, "set initial lower"),
+        ({"rollout__mode": '"async"', "rollout__learn_in_parts": "2"}, "set rollout.learn_in_parts = 1"),
         ({"learner__aggregation": '"seq_mean_token_mean"'}, "set learner.aggregation = 'token_mean'"),
         ({"algorithm__stages": "[]", "rollout__strategy": '"ead"'}, "set learner.tis_cap"),
     ],
