@@ -12,6 +12,12 @@ from tiny_ledgers import trajectory
 from solostream import registry
 from solostream.errors import UserError
 from solostream.training.advantages import ASPO, GRPO, RLOO, SPO, Advantages, ValueTracker
+from solostream.training.advantages.credit.d3s import D3S
+from solostream.training.advantages.credit.dcpo import DCPO
+from solostream.training.advantages.credit.empg import EMPG
+from solostream.training.advantages.credit.gigpo import GiGPO
+from solostream.training.advantages.credit.salt import SALT
+from solostream.training.advantages.credit.seed import SEED
 from solostream.training.advantages.maxrl import MaxRL, MaxRLStream
 from solostream.training.advantages.reinforce import OPO, Reinforce, ReinforcePlusPlus
 from solostream.training.advantages.stages.negative_weight import NegativeWeight
@@ -89,6 +95,10 @@ def test_the_gradient_is_that_of_the_whole_batch(aggregation: str, settings: dic
         lambda tracker: MaxRL(),
         lambda tracker: Reinforce(),
         lambda tracker: ASPO(RLOO(), compare="group"),
+        lambda tracker: SALT(GRPO()),
+        lambda tracker: GiGPO(SPO(tracker, scale="none"), divide=False),
+        lambda tracker: SEED(RLOO()),
+        lambda tracker: DCPO(),
     ],
 )
 def test_who_says_so_gives_parts_what_it_gives_the_whole(estimator) -> None:
@@ -119,6 +129,8 @@ def test_who_says_so_gives_parts_what_it_gives_the_whole(estimator) -> None:
         OPO(),
         ASPO(SPO(ValueTracker(), scale="none")),
         NegativeWeight(SPO(ValueTracker())),
+        EMPG(GRPO()),
+        D3S(GRPO()),
     ],
 )
 def test_who_needs_the_batch_is_refused_in_one_line(estimator) -> None:

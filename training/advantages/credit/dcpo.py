@@ -24,6 +24,7 @@ class DCPO:
     """Raises UserError for trajectories without a group."""
 
     groups: Grouping = "required"
+    in_parts = True
 
     def __init__(self) -> None:
         self._seen: dict[str, list[float]] = {}  # task -> batches, answers, Σr, Σr²

@@ -27,6 +27,7 @@ class GiGPO:
     """omega: the weight of the step's advantage. divide: by the deviation. Raises UserError without groups."""
 
     groups: Grouping = "required"
+    in_parts = True
 
     def __init__(
         self,

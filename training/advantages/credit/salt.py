@@ -24,6 +24,7 @@ class SALT:
     """state: what makes two states equal. Raises UserError for trajectories without a group."""
 
     groups: Grouping = "required"
+    in_parts = True
 
     def __init__(self, inner: Advantage, *, state: State = "history") -> None:
         self.inner, self.state = inner, state

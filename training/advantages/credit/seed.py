@@ -26,6 +26,7 @@ class SEED:
     """alpha: how much is taken off where every answer means another thing. Raises UserError without groups."""
 
     groups: Grouping = "required"
+    in_parts = True
 
     def __init__(
         self,
