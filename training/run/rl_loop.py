@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from solostream import registry
 from solostream.agent.engine import Engine, Sampling
 from solostream.agent.rollout import seed_of
 from solostream.agent.trajectory import Dispatch, Trajectory
@@ -37,7 +37,8 @@ from solostream.training.rollouts.dynamic_sampling import DynamicSampling
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.rollouts.request import Played, PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
-from solostream.training.rollouts.samplers.history import History, Outcome
+from solostream.training.rollouts.samplers.history import Outcome
+from solostream.training.rollouts.samplers.inner import sampler_of_run
 from solostream.training.rollouts.sync_collector import SyncCollector
 from solostream.training.rollouts.task_sampler import Sampler, TaskSampler
 from solostream.training.run import metrics
@@ -89,12 +90,7 @@ class Reinforcement:
         self._grouped = grouped(self._advantage, a.group_size)
         self._own_metrics, self._traces = own_metrics, traces
         if sampler is None:
-            name = a.sampler or ("prioritized" if self._uses_tracker else "uniform")
-            prompts = max(config.rollout.batch // a.group_size, 1)
-            history = History(sources, self.tracker if self._uses_tracker else None)
-            given = {"task_ids": self.task_ids, "tasks": tasks.by_id, "tracker": self.tracker, "sources": sources}
-            given |= {"history": history, "batch": prompts, "seed": seed_of(config.run.seed, "sampler")}
-            sampler = registry.make("sampler", name, config.sampler.get(name), **given)
+            sampler = sampler_of_run(config, tasks, self.tracker, uses_tracker=self._uses_tracker)
         self._streamed: StreamedUpdate | None = None  # of the batch that is being taken
         self._before: dict[str, Any] = {}  # what its parts change, as it was before them
         if config.rollout.learn_in_parts > 1:
@@ -164,6 +160,7 @@ class Reinforcement:
         else:
             finish = partial(self._streamed.finish, self.step, drift=self.config.algorithm.uses_tracker)
             batch, advantages, numbers = await self._in_thread(finish)
+            await self._in_thread(self._observe, unused_groups)
             self._streamed, self._before = None, {}
         learn_s = time.monotonic() - started
         self.step += 1
@@ -177,10 +174,8 @@ class Reinforcement:
         self.pipeline.advance(self.step)
         self.mismatch_max = max(self.mismatch_max, numbers.get("mismatch/on_policy_max", 0.0))
         now = self.pipeline.counts
-        outcomes = [
-            *(Outcome(one.task_id, one.reward, 0.0) for one in unused_groups),
-            *(Outcome(t.task_id, t.reward, _size(a)) for t, a in zip(batch, advantages.values, strict=True)),
-        ]
+        learnt = (Outcome(t.task_id, t.reward, _size(a)) for t, a in zip(batch, advantages.values, strict=True))
+        outcomes = chain((Outcome(one.task_id, one.reward, 0.0) for one in unused_groups), learnt)
         found = {
             **metrics.of_batch(batch, self.step - 1),
             **metrics.calibration(batch),
@@ -199,9 +194,7 @@ class Reinforcement:
 
     def _update(self, batch: Batch, unused_groups: Sequence[Discarded]) -> tuple[Advantages, dict[str, float]]:
         advantages = self._advantage(batch)
-        if self._uses_tracker:  # what dynamic sampling left out says as much of its tasks
-            for one in unused_groups:
-                self.tracker.observe(one.task_id, one.reward, event=one.event, version=one.version)
+        self._observe(unused_groups)
         return advantages, self._learner.update(
             batch,
             advantages,
@@ -209,6 +202,11 @@ class Reinforcement:
             drift=self.config.algorithm.uses_tracker,
             demonstrations=self._demonstrations(),
         )
+
+    def _observe(self, unused_groups: Sequence[Discarded]) -> None:
+        """What dynamic sampling left out says as much of its tasks."""
+        for one in unused_groups if self._uses_tracker else ():
+            self.tracker.observe(one.task_id, one.reward, event=one.event, version=one.version)
 
     def _discard(self, group: Sequence[Trajectory]) -> None:
         for i, reward in observations(group, [t.reward for t in group]):

@@ -29,6 +29,7 @@ from solostream.training.config import Config
 from solostream.training.config.dry_run import refuse_too_large
 from solostream.training.learner.device import device_of, sampler_dtype
 from solostream.training.learner.learner import Learner
+from solostream.training.rollouts.samplers.inner import sampler_of_run
 from solostream.training.run.model import load_model, sampler_model
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
 
@@ -106,7 +107,13 @@ def _chat(config: Config, tokenizer: Any, source: Path | None) -> Chat:
 
 
 def problems(config: Config, say: Callable[[str], None] = print) -> tuple[Tasks, Tasks]:
-    """(pool, held-out problems), without a common prompt or id. Raises UserError."""
+    """(pool, held-out problems), without a common prompt or id. Raises UserError, also for a sampler without use."""
+    train, test = _problems(config, say)
+    sampler_of_run(config, train, config.algorithm.tracker.make(), uses_tracker=config.algorithm.uses_tracker)
+    return train, test
+
+
+def _problems(config: Config, say: Callable[[str], None]) -> tuple[Tasks, Tasks]:
     if not takes_tasks(config.env.id):
         return _seeds(config)
     train, test = (data.tasks(source) for source in sources(config))

@@ -126,6 +126,8 @@ def test_two_files_that_both_count_from_one_and_share_a_problem(tmp_path: Path, 
             "CartPole-v1 takes no tasks, so nothing would read",
         ),
         (["data.path=problems.jsonl", "env.id=solostream/Maths-v0"], "solostream/Math-v0"),
+        (["data.path=problems.jsonl", "algorithm.sampler=dump"], "mix several data sets"),
+        (["data.path=problems.jsonl", "algorithm.sampler=hints", "sampler.hints.of=dump"], "mix several data sets"),
     ],
 )
 @pytest.mark.parametrize("dry", [True, False])
