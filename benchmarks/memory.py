@@ -35,6 +35,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "gradient checkpointing": {"gradient_checkpointing": True},
     "LoRA, rank 16": {"lora": {"rank": 16}},
+    "8-bit moments": {"moments": "8bit"},
+    "bfloat16, 8-bit moments": {"masters": "bfloat16", "moments": "8bit"},
 }
 SCRIPT = """
 import json, resource, sys

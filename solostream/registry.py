@@ -199,6 +199,7 @@ EXTRAS = {
     **dict.fromkeys(("aiohttp", "fastapi", "uvicorn", "prometheus_client"), "server"),
     **dict.fromkeys(("jupyter_client", "ipykernel", "zmq"), "jupyter"),
     "docker": "docker",
+    "torchao": "low-memory",
     "openai": "endpoint",
     "mcp": "mcp",
     "vllm": "vllm",

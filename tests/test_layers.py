@@ -38,6 +38,7 @@ ONLY_IN = {
     "openai": {"agent/engines/chat_endpoint.py", "envs/rewards/judge.py"},
     "mcp": {"envs/tools/mcp.py"},
     "fastapi": {"sandbox/server", "viewer/server.py"},
+    "torchao": {"training/learner/optimizer/low_memory.py"},
     "trl": {"integrations/trl.py"},
     "ray": {"training/cluster/handles.py", "integrations/verl.py"},
     "verl": {"integrations/verl.py"},

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from solostream.errors import UserError
 from solostream.training.config import Config
-from solostream.training.config.memory import Shape, available, memory, remedies, shape_of
+from solostream.training.config.memory import Shape, available, memory, moments, remedies, shape_of
 
 PROMPT_TOKENS = 64  # a guess: the prompt's length is known only once the data is tokenised
 JSON_BYTES = 24  # a token in trajectories.jsonl: id, mask, logprob, version, text
@@ -43,7 +43,8 @@ def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int 
     episodes = start + config.run.steps * batch + evaluations * held_out + tests
     weight = 2 if config.model.dtype == "bfloat16" else 4
     trained = shape.adapters(c) or shape.parameters
-    reference = 4 * trained if c.kl_coef else 0
+    master = 2 if c.masters == "bfloat16" else 4
+    reference = master * trained if c.kl_coef else 0
     return Plan(
         shape=shape,
         in_flight=_in_flight(config),
@@ -54,7 +55,9 @@ def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int 
         tokens_a_step=r.batch_tokens or batch * config.env.episode_tokens,
         tokens=episodes * config.env.episode_tokens,
         memory=memory(config, shape, _in_flight(config), _context(config), device, total),
-        checkpoint=shape.parameters * (weight if c.lora else 4) + trained * (16 if c.lora else 8) + reference,
+        checkpoint=shape.parameters * (weight if c.lora else master)
+        + trained * (moments(c) + (8 if c.lora else 0))
+        + reference,
         trajectories=config.run.steps * batch * _context(config) * JSON_BYTES,
     )
 

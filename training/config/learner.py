@@ -43,6 +43,8 @@ class LearnerConfig(Section):
     muon_lr: Rate = 0.02  # of the matrices, with optimizer = "muon"
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.95)  # of AdamW's moments
     weight_decay: Rate = 0.0  # of matrices and embeddings
+    masters: Literal["float32", "bfloat16"] = "float32"  # what is trained; bfloat16 is rounded at random (torchao)
+    moments: Literal["full", "8bit"] = "full"  # of AdamW: as large as the masters, or 8 bits each (torchao)
     grad_clip: Rate = 1.0  # largest gradient norm; 0: no limit
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the learning rates, after the warm-up
     warmup_steps: Count = 0  # optimizer steps of linear growth
@@ -83,6 +85,12 @@ class LearnerConfig(Section):
     def _consistent(self) -> LearnerConfig:
         if self.schedule != "constant" and self.total_steps <= self.warmup_steps:
             raise ValueError(f"schedule = {self.schedule!r} ends at total_steps: set it above warmup_steps")
+        if self.optimizer != "adamw" and (self.masters != "float32" or self.moments != "full"):
+            raise ValueError('masters = "bfloat16" and moments = "8bit" are of AdamW: set optimizer = "adamw"')
+        if self.masters == "bfloat16" and (self.lora or self.dtype == "float32"):
+            raise ValueError(
+                'masters = "bfloat16" is of weights trained whole and computed in bfloat16: no lora, no dtype'
+            )
         registry.find("loss", self.loss)
         if self.entropy_band is not None and self.entropy_coef <= 0:
             raise ValueError("entropy_band smooths the entropy bonus: set entropy_coef above 0, for example 0.001")

@@ -108,26 +108,34 @@ def memory(config: Config, shape: Shape, in_flight: int, context: int, device: s
     """
     c, m = config.learner, config.model
     stored = 2 if m.dtype == "bfloat16" else 4
-    half = c.dtype == "bfloat16" or (c.dtype == "auto" and device == "cuda")
+    half = "bfloat16" in (c.dtype, c.masters) or (c.dtype == "auto" and device == "cuda")
     trained = shape.adapters(c) or shape.parameters
     rows = min(c.max_tokens_per_batch, config.rollout.batch * context)
     logits = LOGITS * 4 * min(c.logits_chunk, rows) * shape.vocabulary
     embedding = 4 * shape.vocabulary * shape.hidden if not c.lora else 0
     kept = shape.activations(c) * (HALF if half else 1) * (COMPILED if half and c.compile else 1)
+    master = 2 if c.masters == "bfloat16" else 4
     parts = {
         "program": PROGRAM[device],
         "base": shape.parameters * stored if c.lora else 0,
-        "weights": 4 * trained,
-        "half copy": 2 * shape.parameters if half else 0,  # autocast casts each weight once a micro-batch
-        "gradients": 4 * trained,
-        "optimizer": 8 * trained,
-        "reference": 4 * trained if c.kl_coef else 0,
+        "weights": master * trained,
+        "half copy": 2 * shape.parameters
+        if half and master == 4
+        else 0,  # autocast casts each weight once a micro-batch
+        "gradients": master * trained,
+        "optimizer": moments(c) * trained,
+        "reference": master * trained if c.kl_coef else 0,
         "activations": round(rows * kept),
         # The head's gradient stands beside its logits, then the embedding's beside it where the two are tied.
         "logits": max(logits + embedding, 2 * embedding),
         **_sampler(config, shape, in_flight, context, device, total),
     }
     return {name: size for name, size in parts.items() if size}
+
+
+def moments(config: LearnerConfig) -> int:
+    """Bytes a trained parameter that AdamW keeps beside it; in 8 bits with a scale for each 256."""
+    return 2 if config.moments == "8bit" else 2 * (2 if config.masters == "bfloat16" else 4)
 
 
 def _sampler(config: Config, shape: Shape, in_flight: int, context: int, device: str, total: int) -> dict[str, int]:
@@ -143,7 +151,7 @@ def _sampler(config: Config, shape: Shape, in_flight: int, context: int, device:
     if engine != "hf":
         return {}
     lean = shape.kind in LEAN_KINDS and shape.parameters <= LEAN
-    learned = stored if config.learner.lora else 4
+    learned = stored if config.learner.lora else 2 if config.learner.masters == "bfloat16" else 4
     steps = config.learner.num_mini_batches * config.learner.epochs
     second = sampled != learned or (config.rollout.mode == "async" and steps > 1)
     columns = min(FIRST_COLUMNS, context + 1) if config.rollout.mode == "async" else context + 1

@@ -288,6 +288,8 @@ class Config(Section):
             )
         branching.check(self)
         _check_parts(self)
+        if self.cluster.learners > 1 and (self.learner.masters == "bfloat16" or self.learner.moments == "8bit"):
+            raise ValueError("learner.masters and learner.moments are for one learner: several share float32 out")
         transfer, engine = self.cluster.transfer, self.run.engine
         if transfer != "memory" and engine != "vllm":
             raise ValueError(

@@ -29,7 +29,7 @@ from solostream.training.cluster.rank_sharding import base_of, frozen_copy, shar
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import lora
 from solostream.training.learner.corrections import kept
-from solostream.training.learner.device import compile_layers, compute_dtype
+from solostream.training.learner.device import DTYPES, compile_layers, compute_dtype
 from solostream.training.learner.guards import check_advantages, memory_advice, refuse
 from solostream.training.learner.logprobs import LogprobComputer
 from solostream.training.learner.mfu import peak_of, shape_of, throughput
@@ -74,9 +74,10 @@ class Learner:
         self.dump_dir = dump_dir
         self.loss: Loss = registry.make("loss", config.loss) if loss is None else loss
 
-        # What is trained is float32: a step of 1e-6 is lost on bfloat16 weights. Adapters are float32 by themselves,
+        # What is trained is float32: a step of 1e-6 is lost on bfloat16 weights that are rounded to the nearest (the
+        # setting `masters` rounds otherwise). Adapters are float32 by themselves,
         # and the base under them may stay as small as it is.
-        self.model: Any = lora.wrap(model, config.lora) if config.lora else model.float()
+        self.model: Any = lora.wrap(model, config.lora) if config.lora else model.to(DTYPES[config.masters])
         # A ratio of two policies has no room for a random one: dropout is off, in training too.
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
@@ -378,7 +379,8 @@ class Learner:
         refuse("gradients", tasks, update.batch, self.dump_dir, self.step)
 
     def _scorer(self, model: nn.Module) -> LogprobComputer:
-        dtype = compute_dtype(self.config.dtype, next(model.parameters()).device)
+        name = "bfloat16" if self.config.masters == "bfloat16" else self.config.dtype
+        dtype = compute_dtype(name, next(model.parameters()).device)
         return LogprobComputer(model, chunk=self.config.logits_chunk, temperature=self.temperature, dtype=dtype)
 
     def _column(self, of_row: Sequence[np.ndarray] | Mapping[int, np.ndarray], pieces: Sequence[Piece]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from solostream.errors import UserError
 from solostream.training.cluster.rank_sharding import fill, whole
 from solostream.training.config.learner import LearnerConfig
+from solostream.training.learner.optimizer import low_memory
 from solostream.training.learner.optimizer.muon import Muon
 
 
@@ -30,6 +32,7 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: LearnerConfig) -> None:
         self.config = config
         self.step = 0
+        self._small = config.masters == "bfloat16" or config.moments == "8bit"
         # A tied weight stands in the model twice, and is one parameter, under its first name.
         self.named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.parameters = list(self.named.values())
@@ -53,10 +56,14 @@ class Optimizer:
         fused = all(parameter.is_floating_point() for parameter in self.parameters)
         self.parts: list[tuple[torch.optim.Optimizer, float]] = []
         if rest:  # adapters are matrices, all of them
-            adamw = torch.optim.AdamW(groups, config.lr, config.betas, fused=fused)
+            adamw = (
+                low_memory.adamw(groups, config)
+                if self._small
+                else torch.optim.AdamW(groups, config.lr, config.betas, fused=fused)
+            )
             self.parts.append((adamw, config.lr))
         # Moments from the start, not from the first step on: a checkpoint always has the same tensors.
-        for parameter in rest:
+        for parameter in () if self._small else rest:
             count = torch.zeros((), device=parameter.device if fused else "cpu")
             moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
             adamw.state[parameter] = {"step": count, **moments}
@@ -77,8 +84,10 @@ class Optimizer:
         """One step, and the gradients are gone."""
         for part, lr in self.parts:
             for group in part.param_groups:
-                group["lr"] = lr * factor(self.config, self.step)
-            part.step()
+                now = lr * factor(self.config, self.step)
+                group["lr"] = torch.as_tensor(now) if self._small else now  # torchao takes no other
+            with low_memory.repeatable(self.step, self.parameters[0].device) if self._small else nullcontext():
+                part.step()
         self.step += 1
         self.zero()
 
