@@ -17,7 +17,7 @@ from solostream.agent.engines.scripted import ScriptedEngine
 from solostream.agent.engines.stops import end_of_turn
 from solostream.agent.tokenization import decode
 from solostream.envs.text.observation import observe
-from solostream.envs.text.parse import Parser, Think, names_tools, parse, stops
+from solostream.envs.text.parse import Parser, Think, begun, names_tools, parse, stops
 from solostream.envs.text.syntax import syntaxes
 from solostream.envs.tools import json_schema, make_tool
 from solostream.envs.types import ToolCall
@@ -87,7 +87,7 @@ class Talk:
                 yield Said(piece)
             said = decode(self._chat.tokenizer, turn)
             self._ids += turn
-            parsed = parse(said, self._syntax, think=self._thinking())
+            parsed = parse(said, self._syntax, think=begun(self._think, self._inside or self._chat.opens_thought))
             self._inside, found = parsed.inside, parsed.calls
             calls = [call for call in found if call.status == "ok" and call.name == "python"]
             if not calls:
@@ -98,18 +98,12 @@ class Talk:
             output = {"role": "tool", "name": "python", "content": shown}
             self._ids += self._chat.append([output], turn[-1:])
 
-    def _thinking(self) -> Think:
-        """Of the next turn, as `envs.ToolEnv` has it."""
-        if not (self._inside or self._chat.opens_thought):
-            return self._think
-        return "prefilled" if self._think in ("skip", "prefilled") else "prefilled-run"
-
     async def _turn(self, turn: list[int]) -> AsyncIterator[str]:
         """Sample one turn into `turn`, yielding its text as it grows. Raises EngineError when there is no room."""
         self._turns += 1
         key = f"converse-{id(self)}-{self._turns}"
         parser, shown = (
-            Parser(self._syntax, think=self._thinking()),
+            Parser(self._syntax, think=begun(self._think, self._inside or self._chat.opens_thought)),
             0,
         )  # shown: characters yielded, and fed to the parser
         # A script or a plain endpoint says a turn at once: asked for a piece, it would start over with the next.

@@ -30,12 +30,12 @@ from solostream.envs.rewards.rubric import RewardSource, Rubric
 from solostream.envs.space import SURROGATE, UnicodeText
 from solostream.envs.text.answers import AnswerStyle, check_style, find_answer
 from solostream.envs.text.budgets import TokenCounter, at_least_one, budget_note, clip, token_counter
-from solostream.envs.text.parse import Parsed, Parser, Think, names_tools, parse, stops
+from solostream.envs.text.parse import Parsed, Parser, Think, begun, ends_inside, names_tools, stops
 from solostream.envs.text.prompts import system_prompt as default_prompt
 from solostream.envs.text.syntax import framed, syntaxes
 from solostream.envs.tools import ToolSource, json_schema, tools_by_name
 from solostream.envs.tools.running import run_call
-from solostream.envs.types import EnvEnding, Grading, Step, Task, ToolCall
+from solostream.envs.types import EnvEnding, Grading, Step, Task, ToolCall, transcript
 from solostream.envs.workspace import SandboxSource, Workspace
 from solostream.errors import UserError
 from solostream.sandbox.interpreter import wait
@@ -200,20 +200,7 @@ class ToolEnv(gymnasium.Env[str, str]):
 
     def parser(self) -> Parser:
         """A fresh incremental parser for one turn: `feed` says what `complete` says, without starting over."""
-        return Parser(self._syntax, think=self._thinking())
-
-    def _thinking(self) -> Think:
-        """Of the next turn: it begins inside a thought where the template opens one, or a call interrupted the last."""
-        if not (self._inside or self._opened):
-            return self._think
-        return "prefilled" if self._think in ("skip", "prefilled") else "prefilled-run"
-
-    def _left_inside(self, texts: Sequence[str]) -> bool:
-        """Whether these turns, seen without those before them, end in a thought: one that began there is gone."""
-        self._inside = False
-        for text in texts:
-            self._inside = parse(text, self._syntax, think=self._thinking()).inside
-        return self._inside
+        return Parser(self._syntax, think=begun(self._think, self._inside or self._opened))
 
     async def areset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
@@ -260,8 +247,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         keep = None if ending else self._workspace.keep
         step = Step(text, parsed.calls, executions, () if ending else messages, 0.0, ending, answer, keep=keep)
         if keep is not None:
-            stay = self.trace[max(len(self.trace) - keep, 0) :]
-            self._inside = self._left_inside([*(one.text for one in stay), text])
+            stay = [one.text for one in self.trace[max(len(self.trace) - keep, 0) :]]
+            self._inside = ends_inside([*stay, text], self._syntax, self._think, self._opened)
         paid = await self._pay(step)
         if ending:
             step = await self._score(step, final.style if final and answer is not None else None)
@@ -300,13 +287,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         """The transcript so far, for `render_mode="ansi"`."""
         if self.render_mode is None:
             return None
-        blocks = [f"[{m['role']}] {m['content']}" for m in self.opening]
-        for step in self.trace:
-            blocks.append(f"[assistant] {step.text}")
-            blocks += [f"[{message['role']}] {message['content']}" for message in step.messages]
-            if step.ending:
-                blocks.append(f"[{step.ending}] answer {step.answer!r}, reward {step.reward:g}")
-        return "\n".join(blocks)
+        return transcript(self.opening, self.trace)
 
     def close(self) -> None:
         """End the episode and give the sandbox back. Idempotent; callable from any thread."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -109,3 +109,14 @@ class Step:
     def void(self) -> bool:
         """Neither a complete call nor a final answer (SimpleTIR, arXiv 2509.02479)."""
         return self.answer is None and not any(call.status == "ok" for call in self.calls)
+
+
+def transcript(opening: Iterable[Mapping[str, Any]], steps: Iterable[Step]) -> str:
+    """An episode as a person reads it."""
+    blocks = [f"[{message['role']}] {message['content']}" for message in opening]
+    for step in steps:
+        blocks.append(f"[assistant] {step.text}")
+        blocks += [f"[{message['role']}] {message['content']}" for message in step.messages]
+        if step.ending:
+            blocks.append(f"[{step.ending}] answer {step.answer!r}, reward {step.reward:g}")
+    return "\n".join(blocks)

@@ -12,7 +12,7 @@ is none.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -87,6 +87,21 @@ def parse(text: str, syntax: str | Sequence[str] = "fence", *, think: Think = "r
     parser = Parser(syntax, think=think)
     parser.feed(text)
     return parser.finish()
+
+
+def begun(think: Think, inside: bool) -> Think:
+    """What `think` says of a turn that begins inside a thought (the template opened one, or a call interrupted it)."""
+    if not inside:
+        return think
+    return "prefilled" if think in ("skip", "prefilled") else "prefilled-run"
+
+
+def ends_inside(turns: Iterable[str], syntax: Sequence[str], think: Think, opened: bool) -> bool:
+    """Whether `turns`, seen without any before them, end in a thought. opened: the template opens one in each."""
+    inside = False
+    for text in turns:
+        inside = parse(text, syntax, think=begun(think, inside or opened)).inside
+    return inside
 
 
 def _first_call(text: str, name: str) -> Span | None:
