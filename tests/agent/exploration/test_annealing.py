@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 from dice import DiceEngine
 
 from solostream.agent.chat_template import Chat
 from solostream.agent.engine import Generation, Sampling
+from solostream.agent.engines.hf import HFEngine
 from solostream.agent.engines.scripted import byte_tokenizer
 from solostream.agent.exploration.annealing import EAD, Annealed, temperature
 from solostream.agent.tokenization import encode
@@ -68,3 +72,22 @@ async def test_an_annealed_episode_is_an_episode() -> None:
     await env.aclose()
     assert (played.reward, played.n_calls, played.ending) == (1.0, 1, "answered")
     assert [one.temperature for one in engine.requests] == pytest.approx([1.2, 1.2])  # each turn begins hot
+
+
+async def test_a_real_engine_samples_and_tells_each_piece_at_its_own_temperature(
+    make_model: Any, tokenizer: Any, reference: Any
+) -> None:
+    """And so its beginning is more various than its end: 24 draws of eight tokens from one prompt."""
+    model = make_model()
+    engine = HFEngine(model, tokenizer, slots=24)
+    cooling = Annealed(engine, tokenizer, 2.0, 0.2, 4.0, 4)
+    prompt = list(range(20, 40))
+    drawn = await asyncio.gather(*(cooling.generate(prompt, Sampling(8, seed=100 * i, key=str(i))) for i in range(24)))
+    heat = [2.0] * 4 + [3 - math.exp(1)] * 4
+    for one in drawn[:6]:
+        for i, (token, logprob) in enumerate(zip(one.token_ids, one.logprobs, strict=True)):
+            told = reference[0](model, [*prompt, *one.token_ids], heat[i])[len(prompt) + i - 1, token].item()
+            assert logprob == pytest.approx(told, abs=1e-4)
+    first, last = ([one.logprobs[i] for one in drawn if len(one.logprobs) == 8] for i in (0, 7))
+    assert -np.mean(first) > -np.mean(last) + 1  # nats
+    await engine.close()

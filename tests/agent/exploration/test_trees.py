@@ -15,6 +15,7 @@ from dice import DiceEngine
 from solostream import registry
 from solostream.agent.chat_template import Chat
 from solostream.agent.engine import Sampling
+from solostream.agent.engines.vllm.server import ServerEngine
 from solostream.agent.exploration.aepo import AEPO, penalised, root_budget
 from solostream.agent.exploration.arpo import ARPO, probability
 from solostream.agent.exploration.entropy import first_entropy
@@ -152,6 +153,16 @@ async def test_without_a_fork_the_calls_are_replayed(env: ToolEnv) -> None:
 
 def added_code(leaf: Trajectory) -> str:
     return next(turn.calls[0].code for turn in leaf.turns if turn.calls)
+
+
+def test_a_branch_is_asked_of_its_parents_server() -> None:
+    engine = ServerEngine(None, ["one", "two", "three"], "m", None, 100, 0, {}, "/v1/completions")
+    homes = {key: engine._home(key) for key in ("a", "b", "c")}
+    assert sorted(homes.values()) == ["one", "three", "two"]
+    assert engine._home("b/1", "b") == homes["b"]
+    assert engine._home("b/1/1", "b/1") == homes["b"]
+    engine.alive.remove(homes["b"])
+    assert engine._home("b/2", "b") in engine.alive
 
 
 async def test_the_budget_of_a_tree_counts_shared_tokens_once(env: ToolEnv) -> None:
