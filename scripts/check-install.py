@@ -2,7 +2,7 @@
 
 For each Python that is here (on the path, or one of pyenv's), without this machine's own settings: a dry run of pip
 with every extra that needs no GPU; then the wheel without extras in an environment of its own, where `--version`,
-`doctor`, a file in a sandbox and an evaluation of a scripted policy must pass. A Python that is missing is said; with
+`doctor` and a file in a sandbox must pass, and with transformers an evaluation of a scripted policy. A Python that is missing is said; with
 CI set it is a failure.
 """
 
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _works(python: str, version: str, folder: Path, env: dict[str, str]) -> bool:
-    """The wheel without extras, in an environment of its own, does what needs none."""
+    """The wheel without extras, in an environment of its own, does what needs none; then an evaluation."""
     folder.mkdir()
     (folder / "adder.py").write_text(POLICY)
     (folder / "six.py").write_text("print(6 * 7)\n")
@@ -65,13 +65,14 @@ def _works(python: str, version: str, folder: Path, env: dict[str, str]) -> bool
         ([own / "solostream", "--version"], "solostream "),
         ([own / "solostream", "doctor"], f"Python {version}"),
         ([own / "solostream", "sandbox", "run", "fork", "six.py"], "42"),
+        ([own / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", "transformers", "jinja2"], ""),
         ([own / "solostream", "eval", "scripted:adder:add", "--data", "sums.jsonl", "-k", "2"], "100.0 %"),
     ]
     for command, expected in steps:
         done = _run(command, folder, env)
         if done.returncode or expected not in done.stdout:
             return _told(f"Python {version}, {Path(command[0]).name} {command[1]}", "", done, held=False)
-    print(f"Python {version}, without extras: --version, doctor, sandbox run and eval work", flush=True)
+    print(f"Python {version}, the wheel: --version, doctor, sandbox run and eval work", flush=True)
     return True
 
 

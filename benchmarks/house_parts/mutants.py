@@ -53,7 +53,7 @@ MUTANTS = (
     Mutant(
         "one seed for every request of an episode",
         "agent/rollout.py",
-        "(seed * 1_000_003 + len(so_far)) & 0x7FFFFFFFFFFFFFFF",
+        "(seed * 1_000_003 + before + len(turn.ids)) & 0x7FFFFFFFFFFFFFFF",
         "seed",
     ),
     Mutant(
@@ -77,9 +77,9 @@ MUTANTS = (
     Mutant("split by id, not by prompt", "envs/data/combine.py", '"{seed}\\0{task.prompt}"', '"{seed}\\0{task.id}"'),
     Mutant(
         "rescored evidence in the order of the batch",
-        "training/advantages/spo.py",
-        "order = sorted(range(len(batch)), key=lambda i: batch[i].dispatch.event)",
-        "order = list(range(len(batch)))",
+        "training/advantages/tree/evidence.py",
+        "return sorted(found, key=lambda pair: batch[pair[0]].dispatch.event)",
+        "return found",
     ),
 )
 

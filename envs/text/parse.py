@@ -19,7 +19,7 @@ from typing import Literal, get_args
 
 from solostream.envs.text.near_miss import near_miss
 from solostream.envs.text.syntax import Block, Call, Span, Syntax, prefixes, syntax, syntaxes
-from solostream.envs.types import ToolCall
+from solostream.envs.types import CallStatus, ToolCall
 from solostream.errors import UserError
 
 Think = Literal["run", "skip", "prefilled", "prefilled-run"]
@@ -116,9 +116,12 @@ class Parser:
     """The incremental form: `feed` pieces as they are sampled, stop the turn at the position it returns."""
 
     def __init__(self, syntax: str | Sequence[str] = "fence", *, think: Think = "run") -> None:
-        if think not in get_args(Think):
-            raise UserError(f"unknown think policy {think!r}; one of: {', '.join(get_args(Think))}")
+        known = get_args(Think)
+        if think not in known:
+            raise UserError(f"unknown think policy {think!r}; one of: {', '.join(known)}")
         self.stop: int | None = None  # end of the first closed call, in characters of all that was fed
+
+        # What is looked for: the syntaxes' openers, and whether calls in thoughts are passed over.
         self._names = syntaxes(syntax)
         self._grammar = _grammar(self._names)
         self._skips = think in ("skip", "prefilled")
@@ -127,7 +130,9 @@ class Parser:
         # before `_resume` is never looked at again, so that a turn costs time linear in its length.
         self._text = ""
         self._resume = 0
-        self._block: Block | None = Block("thought", 0, 0, 0) if think == "prefilled" else None
+        self._block: Block | None = None
+        if think == "prefilled":
+            self._block = Block("thought", 0, 0, 0)
         self._syntax: Syntax | None = None  # of the block; None: a thought between tags
 
         # What was found. Where calls in thoughts run, a thought is no block: only its start is kept until its end.
@@ -147,8 +152,11 @@ class Parser:
 
     def feed(self, piece: str) -> int | None:
         """Returns where the turn must stop, once a closed call has been seen: one past its last character."""
-        text, self._text = self._text, ""
-        text += piece  # in place: a lone reference in a local, so a long turn costs no copy a token
+        # A string with a lone reference grows in place, so a long turn costs no copy a token: the parser lets go of it
+        # for the moment in which it grows.
+        text = self._text
+        self._text = ""
+        text += piece
         self._text = text
         self._scan(final=False)
         return self.stop
@@ -160,10 +168,14 @@ class Parser:
         # A turn without any call may have tried one in a form that is none here: the policy is told, not passed over.
         if not self._calls:
             hidden = self._thinking if self._skips else []
-            if found := near_miss(self._text, self._names, hidden, _first_call):
+            found = near_miss(self._text, self._names, hidden, _first_call)
+            if found:
                 missed = True
                 self._calls.append(found)
-        return Parsed(tuple(self._calls), tuple(self._thinking), inside, missed)
+
+        calls = tuple(self._calls)
+        thinking = tuple(self._thinking)
+        return Parsed(calls, thinking, inside, missed)
 
     def _finish(self) -> bool:
         """Whether the text ends in a thought."""
@@ -180,6 +192,7 @@ class Parser:
             elif block.kind == "call":
                 self._add(block, end, end, closed=False)
             self._block = None
+        # Where calls in thoughts run, an open thought is no block but a start without an end.
         if self._think_start is not None:
             self._thinking.append((self._think_start, end))
             inside = True
@@ -189,8 +202,11 @@ class Parser:
 
     def _scan(self, final: bool) -> None:
         """Go on as far as the text says what it is; `final`: no more of it will come."""
-        while self._close(final) if self._block else self._open(final):
-            pass
+        going = True
+        while going:
+            # Inside a block its closer is looked for, outside one the next opener: never both, so a fence in a string
+            # of a call, or a call in a thought, is what it stands in.
+            going = self._close(final) if self._block else self._open(final)
 
     def _open(self, final: bool) -> bool:
         """Enter the next block; False when there is none yet."""
@@ -200,12 +216,16 @@ class Parser:
             partial = self._grammar.partial.search(self._text, self._resume)
             self._resume = partial.start() if partial else len(self._text)
             return False
-        assert match.lastgroup is not None
+        # The name of the group says what begins: a thought, or a call in the syntax of that number.
+        kind = match.lastgroup
+        assert kind is not None
         self._resume = match.end()
-        if match.lastgroup == "think":
-            self._mark_think("/" not in match.group(), match.start(), match.end())
+        if kind == "think":
+            opens = "/" not in match.group()
+            self._mark_think(opens, match.start(), match.end())
         else:
-            self._syntax = self._grammar.syntaxes[int(match.lastgroup[1:])]
+            place = int(kind.removeprefix("s"))
+            self._syntax = self._grammar.syntaxes[place]
             self._block = self._syntax.enter(match)
         return True
 
@@ -214,10 +234,12 @@ class Parser:
         if opens and self._skips:
             self._block = Block("thought", start, end, end)
             self._syntax = None
+        # A second opener inside a thought does not begin another one.
         elif opens:
-            # A second opener inside a thought does not begin another one.
-            self._think_start = start if self._think_start is None else self._think_start
-        elif self._think_start is not None or not self._thinking:  # a closer alone: the turn began inside
+            if self._think_start is None:
+                self._think_start = start
+        # A closer ends the thought that is open. One without any opener: the turn began inside.
+        elif self._think_start is not None or not self._thinking:
             self._thinking.append((self._think_start or 0, end))
             self._think_start = None
 
@@ -225,6 +247,7 @@ class Parser:
         """Leave the open block; False when its closer has not come yet."""
         block = self._block
         assert block is not None
+        # Each syntax knows how its calls end; tags of thoughts are the same in all of them.
         found = self._syntax.end(self._text, block, final) if self._syntax else self._thought_end(block, final)
         if found is None:
             return False
@@ -243,7 +266,9 @@ class Parser:
 
     def _thought_end(self, block: Block, final: bool) -> Span | None:
         """Where the closing tag of a skipped thought stands."""
-        for match in re.compile(_UNQUOTED[final]).finditer(self._text, block.resume):
+        tags = re.compile(_UNQUOTED[final])
+        # An opener inside a thought is a part of it.
+        for match in tags.finditer(self._text, block.resume):
             if "/" in match.group():
                 return match.span()
         # The next look starts where a tag could have begun whose last characters have not been sampled yet.
@@ -253,7 +278,8 @@ class Parser:
     def _add(self, block: Block, body_end: int, end: int, *, closed: bool) -> bool:
         """Whether the body held a call."""
         assert self._syntax is not None
-        found = self._syntax.calls(self._text[block.body : body_end], block)
+        body = self._text[block.body : body_end]
+        found = self._syntax.calls(body, block)
         # Of a block that is cut off only the first is told: the rest may be halves of what was meant.
         told = found if closed else found[:1]
         span = (block.start, end)
@@ -266,5 +292,6 @@ class Parser:
             return ToolCall(found.name, found.arguments, span)
         # The policy reads this as the answer to its call: what was wrong, and how it is written.
         why = found.error if closed else "it is not closed"
-        arguments = {**found.arguments, "error": f"{why}. {self._syntax.how}"}
-        return ToolCall(found.name, arguments, span, "malformed" if closed else "unclosed")
+        told = f"{why}. {self._syntax.how}"
+        status: CallStatus = "malformed" if closed else "unclosed"
+        return ToolCall(found.name, {**found.arguments, "error": told}, span, status)

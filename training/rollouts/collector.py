@@ -83,8 +83,10 @@ class AsyncCollector:
     async def take(self) -> list[Trajectory]:
         """The next batch, as soon as it is there; the free places are filled before it is returned."""
         while True:
+            # An episode that failed for good ends the run here, where somebody waits for it.
             if self._failure:
                 raise self._failure
+            # Places that a batch or a dropped episode left free are filled before anybody waits.
             self._fill()
             batch = self._landed.take()
             if batch is not None:
@@ -118,6 +120,7 @@ class AsyncCollector:
 
     def state_dict(self) -> dict[str, Any]:
         """Every outstanding request; what of them is finished stands in the log."""
+        # Each request is in one of the three, and what has landed stands in the log already.
         in_flight = [request for request, _ in self._flying.values()]
         landed = [request for request, _ in self._landed]
         outstanding = [request.to_dict() for request in (*in_flight, *landed, *self._queued)]
@@ -125,6 +128,7 @@ class AsyncCollector:
 
     def restore(self, state: Mapping[str, Any], finished: Iterable[Trajectory]) -> None:
         """`finished`: the log's trajectories that no checkpointed step has used (`unused`)."""
+        # Leaves of a tree are one request: the log has them as trajectories of their own.
         landed = []
         for played in gathered(finished):
             first = leaves_of(played)[0]
@@ -140,12 +144,14 @@ class AsyncCollector:
         for request in outstanding:
             if request.dispatch.event not in done:
                 self._enqueue(request)
+        # Now each group completes as if its members had just arrived.
         for request, played in landed:
             self._landed.land(request, played)
 
     def finish(self) -> None:
         """No batch will be taken any more: stop what is in flight, and remember it for a run that goes on."""
         self._finished = True
+        # Not lost: a run that is made longer later plays them, under the same seeds.
         for request, task in list(self._flying.values()):
             task.cancel()
             self._leave(request)
@@ -156,6 +162,7 @@ class AsyncCollector:
         tasks = [task for _, task in self._flying.values()]
         for task in tasks:
             task.cancel()
+        # Waited for, because an episode that is cancelled still gives its sandbox back.
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _fill(self) -> None:
@@ -169,7 +176,8 @@ class AsyncCollector:
             # The clock of `busy_s` runs from the first departure to the last arrival.
             if not self._flying:
                 self._busy_since = time.monotonic()
-            self._flying[request.dispatch.event] = request, asyncio.create_task(self._run(request))
+            task = asyncio.create_task(self._run(request))
+            self._flying[request.dispatch.event] = request, task
 
     def _has_room(self) -> bool:
         return len(self._flying) + len(self._landed) < self._limit
@@ -182,6 +190,7 @@ class AsyncCollector:
         assert self._dynamic is not None
         if not self._dynamic.discards(group):
             return False
+        # The sampler hears of it, and the metrics: what was played for nothing is not to be overlooked.
         self._source.discarded(group)
         self.counts["uninformative"] += len(group)
         self.counts["uninformative_tokens"] += sum(map(_action_tokens, group))
@@ -234,8 +243,8 @@ def unused(logged: Iterable[Trajectory], next_event: int, state: Mapping[str, An
         return asked and fault(trajectory) is None
 
     # By event: a run that was cut off twice may have logged an episode twice, and the later one counts.
-    found = {trajectory.dispatch.event: trajectory for trajectory in logged if wanted(trajectory)}
-    return [leaf for played in gathered(found.values()) for leaf in leaves_of(played)]
+    by_event = {trajectory.dispatch.event: trajectory for trajectory in logged if wanted(trajectory)}
+    return [leaf for played in gathered(by_event.values()) for leaf in leaves_of(played)]
 
 
 def oldest_version(trajectory: Trajectory) -> int:
