@@ -2,8 +2,8 @@
 
 For each Python that is here (on the path, or one of pyenv's), without this machine's own settings: a dry run of pip
 with every extra that needs no GPU; then the wheel without extras in an environment of its own, where `--version`,
-`doctor` and a file in a sandbox must pass, and with transformers an evaluation of a scripted policy. A Python that is missing is said; with
-CI set it is a failure.
+`doctor` and a file in a sandbox must pass, and with transformers an evaluation of a scripted policy. A Python that is
+missing is said; with CI set it is a failure.
 """
 
 import json
