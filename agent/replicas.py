@@ -32,7 +32,7 @@ class Watched(Protocol):
 
 
 class _Moved(Exception):
-    """The turn's replica was drained; the turn is sampled elsewhere."""
+    """The turn's replica was drained, or failed another turn; this one is sampled elsewhere."""
 
 
 @dataclass(eq=False, slots=True)
@@ -205,6 +205,10 @@ class Replicas:
         if replica.engine is not engine:
             return
         replica.engine = None
+        for (
+            turn
+        ) in replica.turns:  # they go on elsewhere, whether or not the engine would ever have said that it failed
+            turn.cancel()
         watching, replica.watching = replica.watching, None
         if watching is not None and watching is not asyncio.current_task():
             watching.cancel()

@@ -104,6 +104,7 @@ class Trajectory:
     usage: Usage | None = None
     grading: Grading | None = None  # how the reward came about; None: the environment did not say
     branch: Branch | None = None  # its place in a tree of episodes that begin alike
+    line: bytes | None = field(default=None, init=False, repr=False)  # of JSON, where it has been made; not copied
 
     def __post_init__(self) -> None:
         lengths = {len(a) for a in (self.token_ids, self.action_mask, self.logprobs, self.versions)}
@@ -270,6 +271,17 @@ class Trajectory:
         except TypeError:  # it knows no integers beyond 64 bits and no half of a surrogate pair; a call may hold both
             pass
         return json.dumps(self.to_dict(), separators=(",", ":"))
+
+    def with_line(self) -> Trajectory:
+        """This one, which brings its line of JSON along to whoever writes it."""
+        object.__setattr__(self, "line", self.to_json().encode())
+        return self
+
+    def take_line(self) -> bytes:
+        """Its line of JSON without the newline; one that it brought along is forgotten."""
+        line = self.line or self.to_json().encode()
+        object.__setattr__(self, "line", None)
+        return line
 
 
 class TokenRecord:

@@ -158,7 +158,7 @@ class TrajectoryLog:
         self._put(json.dumps({"update": step, "advantages": given}, separators=(",", ":")).encode() + b"\n")
 
     def _write(self, trajectories: Sequence[Trajectory]) -> None:
-        self._put(b"".join(t.to_json().encode() + b"\n" for t in trajectories))
+        self._put(b"".join(t.take_line() + b"\n" for t in trajectories))
 
     def _put(self, lines: bytes) -> None:
         self._file.write(lines)

@@ -40,7 +40,7 @@ ONLY_IN = {
     "fastapi": {"sandbox/server", "viewer/server.py"},
     "torchao": {"training/learner/optimizer/low_memory.py"},
     "trl": {"integrations/trl.py"},
-    "ray": {"training/cluster/handles.py", "integrations/verl.py"},
+    "ray": {"training/cluster/handles.py", "training/cluster/placement.py", "integrations/verl.py"},
     "verl": {"integrations/verl.py"},
 }
 FLOORS = sorted(path.name for path in HOUSE.iterdir() if path.is_symlink() and (path / "__init__.py").is_file())

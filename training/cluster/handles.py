@@ -5,10 +5,15 @@ Whoever calls does not know which of the two it has. Ray is imported where there
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from typing import Any
 
 from solostream.agent.engine import EngineError
+
+
+class Dead(EngineError):
+    """An actor that nobody will start again: it could not be made, or was ended on purpose."""
 
 
 class Local:
@@ -33,18 +38,26 @@ class Actor:
         self.handle, self.who, self._lost = handle, who, lost
 
     async def call(self, name: str, *args: Any, **kw: Any) -> Any:
-        """What its method `name` returns; raises what that raised there, and `lost` where there is nobody any more.
+        """What its method `name` returns; raises what that raised there, and `lost` where there is nobody now: Dead
+        where nobody will come.
 
-        References among the arguments arrive as what they refer to (`share`).
+        References among the arguments arrive as what they refer to (`share`). Who gives the call up ends it there too.
         """
-        from ray.exceptions import RayError, RayTaskError
+        import ray
+        from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
+        reference = self.refer(name, *args, **kw)
         try:
-            return await self.refer(name, *args, **kw)
+            return await reference
+        except asyncio.CancelledError:
+            ray.cancel(reference)
+            raise
         except RayTaskError as error:
             if isinstance(error.cause, Exception):
                 raise error.cause from error
             raise self._lost(f"{self.who} failed in {name}: {_line(error)}") from error
+        except ActorDiedError as error:
+            raise Dead(f"{self.who} is gone for good ({_line(error)})") from error
         except RayError as error:
             raise self._lost(f"{self.who} is gone ({type(error).__name__}: {_line(error)})") from error
 
@@ -74,5 +87,6 @@ def fetch(reference: Any) -> Any:
 
 
 def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """The one line that says most: of what failed while an actor was made, the last, which is that failure."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1] if "creation task" in lines[0] else lines[0]

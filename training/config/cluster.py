@@ -14,7 +14,7 @@ class ClusterConfig(Section):
     replicas: Positive = 1  # engines that sample; an episode stays with one
     players: Count = 0  # processes that play the episodes, each with environments and sandboxes; 0: this process
     address: str = ""  # of a Ray cluster ("auto", "HOST:6379"); empty: none, processes are started on this machine
-    transfer: Literal["memory", "nccl", "ipc", "gloo"] = "memory"  # of weights; the last three by vLLM's own engines
+    transfer: Literal["memory"] = "memory"  # of weights: through Ray's object store
 
     @property
     def used(self) -> bool:

@@ -290,12 +290,6 @@ class Config(Section):
         _check_parts(self)
         if self.cluster.learners > 1 and (self.learner.masters == "bfloat16" or self.learner.moments == "8bit"):
             raise ValueError("learner.masters and learner.moments are for one learner: several share float32 out")
-        transfer, engine = self.cluster.transfer, self.run.engine
-        if transfer != "memory" and engine != "vllm":
-            raise ValueError(
-                f'cluster.transfer = "{transfer}" is of vLLM\'s workers, and run.engine = "{engine}" has none: '
-                'set cluster.transfer = "memory"'
-            )
         if self.learner.imitation is not None and self.cold_start.data is None:
             raise ValueError("learner.imitation imitates the traces of cold_start.data: set it, too")
         on_policy = self.rollout.mode == "sync" or self.learner.decoupled

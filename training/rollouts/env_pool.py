@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from solostream import registry
 from solostream.agent.answer_watch import AnswerWatch
@@ -22,6 +22,33 @@ from solostream.sandbox.types import Sandbox
 from solostream.training.config import Config
 from solostream.training.run import setup
 from solostream.training.run.setup import Components
+
+
+class Plays(Protocol):
+    """What plays episodes: `Episodes` in this process, or the players of a cluster."""
+
+    @property
+    def leaves(self) -> int:
+        """See `Episodes.leaves`."""
+        ...
+
+    async def play(self, engine: Engine, task_id: str, sampling: Sampling, dispatch: Dispatch, seed: int) -> Trajectory:
+        """See `Episodes.play`. Raises EngineError and SandboxError."""
+        ...
+
+    async def grow(
+        self, engine: Engine, task_id: str, sampling: Sampling, dispatch: Dispatch, seed: int
+    ) -> Trajectory | Tree:
+        """See `Episodes.grow`. Raises EngineError and SandboxError."""
+        ...
+
+    def sampling(self, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Sampling:
+        """See `turn_sampling`."""
+        ...
+
+    async def close(self) -> None:
+        """Close the environments."""
+        ...
 
 
 class Episodes:
@@ -103,10 +130,15 @@ class Episodes:
 
     def sampling(self, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Sampling:
         """What one turn is sampled with: its limit in tokens is the environment's."""
-        return Sampling(self._config.env.turn_tokens, temperature, top_p, top_k)
+        return turn_sampling(self._config, temperature, top_p, top_k)
 
     async def close(self) -> None:
         """Close the environments and their sandbox sessions."""
         for environment in self._idle:
             await environment.aclose()
         self._idle.clear()
+
+
+def turn_sampling(config: Config, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Sampling:
+    """What one turn is sampled with: its limit in tokens is the environment's."""
+    return Sampling(config.env.turn_tokens, temperature, top_p, top_k)

@@ -13,7 +13,7 @@ from solostream.envs.types import Task
 from solostream.evaluation.metrics import mean_of
 from solostream.training.batch import Batch
 from solostream.training.config import Config
-from solostream.training.rollouts.env_pool import Episodes
+from solostream.training.rollouts.env_pool import Plays
 from solostream.training.rollouts.request import RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
 from solostream.training.run.summary import Scores, by_problem, scores
@@ -32,14 +32,14 @@ class DirectAnswer:
     """The policy of `engine`, with every turn begun for it by the tokens `opening` (certain, so their logprob is 0)."""
 
     def __init__(self, engine: Engine, opening: Sequence[int]) -> None:
-        self.version, self._engine, self._opening = engine.version, engine, list(opening)
+        self.version, self._engine, self.opening = engine.version, engine, list(opening)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """The engine's turn behind the given opening, whose tokens count as the policy's with log-probability 0."""
-        rest = await self._engine.generate([*prompt_ids, *self._opening], sampling)
-        n = len(self._opening)
+        rest = await self._engine.generate([*prompt_ids, *self.opening], sampling)
+        n = len(self.opening)
         return Generation(
-            self._opening + rest.token_ids, [0.0] * n + rest.logprobs, [self.version] * n + rest.versions, rest.finish
+            self.opening + rest.token_ids, [0.0] * n + rest.logprobs, [self.version] * n + rest.versions, rest.finish
         )
 
     async def release(self, key: str) -> None:
@@ -57,9 +57,7 @@ class DirectAnswer:
 class Validation:
     """Plays the held-out problems. Seeds follow from the problem: before and after draw the same random numbers."""
 
-    def __init__(
-        self, config: Config, tasks: Sequence[Task], tokenizer: Any, engine: Engine, episodes: Episodes
-    ) -> None:
+    def __init__(self, config: Config, tasks: Sequence[Task], tokenizer: Any, engine: Engine, episodes: Plays) -> None:
         self._config, self._tasks, self._tokenizer = config, list(tasks), tokenizer
         self._engine, self._episodes = engine, episodes
 

@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -112,11 +113,11 @@ def load_model(
     return model, tokenizer
 
 
-def sampler_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A second copy: a model of the shape of `model`, on its device, its weights and its configuration its own.
+def sampler_model(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A second copy: a model of the shape `config`, its weights and its configuration its own.
 
     transformers hands the configuration on as it is, and the learner switches the attention in its own one while it
     works: a sampler that shared it would run the learner's attention in the middle of a turn.
     """
-    made: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=dtype).to(model.device)
+    made: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).to(device)
     return made

@@ -34,7 +34,7 @@ from solostream.training.learner.packing import MaskedTokens
 from solostream.training.learner.streaming import StreamedUpdate, check_in_parts
 from solostream.training.rollouts.collector import AsyncCollector, unused
 from solostream.training.rollouts.dynamic_sampling import DynamicSampling
-from solostream.training.rollouts.env_pool import Episodes
+from solostream.training.rollouts.env_pool import Plays
 from solostream.training.rollouts.request import Played, PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
 from solostream.training.rollouts.samplers.history import Outcome
@@ -68,7 +68,7 @@ class Reinforcement:
         tasks: Tasks,
         learner: Learner,
         engine: Engine,
-        episodes: Episodes,
+        episodes: Plays,
         log: TrajectoryLog,
         in_thread: InThread,
         *,

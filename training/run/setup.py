@@ -202,15 +202,12 @@ def _env_options(config: Config) -> dict[str, Any]:
     }
 
 
-async def open_engine(config: Config, parts: Components, slots: int) -> Engine:
-    """A sampler of the model's shape; its weights come with the first `load_weights`. Raises UserError."""
+async def open_engine(config: Config, parts: Components, slots: int, module: Callable[[], Any]) -> Engine:
+    """A sampler of the model's shape; its weights come with the first `load_weights`. Raises UserError.
+
+    module: makes a model of that shape (`module_beside`), for engines that bring none.
+    """
     name, path = config.run.engine, config.model.path
-
-    def module() -> Any:
-        if why_a_second_copy(config, parts.model) is None:
-            return LiveWeights(parts.model).module()
-        return sampler_model(parts.model, sampler_dtype(config.model, parts.model.device))
-
     with tempfile.TemporaryDirectory(prefix="solostream-model-") as folder:
         if path == "build" and not registry.asks("engine", name, "module"):  # it reads the shapes from a folder
             module().save_pretrained(folder)
@@ -246,7 +243,14 @@ def rank_to_send(config: Config) -> int:
     if lora is None or config.model.path == "build" or config.cold_start.phases or config.cold_start.data:
         return 0
     known = targets == "all-linear" or (not isinstance(targets, str) and set(targets or ()) <= PROJECTIONS)
-    return lora.rank if known and lora.rank <= LARGEST_RANK and config.cluster.replicas == 1 else 0
+    return lora.rank if known and lora.rank <= LARGEST_RANK and not config.cluster.used else 0
+
+
+def module_beside(config: Config, model: Any) -> Any:
+    """For a sampler in the learner's process: over the learner's own weights, or over a copy where it must be one."""
+    if why_a_second_copy(config, model) is None:
+        return LiveWeights(model).module()
+    return sampler_model(model.config, sampler_dtype(config.model, model.device), model.device)
 
 
 def why_a_second_copy(config: Config, model: Any) -> str | None:

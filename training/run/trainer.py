@@ -7,7 +7,6 @@ go on while it learns. A first Ctrl-C (or SIGTERM) ends the run at the next step
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
@@ -19,25 +18,22 @@ from typing import Any, TypeVar
 import torch
 
 from solostream import provenance, registry
-from solostream.agent.engine import Engine
 from solostream.agent.engines.allocator import keep_freed_memory
 from solostream.agent.engines.live_weights import LiveWeights
 from solostream.agent.exploration.tree import sampled_once
-from solostream.agent.replicas import Replicas
 from solostream.agent.trajectory_file import TrajectoryLog, read_lines
-from solostream.envs.data import Tasks
 from solostream.errors import UserError
 from solostream.evaluation.own_metrics import Metric
 from solostream.evaluation.writer import locked
 from solostream.training import observers
 from solostream.training.advantages.base import Advantage
+from solostream.training.cluster import crew
 from solostream.training.config import Config
 from solostream.training.learner.device import describe
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.supervised import sft_loss, sft_step
 from solostream.training.losses import Loss
 from solostream.training.observers import RunTracker
-from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.rollouts.learner_thread import LearnerThread
 from solostream.training.rollouts.task_sampler import Sampler
 from solostream.training.rollouts.validation import Validation
@@ -104,6 +100,7 @@ class Trainer:
             checkpoint.refuse_another_run(config, self.saved)
         plain = self.saved.plain if self.saved else {}
         self.clock = Clock(plain.get("times", {}), started)
+        self.placement = crew.connect(config)
         with self.clock.phase("build"):
             of_cold_start = [task for sft_batch in self.sft_batches for task in sft_batch.tasks]
             train, test = setup.problems(config, view.say)
@@ -119,7 +116,7 @@ class Trainer:
                 )
         view.say(describe(self.parts.model.device))
         second = setup.why_a_second_copy(config, self.parts.model)
-        if engine is None and config.run.engine == "hf" and second is not None:
+        if engine is None and self.placement is None and config.run.engine == "hf" and second is not None:
             view.say(f"the sampler has a second copy of the weights: {second}")
         self._enough = False  # a callback said so
         self.cold_step: int = plain.get("cold_step", 0)
@@ -140,24 +137,24 @@ class Trainer:
             return asyncio.run(self._run(cold_start_only))
 
     async def _run(self, cold_start_only: bool) -> Summary | None:
-        config = self.config
-        in_flight = config.rollout.batch * (config.rollout.over_provision if config.rollout.mode == "async" else 1)
-        opening = partial(self._open_engine, round(in_flight))
         self.thread = LearnerThread()
-        self.policy = Replicas([opening], still=self.thread.still)
+        self.policy, self.episodes = crew.assemble(
+            self.config,
+            self.parts,
+            self.placement,
+            still=self.thread.still,
+            engine=self._engine,
+            rollout=self._rollout,
+        )
         try:
             await self.policy.load_weights(LiveWeights(self.parts.model), 0)  # an engine may refuse the model
             return await self._phases(cold_start_only)
         finally:
+            await self.episodes.close()
             await self.policy.close()
             self.thread.close()
-
-    async def _open_engine(self, slots: int) -> Engine:
-        if self._engine is None:
-            return await setup.open_engine(self.config, self.parts, slots)
-        made = self._engine(slots)
-        engine: Engine = await made if inspect.isawaitable(made) else made
-        return engine
+            if self.placement is not None:
+                self.placement.close()
 
     async def _phases(self, cold_start_only: bool) -> Summary | None:
         self._open()
@@ -174,7 +171,7 @@ class Trainer:
                 del learner  # and its optimizer's moments
                 return await self._reinforce()
         finally:
-            await self._close()
+            self.logger.close()
 
     def _open(self) -> None:
         """What lives as long as the run, and needs its event loop."""
@@ -186,12 +183,7 @@ class Trainer:
         opened = observers.open_trackers(config, self.folder)
         self.logger = MetricLogger(self.folder, trackers=[*opened, *self._trackers])
         self.logger.keep(self._is_behind)
-        self.episodes = Episodes(config, parts, Tasks((*parts.train, *parts.test)), play=self._rollout)
         self.held_out = Validation(config, parts.test, parts.tokenizer, self.policy, self.episodes)
-
-    async def _close(self) -> None:
-        await self.episodes.close()
-        self.logger.close()
 
     async def _cold_start(self) -> Learner:
         """Supervised steps, while the demonstrations of the next ones are played."""

@@ -110,6 +110,11 @@ class HFEngine:
         self._thread = None if inline else ThreadPoolExecutor(1, "hf-engine")
         self._broken: str | None = None
 
+    @property
+    def dtype(self) -> str:
+        """Of the weights."""
+        return str(self._forward.model.dtype).removeprefix("torch.")
+
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """See `Engine.generate`. Cancelling the task frees the slot. Raises UserError when the prompt does not fit."""
         check_prompt(prompt_ids, self.max_len)

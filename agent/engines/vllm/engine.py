@@ -34,10 +34,11 @@ class VllmEngine:
     """An `Engine`; make one with `await VllmEngine.open(path)`."""
 
     def __init__(
-        self, llm: Any, shapes: dict[str, tuple[int, ...]], max_len: int, *, takes_adapters: bool = False
+        self, llm: Any, shapes: dict[str, tuple[int, ...]], max_len: int, dtype: str, *, takes_adapters: bool = False
     ) -> None:
+        """shapes: of the weights in the model's folder. dtype: of those that sample."""
         self.version = 0
-        self.max_len = max_len
+        self.max_len, self.dtype = max_len, dtype
         self._llm = llm
         self._shapes = shapes
         self._ids = itertools.count()
@@ -103,12 +104,18 @@ class VllmEngine:
             except (OSError, TypeError, ValueError, RuntimeError) as error:
                 first = str(error).strip().split("\n")[0].replace("AsyncEngineArgs.__init__() got", "it has")
                 raise UserError(f"vllm cannot run {model!r}: {first}") from error
-        await llm.update_weight_version("0")
-        await llm.collective_rpc("end_with", args=(os.getpid(),))
-        engine = cls(llm, stored_shapes(model), config.model_config.max_model_len, takes_adapters=bool(lora_rank))
-        if cpu and str(config.model_config.dtype) == "torch.bfloat16":
-            # Processors with AMX kill a process whose first bfloat16 batch has four tokens or fewer: make it longer.
-            await engine.generate([0] * min(16, engine.max_len - 1), Sampling(1, temperature=0))
+        dtype = str(config.model_config.dtype).removeprefix("torch.")
+        length, adapters = config.model_config.max_model_len, bool(lora_rank)
+        engine = cls(llm, stored_shapes(model), length, dtype, takes_adapters=adapters)
+        try:
+            await llm.update_weight_version("0")
+            await llm.collective_rpc("end_with", args=(os.getpid(),))
+            if cpu and dtype == "bfloat16":
+                # Processors with AMX kill a process whose first bfloat16 batch has four tokens or fewer.
+                await engine.generate([0] * min(16, engine.max_len - 1), Sampling(1, temperature=0))
+        except BaseException:  # cancelled, perhaps: nobody else knows of its processes
+            await engine.close()
+            raise
         return engine
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:

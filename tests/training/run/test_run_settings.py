@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def held_out(saved: Path, temperature: float, seeds: dict[str, int]) -> dict[str
 
     async def play() -> dict[str, Trajectory]:
         parts = setup.build(config, *setup.problems(config), [], saved)
-        engine = await setup.open_engine(config, parts, slots=4)
+        engine = await setup.open_engine(config, parts, 4, partial(setup.module_beside, config, parts.model))
         episodes = Episodes(config, parts, parts.test)
         try:
             await engine.load_weights(parts.model.state_dict(), 0)

@@ -1,0 +1,124 @@
+"""Who samples and who plays in a run: here, or in the processes that `[cluster]` asks for.
+
+The driver's side is the same: a `Replicas` over one engine or many, and something with the methods of `Episodes`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from solostream.agent.engine import Engine
+from solostream.agent.replicas import Replicas
+from solostream.envs.data import Tasks
+from solostream.training.cluster.handles import Actor, share
+from solostream.training.cluster.placement import Placement, versions
+from solostream.training.cluster.players import Player, PlayerLost, Players
+from solostream.training.cluster.samplers import Sampler, by_memory, open_remote
+from solostream.training.config import Config
+from solostream.training.learner.device import device_of, sampler_dtype
+from solostream.training.rollouts.env_pool import Episodes, Plays
+from solostream.training.run import setup
+from solostream.training.run.model import sampler_model
+from solostream.training.run.setup import Components
+
+Still = Callable[[], AbstractAsyncContextManager[None]]
+OwnEngine = Callable[[int], Any]  # from the number of concurrent episodes to an engine, plain or async
+
+
+def connect(config: Config) -> Placement | None:
+    """Ray, where the run has other processes than this one. Raises UserError."""
+    c = config.cluster
+    return Placement(c, cpus=c.learners + c.replicas + c.players) if c.used else None
+
+
+def assemble(
+    config: Config,
+    parts: Components,
+    placement: Placement | None,
+    *,
+    still: Still,
+    engine: OwnEngine | None = None,
+    rollout: Callable[..., Any] | None = None,
+) -> tuple[Replicas, Plays]:
+    """(what samples, what plays). still: see `Replicas`. engine, rollout: instead of what the configuration names."""
+    tasks = Tasks((*parts.train, *parts.test))
+    if placement is None:
+        make = partial(_make, config, parts, _in_flight(config), engine, partial(_beside, config, parts))
+        return Replicas([make], still=still), Episodes(config, parts, tasks, play=rollout)
+    samplers = _samplers(config, parts, placement, engine)
+    policy = Replicas([partial(open_remote, one, share) for one in samplers], still=still, send=by_memory)
+    here = Episodes(config, parts, tasks, play=rollout)
+    if not config.cluster.players:
+        return policy, here
+    plain = replace(parts, model=None)
+    players = [
+        placement.actor(
+            Player, config, plain, tasks, samplers, rollout, who=f"the player {i}", cpus=1, lost=PlayerLost,
+            scheduling_strategy="SPREAD",
+        )
+        for i in range(config.cluster.players)
+    ]  # fmt: skip
+    return policy, Players(config, players, here.leaves)
+
+
+def gpus_of_one(config: Config, available: int) -> int:
+    """GPUs that one replica takes of a cluster that has so many: none on CPUs, else what its parallelism asks for."""
+    if config.model.device == "cpu" or (config.model.device == "auto" and not available):
+        return 0
+    options = config.engine.get(config.run.engine, {})
+    return int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1))
+
+
+def _samplers(config: Config, parts: Components, placement: Placement, engine: OwnEngine | None) -> list[Actor]:
+    n, gpus = config.cluster.replicas, gpus_of_one(config, placement.gpus)
+    kind = "cuda" if gpus else "cpu"
+    shape, plain = parts.model.config, replace(parts, model=None)
+    slots = _in_flight(config)
+    if config.rollout.mode == "async":  # else each has room for all: a seeded token depends on the number of slots
+        slots = math.ceil(slots / n)
+    module = partial(_alone, config, shape, kind)
+    make = partial(_make, config, plain, slots, engine, module)
+    return [
+        placement.actor(
+            Sampler, make, versions(), who=f"the replica {i}", cpus=1, gpus=gpus, env=_threads(config, gpus)
+        )
+        for i in range(n)
+    ]
+
+
+def _threads(config: Config, gpus: int) -> Mapping[str, str]:
+    """Without GPUs the processes of a machine share its processors."""
+    c = config.cluster
+    return {} if gpus else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // (c.learners + c.replicas)))}
+
+
+async def _make(
+    config: Config, parts: Components, slots: int, own: OwnEngine | None, module: Callable[[], Any]
+) -> Engine:
+    if own is None:
+        return await setup.open_engine(config, parts, slots, module)
+    made = own(slots)
+    engine: Engine = await made if inspect.isawaitable(made) else made
+    return engine
+
+
+def _beside(config: Config, parts: Components) -> Any:
+    return setup.module_beside(config, parts.model)
+
+
+def _alone(config: Config, shape: Any, kind: str) -> Any:
+    """A model for a sampler in a process of its own, on the first of the GPUs that it was given."""
+    device = device_of(kind)
+    return sampler_model(shape, sampler_dtype(config.model, device), device)
+
+
+def _in_flight(config: Config) -> int:
+    r = config.rollout
+    return round(r.batch * (r.over_provision if r.mode == "async" else 1))
