@@ -105,7 +105,8 @@ def _of_module(path: Path, module: str) -> Iterator[Page]:
 
 def _of_class(node: ast.ClassDef, module: str, doc: str) -> Page:
     bases = tuple(ast.unparse(base) for base in node.bases)
-    methods, arguments = [], ()
+    methods: list[tuple[str, str]] = []
+    arguments: tuple[tuple[str, str | None], ...] = ()
     for one in node.body:
         if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef):
             if one.name == "__init__":
@@ -121,5 +122,7 @@ def _arguments(args: ast.arguments, skip: int) -> tuple[tuple[str, str | None], 
     positional = [*args.posonlyargs, *args.args]
     defaults = [None] * (len(positional) - len(args.defaults)) + [ast.unparse(default) for default in args.defaults]
     named = [(arg.arg, default) for arg, default in zip(positional, defaults, strict=True)][skip:]
-    only = [(a.arg, d and ast.unparse(d)) for a, d in zip(args.kwonlyargs, args.kw_defaults, strict=True)]
+    only = [
+        (a.arg, None if d is None else ast.unparse(d)) for a, d in zip(args.kwonlyargs, args.kw_defaults, strict=True)
+    ]
     return (*named, *only)

@@ -110,7 +110,8 @@ class Connection:
 
     async def client(self) -> mcp.Client:
         """Once it is there. Raises SandboxError, with what the server said last, when it does not start."""
-        done, _ = await asyncio.wait([self._client, self._task], timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {self._client, self._task}
+        done, _ = await asyncio.wait(either, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
         if self._client in done:
             return self._client.result()
         if not done:
