@@ -37,8 +37,8 @@ def check_in_parts(advantage: Advantage, learner: Learner) -> None:
         if not getattr(one, "in_parts", False):
             raise UserError(
                 f"{type(one).__name__} as it is set judges whole batches, and rollout.learn_in_parts cuts them: use "
-                '[algorithm.spo] scale = "none", maxrl_stream, grpo, dr_grpo, rloo, maxrl, dcpo or none, no stages or '
-                'with salt, gigpo, seed, [algorithm.aspo] compare = "group"'
+                '[algorithm.spo] scale = "none", maxrl_stream, grpo, dr_grpo, rloo, maxrl, dcpo or none; as stages '
+                'negative_weight, salt, gigpo, seed or [algorithm.aspo] compare = "group", if any'
             )
         one = getattr(one, "inner", None)
     config = learner.config
