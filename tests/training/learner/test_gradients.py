@@ -98,7 +98,7 @@ def test_packed_padded_and_micro_batched_gradients_are_equal(aggregation) -> Non
     assert close(gradient(alone, batch, advantages), expected)
 
 
-@pytest.mark.parametrize("loss", ["ppo_clip", "cispo", "gspo", "clip_cov", "kl_cov", "dppo"])
+@pytest.mark.parametrize("loss", ["ppo_clip", "cispo", "gspo", "clip_cov", "kl_cov", "dppo", "dcpo"])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_every_loss_is_independent_of_the_cut(loss, aggregation) -> None:
     """Entropy bonus, KL to a reference, TIS and sequence rejection on, too."""
