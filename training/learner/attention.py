@@ -130,6 +130,7 @@ def _without_padding(
     query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout, scaling: float | None, window: int | None
 ) -> Tensor:
     """[1, T, heads, d] by the kernel for sequences of any lengths."""
+    # The kernel wants tokens as rows, and where each sequence begins.
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, d]
     grouped = {"enable_gqa": True} if "enable_gqa" in _TOLD else {}
     if not grouped and q.shape[1] != k.shape[1]:

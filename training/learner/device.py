@@ -20,6 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def device_of(name: str) -> torch.device:
     """The device that `model.device` names; auto: the first GPU, or the CPU. Raises UserError when it is not there."""
+    # Most users have one machine and one device: they need not say it.
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -28,8 +29,10 @@ def device_of(name: str) -> torch.device:
         raise UserError(f'model.device = "{name}" is no device: "auto", "cpu", "cuda" or "cuda:1"') from None
     if device.type == "cpu":
         return device
+    # Torch knows more devices than anybody has tried this trainer on.
     if device.type != "cuda":
         raise UserError(f'model.device = "{name}" is not supported: "auto", "cpu", "cuda" or "cuda:1"')
+    # The same wish fails for two reasons, which need different remedies.
     if not torch.cuda.is_available():
         built = "this torch is built for CPUs" if torch.version.cuda is None else "no GPU answers (see nvidia-smi)"
         raise UserError(f'model.device = "{name}", but {built}: set model.device = "cpu", or install torch for CUDA')

@@ -20,6 +20,7 @@ class NotFinite(UserError):
 
 def check_advantages(batch: Batch, values: Sequence[np.ndarray], folder: Path, step: int) -> None:
     """What an estimator gave, its author's or ours: one finite number an action token. Raises NotFinite, ValueError."""
+    # A wrong length is the author's mistake, a number that is not finite one of the run: different errors.
     wanted = [trajectory.n_action_tokens for trajectory in batch]
     given = [len(of_row) for of_row in values]
     if wanted != given:

@@ -29,6 +29,7 @@ class LogprobComputer:
     """
 
     def __init__(self, model: Any, *, chunk: int, temperature: float = 1.0, dtype: torch.dtype = torch.float32) -> None:
+        # Without peft's wrapper, whose forward pass takes other arguments.
         self.model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.head: Any = self.model.get_output_embeddings()
         self.chunk, self.temperature, self.dtype = chunk, temperature, dtype

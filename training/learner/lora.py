@@ -24,6 +24,7 @@ def wrap(model: Any, config: LoraConfig | None) -> Any:
     except ImportError:
         raise UserError("lora needs peft: pip install peft") from None
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+    # Before peft renames the layers: which weights stand in more than one place.
     shared = _shared(model)
     try:
         adapted = peft.get_peft_model(

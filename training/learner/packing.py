@@ -152,8 +152,10 @@ def _layout(
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)
 
+    # For the kernel that takes sequences as they lie: where each begins, and the longest.
     borders = tensor(starts.astype(np.int32))
     longest_of_all = int(lengths[-1])
+    # For all others: blocks of sequences of nearly one length, each padded to its longest.
     blocks: list[tuple[int, int]] = []
     gather: list[np.ndarray] = []  # of each block int64 [count · longest], the token of each of its rows
     first_row = np.empty(len(lengths), np.int64)  # [sequences], where each begins among the padded rows

@@ -26,6 +26,7 @@ def state_of(
     weights, base: False leaves out what folders hold: the model that is trained whole, the base under adapters.
     """
     state: dict[str, Any] = {"optimizer": optimizer.state_dict()}
+    # A model that is trained whole lies in the checkpoint as a folder that transformers loads: not twice.
     if weights or adapters:
         state["model"] = _parameters(model, trained=True)
     if base and adapters:

@@ -18,10 +18,12 @@ from solostream.training.learner.optimizer.muon import Muon
 
 def factor(config: LearnerConfig, step: int) -> float:
     """What the learning rates are multiplied by at optimizer step `step` (from 0): warm-up, then the schedule."""
+    # Adam's second moments know nothing yet: its first steps would be as long as its largest.
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return 1.0
+    # The share of the way from the end of the warm-up to the last step; beyond it the rate stays where it ended.
     done = min((step - config.warmup_steps) / (config.total_steps - config.warmup_steps), 1.0)
     return 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
@@ -82,6 +84,7 @@ class Optimizer:
 
     def apply(self) -> None:
         """One step, and the gradients are gone."""
+        # The rate is a function of the step alone, so a resumed run has the one that it would have had.
         for part, lr in self.parts:
             for group in part.param_groups:
                 now = lr * factor(self.config, self.step)

@@ -72,6 +72,7 @@ class Muon(torch.optim.Optimizer):
                 if matrix.grad is not None:
                     shapes[matrix.shape].append(matrix)
             for (rows, columns), matrices in shapes.items():
+                # The momentum of each, looking one step ahead (Nesterov).
                 updates = []
                 for matrix in matrices:
                     state, gradient = self.state[matrix], matrix.grad
