@@ -1,6 +1,14 @@
-"""AdamW in half and in a quarter of the memory: it arrives where the whole one does, and goes on where it was saved."""
+"""AdamW in half and in a quarter of the memory: it arrives where the whole one does, and goes on where it was saved.
+
+torchao lies in a folder of its own: transformers and peft import it wherever they find it, and it prints to stderr.
+"""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -23,6 +31,18 @@ SMALL = {
     "8bit": {"moments": "8bit"},
     "both": {"masters": "bfloat16", "moments": "8bit"},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torchao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("torchao")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, "torchao==0.18.0"]
+    installed = subprocess.run(command, capture_output=True, text=True)
+    if installed.returncode:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"torchao does not install: {installed.stderr[-300:]}")
+    sys.path.append(str(folder))
+    yield
+    sys.path.remove(str(folder))
 
 
 def learner(**settings) -> Learner:
