@@ -2,12 +2,14 @@
 
     python benchmarks/cluster.py --stage equality [--worlds 2,4] [--quick] [--json FILE]
 
+weights: of a 0.5 B model to two replicas by the transfer "memory", against copying their bytes (needs 5 GB).
 equality: ranks against one process, weights and metrics after two updates, checkpoints across group sizes (gloo, CPU).
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -26,7 +28,15 @@ def equality(options: argparse.Namespace) -> dict[str, object]:
     return found
 
 
-STAGES = {"equality": equality}
+def weights(options: argparse.Namespace) -> dict[str, float]:
+    from cluster_parts import transfer
+
+    found = asyncio.run(transfer.measure())
+    print(transfer.table(found))
+    return found
+
+
+STAGES = {"equality": equality, "weights": weights}
 
 
 def main() -> int:
