@@ -24,7 +24,7 @@ async def workspace():
     await space.close()
 
 
-@pytest.mark.parametrize("name", ["python", "calculator", "search"])
+@pytest.mark.parametrize("name", ["python", "calculator", "search", "bash", "fold"])
 def test_every_built_in_tool_keeps_the_contract(name):
     tool = make_tool(name)
     assert isinstance(tool, Tool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import subprocess
@@ -41,7 +42,12 @@ async def called(tools, workspace, name, **arguments):
 
 
 def servers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if "mcp_server" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it went in between
+            if "mcp_server" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_an_episode_with_a_server_from_the_index():
