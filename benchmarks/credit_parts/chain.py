@@ -114,7 +114,8 @@ def ledger(family: Family, chosen: np.ndarray, logp: np.ndarray, reward: float, 
         turns += _turns(t, thought, option, at_once + outcome, last)
     total = float(sum(t.reward for t in turns))
     answer = str(options[family.token])
-    return Trajectory(task, tokens, mask, logprobs, versions, tuple(turns), total, "answered", of, 0, "chain", answer)
+    told = {"dispatch": of, "source": "chain", "answer": answer}
+    return Trajectory(task, tokens, mask, logprobs, versions, tuple(turns), total, "answered", **told)
 
 
 @cache
