@@ -32,10 +32,16 @@ Still = Callable[[], AbstractAsyncContextManager[None]]
 OwnEngine = Callable[[int], Any]  # from the number of concurrent episodes to an engine, plain or async
 
 
-def connect(config: Config) -> Placement | None:
-    """Ray, where the run has other processes than this one. Raises UserError."""
+def connect(config: Config, say: Callable[[str], None]) -> Placement | None:
+    """Ray, where the run has other processes than this one. say: told what has to wait for room. Raises UserError."""
     c = config.cluster
-    return Placement(c, cpus=c.learners + c.replicas + c.players) if c.used else None
+    if not c.used:
+        return None
+    placement = Placement(c, cpus=c.learners + c.replicas + c.players)
+    short = placement.lacks(c.replicas + c.players, c.replicas * gpus_of_one(config, placement.gpus))
+    if short is not None:
+        say(short)
+    return placement
 
 
 def assemble(

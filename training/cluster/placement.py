@@ -72,13 +72,11 @@ class Placement:
         """What a run that wants so many processors and GPUs has to wait for; None where all is there."""
         have = self._ray.cluster_resources()
         short = [
-            f"{wanted:g} {name}s and has {have.get(name, 0):g}"
+            f"{wanted:g} {name}s of {have.get(name, 0):g}"
             for name, wanted in (("CPU", cpus), ("GPU", gpus))
             if have.get(name, 0) < wanted
         ]
-        return (
-            f"the cluster needs {', '.join(short)}: what finds no place waits for a machine to join" if short else None
-        )
+        return f"the run wants {', '.join(short)}: what finds no place waits for a machine to join" if short else None
 
     def actor(
         self,

@@ -100,7 +100,7 @@ class Trainer:
             checkpoint.refuse_another_run(config, self.saved)
         plain = self.saved.plain if self.saved else {}
         self.clock = Clock(plain.get("times", {}), started)
-        self.placement = crew.connect(config)
+        self.placement = crew.connect(config, view.say)
         with self.clock.phase("build"):
             of_cold_start = [task for sft_batch in self.sft_batches for task in sft_batch.tasks]
             train, test = setup.problems(config, view.say)

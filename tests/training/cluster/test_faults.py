@@ -245,3 +245,10 @@ async def test_a_replica_that_was_started_again_says_that_it_has_no_weights(
     other = placement.actor(Sampler, OpenFileEngine(tmp_path, 0), {"Python": "2.7"}, who="the replica 1")
     with pytest.raises(EngineError, match=r"this machine has .*, the run \{'Python': '2\.7'\}: install the same"):
         await other.call("open")
+
+
+async def test_what_a_run_has_to_wait_for_is_said(placement: Placement) -> None:
+    assert placement.lacks(cpus=24, gpus=0) is None
+    assert placement.lacks(cpus=25, gpus=3) == (
+        "the run wants 25 CPUs of 24, 3 GPUs of 0: what finds no place waits for a machine to join"
+    )
