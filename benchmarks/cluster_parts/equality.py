@@ -20,6 +20,7 @@ import torch
 from cluster_parts.rank_cases import CASES, WIDE, Case, advance, learner_of, numbers_of
 
 from solostream.training.cluster.rank_group import ALONE, RankGroup, join, meet, reach
+from solostream.training.cluster.rank_sharding import whole_tensors
 from solostream.training.config.learner import LoraConfig
 
 RESUMED = {
@@ -109,13 +110,13 @@ def _save(case: Case, folder: Path, group: RankGroup) -> None:
     learner = learner_of(case, group)
     advance(learner, case, 0)
     folder.mkdir(parents=True, exist_ok=True)
-    learner.save(folder)
+    learner.save(folder, weights=True)
 
 
 def _resume(case: Case, folder: Path, group: RankGroup) -> dict[str, Any]:
     learner = learner_of(case, group)
     learner.load(folder)
-    return {"metrics": [advance(learner, case, 1)], "weights": learner.whole_weights()}
+    return {"metrics": [advance(learner, case, 1)], "weights": whole_tensors(learner.weights(), group)}
 
 
 def _difference(one: dict[str, Any], many: dict[str, Any]) -> dict[str, Any]:

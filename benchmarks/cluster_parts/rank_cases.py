@@ -14,6 +14,7 @@ from solostream.agent.trajectory import Dispatch, TokenRecord, Trajectory
 from solostream.training.advantages.base import Advantages
 from solostream.training.batch import Batch
 from solostream.training.cluster.rank_group import ALONE, RankGroup
+from solostream.training.cluster.rank_sharding import whole_tensors
 from solostream.training.config.learner import LearnerConfig, LoraConfig
 from solostream.training.learner.guards import NotFinite
 from solostream.training.learner.learner import Learner
@@ -157,6 +158,6 @@ def numbers_of(case: Case, group: RankGroup = ALONE) -> dict[str, Any]:
     except NotFinite as error:
         return {"refused": str(error)}
     shares = sum(getattr(p, "_local_tensor", p).numel() for p in learner.model.parameters())
-    found = {"metrics": metrics, "weights": learner.whole_weights(), "elements": shares}
+    found = {"metrics": metrics, "weights": whole_tensors(learner.weights(), group), "elements": shares}
     logprobs = learner.logprobs(batch_of(case, 2)[0])
     return {**found, "logprobs": np.concatenate(logprobs)}

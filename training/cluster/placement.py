@@ -64,6 +64,11 @@ class Placement:
             ) from None
 
     @property
+    def cpus(self) -> float:
+        """Of all machines together."""
+        return float(self._ray.cluster_resources().get("CPU", 0))
+
+    @property
     def gpus(self) -> int:
         """Of all machines together."""
         return int(self._ray.cluster_resources().get("GPU", 0))

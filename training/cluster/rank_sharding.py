@@ -7,7 +7,7 @@ root's. Gradients are summed over the ranks: the weights of a loss are those of 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -90,13 +90,20 @@ def whole(tensor: Tensor) -> Tensor:
     return shared.full_tensor() if is_sharded(tensor) else tensor
 
 
-def whole_copy(weights: Mapping[str, Tensor], group: RankGroup, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Every tensor whole, in CPU memory and of `dtype`, at the first rank; at the others nothing."""
+def whole_tensors(
+    weights: Mapping[str, Tensor], group: RankGroup, dtype: torch.dtype | None = None, without: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Every tensor whole, in CPU memory and of `dtype`, at the first rank; at the others nothing.
+
+    One that is all that already is handed on, not copied.
+    """
     found = {}
-    for name, tensor in weights.items():  # one is whole at a time
-        one = whole(tensor)
+    for name in weights:
+        if name in without:
+            continue
+        one = whole(weights[name])  # at a time: adapters are merged as they are asked for
         if group.first:
-            found[name] = one.to("cpu", dtype, copy=True)
+            found[name] = one.to("cpu", dtype)
     return found
 
 

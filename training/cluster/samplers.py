@@ -14,6 +14,7 @@ from solostream.agent.engine import Engine, EngineError, Generation, Sampling, W
 from solostream.training.cluster.lifeline import Handle, Lifeline, present
 from solostream.training.cluster.parcels import Parcel, pack, unpack
 from solostream.training.cluster.placement import versions
+from solostream.training.cluster.ranks import RankWeights
 
 
 class Sampler:
@@ -148,7 +149,8 @@ async def by_memory(engines: Sequence[Engine], weights: Weights, version: int) -
     """
     remote = [engine for engine in engines if isinstance(engine, RemoteEngine)]
     published = {
-        dtype: await one.publish(weights) for dtype, one in {engine.dtype: engine for engine in remote}.items()
+        dtype: Published(weights.reference) if isinstance(weights, RankWeights) else await one.publish(weights)
+        for dtype, one in {engine.dtype: engine for engine in remote}.items()
     }
     loads = (engine.load_weights(published[engine.dtype], version) for engine in remote)
     return list(await asyncio.gather(*loads, return_exceptions=True))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from solostream.training.config.section import Count, Positive, Section
 
@@ -15,6 +17,7 @@ class ClusterConfig(Section):
     players: Count = 0  # processes that play the episodes, each with environments and sandboxes; 0: this process
     address: str = ""  # of a Ray cluster ("auto", "HOST:6379"); empty: none, processes are started on this machine
     transfer: Literal["memory"] = "memory"  # of weights: through Ray's object store
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0  # that learners wait for one of them before they are all restarted
 
     @property
     def used(self) -> bool:

@@ -25,7 +25,7 @@ from solostream.agent.trajectory import Trajectory
 from solostream.training.advantages.base import Advantages
 from solostream.training.batch import Batch
 from solostream.training.cluster.rank_group import ALONE, RankGroup
-from solostream.training.cluster.rank_sharding import base_of, frozen_copy, shard, whole_copy
+from solostream.training.cluster.rank_sharding import base_of, frozen_copy, shard, whole_tensors
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import lora
 from solostream.training.learner.corrections import kept
@@ -36,7 +36,7 @@ from solostream.training.learner.mfu import peak_of, shape_of, throughput
 from solostream.training.learner.objective import objective
 from solostream.training.learner.optimizer import Optimizer
 from solostream.training.learner.packing import MaskedTokens, PackedBatch, Piece, idle, pack, pieces_of, plan
-from solostream.training.learner.state import load_state, read_state, state_of, write_state
+from solostream.training.learner.state import load_state, read_state, state_of, write_model, write_state
 from solostream.training.learner.terms.entropy_band import EntropyBand
 from solostream.training.learner.terms.imitation import beside
 from solostream.training.learner.update import Step, Update, picks
@@ -221,20 +221,17 @@ class Learner:
             with self._live.writing():
                 lora.merge_adapters(self.model)
 
-    def save_adapters(self, folder: Path, base: Path) -> None:
-        """A folder that peft loads on top of the model `base`; nothing where there are no adapters."""
-        if self.config.lora:
-            adapters = whole_copy(self.optimizer.named, self.group)
-            if self.group.first:
-                lora.save(self.model, adapters, folder, base)
+    def save(self, folder: Path, *, weights: bool = False, base: bool = True, on: Path | None = None) -> None:
+        """A folder for `from_pretrained`, and beside the model what training goes on from (see `state_dict`).
 
-    def whole_weights(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """A copy of what `weights` views, in CPU memory and of `dtype`, at the first rank; at the others nothing."""
-        return whole_copy(self._live, self.group, dtype)
-
-    def save(self, folder: Path, *, weights: bool = True, base: bool = True) -> None:
-        """`state_dict` into a checkpoint's folder: one file of one process, shards of several ranks."""
+        on: the base's folder; then the adapters alone are in `adapter/`, which peft loads on top of it.
+        """
+        write_model(self.scorer.model, self._live, folder, self.group)
         write_state(self.state_dict(weights=weights, base=base), folder, self.group)
+        if self.config.lora and on is not None:
+            adapters = whole_tensors(self.optimizer.named, self.group)
+            if self.group.first:
+                lora.save(self.model, adapters, folder / "adapter", on)
 
     def load(self, folder: Path) -> None:
         """What any number of ranks saved. Raises UserError when it is of another model or another configuration."""

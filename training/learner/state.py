@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from solostream.errors import UserError
 from solostream.training.cluster.rank_group import RankGroup
-from solostream.training.cluster.rank_sharding import fill
+from solostream.training.cluster.rank_sharding import fill, whole_tensors
 from solostream.training.learner.optimizer import Optimizer
 
 FILE, SHARDS = "learner.pt", "learner"
@@ -70,6 +70,14 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     # In place: the optimizer and an engine of this process hold these very tensors.
     for name, tensor in target.items():
         fill(tensor, source[name])
+
+
+def write_model(model: Any, weights: Mapping[str, Tensor], folder: Path, group: RankGroup) -> None:
+    """A folder that `AutoModelForCausalLM.from_pretrained` loads. weights: of the plain model, by name."""
+    tied = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
+    found = whole_tensors(weights, group, without=tied)
+    if group.first:
+        model.save_pretrained(folder, state_dict=found)
 
 
 def write_state(state: Mapping[str, Any], folder: Path, group: RankGroup) -> None:

@@ -1,8 +1,9 @@
 """Atomic checkpoints: a folder is written beside its place, synced, then renamed into it; the last K stay.
 
 `step-000040/` is a Hugging Face folder (`AutoModelForCausalLM.from_pretrained` loads it) with files more:
-`trainer.json` (what is plain data), `trainer.pt` (what is tensors) and `solostream.json` (how the run evaluates; see
-`solostream.agent.run_settings`). `manifest.json` holds every file's size and
+`trainer.json` (what is plain data), `trainer.pt` (what is tensors), `learner.pt` or the shards of several ranks in
+`learner/` (see `Learner.save`) and `solostream.json` (how the run evaluates; see `solostream.agent.run_settings`).
+`manifest.json` holds every file's size and
 SHA-256 and is written last: a folder without it, or that does not match it, is not a checkpoint.
 """
 
@@ -30,7 +31,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a checkpoint holds beside the model folder: `plain` is JSON, `tensors` tensors and plain types."""
+    """What a checkpoint holds beside the learner's: `plain` is JSON, `tensors` tensors and plain types."""
 
     step: int
     plain: Mapping[str, Any]

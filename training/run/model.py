@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
@@ -83,12 +84,17 @@ def build_model(shape: BuildConfig, tokenizer: PreTrainedTokenizerBase, seed: in
 
 
 def load_model(
-    config: ModelConfig, corpus: Iterable[str] = (), seed: int = 0, *, adapters: bool = False
+    config: ModelConfig,
+    corpus: Iterable[str] = (),
+    seed: int = 0,
+    *,
+    adapters: bool = False,
+    shape_only: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, on its device, and the tokenizer that `config` names.
 
-    `corpus` and `seed` serve only a model that is built. adapters: its weights are not trained, so they stay in
-    `config.dtype`; else they are float32.
+    `corpus` and `seed` serve only a model that is built. adapters: see `load_weights`. shape_only: on torch's device
+    "meta", without weights; what is built is always whole.
 
     Raises UserError when the path is no model, or its tokenizer has no chat template.
     """
@@ -96,13 +102,16 @@ def load_model(
     if config.path == "build":
         built = build_tokenizer(corpus, config.build.vocabulary)
         return build_model(config.build, built, seed).to(device), built  # type: ignore[arg-type]
-    # What is trained is float32: a step of 1e-6 is lost on bfloat16 weights. Under adapters the base is not.
-    dtype = base_dtype(config, device) if adapters else torch.float32
     try:
         with hub.asked():
             tokenizer = AutoTokenizer.from_pretrained(config.path)
-            model: Any = AutoModelForCausalLM.from_pretrained(config.path, dtype=dtype)
-        model = model.to(device)
+            if shape_only:
+                shape = AutoConfig.from_pretrained(config.path)
+                with torch.device("meta"):
+                    model: Any = AutoModelForCausalLM.from_config(shape)
+            else:
+                model = load_weights(config, config.path, adapters=adapters)
+        model = model if shape_only else model.to(device)
     except (OSError, ValueError) as error:
         raise UserError(f'model.path = "{config.path}": {hub.no_model(config.path, error)}') from error
     if tokenizer.chat_template is None and config.chat_template is None:
@@ -111,6 +120,15 @@ def load_model(
             "(or a Jinja file), or use an instruct model"
         )
     return model, tokenizer
+
+
+def load_weights(config: ModelConfig, path: str, *, adapters: bool) -> Any:
+    """The model at `path`, on the CPU. adapters: its weights are not trained, so they stay in `config.dtype`.
+
+    What is trained is float32: a step of 1e-6 is lost on bfloat16 weights. Raises OSError and ValueError.
+    """
+    dtype = base_dtype(config, device_of(config.device)) if adapters else torch.float32
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
 
 
 def sampler_model(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

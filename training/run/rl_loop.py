@@ -27,6 +27,7 @@ from solostream.training.advantages import grouped, tracker_of
 from solostream.training.advantages.base import Advantage, Advantages
 from solostream.training.advantages.tree.evidence import observations
 from solostream.training.batch import Batch, UnfitBatch, dump
+from solostream.training.cluster.ranks import Ranks
 from solostream.training.config import Config
 from solostream.training.learner.corrections import kept
 from solostream.training.learner.learner import Learner
@@ -66,7 +67,7 @@ class Reinforcement:
         self,
         config: Config,
         tasks: Tasks,
-        learner: Learner,
+        learner: Learner | Ranks,
         engine: Engine,
         episodes: Plays,
         log: TrajectoryLog,
@@ -94,6 +95,7 @@ class Reinforcement:
         self._streamed: StreamedUpdate | None = None  # of the batch that is being taken
         self._before: dict[str, Any] = {}  # what its parts change, as it was before them
         if config.rollout.learn_in_parts > 1:
+            assert isinstance(learner, Learner), "the configuration refuses parts on several ranks"
             check_in_parts(self._advantage, learner)
         self._sampler = TaskSampler(self.task_ids, sampler, streams=a.group_size)
         self.step, self.mismatch_max = 0, 0.0
@@ -138,6 +140,7 @@ class Reinforcement:
         if parts == 1:
             return await self.pipeline.take()
         self._before = {"advantage": self._advantage.state_dict(), "tracker": self.tracker.state_dict()}
+        assert isinstance(self._learner, Learner)
         streamed = StreamedUpdate(self._learner, self._advantage, self.config.rollout.batch)
         self._streamed, taken = streamed, list[Trajectory]()
         for _ in range(parts):
@@ -170,7 +173,8 @@ class Reinforcement:
         waiting = time.monotonic()
         await self.pipeline.settle()
         wait_s = time.monotonic() - waiting
-        await self._engine.load_weights(self._learner.weights(), self.step)
+        weights = await self._in_thread(self._learner.weights)
+        await self._engine.load_weights(weights, self.step)
         self.pipeline.advance(self.step)
         self.mismatch_max = max(self.mismatch_max, numbers.get("mismatch/on_policy_max", 0.0))
         now = self.pipeline.counts

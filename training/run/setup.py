@@ -25,10 +25,10 @@ from solostream.envs.text_env import HELD_OUT, seeds
 from solostream.envs.types import Task
 from solostream.errors import UserError
 from solostream.sandbox.types import Sandbox
+from solostream.training.cluster.rank_sharding import refuse_unshardable
 from solostream.training.config import Config
 from solostream.training.config.dry_run import refuse_too_large
 from solostream.training.learner.device import device_of, sampler_dtype
-from solostream.training.learner.learner import Learner
 from solostream.training.rollouts.samplers.inner import sampler_of_run
 from solostream.training.run.model import load_model, sampler_model
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
@@ -66,9 +66,17 @@ def build(
     """
     found = base or source
     where = config.model.model_copy(update={"path": str(found)}) if found else config.model
-    refuse_too_large(config, str(device_of(config.model.device)))
-    adapters = config.learner.lora is not None and not (config.cold_start.phases or config.cold_start.data)
-    model, tokenizer = load_model(where, _corpus([*sft_batches, *train]), config.run.seed, adapters=adapters)
+    if config.cluster.learners == 1:  # the plan of memory knows one device
+        refuse_too_large(config, str(device_of(config.model.device)))
+    model, tokenizer = load_model(
+        where,
+        _corpus([*sft_batches, *train]),
+        config.run.seed,
+        adapters=only_adapters(config),
+        shape_only=config.cluster.learners > 1,
+    )
+    if config.cluster.learners > 1:
+        refuse_unshardable(model)
     chat = _chat(config, tokenizer, source)
     tokenizer.chat_template = chat.template  # saved with the model
     prompt = _longest_prompt(config, Tasks((*train, *test)), tokenizer, chat)
@@ -81,6 +89,11 @@ def build(
     return Components(train, test, model, tokenizer, chat, prompt + config.env.episode_tokens)
 
 
+def only_adapters(config: Config) -> bool:
+    """Whether the weights under the adapters are never trained, not in a cold start either."""
+    return config.learner.lora is not None and not (config.cold_start.phases or config.cold_start.data)
+
+
 def base_of(config: Config, folder: Path) -> Path | None:
     """Where the weights under the adapters lie while the run `folder` reinforces; None where all are trained."""
     if config.learner.lora is None:
@@ -89,11 +102,11 @@ def base_of(config: Config, folder: Path) -> Path | None:
     return Path(config.model.path) if untouched else folder / "base"
 
 
-def write_base(base: Path, folder: Path, parts: Components) -> None:
-    """Once a run, where they are new: built, or of a cold start."""
+def write_base(base: Path, folder: Path, parts: Components, write: Callable[[Path], None]) -> None:
+    """Once a run, where they are new: built, or of a cold start. write: the model, into a folder."""
     if base.parent == folder and not base.exists():
         draft = base.with_name(".draft-base")
-        parts.model.save_pretrained(draft)
+        write(draft)
         parts.tokenizer.save_pretrained(draft)
         draft.rename(base)
 
@@ -277,17 +290,8 @@ def _unfit(engine: Engine, parts: Components) -> str:
     return ""
 
 
-def write_model(config: Config, run: str, parts: Components, learner: Learner, base: Path | None, folder: Path) -> None:
-    """A folder that `AutoModelForCausalLM.from_pretrained` loads, tokenizer and chat template included.
-
-    Beside them, how the run `run` evaluates: `solostream eval` and `chat` go by it.
-    """
-    model = parts.model
-    names = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
-    weights = learner.weights()
-    model.save_pretrained(folder, state_dict={name: weights[name] for name in weights if name not in names})
-    if base is not None:
-        learner.save_adapters(folder / "adapter", base)
+def write_settings(config: Config, run: str, parts: Components, folder: Path) -> None:
+    """Beside a model, tokenizer and chat template, and how the run `run` evaluates: `solostream eval` goes by it."""
     parts.tokenizer.save_pretrained(folder)
     env_options = {"tasks": sources(config)[1], **_env_options(config)}
     temperature, tokens = config.eval.temperature, config.env.turn_tokens

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from solostream import provenance
 from solostream.agent.trajectory import Trajectory
 from solostream.evaluation.metrics import bootstrap, mean_of
+from solostream.training.config.models import RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,21 @@ class Summary:
     times: Mapping[str, float]  # phase -> seconds
     provenance: Mapping[str, Any]  # versions, commit, machine
     cost: float | None = None  # of the machine for `wall_s`, where `run.price_per_hour` says what an hour of it costs
+
+    @classmethod
+    def of(cls, config: RunConfig, name: str, times: Mapping[str, float], **numbers: Any) -> Summary:
+        """Of the run `name`, which spent so many seconds on each phase. numbers: the fields that are measured."""
+        wall_s = sum(times.values())
+        return cls(
+            name=name,
+            seed=config.seed,
+            engine=config.engine,
+            wall_s=round(wall_s, 2),
+            cost=provenance.rent_of(wall_s, config.price_per_hour),
+            times={phase: round(seconds, 2) for phase, seconds in times.items()},
+            provenance=provenance.provenance(),
+            **numbers,
+        )
 
     def write(self, folder: Path) -> Path:
         """Atomically, as `summary.json`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,10 +29,9 @@ from solostream.evaluation.writer import locked
 from solostream.training import observers
 from solostream.training.advantages.base import Advantage
 from solostream.training.cluster import crew
+from solostream.training.cluster.learning import Learning, Learns, sft_loss, sft_step
+from solostream.training.cluster.rank_worker import RankLost
 from solostream.training.config import Config
-from solostream.training.learner.device import describe
-from solostream.training.learner.learner import Learner
-from solostream.training.learner.supervised import sft_loss, sft_step
 from solostream.training.losses import Loss
 from solostream.training.observers import RunTracker
 from solostream.training.rollouts.learner_thread import LearnerThread
@@ -114,10 +114,12 @@ class Trainer:
                 raise UserError(
                     f"{config.cold_start.data} has changed since the checkpoint: start a run of another --name"
                 )
-        view.say(describe(self.parts.model.device))
+        self.learning = Learning(config, self.parts, self.placement, self.loss, folder)
+        view.say(self.learning.described)
         second = setup.why_a_second_copy(config, self.parts.model)
         if engine is None and self.placement is None and config.run.engine == "hf" and second is not None:
             view.say(f"the sampler has a second copy of the weights: {second}")
+        self.source = source
         self._enough = False  # a callback said so
         self.cold_step: int = plain.get("cold_step", 0)
         self.before = Scores(**plain["before"]) if plain.get("before") else None
@@ -139,19 +141,16 @@ class Trainer:
     async def _run(self, cold_start_only: bool) -> Summary | None:
         self.thread = LearnerThread()
         self.policy, self.episodes = crew.assemble(
-            self.config,
-            self.parts,
-            self.placement,
-            still=self.thread.still,
-            engine=self._engine,
-            rollout=self._rollout,
+            self.config, self.parts, self.placement, still=self.thread.still, engine=self._engine, rollout=self._rollout
         )
         try:
-            await self.policy.load_weights(LiveWeights(self.parts.model), 0)  # an engine may refuse the model
+            if self.learning.ranks is None:
+                await self.policy.load_weights(LiveWeights(self.parts.model), 0)  # an engine may refuse the model
             return await self._phases(cold_start_only)
         finally:
             await self.episodes.close()
             await self.policy.close()
+            await self.thread.run(self.learning.close)
             self.thread.close()
             if self.placement is not None:
                 self.placement.close()
@@ -160,18 +159,35 @@ class Trainer:
         self._open()
         try:
             with self.interrupt.listening():
-                learner = await self._cold_start()
-                await self._evaluate_before(learner)
-                if cold_start_only:
-                    await self._save(learner)
-                    if self.before is not None:
-                        self.view.say(f"held-out accuracy {self.before.accuracy:.1%} sampled\n{self.folder}/")
-                    return None
-                learner.merge_adapters()
-                del learner  # and its optimizer's moments
-                return await self._reinforce()
+                return await self.learning.through(partial(self._learn, cold_start_only), self._take_up_last)
         finally:
             self.logger.close()
+
+    async def _learn(self, cold_start_only: bool) -> Summary | None:
+        """From the checkpoint that there is, or from the start."""
+        reinforced = self.saved is not None and self.saved.plain["phase"] == "rl"
+        await self.thread.run(self.learning.open, (self.base if reinforced else None) or self.source)
+        learner = await self._cold_start()
+        await self._evaluate_before(learner)
+        if cold_start_only:
+            await self._save(learner)
+            if self.before is not None:
+                self.view.say(f"held-out accuracy {self.before.accuracy:.1%} sampled\n{self.folder}/")
+            return None
+        await self.thread.run(learner.merge_adapters)
+        del learner  # and its optimizer's moments
+        return await self._reinforce()
+
+    def _take_up_last(self, lost: RankLost) -> int:
+        """What the run has become goes back to the last checkpoint; what samples, and the log, stay as they are."""
+        with suppress(UserError):  # there is none yet: then to the start
+            self.source, self.saved = checkpoint.newest(self.folder / "checkpoints")
+        plain = self.saved.plain if self.saved else {}
+        self.cold_step = plain.get("cold_step", 0)
+        self.before = Scores(**plain["before"]) if plain.get("before") else None
+        self.logger.keep(self._is_behind)
+        self.view.say(f"{lost}; the ranks are started again, from {self.source or 'the beginning'}")
+        return self.saved.step if self.saved else 0
 
     def _open(self) -> None:
         """What lives as long as the run, and needs its event loop."""
@@ -185,12 +201,12 @@ class Trainer:
         self.logger.keep(self._is_behind)
         self.held_out = Validation(config, parts.test, parts.tokenizer, self.policy, self.episodes)
 
-    async def _cold_start(self) -> Learner:
+    async def _cold_start(self) -> Learns:
         """Supervised steps, while the demonstrations of the next ones are played."""
-        learner = Learner(self.parts.model, self.config.cold_start.learner, dump_dir=self.folder)
+        learner = await self.thread.run(self.learning.begin, "cold_start")
         if self.saved is not None and self.saved.plain["phase"] == "cold_start":
-            learner.load_state_dict(self.saved.tensors["learner"])
-            await self.policy.load_weights(learner.weights(), 0)
+            await self.thread.run(learner.load, self.source)
+        await self._send_weights(learner, 0)
         if self.traces and self.config.cold_start.verify:
             await self.traces.verify(self.folder)
         total = self.traces.steps if self.traces else len(self.sft_batches)
@@ -213,10 +229,10 @@ class Trainer:
                         await self._save(learner)
                     if self.interrupt.asked:
                         raise Interrupted
-            await self.policy.load_weights(learner.weights(), 0)
+            await self._send_weights(learner, 0)
         return learner
 
-    async def _measure_cold_start(self, learner: Learner, total: int) -> dict[str, float]:
+    async def _measure_cold_start(self, learner: Learns, total: int) -> dict[str, float]:
         """Loss of the held-out traces and accuracy on held-out problems, at the steps that ask for them."""
         every, last = self.config.cold_start.eval_every, self.cold_step == total
         if not last and (not every or self.cold_step % every):
@@ -225,16 +241,16 @@ class Trainer:
         if self.traces and self.traces.held_out:
             measured["held_out_loss"] = await self.thread.run(sft_loss, learner, self.traces.held_out)
         if not last:  # after the last step it is evaluated anyway
-            await self.policy.load_weights(learner.weights(), 0)
+            await self._send_weights(learner, 0)
             found, _ = await self._interruptible(self.held_out.scores(lambda: None), learner)
             measured["held_out_accuracy"] = found.accuracy
         return measured
 
-    async def _evaluate_before(self, learner: Learner) -> None:
+    async def _evaluate_before(self, learner: Learns) -> None:
         if self.before is None:
             self.before = await self._evaluate("before", 0, learner)
 
-    async def _evaluate(self, title: str, step: int, learner: Learner | None = None) -> Scores:
+    async def _evaluate(self, title: str, step: int, learner: Learns | None = None) -> Scores:
         """`learner`: saved when the person interrupts; None where a checkpoint has everything already."""
         with self.clock.phase("evaluation"), self.view.stage(title, self.held_out.total) as stage:
             found, rewards = await self._interruptible(self.held_out.scores(stage.advance), learner)
@@ -245,15 +261,8 @@ class Trainer:
     async def _reinforce(self) -> Summary:
         config = self.config
         if self.base is not None:
-            setup.write_base(self.base, self.folder, self.parts)
-        learner = Learner(
-            self.parts.model,
-            config.learner,
-            loss=self.loss,
-            temperature=config.rollout.temperature,
-            seed=config.run.seed,
-            dump_dir=self.folder,
-        )
+            await self.thread.run(self.learning.write_base, self.base)
+        learner = await self.thread.run(self.learning.begin, "rl")
         resumed = self.saved if self.saved is not None and self.saved.plain["phase"] == "rl" else None
         kept: int | None = 0  # bytes of the log; None: all of it, whatever was logged after the checkpoint
         if resumed is not None:
@@ -276,11 +285,11 @@ class Trainer:
             if self.traces and config.learner.imitation and config.cold_start.verify:
                 await self.traces.verify(self.folder)
             if resumed is not None:
-                learner.load_state_dict(resumed.tensors["learner"])
+                await self.thread.run(learner.load, self.source)
                 torch.set_rng_state(resumed.tensors["torch_rng"])
                 logged = [line.trajectory for line in read_lines(log.path) if line.trajectory]
                 rl.load_state_dict(resumed.step, resumed.plain["reinforcement"], logged)
-            await self.policy.load_weights(learner.weights(), rl.step)  # whose they are from now on
+            await self._send_weights(learner, rl.step)  # whose they are from now on
             if resumed is None:
                 if rl.n_starts:
                     with self.clock.phase("tracker start"), self.view.stage("start", rl.n_starts) as stage:
@@ -296,7 +305,7 @@ class Trainer:
             await rl.pipeline.close()
             log.close()
 
-    async def _step(self, rl: Reinforcement, learner: Learner, log: TrajectoryLog, stage: ProgressBar) -> None:
+    async def _step(self, rl: Reinforcement, learner: Learns, log: TrajectoryLog, stage: ProgressBar) -> None:
         run, started, busy = self.config.run, time.monotonic(), rl.pipeline.busy_s
         try:
             batch = await self.interrupt.race(rl.take())
@@ -334,28 +343,22 @@ class Trainer:
             no_tool = await self._interruptible(self.held_out.no_tool_accuracy(lambda: None))
         with self.clock.phase("plots"):
             plots.draw(self.logger.rows, self.folder / "plots")
-        times = self.clock.times()
-        wall_s = sum(times.values())
-        summary = Summary(
-            name=self.folder.name,
-            seed=self.config.run.seed,
-            engine=self.config.run.engine,
+        summary = Summary.of(
+            self.config.run,
+            self.folder.name,
+            self.clock.times(),
             steps=rl.step,
             before=self.before,
             after=after,
             no_tool_accuracy=no_tool,
             mismatch_max=rl.mismatch_max,
-            wall_s=round(wall_s, 2),
-            cost=provenance.rent_of(wall_s, self.config.run.price_per_hour),
-            times={phase: round(seconds, 2) for phase, seconds in times.items()},
-            provenance=provenance.provenance(),
         )
         summary.write(self.folder)
         observers.tell(self._callbacks, "on_end", asdict(summary))
         self.view.say(f"\n{table(summary)}\n{self.folder}/")
         return summary
 
-    async def _save(self, learner: Learner, rl: Reinforcement | None = None, log: TrajectoryLog | None = None) -> None:
+    async def _save(self, learner: Learns, rl: Reinforcement | None = None, log: TrajectoryLog | None = None) -> None:
         """A checkpoint of this moment; the files are written in the learner's thread, while episodes go on."""
         plain = {
             "phase": "rl" if rl else "cold_start",
@@ -367,14 +370,19 @@ class Trainer:
             "reinforcement": rl.state_dict() if rl else None,
             "log_bytes": log.sync() if log else 0,
         }
-        trained = learner.state_dict(weights=False, base=rl is None)  # reinforced adapters have a folder for their base
-        state = State(rl.step if rl else 0, plain, {"learner": trained, "torch_rng": torch.get_rng_state()})
-        write = partial(setup.write_model, self.config, self.folder.name, self.parts, learner, self.base)
-        await self.thread.run(
-            partial(checkpoint.save, self.folder / "checkpoints", state, write, keep=self.config.run.keep)
-        )
+        state = State(rl.step if rl else 0, plain, {"torch_rng": torch.get_rng_state()})
 
-    async def _interruptible(self, work: Coroutine[Any, Any, T], learner: Learner | None = None) -> T:
+        def write(draft: Path) -> None:
+            learner.save(draft, base=rl is None, on=self.base)  # reinforced adapters have a folder for their base
+            setup.write_settings(self.config, self.folder.name, self.parts, draft)
+
+        work = partial(checkpoint.save, self.folder / "checkpoints", state, write, keep=self.config.run.keep)
+        await self.thread.run(work)
+
+    async def _send_weights(self, learner: Learns, version: int) -> None:
+        await self.policy.load_weights(await self.thread.run(learner.weights), version)
+
+    async def _interruptible(self, work: Coroutine[Any, Any, T], learner: Learns | None = None) -> T:
         """`work` has no state worth keeping: an interruption ends it, and saves the cold start's where there is one."""
         try:
             return await self.interrupt.race(work)

@@ -43,7 +43,7 @@ def test_adapters_are_kept_apart_from_a_base_that_is_written_once(tmp_path: Path
             assert torch.allclose(one, other, atol=1e-6), name
         difference = merged.model.layers[0].mlp.up_proj.weight - base.model.layers[0].mlp.up_proj.weight
         assert difference.abs().max() > 1e-5
-        state = torch.load(folder / "trainer.pt", weights_only=True)["learner"]
+        state = torch.load(folder / "learner.pt", weights_only=True)
         assert "base" not in state
         assert all(".lora_" in name for part in ("model", "reference") for name in state[part])
 

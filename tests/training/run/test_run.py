@@ -133,7 +133,7 @@ def test_the_checkpoint_is_a_hugging_face_folder(whole: Path) -> None:
     folder = whole / "checkpoints" / "step-000006"
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert next(model.parameters()).dtype == torch.float32
-    state = torch.load(folder / "trainer.pt", weights_only=True)["learner"]
+    state = torch.load(folder / "learner.pt", weights_only=True)
     assert state.keys() == {"optimizer"}  # the weights are in the folder, once
     assert AutoTokenizer.from_pretrained(folder).chat_template
 
