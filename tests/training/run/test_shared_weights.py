@@ -20,7 +20,7 @@ from solostream.training.config.learner import LearnerConfig, LoraConfig
 from solostream.training.learner.learner import Learner
 from solostream.training.rollouts.learner_thread import LearnerThread
 from solostream.training.run.model import build_tokenizer
-from solostream.training.run.setup import why_a_second_copy
+from solostream.training.run.setup import rank_to_send, why_a_second_copy
 
 TOKENIZER = build_tokenizer(["a b c"], 300)
 SHAPE: dict[str, Any] = {
@@ -139,3 +139,18 @@ def test_when_a_second_copy_is_needed() -> None:
     several = {"learner": {"num_mini_batches": 2}}
     assert "several steps" in (why_a_second_copy(config(**several), learned) or "")
     assert why_a_second_copy(config(**several, rollout={"mode": "sync"}), learned) is None
+
+
+def test_when_adapters_travel_alone() -> None:
+    lora, place = {"rank": 6}, {"path": "some/model"}
+
+    def rank(**sections: Any) -> int:
+        return rank_to_send(validate({"learner": {"lora": lora}, "model": place, **sections}))
+
+    assert rank() == 6
+    assert rank(learner={"lora": {**lora, "targets": ["q_proj", "up_proj"]}}) == 6
+    assert rank(learner={"lora": {**lora, "targets": ["q_proj", "lm_head"]}}) == 0  # vLLM may not know it
+    assert rank(learner={}) == 0
+    assert rank(model={}) == 0  # built: it lies in no folder
+    assert rank(cold_start={"data": "traces.jsonl"}) == 0  # the base is no longer what the folder holds
+    assert rank(cluster={"replicas": 2}) == 0
