@@ -1,6 +1,6 @@
 """Which single stream is the better one: the protocol of docs/evidence.md, on a table policy and on a small model.
 
-    python benchmarks/evidence.py [--quick] [--stage noise table model report] [--processes N] [--out FOLDER]
+    python benchmarks/evidence.py [--quick] [--stage noise table probes model report] [--processes N] [--out FOLDER]
 
 Every cell is a line of FOLDER/cells.jsonl: a killed run goes on, and what is there is not computed again.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from evidence_parts import report
+from evidence_parts import probes, report
 from evidence_parts.cells import Cells
 from evidence_parts.methods import METHODS
 from evidence_parts.statistics import area
@@ -25,7 +25,7 @@ from evidence_parts.table_run import noise, play
 from evidence_parts.tuning import best_rate
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("noise", "table", "model", "report")
+STAGES = ("noise", "table", "probes", "model", "report")
 TUNING_SEEDS = (100, 101)
 CHECKPOINTS = (0, 5, 10, 20)
 NOISE_SEEDS = 3
@@ -93,6 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             work += [pool.submit(table_noise, out, p, names, seed) for seed in range(NOISE_SEEDS) for p in POPULATIONS]
         for done in work:
             done.result()
+    if "probes" in a.stage:
+        for population in POPULATIONS:
+            print(
+                f"\n### What a baseline can be worth, {population}\n", *probes.table(Cells(out), population), sep="\n"
+            )
     if "model" in a.stage:
         from evidence_parts.model import tune_and_run
 

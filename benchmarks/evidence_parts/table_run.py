@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,9 @@ from solostream.training.config import Config, assign, validate
 from solostream.training.rollouts.task_sampler import TaskSampler
 
 from .methods import METHODS, PROTOCOL
-from .table import POPULATIONS, TablePolicy, Tasks
+from .table import POPULATIONS, Episodes, TablePolicy, Tasks
 
+Judge = Callable[[Episodes, np.ndarray], Advantages]
 BATCH, POOL, HELD_OUT = 64, 128, 256
 BETAS = (0.9, 0.95)  # the product's
 
@@ -96,8 +97,11 @@ class Player:
         return episodes, self.estimator(Batch(episodes.trajectories(dispatches, self.tasks)))
 
 
-def play(population: str, method: str, lr: float, seed: int, budget: int) -> Curve:
-    """`budget` episodes in all, the start's among them. Tasks and first policy are the seed's, whatever the method."""
+def play(population: str, method: str, lr: float, seed: int, budget: int, judge: Judge | None = None) -> Curve:
+    """`budget` episodes in all, the start's among them. Tasks and first policy are the seed's, whatever the method.
+
+    judge: (episodes, exact success rate of each) -> advantages in the place of the method's.
+    """
     made = POPULATIONS[population]
     tasks, held_out = (Tasks.draw(made, n, np.random.default_rng((seed, i))) for i, n in enumerate((POOL, HELD_OUT)))
     rng, policy = np.random.default_rng((seed, 2)), TablePolicy(made)
@@ -105,7 +109,10 @@ def play(population: str, method: str, lr: float, seed: int, budget: int) -> Cur
     _look(curve, 0, policy, held_out, player)
     spent, version = player.start(policy, rng), 0
     while spent + BATCH <= budget:
+        rates = policy.accuracy(tasks)[0]
         episodes, advantages = player.batch(policy, version, rng)
+        if judge is not None:
+            advantages = judge(episodes, rates[episodes.task])
         adam.step(policy.logits, episodes.gradient(advantages, policy.logits.shape))
         spent, version = spent + BATCH, version + 1
         _look(curve, spent, policy, held_out, player)
