@@ -258,12 +258,8 @@ class Trajectory:
         """One line of JSON; `from_dict` is the inverse."""
         # orjson writes arrays as they are, a float32 in the shortest decimals that read back as it, NaN as null: twenty
         # times faster, and whoever logs thousands of episodes a step holds Python's lock no longer than that.
-        columns = {
-            "token_ids": self.token_ids,
-            "action_mask": self.action_mask.astype(np.uint8),
-            "logprobs": self.logprobs,
-            "versions": self.versions,
-        }
+        columns = {name: getattr(self, name) for name in ("token_ids", "logprobs", "versions")}
+        columns["action_mask"] = self.action_mask.astype(np.uint8)
         record = {**self._fields(), **{name: np.ascontiguousarray(column) for name, column in columns.items()}}
         try:
             if math.isfinite(self.reward):

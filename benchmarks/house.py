@@ -24,10 +24,11 @@ ROOT = Path(__file__).parents[1]
 FLOORS = ("agent", "cli", "envs", "evaluation", "integrations", "sandbox", "solostream", "training", "viewer")
 # Words that the house gave up, as identifiers. Kept on purpose and so not here: `ending` (TRL and verl have three words
 # for it), `void` (SimpleTIR's own), `Dispatch.event` (SPO++'s order of events), `plan` (of packs, and of a dry run),
-# `Layout` (of data rows) and `Streams` (stdout and stderr of a process), which mean what they say there.
+# `Layout` (of data rows), `Streams` (stdout and stderr of a process) and `fold` (of a context, in
+# Memory-as-Action's sense), which mean what they say there.
 OLD_WORDS = (
     "Rounds", "Effort", "Ticket", "Job", "Parts", "Played", "Practice", "Lesson", "HeldOut", "Ledger",
-    "Scorer", "AnswerAtOnce", "Measures", "PICKS", "Pack", "Monitor", "essence", "of_this_life", "fold",
+    "Scorer", "AnswerAtOnce", "Measures", "PICKS", "Pack", "Monitor", "essence", "of_this_life",
     "mend", "learnt", "Behaviour", "optimiser", "standardise", "initialise", "Policy", "bury", "last_words", "talk",
     "door", "minibatches", "kl_coefficient", "entropy_bonus", "token_budget",
 )  # fmt: skip

@@ -107,3 +107,9 @@ class LiveWeights(Mapping[str, Any]):
         """What they are now has a version, and may be sampled from."""
         with self._lock:
             self.moved = False
+
+
+def version_a_token(changes: list[tuple[int, int]], start: int, stop: int) -> list[int]:
+    """One version a token of [start, stop), from (version, the position at which it began)."""
+    ends = [position for position, _ in changes[1:]] + [stop]
+    return [v for (begin, v), end in zip(changes, ends, strict=True) for _ in range(max(begin, start), end)]

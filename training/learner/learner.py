@@ -152,14 +152,7 @@ class Learner:
             update = Update(batch, advantages.values, keep, sampler, old, rng)
             update.imitation = beside(config.imitation, demonstrations, self.step)
 
-            # Each pass cuts the batch anew, so that other trajectories share a step; one step takes it as it is.
-            for _ in range(config.epochs):
-                order = np.arange(len(batch))
-                if config.num_mini_batches > 1:
-                    order = rng.permutation(order)
-                for members in np.array_split(order, config.num_mini_batches):
-                    self._take_step(update, members.tolist())
-
+            self._take_steps(update)
             # How far the policy went is what the tracker forgets by.
             moved = {"drift": update.drift(self._scored(update.first), self.group)} if drift else {}
 
@@ -180,6 +173,15 @@ class Learner:
             "lr": self.optimizer.lr,
             "optimizer_steps": float(len(update.norms)),
         }
+
+    def _take_steps(self, update: Update) -> None:
+        """Each pass cuts the batch anew, so that other trajectories share a step; one step takes it as it is."""
+        for _ in range(self.config.epochs):
+            order = np.arange(len(update.batch))
+            if self.config.num_mini_batches > 1:
+                order = update.rng.permutation(order)
+            for members in np.array_split(order, self.config.num_mini_batches):
+                self._take_step(update, members.tolist())
 
     def logprobs(self, batch: Sequence[Trajectory]) -> list[np.ndarray]:
         """Log-probabilities of each trajectory's action tokens under the weights of now, float32."""

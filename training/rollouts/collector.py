@@ -26,7 +26,7 @@ from solostream.agent.trajectory_file import TrajectoryLog
 from solostream.training.batch import fault
 from solostream.training.rollouts.dynamic_sampling import DynamicSampling
 from solostream.training.rollouts.landed import Landed
-from solostream.training.rollouts.request import Played, PromptSource, RolloutRequest
+from solostream.training.rollouts.request import Finished, PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
 
 
@@ -253,11 +253,11 @@ def oldest_version(trajectory: Trajectory) -> int:
     return int(sampled.min()) if len(sampled) else trajectory.dispatch.version
 
 
-def _one(played: Played) -> int:
+def _one(played: Finished) -> int:
     """What an episode or tree counts in a batch of trajectories."""
     return len(leaves_of(played))
 
 
-def _action_tokens(played: Played) -> int:
+def _action_tokens(played: Finished) -> int:
     """What it counts in a batch of tokens: those that leaves share once."""
     return sampled_once(leaves_of(played))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from solostream.agent.exploration.tree import leaves_of
 from solostream.agent.trajectory import Trajectory
-from solostream.training.rollouts.request import Played, RolloutRequest
+from solostream.training.rollouts.request import Finished, RolloutRequest
 
 
 class Landed:
@@ -30,11 +30,11 @@ class Landed:
     def __init__(
         self,
         wanted: int,
-        size: Callable[[Played], int],
+        size: Callable[[Finished], int],
         discards: Callable[[Sequence[Trajectory]], bool] | None = None,
     ) -> None:
         self._wanted, self._size, self._discards = wanted, size, discards
-        self._episodes: dict[int, tuple[RolloutRequest, Played]] = {}  # by event
+        self._episodes: dict[int, tuple[RolloutRequest, Finished]] = {}  # by event
         self._expected: dict[int, int] = {}  # group -> members that are queued or in flight
         self._members: dict[int, dict[int, int]] = {}  # group -> its landed events, each with its arrival number
         self._singles: dict[int, int] = {}  # event of an episode of its own -> its arrival number
@@ -48,7 +48,7 @@ class Landed:
     def __len__(self) -> int:
         return len(self._episodes)
 
-    def __iter__(self) -> Iterator[tuple[RolloutRequest, Played]]:
+    def __iter__(self) -> Iterator[tuple[RolloutRequest, Finished]]:
         return iter(self._episodes.values())
 
     @property
@@ -69,7 +69,7 @@ class Landed:
         if request.dispatch.group is not None:
             self._no_longer_expected(request.dispatch.group)
 
-    def land(self, request: RolloutRequest, played: Played) -> None:
+    def land(self, request: RolloutRequest, played: Finished) -> None:
         """An expected episode is here."""
         event, group = request.dispatch.event, request.dispatch.group
         self._episodes[event] = request, played

@@ -31,8 +31,8 @@ class RolloutRequest:
         return cls(record["task_id"], record["seed"], Dispatch(**record["dispatch"]))
 
 
-Played = Trajectory | Tree  # what a request brings
-Play = Callable[[RolloutRequest], Awaitable[Played]]
+Finished = Trajectory | Tree  # what a request brings
+Play = Callable[[RolloutRequest], Awaitable[Finished]]
 
 
 @dataclass(frozen=True, slots=True)

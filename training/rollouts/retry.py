@@ -10,9 +10,9 @@ from solostream.agent.engine import EngineError
 from solostream.agent.exploration.tree import leaves_of
 from solostream.errors import SandboxError
 from solostream.retry import retry
-from solostream.training.rollouts.request import Played, RolloutRequest
+from solostream.training.rollouts.request import Finished, RolloutRequest
 
-P = TypeVar("P", bound=Played)
+P = TypeVar("P", bound=Finished)
 
 
 class RetryPolicy(Generic[P]):

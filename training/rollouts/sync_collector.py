@@ -27,7 +27,7 @@ from solostream.agent.exploration.tree import gathered, leaves_of, tree_event
 from solostream.agent.trajectory import Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog
 from solostream.training.rollouts.dynamic_sampling import DynamicSampling
-from solostream.training.rollouts.request import Played, PromptSource, RolloutRequest
+from solostream.training.rollouts.request import Finished, PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
 
 
@@ -55,7 +55,7 @@ class SyncCollector:
 
         self._open: list[RolloutRequest] = []  # of the batch that is sampled, or waits to be taken
         self._sampling: asyncio.Task[tuple[list[Trajectory], list[Trajectory]]] | None = None  # (batch, left out)
-        self._logged: dict[int, Played] = {}  # event -> what a resumed run has of its first batch already
+        self._logged: dict[int, Finished] = {}  # event -> what a resumed run has of its first batch already
         self._busy_s = 0.0
         self.version = 0
 
@@ -163,6 +163,6 @@ class SyncCollector:
         return [leaf for one in taken for leaf in leaves_of(one)]
 
 
-def _by_event(played: Iterable[Played]) -> dict[int, Played]:
+def _by_event(played: Iterable[Finished]) -> dict[int, Finished]:
     """Request's event -> what it brought."""
     return {leaves_of(one)[0].dispatch.event: one for one in played}

@@ -36,7 +36,7 @@ from solostream.training.learner.streaming import StreamedUpdate, check_in_parts
 from solostream.training.rollouts.collector import AsyncCollector, unused
 from solostream.training.rollouts.dynamic_sampling import DynamicSampling
 from solostream.training.rollouts.env_pool import Plays
-from solostream.training.rollouts.request import Played, PromptSource, RolloutRequest
+from solostream.training.rollouts.request import Finished, PromptSource, RolloutRequest
 from solostream.training.rollouts.retry import RetryPolicy
 from solostream.training.rollouts.samplers.history import Outcome
 from solostream.training.rollouts.samplers.inner import sampler_of_run
@@ -178,8 +178,8 @@ class Reinforcement:
         self.pipeline.advance(self.step)
         self.mismatch_max = max(self.mismatch_max, numbers.get("mismatch/on_policy_max", 0.0))
         now = self.pipeline.counts
-        learnt = (Outcome(t.task_id, t.reward, _size(a)) for t, a in zip(batch, advantages.values, strict=True))
-        outcomes = chain((Outcome(one.task_id, one.reward, 0.0) for one in unused_groups), learnt)
+        updated = (Outcome(t.task_id, t.reward, _size(a)) for t, a in zip(batch, advantages.values, strict=True))
+        outcomes = chain((Outcome(one.task_id, one.reward, 0.0) for one in unused_groups), updated)
         found = {
             **metrics.of_batch(batch, self.step - 1),
             **metrics.calibration(batch),
@@ -262,7 +262,7 @@ class Reinforcement:
         wanted = self._sampling(), request.dispatch, request.seed
         return await self._episodes.play(self._engine, request.task_id, *wanted)
 
-    async def _grow(self, request: RolloutRequest) -> Played:
+    async def _grow(self, request: RolloutRequest) -> Finished:
         wanted = self._sampling(), request.dispatch, request.seed
         return await self._episodes.grow(self._engine, request.task_id, *wanted)
 

@@ -24,7 +24,7 @@ from solostream.agent.engines.hf.cache import SlotCache, feed
 from solostream.agent.engines.hf.forward import SMALL, forward_of, load_state
 from solostream.agent.engines.hf.prefill import FEED_TOKENS, passes
 from solostream.agent.engines.hf.sampling import sample, uniforms
-from solostream.agent.engines.live_weights import LiveWeights
+from solostream.agent.engines.live_weights import LiveWeights, version_a_token
 from solostream.agent.engines.stops import StopTable, eos_ids
 from solostream.errors import UserError
 
@@ -389,15 +389,9 @@ class HFEngine:
             generation = Generation(
                 self._ids[slot, span].tolist(),
                 self._logprobs[slot, span].tolist(),
-                _spread(request.versions, span.start, span.stop),
+                version_a_token(request.versions, span.start, span.stop),
                 "stop" if stopped else "length",
             )
             self._vacate(request)
             if not request.future.done():
                 request.future.set_result(generation)
-
-
-def _spread(changes: list[tuple[int, int]], start: int, stop: int) -> list[int]:
-    """One version a token, from the positions at which versions began."""
-    ends = [position for position, _ in changes[1:]] + [stop]
-    return [v for (begin, v), end in zip(changes, ends, strict=True) for _ in range(max(begin, start), end)]

@@ -69,37 +69,10 @@ class VllmEngine:
         is not installed or the model does not load.
         """
         with _own_environment():
-            arguments_of, platform, async_llm = _vllm()
+            _, platform, async_llm = _vllm()
             cpu = platform.is_cpu()
-            arguments: dict[str, Any] = {
-                "dtype": "float32" if cpu and dtype == "auto" else dtype,
-                "max_model_len": max_len,
-            }
-            if cpu:
-                _tune_for_cpu()
-                # Whole prompts only: vLLM 0.32 dies of a seeded request whose prompt is split between two steps.
-                arguments |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False}
-            if lora_rank:
-                room = next((rank for rank in ADAPTER_RANKS if rank >= lora_rank), lora_rank)
-                arguments |= {"enable_lora": True, "max_lora_rank": room, "max_loras": 1}
-            if cpu or cache_bytes:
-                arguments["kv_cache_memory_bytes"] = cache_bytes or CPU_CACHE_BYTES
             try:
-                arguments |= {
-                    "model": model,
-                    "max_num_seqs": slots,
-                    "seed": seed,
-                    "logprobs_mode": "processed_logprobs",
-                    "worker_extension_cls": "solostream.agent.engines.vllm.worker.Reload",
-                    "disable_log_stats": True,
-                }
-                config = arguments_of(**arguments | options).create_engine_config()
-                head = config.model_config.get_head_size()
-                if cpu and head % 32:
-                    raise ValueError(f"its head_dim is {head}, on a CPU it must be a multiple of 32")
-                if cpu and config.parallel_config.world_size == 1:
-                    # One thread needs no worker of its own, whose start would import vllm a third time.
-                    config.parallel_config.distributed_executor_backend = "uni"
+                config = _config(model, slots, max_len, seed, dtype, cache_bytes, lora_rank, options)
                 llm = async_llm.from_vllm_config(config)
             except (OSError, TypeError, ValueError, RuntimeError) as error:
                 first = str(error).strip().split("\n")[0].replace("AsyncEngineArgs.__init__() got", "it has")
@@ -229,6 +202,48 @@ def _vllm() -> tuple[Any, Any, Any]:
             " scripts/install-vllm-cpu.sh on a machine without a GPU"
         ) from None
     return AsyncEngineArgs, current_platform, AsyncLLM
+
+
+def _config(
+    model: str,
+    slots: int,
+    max_len: int | None,
+    seed: int,
+    dtype: str,
+    cache_bytes: int | None,
+    lora_rank: int,
+    options: dict[str, Any],
+) -> Any:
+    """vLLM's configuration: ours, and over it whatever `options` says. Raises what vLLM raises."""
+    arguments_of, platform, _ = _vllm()
+    cpu = platform.is_cpu()
+    arguments: dict[str, Any] = {
+        "model": model,
+        "dtype": "float32" if cpu and dtype == "auto" else dtype,
+        "max_model_len": max_len,
+        "max_num_seqs": slots,
+        "seed": seed,
+        "logprobs_mode": "processed_logprobs",
+        "worker_extension_cls": "solostream.agent.engines.vllm.worker.Reload",
+        "disable_log_stats": True,
+    }
+    if cpu:
+        _tune_for_cpu()
+        # Whole prompts only: vLLM 0.32 dies of a seeded request whose prompt is split between two steps.
+        arguments |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False}
+    if lora_rank:
+        room = next((rank for rank in ADAPTER_RANKS if rank >= lora_rank), lora_rank)
+        arguments |= {"enable_lora": True, "max_lora_rank": room, "max_loras": 1}
+    if cpu or cache_bytes:
+        arguments["kv_cache_memory_bytes"] = cache_bytes or CPU_CACHE_BYTES
+    config = arguments_of(**arguments | options).create_engine_config()
+    head = config.model_config.get_head_size()
+    if cpu and head % 32:
+        raise ValueError(f"its head_dim is {head}, on a CPU it must be a multiple of 32")
+    if cpu and config.parallel_config.world_size == 1:
+        # One thread needs no worker of its own, whose start would import vllm a third time.
+        config.parallel_config.distributed_executor_backend = "uni"
+    return config
 
 
 @contextmanager
