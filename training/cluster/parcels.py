@@ -23,7 +23,8 @@ def pack(weights: Weights, dtype: str | None = None) -> Parcel:
     for name in weights:
         tensor = weights[name].detach()
         place = (tensor.data_ptr(), tensor.shape)
-        if tensor.numel() and place in known:  # a tied head
+        # A tied head. What merging made may lie where another such was freed: it is made anew, elsewhere, when read again.
+        if tensor.numel() and place in known and weights[known[place]].data_ptr() == tensor.data_ptr():
             parcel[name] = known[place]
             continue
         known[place] = name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,31 @@ def test_a_parcel_holds_every_weight_once_and_in_the_samplers_dtype() -> None:
     assert half["lm_head.weight"].data_ptr() == half["model.embed_tokens.weight"].data_ptr()  # tied: sent once
     once = sum(w.numel() for name, w in weights.items() if name != "lm_head.weight")
     assert (n_bytes(pack(weights)), n_bytes(pack(weights, "bfloat16"))) == (4 * once, 2 * once)
+
+
+class Merged(Mapping[str, torch.Tensor]):
+    """Weights that are made when they are read; what is read first lies where all that was read once has lain."""
+
+    def __init__(self, **values: list[float]) -> None:
+        self._values, self._place, self._read = values, torch.zeros(2), set[str]()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        value = torch.tensor(self._values[name])
+        if name in self._read:
+            return value
+        self._read.add(name)
+        return self._place.copy_(value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def test_weights_that_lay_in_one_place_after_each_other_are_no_tied_ones() -> None:
+    found = unpack(pack(Merged(a=[1.0, 3.0], b=[5.0, 7.0]), "bfloat16"))
+    assert {name: value.tolist() for name, value in found.items()} == {"a": [1.0, 3.0], "b": [5.0, 7.0]}
 
 
 def test_the_parcel_of_float32_weights_is_a_view_of_them() -> None:
