@@ -23,7 +23,7 @@ def pack(weights: Weights, dtype: str | None = None) -> Parcel:
     for name in weights:
         tensor = weights[name].detach()
         place = (tensor.data_ptr(), tensor.shape)
-        # A tied head. What merging made may lie where another such was freed: it is made anew, elsewhere, when read again.
+        # A tied head. What merging makes may lie where another such was freed; read again, it is made anew elsewhere.
         if tensor.numel() and place in known and weights[known[place]].data_ptr() == tensor.data_ptr():
             parcel[name] = known[place]
             continue
