@@ -12,6 +12,7 @@ from solostream.training.losses.aggregation import token_weights
 from solostream.training.losses.cispo import CISPO
 from solostream.training.losses.clip_cov import ClipCov
 from solostream.training.losses.dcpo import DCPO
+from solostream.training.losses.dppo import DPPO
 from solostream.training.losses.gspo import GSPO
 from solostream.training.losses.kl import estimates, kl_penalty
 from solostream.training.losses.kl_cov import KLCov
@@ -128,6 +129,24 @@ def test_aepo_is_ppo_with_a_gradient_above_the_upper_bound() -> None:
         far, ADVANTAGE, given.logprob.grad.tolist(), same.logprob.grad.tolist(), strict=True
     ):
         assert got == pytest.approx(-1.45 * a if is_far else ppo)
+
+
+def test_dppo_counts_what_moved_too_far_on_either_side() -> None:
+    """π_old = (.2, .2, .5, .5, .5, .2), π less it = (.25, .25, −.25, −.25, .1, −.1); at A = 0 only a loss counts."""
+    old = torch.tensor([0.2, 0.2, 0.5, 0.5, 0.5, 0.2], dtype=torch.float64)
+    new = old + torch.tensor([0.25, 0.25, -0.25, -0.25, 0.1, -0.1], dtype=torch.float64)
+    given = Tokens(
+        logprob=new.log().requires_grad_(),
+        old=old.log(),
+        advantage=torch.tensor([0.7, 0.0, -0.6, 0.0, 0.9, -0.3], dtype=torch.float64),
+        segment=torch.zeros(6, dtype=torch.int64),
+        sequences=1,
+        picked=torch.zeros(6, dtype=torch.bool),
+    )
+    loss, metrics = DPPO()(given)
+    assert counts(metrics) == {"clip/low": 2, "clip/high": 1}
+    wanted = [0, 0, 0, 0, -1.2 * 0.9 * math.log(0.6), 0.5 * 0.3 * math.log(0.1)]
+    assert loss.tolist() == pytest.approx(wanted)
 
 
 def test_a_dual_clip_must_leave_tokens_of_the_policy_itself() -> None:
