@@ -14,7 +14,7 @@ import torch
 
 from solostream.agent.engine import Generation, Sampling
 from solostream.agent.engines.live_weights import LiveWeights
-from solostream.agent.engines.vllm import VllmEngine
+from solostream.agent.engines.vllm.engine import VllmEngine
 from solostream.agent.trajectory import TokenRecord, Trajectory
 from solostream.errors import UserError
 from solostream.training.advantages import Advantages
