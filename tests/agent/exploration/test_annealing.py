@@ -91,3 +91,32 @@ async def test_a_real_engine_samples_and_tells_each_piece_at_its_own_temperature
     first, last = ([one.logprobs[i] for one in drawn if len(one.logprobs) == 8] for i in (0, 7))
     assert -np.mean(first) > -np.mean(last) + 1  # nats
     await engine.close()
+
+
+class Thermometer(DiceEngine):
+    """Says nothing that matters; it is asked for the temperature of each token."""
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        n = sampling.max_tokens
+        self.requests += [sampling] * n
+        return Generation([5] * n, [-1.0] * n, [0] * n, "length")
+
+
+def solved(temperatures: Sequence[float], tries: int = 8) -> float:
+    """pass@8 of forty tokens: the first chooses among eight ways, of which the policy likes a wrong one (logits 4, 1
+    for the right one, 0); the others have to be written out as they are, each right with odds of 32."""
+    first, *rest = temperatures
+    right = np.exp(1 / first) / (np.exp(4 / first) + np.exp(1 / first) + 6)
+    for heat in rest:
+        odds = 32 ** (1 / heat)
+        right *= odds / (1 + odds)
+    return float(1 - (1 - right) ** tries)
+
+
+async def test_hot_at_first_and_cool_at_last_solves_more_than_any_one_temperature() -> None:
+    engine = Thermometer(lambda text: [])
+    await Annealed(engine, byte_tokenizer(), 1.2, 0.1, 10.0, 1).generate([1, 2], Sampling(40))
+    asked = [one.temperature for one in engine.requests]
+    best = max(solved([heat] * 40) for heat in np.arange(0.1, 2.01, 0.05))
+    assert solved(asked) > 2 * best
+    assert solved(asked[::-1]) < 0.1 * best  # the order is what counts

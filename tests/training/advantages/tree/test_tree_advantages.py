@@ -165,6 +165,41 @@ def test_a_beginning_trained_once_has_the_gradient_of_one_trained_in_every_leaf(
     assert values[0][4:].tolist() == soft(given).values[0][4:].tolist()
 
 
+def folded(number: int, reward: float) -> Trajectory:
+    """Three leaves of one trunk whose history is replaced twice, once before they part (at 12) and once behind it, by
+    both that part there (at 23)."""
+    path, forks = (((0,), ()), ((0, 1), (12,)), ((0, 1, 2), (12, 23)))[number]
+    branch, record = Branch(0, 3, path, forks), TokenRecord()
+
+    def said(start: int, n: int) -> None:
+        ids = [10 + 7 * branch.owner(at) + at % 5 for at in range(start, start + n)]
+        record.add_action(ids, [-1.0] * n, [0] * n, "turn")
+
+    record.add_observation("user", [1, 2, 3], "question")
+    said(3, 4)
+    record.fold([0])
+    record.add_observation("tool", [4, 5], "output")
+    said(12, 3)
+    record.fold([0, 2])
+    record.add_observation("tool", [6, 7], "output")
+    said(23, 5)
+    return record.close("t", reward, "answered", dispatch=Dispatch(number, 0.5, 0, 0), branch=branch)
+
+
+def test_a_beginning_whose_history_was_replaced_is_trained_once_as_well() -> None:
+    """What a later segment repeats was not sampled there; the gradient is that of training every copy."""
+    given = Batch(folded(i, r) for i, r in enumerate((1.0, 0.25, 0.0)))
+    assert [t.segments for t in given] == [((0, 7), (7, 15), (15, 28))] * 3
+    every, once = GRPO(), PrefixOnce(GRPO())
+    one, other = gradient(given, every(given)), gradient(given, once(given))
+    assert one.norm() > 1e-3
+    assert float((one - other).norm() / one.norm()) < 1e-6
+    values, plain = once(given).values, [float(v[0]) for v in every(given).values]
+    assert values[0][:4].tolist() == pytest.approx([sum(plain)] * 4, abs=1e-12)
+    assert values[1].tolist() == pytest.approx([0] * 4 + [plain[1] + plain[2]] * 3 + [plain[1]] * 5)
+    assert values[2].tolist() == pytest.approx([0] * 7 + [plain[2]] * 5)
+
+
 def test_a_filtered_leaf_leaves_its_beginning_to_the_others() -> None:
     given = Batch(list(batch(1, 0.8, 0, 1)), [False, True, True, True])
     values = PrefixOnce(TreeValues(Reinforce(), root="tree"))(given).values
