@@ -10,6 +10,7 @@ import numpy as np
 from solostream.agent.exploration.tree import sampled_once
 from solostream.agent.trajectory import Trajectory
 from solostream.evaluation.metrics import mean_of
+from solostream.training.advantages.credit.entropy import after_tools, of_turns, sampled
 from solostream.training.rollouts.collector import oldest_version
 
 Value = float | int | None
@@ -38,7 +39,18 @@ def of_batch(batch: Sequence[Trajectory], version: int) -> dict[str, Value]:
         metrics["length/segments"] = mean_of([len(t.segments) for t in batch])
     for ending in ("answered", "void", "turn_limit", "token_limit", "time_limit"):
         metrics[f"ending/{ending}"] = mean_of([t.ending == ending for t in batch])
-    return {**metrics, **of_code(batch), **of_trees(batch)}
+    return {**metrics, **of_entropy(batch), **of_code(batch), **of_trees(batch)}
+
+
+def of_entropy(batch: Sequence[Trajectory]) -> dict[str, Value]:
+    """−log π of what was sampled, in nats a token, which costs nothing and is the entropy in expectation: the mean over
+    turns, and over the first 16 tokens behind each output of a tool.
+    """
+    turns = [of_turns(sampled(t), t) for t in batch]
+    return {
+        "entropy/turn": mean_of([float(h) for of_one in turns for h in of_one if not np.isnan(h)]),
+        "entropy/after_tool": mean_of([h for t in batch for h in after_tools(t)]),
+    }
 
 
 def of_trees(batch: Sequence[Trajectory]) -> dict[str, Value]:

@@ -1,4 +1,4 @@
-"""Rewards that grade right answers, on a policy over a few whole behaviours: exact policy gradient on what each is paid."""
+"""Rewards that grade right answers, on a policy over a few whole behaviours: the exact gradient of what is paid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imitation on the smallest problem where each weight does what its paper says: one place, few tokens, exact gradients."""
+"""Imitation on the smallest problem where each weight does what its paper says: one place, few tokens, exactly."""
 
 from __future__ import annotations
 

@@ -49,6 +49,24 @@ def test_a_batch_by_hand() -> None:
     assert (found["code/pass_ratio"], found["code/lines"]) == (1.0, 2.0)
 
 
+def test_entropies_by_hand() -> None:
+    """Turns of mean .75, 1 and 2 nats; behind the tool's output 18 tokens, of which the first 16 count."""
+    ledger = TokenRecord()
+    ledger.add_observation("user", [1, 2], "q")
+    ledger.add_action([5, 5], [-0.5, -1.0], [0, 0], "call")
+    ledger.add_observation("tool", [9], "o")
+    ledger.add_action([6] * 18, [-0.5] * 8 + [-1.0] * 8 + [-3.0] * 2, [0] * 18, "answer")
+    told = ledger.close("t", 1.0, "answered")
+    other = TokenRecord()
+    other.add_observation("user", [1], "q")
+    other.add_action([5], [-2.0], [0], "t")
+    other.add_action([], [], [], "nothing")
+    found = metrics.of_batch([told, other.close("u", 0.0, "answered")], version=0)
+    assert found["entropy/turn"] == pytest.approx((0.75 + 1.0 + 2.0) / 3)
+    assert found["entropy/after_tool"] == pytest.approx(0.75)
+    assert metrics.of_batch([spoken(1.0, [0])], version=0)["entropy/after_tool"] is None
+
+
 def test_calibration_by_hand() -> None:
     batch = [spoken(1.0, [0], 0.75), spoken(0.0, [0], 0.75), spoken(0.0, [0], 0.25)]
     found = metrics.calibration(batch)
