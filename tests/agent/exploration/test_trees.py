@@ -279,6 +279,32 @@ def test_aepos_numbers() -> None:
     assert shares == pytest.approx(0.6 * 0.4, abs=0.03)
 
 
+async def test_aepo_begins_anew_where_the_question_is_open_and_branches_where_the_outputs_are(env: ToolEnv) -> None:
+    """Eight leaves, H = log 4/log 258 = .25 where it is open, else 0. m = 8·σ(5·.25) = 6.2 trunks of an open question;
+    8·σ(−5·.25/2) = 2.8 where one of the two turns behind an output is open: the others are branches of these.
+    """
+
+    def unsure_at(turn: int) -> DiceEngine:
+        def texts(text: str) -> list[tuple[str, float]]:
+            said = text.count("<|im_start|>assistant") - 1
+            if said == 2:
+                return [("It is \\boxed{7}", 1.0)]
+            code = "```python\nx = globals().get('x', 0) + {k}\nprint(x)\n```"
+            return (
+                [(code.replace("{k}", str(k)), 0.25) for k in STEPS]
+                if said == turn
+                else [(code.replace("{k}", "1"), 1.0)]
+            )
+
+        return DiceEngine(texts)
+
+    options = {"window": 1, "alpha": 1.0, "penalty": 0.0}
+    for turn, trunks in ((0, 6), (1, 3)):
+        tree = await play(env, "aepo", options, leaves=8, engine=unsure_at(turn))
+        assert len({leaf.branch.trunk for leaf in tree.leaves}) == trunks
+        assert len(tree.leaves) == 8
+
+
 def test_latr_prunes_what_is_alike() -> None:
     assert edit_distance([1, 2, 3, 4], [2, 3, 5, 4]) == 2
     assert edit_distance([], [7, 7]) == 2
