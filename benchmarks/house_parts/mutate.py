@@ -44,6 +44,7 @@ TESTS = (
     "tests/training/rollouts/test_landed.py",
     "tests/envs/text/test_parse.py",
     "tests/envs/text/test_syntaxes.py",
+    "tests/agent/engines/test_sampling.py",
     "tests/agent/engines/test_hf.py::test_uniform_numbers_are_uniform_and_depend_on_both_arguments",
     "tests/agent/engines/test_hf.py::test_sampling_by_hand",
     "tests/agent/engines/test_hf.py::test_tokens_of_probability_zero_are_never_drawn",

@@ -133,7 +133,7 @@ def test_a_stage_hands_batch_metrics_and_state_on(stage: Any) -> None:
 
 def test_what_stages_do_to_positive_negative_and_no_advantage() -> None:
     """Defaults: a floor of .05, a share of a tenth, a quarter; half an advantage stays what it is."""
-    probabilities = [0.5, 0.01, 0.2, 0.04]
+    probabilities = [0.5, 0.01, 0.02, 0.04]
     batch = Batch([trajectory("a", logprobs=[math.log(p) for p in probabilities])])
     mixed = [-1.0, -1.0, 0.5, 0.0]
     got = ImprobableTokens(Inner(mixed))(batch).values[0]
