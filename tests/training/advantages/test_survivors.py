@@ -25,9 +25,12 @@ from solostream.training.advantages.stages.improbable_tokens import ImprobableTo
 from solostream.training.advantages.stages.inclusion_weights import InclusionWeights
 from solostream.training.advantages.stages.negative_tokens import NegativeTokens
 from solostream.training.advantages.stages.negative_weight import NegativeWeight
+from solostream.training.advantages.stream.energy_ratio import EnergyRatio
 from solostream.training.advantages.stream.forgetting import RATE, SMOOTH, CalibratedForgetting
+from solostream.training.advantages.stream.measure import energy
 from solostream.training.advantages.stream.pooling import PAIR_PRIOR, UNKNOWN, Pool
 from solostream.training.advantages.stream.shared_drift import SharedDrift
+from solostream.training.advantages.stream.slope import FittedSlope
 from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.batch import Batch
 
@@ -279,3 +282,70 @@ def test_sampling_weights_go_down_with_a_power_of_the_evidence() -> None:
         n = alpha + beta
         wanted.append(math.sqrt(alpha * beta) / n / max(n, 1.0) ** 0.5 + 0.1)
     assert found == pytest.approx(wanted)
+
+
+# SPO with its options.
+
+
+def _batch(rewards: list[float], values: list[float], event: int) -> list:
+    probabilities = [(0.9, 0.8, 0.3, 0.95), (0.2, 0.6, 0.5, 0.7), (0.99, 0.4, 0.9, 0.85)]
+    return [
+        trajectory(f"t{i}", r, value=v, event=event + i, source="xyz"[i], logprobs=[math.log(p) for p in ps])
+        for i, (r, v, ps) in enumerate(zip(rewards, values, probabilities, strict=True))
+    ]
+
+
+def test_options_of_spo_work_on_what_earlier_batches_said() -> None:
+    tracker = ValueTracker(rho_min=0.5, rho_max=0.98, pooled=True, shared_drift=0.5)
+    spo = SPO(tracker, "energy", divergence="calibrated", baseline="energy", slope="fitted", scale="none")
+    ratio, slope = EnergyRatio(), FittedSlope()
+    forgetting = CalibratedForgetting(ValueTracker(rho_min=0.5, rho_max=0.98))
+    for event, rewards, values in ((0, [1.0, 0.0, 0.75], [0.6, 0.3, 0.55]), (3, [1.0, 0.25, 0.0], [0.7, 0.2, 0.35])):
+        batch = _batch(rewards, values, event)
+        baselines = [ratio.baseline(v) for v in values]
+        raw = [r - slope.value * b for r, b in zip(rewards, baselines, strict=True)]
+        kept = [True, False, True]
+        found = spo(Batch(batch, kept))
+        assert one_each(found) == pytest.approx(raw)
+        assert found.metrics["advantage/mean"] == pytest.approx((raw[0] + raw[2]) / 2)
+        assert found.metrics["reward/variance"] == pytest.approx(((rewards[0] - rewards[2]) / 2) ** 2)
+        assert found.metrics["tracker/slope"] == pytest.approx(slope.value)
+        assert found.metrics["tracker/energy_ratio"] == pytest.approx(ratio.value)
+        assert found.metrics["tracker/rho"] == pytest.approx(forgetting.rho)
+        energies = [energy(t) for t in batch]
+        slope.update(rewards, baselines, [e if keep else 0.0 for e, keep in zip(energies, kept, strict=True)])
+        ratio.update(rewards, energies)
+        forgetting.update([t.task_id for t in batch], rewards, values)
+    assert slope.value > 0
+    assert ratio.value != 1
+    saved = spo.state_dict()
+    assert {name: saved[name] for name in ("slope", "ratio", "forgetting")} == {
+        "slope": slope.state_dict(),
+        "ratio": ratio.state_dict(),
+        "forgetting": forgetting.state_dict(),
+    }
+    assert saved["scale"] == spo.scale.state_dict()
+    assert tracker.state_dict()["sources"] == {"t0": "x", "t1": "y", "t2": "z"}
+    assert set(tracker.state_dict()["shared"]["sums"]) == {"", "x", "y", "z"}
+
+
+def test_a_tasks_first_evidence_is_that_of_its_source() -> None:
+    tracker = ValueTracker(pooled=True)
+    tracker.place("seen", "x")
+    for event, reward in enumerate((1.0, 0.75, 1.0)):
+        tracker.observe("seen", reward, 0.0, event=event)
+    tracker.place("new", "x")
+    pool = Pool(8.0)
+    for before, reward in ((None, 1.0), (1.0, 0.75), (0.75, 1.0)):
+        pool.observe("x", reward, before)
+    assert tracker.evidence("new") == pytest.approx(pool.prior("x"))
+    assert tracker.evidence("elsewhere") == pytest.approx(pool.prior(""))
+    assert pool.prior("x") != pytest.approx(pool.prior(""))
+
+
+def test_members_of_a_group_are_found_wherever_they_lie() -> None:
+    rewards = [1.0, 0.5, 0.0, 0.25, 0.75]
+    numbers = [4, 7, 4, 7, 4]
+    batch = [trajectory("t", r, group=g, event=i) for i, (r, g) in enumerate(zip(rewards, numbers, strict=True))]
+    wanted = [1.0 - 1.75 / 3, 0.125, -1.75 / 3, -0.125, 0.75 - 1.75 / 3]
+    assert one_each(GRPO(divide=False)(Batch(batch))) == pytest.approx(wanted)
