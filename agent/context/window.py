@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from solostream.agent.chat_template import Chat
 from solostream.agent.engine import Engine, Sampling
@@ -58,10 +61,10 @@ async def window(
     dispatch: Dispatch | None = None,
     seed: int = 0,
     retries: int = 1,
-    turns: int | None = None,
-    pinned: int = 0,
-    full: float = 0.75,
-    after: float = 0.5,
+    turns: Annotated[int, Field(ge=1)] | None = None,
+    pinned: Annotated[int, Field(ge=0)] = 0,
+    full: Annotated[float, Field(gt=0, le=1)] = 0.75,
+    after: Annotated[float, Field(gt=0, le=1)] = 0.5,
 ) -> Trajectory:
     """An episode as `rollout` plays it, with a `Window` of `turns`, `pinned`, `full` and `after` on it."""
     return await rollout(
@@ -78,4 +81,5 @@ async def window(
     )
 
 
+window.check = Window  # type: ignore[attr-defined]  # of its options: what no single one of them is to blame for
 window.of_the_policy = True  # type: ignore[attr-defined]  # it learnt to act so: an evaluation plays it so, too

@@ -20,7 +20,7 @@ from solostream.errors import UserError
 
 Row = tuple[int, Any]
 _PROBLEMS = Path(__file__).parent / "problems"
-_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _SHARD = re.compile(r"(?:[-_.]?\d+(?:[-_]of[-_]\d+)?)$")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -103,7 +103,7 @@ def is_one_list(name: str) -> bool:
 def stamps(name: str) -> Iterator[tuple[str, int, int]]:
     """(file, time of its last change in ns, size) of each data file behind `name`; none for what is on the Hub."""
     path = Path(name)
-    files = [p for p in path.rglob("*") if p.suffix in _SUFFIXES] if path.is_dir() else [path]
+    files = [p for p in path.rglob("*") if p.suffix in SUFFIXES] if path.is_dir() else [path]
     for file in sorted(files):
         if file.is_file():
             yield str(file), file.stat().st_mtime_ns, file.stat().st_size
@@ -127,9 +127,9 @@ def rows(name: str, config: str | None, split: str | None) -> tuple[Iterator[Row
             )
         return _file_rows(path), "row" if path.suffix == ".parquet" else "line"
     if path.is_dir():
-        inside = ", ".join(sorted(p.name for p in path.iterdir() if p.suffix in _SUFFIXES)) or "no data file"
+        inside = ", ".join(sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)) or "no data file"
         raise UserError(f"{name} is a folder with {inside}: name a file, or a split that is one")
-    if name.count("/") != 1 or path.suffix in _SUFFIXES:
+    if name.count("/") != 1 or path.suffix in SUFFIXES:
         near = get_close_matches(name, PRESETS, 1, 0.5)
         hint = (
             f"did you mean {near[0]!r}?" if near else f"give a file, a Hugging Face id or one of: {', '.join(PRESETS)}"
@@ -144,7 +144,7 @@ def _in_folder(folder: Path, split: str | None) -> list[Path]:
     As the Hub, `datasets` and Spark write them: SPLIT.*, SPLIT-00000-of-00002.*, SPLIT_0.*, SPLIT/*, data/SPLIT-*,
     part-0.*. Raises UserError where parts are missing.
     """
-    for suffix in _SUFFIXES:
+    for suffix in SUFFIXES:
         inside = [*folder.glob(f"*{suffix}"), *folder.glob(f"data/*{suffix}")]
         if split:
             if (folder / f"{split}{suffix}").is_file():
@@ -210,7 +210,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
                 if line:
                     yield number, _json_line(line)
     else:
-        raise UserError(f"{path}: data must end in one of {', '.join(_SUFFIXES)}")
+        raise UserError(f"{path}: data must end in one of {', '.join(SUFFIXES)}")
 
 
 def _csv_rows(reader: csv.DictReader[str]) -> Iterator[Row]:

@@ -31,6 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train", "see solostream train --help"),
         ("train a.toml --nmae x", "--name"),
         ("train quickstart --engine vlm --dry-run", "did you mean 'vllm'"),
+        ("train smollm2-135m-cpu --dry-run --set cold_start.data=nothere.jsonl", "there are no traces 'nothere.jsonl'"),
         ("train a.toml --set", "Missing value for argument '--set'"),
         ("train nothing", "Is a directory"),
         ("train binary.jsonl", "cannot read binary.jsonl"),

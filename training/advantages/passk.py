@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from solostream.training.advantages.base import Advantages, Grouping, per_token
+from solostream.training.advantages.base import Advantages, Grouping, Trees, per_token
 from solostream.training.advantages.groups import degenerate_share, groups
 from solostream.training.advantages.spo import spread
 from solostream.training.batch import Batch, kept_of
@@ -31,6 +31,7 @@ class PassK:
     """
 
     groups: Grouping = "required"
+    trees: Trees = "refused"
 
     def __init__(self, *, k: Annotated[int, Field(ge=1)] = 4, divide: bool = True) -> None:
         self.k, self.divide = k, divide

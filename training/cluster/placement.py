@@ -6,6 +6,7 @@ Ray's health check (24 s by default) on another machine, and when a machine join
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import socket
@@ -39,6 +40,7 @@ class Placement:
             raise UserError("[cluster] needs ray: pip install 'solostream[cluster]'") from None
         self._ray: Any = ray
         self._actors: list[Actor] = []
+        self._held: list[Any] = []  # references to what actors are made of
         self._own = not ray.is_initialized()
         if self._own:
             os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
@@ -99,6 +101,9 @@ class Placement:
         Returns at once: the process starts where there is room, and when there is. env: variables of that process.
         options: of Ray's.
         """
+        # Ray stores an argument above 100 kB by itself, but lets go of it: a second restart would not find it.
+        held = [self._ray.put(argument) for argument in arguments]
+        self._held += held
         handle = (
             self._ray.remote(made)
             .options(
@@ -106,18 +111,19 @@ class Placement:
                 num_gpus=gpus,
                 max_restarts=-1,
                 max_task_retries=0,  # a call that Ray repeats would meet an object that has forgotten everything
-                max_concurrency=CALLS,
+                # For a class without a coroutine Ray would make a thread for each call that may be under way.
+                max_concurrency=CALLS if _asynchronous(made) else 1,
                 runtime_env={"env_vars": {**QUIET, "PYTHONPATH": _python_path(), **(env or {})}},
                 **options,
             )
-            .remote(*arguments)
+            .remote(*held)
         )
         self._actors.append(Actor(handle, who, lost))
         return self._actors[-1]
 
     def close(self) -> None:
         """End what was started. Idempotent."""
-        actors, self._actors = self._actors, []
+        actors, self._actors, self._held = self._actors, [], []
         if self._own and self._ray.is_initialized():
             self._ray.shutdown()
             return
@@ -146,6 +152,10 @@ class Placement:
                     f"{address} of the cluster cannot run solostream: {lines[-1]}; install it there"
                 ) from None
         return found
+
+
+def _asynchronous(made: type) -> bool:
+    return any(inspect.iscoroutinefunction(getattr(made, name)) for name in dir(made))
 
 
 def _python_path() -> str:

@@ -41,6 +41,16 @@ def check(config: Config) -> None:
         )
     if branches:
         registry.make("rollout", strategy, (config.rollout.model_extra or {}).get(strategy), leaves=a.group_size)
+    elif (fitting := getattr(registry.load("rollout", strategy), "check", None)) is not None:
+        fitting(**registry.check("rollout", strategy, (config.rollout.model_extra or {}).get(strategy) or {}))
+    _check_beside(config)
+
+
+def _check_beside(config: Config) -> None:
+    """Raises UserError for what a strategy, or a stage that reads trees, needs of other settings."""
+    strategy, a = config.rollout.strategy, config.algorithm
+    if "prefix_once" in a.components[:-1]:
+        raise UserError("stage 'prefix_once' adds up what all others gave: name it last in algorithm.stages")
     if "prefix_once" in a.components and config.learner.aggregation != "token_mean":
         raise UserError("stage 'prefix_once' adds up tokens that weigh alike: set learner.aggregation = 'token_mean'")
     if strategy == "ead" and not config.learner.tis_cap:

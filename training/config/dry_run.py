@@ -110,6 +110,16 @@ def _memory_rows(config: Config, p: Plan, device: str, free: int, total: int) ->
     ]
 
 
+def _processes(config: Config) -> list[tuple[str, str]]:
+    """Of `[cluster]`; none where everything is in one process."""
+    c = config.cluster
+    if not c.used:
+        return []
+    place = f"the Ray cluster at {c.address}" if c.address else "Ray on this machine"
+    rest = "memory below is of one process that does it all"
+    return [("processes", f"{c.learners} learn, {c.replicas} sample, {c.players} play, by {place}; {rest}")]
+
+
 def _device(name: str) -> tuple[str, int, int]:
     """The device that a run would take, its free bytes and all of them; 0 of a GPU that is not on this machine."""
     import torch
@@ -126,8 +136,11 @@ def describe(config: Config) -> str:
     """The plan as a text for a person. Raises UserError for whatever the run would refuse before it computes."""
     from solostream.training.run import setup
     from solostream.training.sft.cold_start import sft_batches
+    from solostream.training.sft.trace_set import refuse_missing
 
     sft_batches(config)
+    setup.refuse_learning(config)
+    refuse_missing(config.cold_start.data)
     train, test = setup.problems(config, lambda remark: None)
     setup.environment(config, test, None).close()
     device, free, total = _device(config.model.device)
@@ -141,6 +154,7 @@ def describe(config: Config) -> str:
         ("cold start", config.cold_start.planned),
         ("tracker start", f"{p.start} episodes ({a.tracker.start_samples} a prompt)" if p.start else "none"),
         ("rollouts", f"{r.mode}, {p.in_flight} in flight, batches of {batch}, staleness at most {r.max_staleness}"),
+        *_processes(config),
         ("learning", f"{config.run.steps} steps, {' + '.join(a.components)}, {config.learner.loss}"),
         ("evaluation", f"{p.evaluations} times {p.held_out} episodes, and {len(test)} without the tool"),
         ("episodes", f"{p.episodes:,} in all"),

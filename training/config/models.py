@@ -144,6 +144,9 @@ class ColdStartConfig(Section):
         given = [name for name in ("steps", "held_out", "verify", "skip_bad") if getattr(self, name)]
         if self.data is None and given:
             raise ValueError(f"{given[0]} needs cold_start.data")
+        reinforced = [name for name in ("imitation", "entropy_band") if getattr(self.learner, name) is not None]
+        if reinforced:
+            raise ValueError(f"a cold start only imitates: set learner.{reinforced[0]}, without cold_start")
         return self
 
     @property

@@ -20,17 +20,18 @@ from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
 from solostream.training.advantages.base import Advantage, Advantages
 from solostream.training.batch import Batch
+from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.corrections import FILTERS, kept
 from solostream.training.learner.guards import check_advantages, memory_advice, refuse
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.mfu import peak_of, throughput
 from solostream.training.learner.packing import pieces_of
 from solostream.training.learner.update import Step, Update
-from solostream.training.losses import SelectsTokens
+from solostream.training.losses import Loss, SelectsTokens
 from solostream.training.losses.aggregation import token_weights
 
 
-def check_in_parts(advantage: Advantage, learner: Learner) -> None:
+def check_in_parts(advantage: Advantage, config: LearnerConfig, loss: Loss) -> None:
     """Raises UserError for what has to see a whole batch at once: an estimator, a stage, or a loss."""
     one: Advantage | None = advantage
     while one is not None:
@@ -41,15 +42,12 @@ def check_in_parts(advantage: Advantage, learner: Learner) -> None:
                 'negative_weight, salt, gigpo, seed or [algorithm.aspo] compare = "group", if any'
             )
         one = getattr(one, "inner", None)
-    config = learner.config
     if config.imitation is not None or config.entropy_band is not None:
         raise UserError(
             "learner.imitation and learner.entropy_band belong to whole batches: set rollout.learn_in_parts = 1"
         )
-    if isinstance(learner.loss, SelectsTokens):
-        raise UserError(
-            f"loss {learner.config.loss} selects among the tokens of a whole batch: set rollout.learn_in_parts = 1"
-        )
+    if isinstance(loss, SelectsTokens):
+        raise UserError(f"loss {config.loss} selects among the tokens of a whole batch: set rollout.learn_in_parts = 1")
 
 
 class StreamedUpdate:

@@ -32,7 +32,7 @@ from solostream.training.config import Config
 from solostream.training.learner.corrections import kept
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.packing import MaskedTokens
-from solostream.training.learner.streaming import StreamedUpdate, check_in_parts
+from solostream.training.learner.streaming import StreamedUpdate
 from solostream.training.rollouts.collector import AsyncCollector, unused
 from solostream.training.rollouts.dynamic_sampling import DynamicSampling
 from solostream.training.rollouts.env_pool import Plays
@@ -96,7 +96,6 @@ class Reinforcement:
         self._before: dict[str, Any] = {}  # what its parts change, as it was before them
         if config.rollout.learn_in_parts > 1:
             assert isinstance(learner, Learner), "the configuration refuses parts on several ranks"
-            check_in_parts(self._advantage, learner)
         self._sampler = TaskSampler(self.task_ids, sampler, streams=a.group_size)
         self.step, self.mismatch_max = 0, 0.0
         self._warned = False

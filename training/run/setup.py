@@ -25,10 +25,14 @@ from solostream.envs.text_env import HELD_OUT, seeds
 from solostream.envs.types import Task
 from solostream.errors import UserError
 from solostream.sandbox.types import Sandbox
+from solostream.training.advantages.base import Advantage
 from solostream.training.cluster.rank_sharding import refuse_unshardable
 from solostream.training.config import Config
 from solostream.training.config.dry_run import refuse_too_large
 from solostream.training.learner.device import device_of, sampler_dtype
+from solostream.training.learner.optimizer import low_memory
+from solostream.training.learner.streaming import check_in_parts
+from solostream.training.losses import Loss
 from solostream.training.rollouts.samplers.inner import sampler_of_run
 from solostream.training.run.model import load_model, sampler_model
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
@@ -117,6 +121,19 @@ def _chat(config: Config, tokenizer: Any, source: Path | None) -> Chat:
     earlier = run_settings(str(source)) if source else None
     date = m.date or (earlier.date if earlier else None) or datetime.date.today().isoformat()
     return Chat(tokenizer, read_template(m.chat_template), variables=m.chat_template_kwargs, date=date)
+
+
+def refuse_learning(config: Config, advantage: Advantage | None = None, loss: Loss | None = None) -> None:
+    """Raises UserError for what the second phase would refuse, which may begin hours after the first.
+
+    advantage, loss: instead of what the configuration names.
+    """
+    for learner in (config.learner, config.cold_start.learner):
+        low_memory.check(learner)
+    if config.rollout.learn_in_parts > 1:
+        a, name = config.algorithm, config.learner.loss
+        advantage = advantage or a.estimator(a.tracker.make(), lambda batch: [], lambda batch: [])[-1]
+        check_in_parts(advantage, config.learner, loss or registry.make("loss", name, config.loss.get(name)))
 
 
 def problems(config: Config, say: Callable[[str], None] = print) -> tuple[Tasks, Tasks]:

@@ -93,6 +93,7 @@ class Trainer:
         self._callbacks = [*observers.callbacks(config, folder), *callbacks]
         for name in config.run.trackers:
             registry.load("tracker", name)
+        setup.refuse_learning(config, advantage, self.loss)
         self._trackers = list(trackers)
         self.sft_batches = cold_start.sft_batches(config)
         self.saved = checkpoint.load(source) if source else None

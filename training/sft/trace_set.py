@@ -17,6 +17,7 @@ from typing import Any
 from solostream.agent.chat_template import Chat
 from solostream.agent.tokenization import encode
 from solostream.agent.trajectory import TokenRecord
+from solostream.envs.data.sources import SUFFIXES
 from solostream.envs.data.traces import Trace, read_traces, told
 from solostream.envs.text.observation import observe
 from solostream.envs.tool_env import ToolEnv
@@ -30,6 +31,14 @@ from solostream.training.run.setup import Components
 
 AT_A_TIME = 8  # traces that are replayed together
 VERIFIED = "verified-traces.json"
+
+
+def refuse_missing(data: str | None) -> None:
+    """Raises UserError for a file of traces that is not there; what the Hub has is asked for by the run."""
+    if data is not None and Path(data).suffix in SUFFIXES and not Path(data).exists():
+        raise UserError(
+            f"there are no traces '{data}': give a file of chat messages, a Hugging Face id, or first-calls"
+        )
 
 
 class TraceSet:

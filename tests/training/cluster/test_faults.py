@@ -21,7 +21,7 @@ from solostream.agent.engine import EngineError, Generation, Sampling
 from solostream.agent.replicas import Replicas
 from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog, read_lines
-from solostream.training.cluster.handles import share
+from solostream.training.cluster.handles import Dead, share
 from solostream.training.cluster.placement import Placement, versions
 from solostream.training.cluster.players import PlayerLost, Players
 from solostream.training.cluster.samplers import Sampler, by_memory, open_remote
@@ -42,6 +42,35 @@ def placement(ray_cluster: Any) -> Any:
     made = Placement(ClusterConfig(replicas=2))
     yield made
     made.close()
+
+
+class Holder:
+    """Made of something large."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    async def look(self) -> tuple[int, int]:  # else Ray makes a thread for every call that may be under way
+        return os.getpid(), sum(self.data[::997])
+
+
+async def test_what_is_made_of_something_large_is_restarted_as_often_as_it_dies(placement: Placement) -> None:
+    actor = placement.actor(Holder, bytes(range(250)) * 4096, who="the holder")
+    seen = set()
+    for _ in range(3):  # Ray forgot what it was made of after the first restart
+        while True:
+            try:
+                pid, total = await actor.call("look")
+            except Dead:
+                raise
+            except EngineError:  # it is being started
+                await asyncio.sleep(0.02)
+                continue
+            if pid not in seen:
+                break
+        assert total == sum((bytes(range(250)) * 4096)[::997])
+        seen.add(pid)
+        os.kill(pid, signal.SIGKILL)
 
 
 class Fleet:

@@ -9,6 +9,8 @@ from solostream.errors import UserError
 from solostream.training import config as configuration
 from solostream.training.config import Config, assign, expand, validate
 from solostream.training.config.learner import LearnerConfig
+from solostream.training.learner.optimizer import low_memory
+from solostream.training.run import setup
 
 ROOT = Path(__file__).parents[3]
 
@@ -246,3 +248,33 @@ def test_a_loss_that_would_do_nothing_is_refused(settings: list[str]) -> None:
         validate(assign({}, ["learner.loss=kl_cov", *settings]))
     validate(assign({}, ["learner.loss=kl_cov", "learner.num_mini_batches=2", *settings]))
     validate(assign({}, ["learner.loss=kl_cov"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["rollout.strategy=window", "rollout.window={full=0.5, after=0.75}"], "0 < after <= full <= 1"),
+        (["rollout.window.pinned=-1"], "greater than or equal to 0"),
+        (["rollout.strategy=arpo", "algorithm={group_size=2, stages=['prefix_once', 'aspo']}"], "name it last"),
+        (["rollout.strategy=arpo", "algorithm={group_size=2, advantage='passk'}"], "answers that are independent"),
+        (["cold_start.learner.imitation.weight=0.3"], "set learner.imitation, without cold_start"),
+        (["cold_start.learner={entropy_coef=0.1, entropy_band=[0.8, 1.2]}"], "set learner.entropy_band"),
+    ],
+)
+def test_what_would_be_passed_over_or_fail_later_is_refused(settings: list[str], words: str) -> None:
+    assert words in refusal(*settings)
+
+
+def test_what_the_second_phase_refuses_is_said_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = ["rollout.learn_in_parts=2", "algorithm.stages=[]"]
+    with pytest.raises(UserError, match="SPO as it is set judges whole batches"):
+        setup.refuse_learning(validate(assign({}, parts)))
+    alone = [*parts, "algorithm.spo.scale=none"]
+    setup.refuse_learning(validate(assign({}, alone)))
+    with pytest.raises(UserError, match="loss clip_cov selects"):
+        setup.refuse_learning(validate(assign({}, [*alone, "learner.loss=clip_cov"])))
+    monkeypatch.setattr(low_memory, "find_spec", lambda name: None)
+    setup.refuse_learning(validate({}))
+    for phase in ("", "cold_start."):
+        with pytest.raises(UserError, match=r"pip install 'solostream\[low-memory\]'"):
+            setup.refuse_learning(validate(assign({}, [f"{phase}learner={{optimizer='adamw', moments='8bit'}}"])))

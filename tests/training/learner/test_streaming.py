@@ -112,7 +112,7 @@ def test_who_says_so_gives_parts_what_it_gives_the_whole(estimator) -> None:
     ]
     one, two = ValueTracker(), ValueTracker()
     whole, parts = estimator(one), estimator(two)
-    check_in_parts(parts, Learner(tiny_models.model(), LearnerConfig()))
+    check_in_parts(parts, LearnerConfig(), registry.make("loss", "ppo_clip"))
     expected = whole(Batch(batch)).values
     found = [values for first in range(0, 12, 3) for values in parts(Batch(batch[first : first + 3])).values]
     assert np.allclose(np.concatenate(found), np.concatenate(expected), atol=1e-12)
@@ -135,16 +135,13 @@ def test_who_says_so_gives_parts_what_it_gives_the_whole(estimator) -> None:
 )
 def test_who_needs_the_batch_is_refused_in_one_line(estimator) -> None:
     with pytest.raises(UserError, match="judges whole batches") as error:
-        check_in_parts(estimator, Learner(tiny_models.model(), LearnerConfig()))
+        check_in_parts(estimator, LearnerConfig(), registry.make("loss", "ppo_clip"))
     assert "\n" not in str(error.value)
 
 
 def test_a_loss_that_selects_and_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UserError, match="clip_cov selects"):
-        check_in_parts(
-            Reinforce(),
-            Learner(tiny_models.model(), LearnerConfig(loss="clip_cov"), loss=registry.make("loss", "clip_cov")),
-        )
+        check_in_parts(Reinforce(), LearnerConfig(loss="clip_cov"), registry.make("loss", "clip_cov"))
     for settings, message in (
         ({"rollout": {"mode": "sync"}}, 'rollout.mode = "async"'),
         ({"rollout": {"batch_tokens": 100}}, "batch_tokens = 0"),

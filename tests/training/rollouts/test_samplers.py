@@ -44,6 +44,11 @@ def drawn(sampler: Any, n: int) -> Counter[str]:
     return Counter(sampler.next() for _ in range(n))
 
 
+def test_a_form_of_a_form_is_refused() -> None:
+    with pytest.raises(UserError, match="sampler 'reformulate' chooses a form itself"):
+        made("hints", of="reformulate")
+
+
 def test_dump_by_hand() -> None:
     """The algorithm sheet's numbers: L = (.4, .1), n = (30, 10)."""
     sampler, history = made("dump")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,12 +18,17 @@ from solostream.errors import UserError
 from solostream.training.config.learner import LearnerConfig
 
 
+def check(config: LearnerConfig) -> None:
+    """Raises UserError where `config` asks for torchao and it is not installed."""
+    if (config.masters == "bfloat16" or config.moments == "8bit") and find_spec("torchao") is None:
+        raise UserError("learner.masters and learner.moments need torchao: pip install 'solostream[low-memory]'")
+
+
 def adamw(groups: list[dict[str, Any]], config: LearnerConfig) -> torch.optim.Optimizer:
     """With its moments there from the start. Raises UserError when torchao is missing."""
-    try:
-        from torchao.optim import AdamW8bit, _AdamW
-    except ImportError:
-        raise UserError("learner.masters and learner.moments need torchao: pip install torchao") from None
+    check(config)
+    from torchao.optim import AdamW8bit, _AdamW
+
     made: Any = AdamW8bit if config.moments == "8bit" else _AdamW
     rounded = config.masters == "bfloat16"
     optimizer = made(groups, lr=config.lr, betas=config.betas, bf16_stochastic_round=rounded)

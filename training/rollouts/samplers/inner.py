@@ -43,6 +43,8 @@ def inner(of: Of, task_ids: Sequence[str], history: History, seed: int, batch: i
     if "sampler" not in options:
         raise UserError('of = { sampler = "NAME", … } names the sampler that chooses the problem')
     name = str(options["sampler"])
+    if registry.asks("sampler", name, "tasks"):
+        raise UserError(f"sampler '{name}' chooses a form itself: `of` takes uniform, prioritized, dump or bands")
     if registry.asks("sampler", name, "tracker") and history.tracker is None:
         raise UserError(f"sampler '{name}' draws by the tracker's values, and no advantage here keeps a tracker")
     given = {"task_ids": task_ids, "tracker": history.tracker, "sources": history.sources, "history": history}
