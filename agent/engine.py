@@ -90,3 +90,15 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Free the model, its processes and its caches. Idempotent."""
         ...
+
+
+@runtime_checkable
+class Sleeper(Protocol):
+    """An engine that can lend its device's memory to somebody else between two batches."""
+
+    async def sleep(self) -> None:
+        """Give up weights and cache, when nothing is in flight; the next `load_weights` wakes it.
+
+        Raises `EngineError`.
+        """
+        ...

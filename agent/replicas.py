@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from solostream.agent.engine import Engine, EngineError, Generation, Sampling, Weights
+from solostream.agent.engine import Engine, EngineError, Generation, Sampling, Sleeper, Weights
 
 ASKED = 2  # replicas that may fail one turn: a third would hardly be luckier
 PAUSE_S = 0.2  # before one that failed while it was opened is opened again
@@ -83,6 +83,8 @@ class Replicas:
         self._loads = 0  # times that weights were loaded: a version may come twice
         self._loading = asyncio.Lock()
         self._leaving: set[asyncio.Task[None]] = set()
+        self._awake = asyncio.Event()
+        self._awake.set()
         self._closed = False
         self.version = 0
 
@@ -119,6 +121,7 @@ class Replicas:
 
     async def load_weights(self, weights: Weights, version: int) -> None:
         """As an engine's. A replica that fails at it is opened again with these weights; returns when one has them."""
+        self._awake.set()
         async with self._loading:
             self._weights, self.version = weights, version
             self._loads += 1
@@ -132,6 +135,23 @@ class Replicas:
             else:
                 replica.left = self._restarts
         await self._some_open()
+
+    async def sleep(self) -> None:
+        """As a `Sleeper`'s, of all of them. One that fails at it is opened again by the next `load_weights`."""
+        if not self._awake.is_set():
+            return
+        await self._some_open()
+        await asyncio.gather(*(replica.opening for replica in self._replicas if replica.opening is not None))
+        self._awake.clear()
+        for replica in self._replicas:
+            engine = replica.engine
+            if engine is None:
+                continue
+            assert isinstance(engine, Sleeper), "whoever opens engines that shall sleep refuses others"
+            try:
+                await engine.sleep()
+            except EngineError as error:
+                self._lost(replica, engine, error)
 
     async def drain(self, index: int, patience_s: float = 30.0) -> None:
         """Close replica `index` for good. Its turns may end within `patience_s`; others sample the rest anew, from the
@@ -230,6 +250,7 @@ class Replicas:
         if leaving is not None:
             await asyncio.wait([leaving])  # which goes on when this task is cancelled
         while True:
+            await self._awake.wait()  # the device is lent
             try:
                 engine = await self._opened(replica)
             except EngineError as error:

@@ -318,3 +318,33 @@ async def test_a_failed_engine_is_opened_again_with_the_weights_of_now() -> None
         assert held == ["held", "free"] * 2  # whenever one is opened, and at no other time
     finally:
         await policy.close()
+
+
+async def test_one_that_does_not_fall_asleep_is_opened_again_when_the_device_is_free() -> None:
+    class Dozing(Echo):
+        slept = 0
+
+        async def sleep(self) -> None:
+            self.slept += 1
+            if len(opened) == 1:
+                raise EngineError("it did not fall asleep")
+
+    opened: list[Dozing] = []
+
+    async def make() -> Dozing:
+        opened.append(Dozing())
+        return opened[-1]
+
+    replicas = Replicas([make])
+    await replicas.load_weights({}, 3)
+    await replicas.sleep()
+    await replicas.sleep()  # it is lent already
+    for _ in range(9):
+        await asyncio.sleep(0)
+    assert [(one.slept, one.closed) for one in opened] == [(1, True)]
+    await replicas.load_weights({}, 4)
+    assert [one.version for one in opened] == [3, 4]
+    await replicas.sleep()
+    assert opened[1].slept == 1
+    await replicas.close()
+    assert opened[1].closed

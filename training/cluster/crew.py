@@ -14,9 +14,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from solostream.agent.engine import Engine
+from solostream.agent.engine import Engine, Sleeper
 from solostream.agent.replicas import Replicas
 from solostream.envs.data import Tasks
+from solostream.errors import UserError
 from solostream.training.cluster.handles import Actor, share
 from solostream.training.cluster.placement import Placement, versions
 from solostream.training.cluster.players import Player, PlayerLost, Players
@@ -109,9 +110,16 @@ async def _make(
     config: Config, parts: Components, slots: int, own: OwnEngine | None, module: Callable[[], Any]
 ) -> Engine:
     if own is None:
-        return await setup.open_engine(config, parts, slots, module)
-    made = own(slots)
+        made: Any = setup.open_engine(config, parts, slots, module)
+    else:
+        made = own(slots)
     engine: Engine = await made if inspect.isawaitable(made) else made
+    if config.rollout.colocate == "turns" and not isinstance(engine, Sleeper):
+        await engine.close()
+        raise UserError(
+            f'rollout.colocate = "turns": a {type(engine).__name__} cannot sleep while the learner computes: '
+            'set run.engine = "vllm", or rollout.colocate = "no"'
+        )
     return engine
 
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from solostream.errors import UserError
-from solostream.training.config import Config
-from solostream.training.config.memory import Shape, available, memory, moments, remedies, shape_of
+from solostream.training.config import Config, colocation
+from solostream.training.config.memory import (
+    PASSING,
+    SHARE,
+    Shape,
+    available,
+    memory,
+    moments,
+    peak,
+    remedies,
+    shape_of,
+)
 
 PROMPT_TOKENS = 64  # a guess: the prompt's length is known only once the data is tokenised
 JSON_BYTES = 24  # a token in trajectories.jsonl: id, mask, logprob, version, text
@@ -68,15 +80,37 @@ def refuse_too_large(config: Config, device: str) -> None:
     kind = device.partition(":")[0]
     free, total = available(device)
 
+    beside = config.rollout.colocate == "beside" and colocation.takes_the_rest(config)
+
     def resting(c: Config) -> int:
-        found = memory(c, shape, _in_flight(c), _context(c), kind, total)
-        return sum(size for name, size in found.items() if name not in ("activations", "logits", "half copy"))
+        found = _at_least(c, shape, kind, total)
+        return sum(size for name, size in found.items() if beside or name not in PASSING)
 
     if resting(config) > total:
+        what = "activations, " if beside else ""  # vLLM keeps what it takes at the start
         raise UserError(
-            f"{config.model.path} does not fit on {device}: weights, gradients, optimizer and sampler take "
+            f"{config.model.path} does not fit on {device}: weights, gradients, optimizer, {what}and sampler take "
             f"{_bytes(resting(config))} of {_bytes(total)}; {_would(remedies(config, resting, free))}"
         )
+
+
+def shared_device(config: Config, device: str) -> dict[str, Any]:
+    """vLLM's engine arguments that follow from `rollout.colocate`.
+
+    gpu_memory_utilization: the share of the whole GPU that the learner leaves, rounded down to a thousandth.
+    """
+    if not colocation.takes_the_rest(config):
+        return colocation.sleeping(config)
+    total = available(device)[1]
+    parts = memory(config, shape_of(config), _in_flight(config), _context(config), "cuda", total)
+    share = math.floor(1000 * parts[SHARE] / total) / 1000
+    return {"gpu_memory_utilization": share, **colocation.sleeping(config)}
+
+
+def _at_least(config: Config, shape: Shape, kind: str, total: int) -> dict[str, int]:
+    """Part -> bytes, where vLLM takes no more than it must of what the learner leaves it."""
+    wanted = 0 if colocation.takes_the_rest(config) else total
+    return memory(config, shape, _in_flight(config), _context(config), kind, wanted)
 
 
 def _would(found: list[str]) -> str:
@@ -97,13 +131,14 @@ def _memory_rows(config: Config, p: Plan, device: str, free: int, total: int) ->
     kind = device.partition(":")[0]
 
     def need(c: Config) -> int:
-        return sum(memory(c, p.shape, _in_flight(c), _context(c), kind, total).values())
+        return peak(c, _at_least(c, p.shape, kind, total))
 
     needed = need(config)
     listed = ", ".join(f"{name} {_bytes(size)}" for name, size in p.memory.items())
     if not total:
         return [(f"memory {device}", listed), ("", f"≤ {_bytes(needed)}; there is no {device} here to compare with")]
-    verdict = "fits" if needed <= free else f"does not fit: {_would(remedies(config, need, free))}"
+    rest = ", and vLLM takes the rest" if SHARE in p.memory and colocation.takes_the_rest(config) else ""
+    verdict = f"fits{rest}" if needed <= free else f"does not fit: {_would(remedies(config, need, free))}"
     return [
         (f"memory {device}", listed),
         ("", f"≤ {_bytes(needed)} of {_bytes(free)} free ({_bytes(total)} in all): {verdict}"),
@@ -144,6 +179,7 @@ def describe(config: Config) -> str:
     train, test = setup.problems(config, lambda remark: None)
     setup.environment(config, test, None).close()
     device, free, total = _device(config.model.device)
+    colocation.check_device(config, device)
     p = plan(config, len(train), len(test), device.partition(":")[0], total)
     r, a = config.rollout, config.algorithm
     batch = f"{_count(r.batch_tokens)} action tokens" if r.batch_tokens else f"{r.batch} trajectories"

@@ -13,6 +13,7 @@ from typing import Any
 
 from solostream import hub
 from solostream.errors import UserError
+from solostream.training.config import colocation
 from solostream.training.config.learner import LearnerConfig, LoraConfig
 from solostream.training.config.models import Config
 
@@ -24,6 +25,8 @@ HALF = 0.68  # activations under bfloat16 against float32: norms and the residua
 COMPILED = 0.58  # of these, with learner.compile: what lies between two products is computed again
 LEAN = 64_000_000  # parameters up to which the hf engine keeps fused copies of its own (agent/engines/hf/forward.py)
 LEAN_KINDS = ("qwen3", "qwen2", "llama")
+PASSING = "activations", "logits", "half copy"  # that an update takes; the rest lies there at all times
+SHARE = "vLLM's share"
 FIRST_COLUMNS = 256  # of the hf engine's KV cache, which doubles them when an episode needs more
 
 
@@ -104,7 +107,8 @@ def _hub_config(path: str) -> Any:
 def memory(config: Config, shape: Shape, in_flight: int, context: int, device: str, total: int) -> dict[str, int]:
     """Part -> bytes on the device at the peak; an upper bound where a batch fills its token budget.
 
-    in_flight: episodes. context: tokens of the longest. device: "cpu" or "cuda". total: bytes that the device has.
+    in_flight: episodes. context: tokens of the longest. device: "cpu" or "cuda". total: bytes that the device has; of a
+    share that `rollout.colocate` leaves to vLLM 0 gives the least.
     """
     c, m = config.learner, config.model
     stored = 2 if m.dtype == "bfloat16" else 4
@@ -128,9 +132,43 @@ def memory(config: Config, shape: Shape, in_flight: int, context: int, device: s
         "activations": round(rows * kept),
         # The head's gradient stands beside its logits, then the embedding's beside it where the two are tied.
         "logits": max(logits + embedding, 2 * embedding),
-        **_sampler(config, shape, in_flight, context, device, total),
     }
+    if config.run.engine == "vllm" and device == "cuda":
+        parts |= _vllm_on_gpu(config, shape, context, total, parts)
+    else:
+        parts |= _sampler(config, shape, in_flight, context, device)
     return {name: size for name, size in parts.items() if size}
+
+
+def peak(config: Config, parts: dict[str, int]) -> int:
+    """Bytes at one time of what `memory` lists: in turns an update has the room in which vLLM samples."""
+    both = sum(parts.values())
+    if config.rollout.colocate != "turns":
+        return both
+    return both - min(sum(parts.get(name, 0) for name in PASSING), parts.get(SHARE, 0))
+
+
+def _vllm_on_gpu(config: Config, shape: Shape, context: int, total: int, learner: dict[str, int]) -> dict[str, int]:
+    """vLLM takes a share of the whole device; where it gets the rest, at least its weights and the longest episode."""
+    if not colocation.takes_the_rest(config):
+        return {SHARE: round(total * float(config.engine.get("vllm", {}).get("gpu_memory_utilization") or 0.9))}
+    sampled = _sampled(config, "cuda")
+    least = sampled * (shape.parameters + context * _cached(shape))
+    aside = PASSING if config.rollout.colocate == "turns" else ()
+    kept = sum(size for name, size in learner.items() if name not in aside)
+    return {"vLLM's program": PROGRAM["cuda"], SHARE: max(total - PROGRAM["cuda"] - kept, least)}
+
+
+def _sampled(config: Config, device: str) -> int:
+    """Bytes of one number of the sampler's."""
+    stored = 2 if config.model.dtype == "bfloat16" else 4
+    automatic = 2 if device == "cuda" else stored
+    return {"float32": 4, "bfloat16": 2}.get(config.model.sampler_dtype, automatic)
+
+
+def _cached(shape: Shape) -> int:
+    """Numbers that the KV cache keeps of a token."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim
 
 
 def moments(config: LearnerConfig) -> int:
@@ -138,13 +176,9 @@ def moments(config: LearnerConfig) -> int:
     return 2 if config.moments == "8bit" else 2 * (2 if config.masters == "bfloat16" else 4)
 
 
-def _sampler(config: Config, shape: Shape, in_flight: int, context: int, device: str, total: int) -> dict[str, int]:
+def _sampler(config: Config, shape: Shape, in_flight: int, context: int, device: str) -> dict[str, int]:
     engine, options = config.run.engine, config.engine.get(config.run.engine, {})
-    stored = 2 if config.model.dtype == "bfloat16" else 4
-    automatic = 2 if device == "cuda" else stored
-    sampled = {"float32": 4, "bfloat16": 2}.get(config.model.sampler_dtype, automatic)
-    if engine == "vllm" and device == "cuda":
-        return {"vLLM's share": round(total * float(options.get("gpu_memory_utilization", 0.9)))}
+    stored, sampled = 2 if config.model.dtype == "bfloat16" else 4, _sampled(config, device)
     if engine == "vllm":
         cache = int(options.get("cache_bytes") or VLLM_CACHE)
         return {"vLLM": VLLM_PROGRAM, "sampler": sampled * shape.parameters, "KV cache": cache}
@@ -159,7 +193,7 @@ def _sampler(config: Config, shape: Shape, in_flight: int, context: int, device:
         columns *= 2
     return {
         "sampler": sampled * shape.parameters * (lean + second),
-        "KV cache": 2 * sampled * shape.layers * shape.kv_heads * shape.head_dim * columns * in_flight,
+        "KV cache": sampled * _cached(shape) * columns * in_flight,
     }
 
 

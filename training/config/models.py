@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from solostream import registry
-from solostream.training.config import branching
+from solostream.training.config import branching, colocation
 from solostream.training.config.algorithm import AlgorithmConfig
 from solostream.training.config.cluster import ClusterConfig
 from solostream.training.config.components import Options, beside_keys, complete, options_of
@@ -169,6 +169,9 @@ class RolloutConfig(Section):
 
     strategy: str = "episode"  # how an episode is played; its options: [rollout.NAME]
     mode: Literal["sync", "async", "lockstep"] = "async"  # how rollouts and the learner take turns
+    # one GPU for both: vLLM and the learner "beside" each other, each with its share of the memory, or in "turns", in
+    # which vLLM sleeps while the learner computes (sync); docs/engines.md
+    colocate: Literal["no", "beside", "turns"] = "no"
     batch: Positive = 128  # trajectories a step ...
     batch_tokens: Count = 0  # ... or, when set, as many as bring this many action tokens
     over_provision: Annotated[float, Field(ge=1)] = 1.5  # episodes in flight = batch x this (async)
@@ -290,6 +293,7 @@ class Config(Section):
                 f"{self.algorithm.group_size}"
             )
         branching.check(self)
+        colocation.check(self)
         _check_parts(self)
         if self.cluster.learners > 1 and (self.learner.masters == "bfloat16" or self.learner.moments == "8bit"):
             raise ValueError("learner.masters and learner.moments are for one learner: several share float32 out")
@@ -315,6 +319,7 @@ class Config(Section):
         tree["run"] = {"seed": self.run.seed}
         for beside in ("eval", "engine", "tracker", "metric", "callback", "cluster"):
             del tree[beside]
+        del tree["rollout"]["colocate"]  # where they are computed, not what
         for learner in (tree["learner"], tree["cold_start"]["learner"]):
             for cut in ("max_tokens_per_batch", "logits_chunk", "gradient_checkpointing"):
                 del learner[cut]

@@ -42,6 +42,7 @@ from solostream.training.rollouts.samplers.history import Outcome
 from solostream.training.rollouts.samplers.inner import sampler_of_run
 from solostream.training.rollouts.sync_collector import SyncCollector
 from solostream.training.rollouts.task_sampler import Sampler, TaskSampler
+from solostream.training.rollouts.turns import Turns
 from solostream.training.run import metrics
 from solostream.training.sft.trace_set import TraceSet
 
@@ -82,6 +83,7 @@ class Reinforcement:
         self.config, self.task_ids = config, [task.id for task in tasks]
         sources = {task.id: task.source for task in tasks}
         self._learner, self._engine, self._episodes, self._in_thread = learner, engine, episodes, in_thread
+        self._turns = Turns(engine, in_thread, lent=config.rollout.colocate == "turns")
         a = config.algorithm
         self.tracker = (tracker_of(advantage) if advantage else None) or a.tracker.make()
         self._advantage = advantage or a.estimator(self.tracker, learner.logprobs, learner.entropies)[-1]
@@ -158,7 +160,8 @@ class Reinforcement:
         unused_groups, self._discarded = self._discarded, []
         if self._streamed is None:
             batch = self._batch(taken)
-            advantages, numbers = await self._in_thread(self._update, batch, unused_groups)
+            update = self._update, batch, unused_groups
+            advantages, numbers = await self._turns.run(self._learner, self.step, *update)
         else:
             finish = partial(self._streamed.finish, self.step, drift=self.config.algorithm.uses_tracker)
             batch, advantages, numbers = await self._in_thread(finish)

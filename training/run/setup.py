@@ -27,8 +27,8 @@ from solostream.errors import UserError
 from solostream.sandbox.types import Sandbox
 from solostream.training.advantages.base import Advantage
 from solostream.training.cluster.rank_sharding import refuse_unshardable
-from solostream.training.config import Config
-from solostream.training.config.dry_run import refuse_too_large
+from solostream.training.config import Config, colocation
+from solostream.training.config.dry_run import refuse_too_large, shared_device
 from solostream.training.learner.device import device_of, sampler_dtype
 from solostream.training.learner.optimizer import low_memory
 from solostream.training.learner.streaming import check_in_parts
@@ -70,6 +70,7 @@ def build(
     """
     found = base or source
     where = config.model.model_copy(update={"path": str(found)}) if found else config.model
+    colocation.check_device(config, str(device_of(config.model.device)))
     if config.cluster.learners == 1:  # the plan of memory knows one device
         refuse_too_large(config, str(device_of(config.model.device)))
     model, tokenizer = load_model(
@@ -238,6 +239,7 @@ async def open_engine(config: Config, parts: Components, slots: int, module: Cal
     module: makes a model of that shape (`module_beside`), for engines that bring none.
     """
     name, path = config.run.engine, config.model.path
+    options = {**shared_device(config, str(device_of(config.model.device))), **config.engine.get(name, {})}
     with tempfile.TemporaryDirectory(prefix="solostream-model-") as folder:
         if path == "build" and not registry.asks("engine", name, "module"):  # it reads the shapes from a folder
             module().save_pretrained(folder)
@@ -245,7 +247,7 @@ async def open_engine(config: Config, parts: Components, slots: int, module: Cal
             path = folder
         engine = await opened(
             name,
-            config.engine.get(name),
+            options,
             model=path,
             module=module,
             tokenizer=parts.tokenizer if registry.asks("engine", name, "module") else None,

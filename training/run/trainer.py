@@ -36,6 +36,7 @@ from solostream.training.losses import Loss
 from solostream.training.observers import RunTracker
 from solostream.training.rollouts.learner_thread import LearnerThread
 from solostream.training.rollouts.task_sampler import Sampler
+from solostream.training.rollouts.turns import Turns
 from solostream.training.rollouts.validation import Validation
 from solostream.training.run import checkpoint, plots, setup
 from solostream.training.run.checkpoint import State
@@ -211,16 +212,16 @@ class Trainer:
         if self.traces and self.config.cold_start.verify:
             await self.traces.verify(self.folder)
         total = self.traces.steps if self.traces else len(self.sft_batches)
+        turns = Turns(self.policy, self.thread.run, lent=self.config.rollout.colocate == "turns")
         if self.cold_step < total:
-            rest = self.sft_batches[self.cold_step :]
             played = (
                 self.traces.batches(self.cold_step)
                 if self.traces
-                else cold_start.demonstrate(self.config, self.parts, rest)
+                else cold_start.demonstrate(self.config, self.parts, self.sft_batches[self.cold_step :])
             )
             with self.clock.phase("cold start"), self.view.stage("cold start", total, self.cold_step) as stage:
                 async for sequences in played:
-                    metrics = await self.thread.run(sft_step, learner, sequences)
+                    metrics = await turns.run(learner, 0, sft_step, learner, sequences)
                     self.cold_step += 1
                     metrics |= await self._measure_cold_start(learner, total)
                     self.logger.log("cold_start", self.cold_step, metrics)

@@ -6,6 +6,10 @@ which version. Weights travel through a file in shared memory, on CPUs and GPUs 
 
 Where only adapters are trained on the very base that vLLM was started with, only they travel: every request names one
 LoRA adapter, and new weights are that adapter loaded again in place, between two steps as above.
+
+Started with `enable_sleep_mode` (GPUs only) it sleeps while somebody else needs the device. At level 2 vLLM drops
+weights and cache; level 1 keeps the weights in the CPU's memory. Whole weights are about to be replaced, so that would
+be a copy for nothing: level 2. Adapters travel without their base, which nobody would bring again: level 1.
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ class VllmEngine:
         self._syncing = asyncio.Lock()
         self._takes_adapters = takes_adapters
         self._adapter: Any = None  # what each request names, once adapters have come
+        self._asleep = False
 
     @classmethod
     async def open(
@@ -130,6 +135,19 @@ class VllmEngine:
     async def release(self, key: str) -> None:
         """Nothing to do: vLLM drops the prefixes that were used longest ago."""
 
+    async def sleep(self) -> None:
+        """See `Sleeper.sleep`. What is asked meanwhile waits until it wakes."""
+        async with self._syncing:
+            if self._llm is None:
+                raise EngineError("this vllm engine was closed; open another")
+            if self._asleep:
+                return
+            try:
+                await self._llm.sleep(level=1 if self._takes_adapters else 2)
+            except Exception as error:
+                raise EngineError(f"vllm did not fall asleep: {error}; open the engine again") from error
+            self._asleep = True
+
     async def load_weights(self, weights: Weights, version: int) -> None:
         """See `Engine.load_weights`. Raises UserError if the weights do not fit, EngineError if vLLM fails."""
         adapters = None
@@ -141,6 +159,8 @@ class VllmEngine:
             raise UserError("vllm was started for adapters alone: give it the learner's weights as they are")
         async with self._syncing:
             try:
+                if self._asleep:  # its cache stays away until the weights are there: less memory at one time
+                    await self._llm.wake_up(tags=["weights"])
                 if adapters is not None:
                     await self._load_adapters(adapters)
                 elif not self._takes_adapters:  # else it is the base alone, which vLLM has from its folder
@@ -151,6 +171,9 @@ class VllmEngine:
                     raise RuntimeError("it kept what it had cached under the old ones")
                 await self._llm.update_weight_version(str(version))
                 self.version = version
+                if self._asleep and not await self._llm.wake_up(tags=["kv_cache"]):
+                    raise RuntimeError("it did not wake up")
+                self._asleep = False
                 await self._llm.resume_generation()
             except Exception as error:
                 raise EngineError(f"vllm did not take the weights: {error}; open the engine again") from error
@@ -169,7 +192,7 @@ class VllmEngine:
             self._adapter = LoRARequest(name, number, folder)  # loaded: the folder is not read again
 
     async def close(self) -> None:
-        """Shut vLLM down and give its memory back. May be called twice."""
+        """Shut vLLM down and give its memory back, also while it sleeps. May be called twice."""
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.shutdown()

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from solostream.agent.engine import EngineError, Generation, Sampling
+from solostream.agent.engines.live_weights import LiveWeights
 from solostream.agent.engines.vllm.engine import VllmEngine
 from solostream.errors import UserError
 
@@ -147,6 +148,51 @@ async def test_the_next_turn_finds_its_prefix_in_the_cache(engine: VllmEngine, m
     assert await cached(ledger) >= 288  # whole blocks of 32
     await engine.load_weights(models[0].state_dict(), 50)
     assert await cached([*ledger, 31]) == 0
+
+
+async def test_what_slept_wakes_with_the_weights_that_it_is_given(
+    engine: VllmEngine, models: tuple[Any, Any], tokenizer: Any, reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU vLLM keeps what it would give up, but goes through its states: it samples once all tags are awake."""
+    calls: list[Any] = []
+    core = engine._llm
+
+    class Told:
+        def __getattr__(self, name: str) -> Any:
+            call = getattr(core, name)
+            if name not in ("sleep", "wake_up", "collective_rpc", "update_weight_version", "resume_generation"):
+                return call
+
+            def told(*arguments: Any, **options: Any) -> Any:
+                calls.append((name, options or arguments))
+                return call(*arguments, **options)
+
+            return told
+
+    monkeypatch.setattr(engine, "_llm", Told())
+    await engine.sleep()
+    await engine.sleep()
+    assert await core.is_sleeping()
+    waiting = asyncio.ensure_future(engine.generate(PROMPTS[0], Sampling(16, temperature=0)))
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    await engine.load_weights(models[1].state_dict(), 60)
+    assert calls == [
+        ("sleep", {"level": 2}),
+        ("wake_up", {"tags": ["weights"]}),
+        ("collective_rpc", calls[2][1]),
+        ("update_weight_version", ("60",)),
+        ("wake_up", {"tags": ["kv_cache"]}),
+        ("resume_generation", ()),
+    ]  # fmt: skip
+    assert calls[2][1]["args"]
+    assert not await core.is_sleeping()
+    expected = reference[1](models[1], PROMPTS[0], 16, tokenizer.eos_token_id)
+    assert ((await waiting).token_ids, (await waiting).versions[0]) == (expected, 60)
+    monkeypatch.setattr(engine, "_takes_adapters", True)
+    await engine.sleep()
+    await engine.load_weights(LiveWeights(models[1]), 61)
+    assert [call for call in calls[6:] if call[0] in ("sleep", "collective_rpc")] == [("sleep", {"level": 1})]
 
 
 async def test_a_killed_engine_is_reported_to_everyone_who_waits(engine: VllmEngine) -> None:

@@ -69,6 +69,9 @@ def refusal(*settings: str) -> str:
         ("algorithm.aspo.compare=group", ["'aspo' compares within groups", "group_size to 2 or more"]),
         ("algorithm.reward_range=[1.0, -1.0]", ["low < high", "[1.0, -1.0]"]),
         ("algorithm.aspo.signal=call", ["'signal' cannot be 'call'", "first_call"]),
+        ("rollout.colocate=turns", ['needs rollout.mode = "sync"', "async samples while", 'colocate = "beside"']),
+        ("rollout.colocate=beside", ['run.engine = "hf"', 'set it to "vllm"']),
+        ("rollout.colocate=both", ["'rollout.colocate' cannot be 'both'", "allowed: no, beside, turns"]),
         ("rollout.batch=100", []),
     ],
 )
@@ -82,6 +85,19 @@ def test_a_wrong_setting_is_one_line_with_the_remedy(setting: str, words: list[s
 
 
 GARBAGE = ["nan", "inf", "-1", "1.5", "true", "'x'", "[]", "[2.0, 1.0]", "[nan, 1.0]", "{}", "{a = 1}", "1979-05-27"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("cluster.replicas=2", ["one process and one GPU", "[cluster]"]),
+        ("engine.vllm.tensor_parallel_size=2", ["one GPU", "parallel sizes of [engine.vllm]"]),
+        ("model.device='cuda:1'", ["vLLM takes the first GPU", "CUDA_VISIBLE_DEVICES"]),
+    ],
+)
+def test_one_gpu_for_both_is_one(setting: str, words: list[str]) -> None:
+    message = refusal("run.engine=vllm", "rollout.colocate=beside", setting)
+    assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize("key", [*Config.model_fields, *(f"learner.{name}" for name in LearnerConfig.model_fields)])

@@ -11,9 +11,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from solostream.errors import UserError
 from solostream.training.config import Config, assign, validate
-from solostream.training.config.dry_run import plan, refuse_too_large
+from solostream.training.config.dry_run import plan, refuse_too_large, shared_device
 from solostream.training.config.learner import LearnerConfig, LoraConfig
-from solostream.training.config.memory import memory, remedies, shape_of
+from solostream.training.config.memory import memory, peak, remedies, shape_of
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.packing import pack
 from solostream.training.learner.supervised import sft_step
@@ -155,3 +155,62 @@ def test_how_a_batch_is_cut_may_change_on_resume() -> None:
     assert validate({"learner": cut}).hash() == validate({"learner": {}}).hash()
     assert validate({"cold_start": {"learner": cut}}).hash() == validate({"cold_start": {"learner": {}}}).hash()
     assert validate({"learner": {**cut, "epochs": 2}}).hash() != validate({"learner": {}}).hash()
+
+
+GIB = 1 << 30
+SHARED = {"run": {"engine": "vllm"}, "model": {"device": "cuda", "build": SIZES}, "env": {"episode_tokens": 200}}
+UPDATE = ("activations", "logits", "half copy")
+
+
+def shared(*settings: str) -> Config:
+    return validate(assign(SHARED, settings))
+
+
+@pytest.mark.parametrize(("how", "aside"), [("beside", ()), ("turns", UPDATE)])
+def test_vllm_gets_what_the_learner_leaves(how: str, aside: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside it all that an update takes stays free, in turns what lies there always; 600 MiB for each program."""
+    config, total = shared(f"rollout.colocate={how}", "rollout.mode=sync"), 5 * GIB
+    alone = memory(
+        config.model_copy(update={"run": shared("run.engine=server").run}), shape_of(config), 128, 264, "cuda", total
+    )
+    kept = sum(size for name, size in alone.items() if name not in aside)
+    parts = memory(config, shape_of(config), 128, 264, "cuda", total)
+    assert parts["vLLM's share"] == total - (600 << 20) - kept
+    assert peak(config, parts) == total
+    monkeypatch.setattr("solostream.training.config.dry_run.available", lambda device: (total, total))
+    options = shared_device(config, "cuda")
+    share = options.pop("gpu_memory_utilization")
+    assert 0 <= parts["vLLM's share"] / total - share < 0.001
+    assert options == ({"enable_sleep_mode": True} if how == "turns" else {})
+    named = shared(f"rollout.colocate={how}", "rollout.mode=sync", "engine.vllm.gpu_memory_utilization=0.3")
+    assert "gpu_memory_utilization" not in shared_device(named, "cuda")
+    assert memory(named, shape_of(config), 128, 264, "cuda", total)["vLLM's share"] == round(0.3 * total)
+
+
+def test_what_vllm_takes_at_least_decides_whether_both_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights and the longest episode: 2 bytes of each parameter, and 2 sides, 3 layers, 2 heads of 16 a token."""
+    beside = shared("rollout.colocate=beside")
+    shape = shape_of(beside)
+    least = memory(beside, shape, 192, 264, "cuda", 0)
+    assert least["vLLM's share"] == 2 * (shape.parameters + 264 * 2 * 3 * 2 * 16)
+    needed = sum(least.values())
+
+    def refuse(config: Config, total: int) -> None:
+        monkeypatch.setattr("solostream.training.config.dry_run.available", lambda device: (total, total))
+        refuse_too_large(config, "cuda")
+
+    refuse(beside, needed)
+    with pytest.raises(
+        UserError, match=r"optimizer, activations, and sampler take .*; set learner.max_tokens_per_batch"
+    ):
+        refuse(beside, needed - 1)
+    turns = shared("rollout.colocate=turns", "rollout.mode=sync")
+    resting = needed - sum(least.get(name, 0) for name in UPDATE)
+    refuse(turns, resting)
+    with pytest.raises(UserError, match="does not fit on cuda"):
+        refuse(turns, resting - 1)
+
+
+def test_how_one_gpu_is_shared_makes_no_other_run() -> None:
+    ways = [shared(f"rollout.colocate={how}", "rollout.mode=sync") for how in ("no", "beside", "turns")]
+    assert len({config.hash() for config in ways}) == 1
