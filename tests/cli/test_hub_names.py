@@ -83,6 +83,7 @@ except Exception:
 @pytest.mark.parametrize("what", ["model", "data"])
 def test_in_a_notebook_a_busy_hub_is_one_line_too(what: str, hub: str, tmp_path: Path) -> None:
     env = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    env.pop("HF_HUB_VERBOSITY", None)  # the command sets it, in this process too when another test has run it here
     done = subprocess.run([sys.executable, "-c", NOTEBOOK, what, hub], capture_output=True, text=True, env=env,
                           cwd=tmp_path, timeout=300)  # fmt: skip
     said, retried = done.stdout.splitlines()
