@@ -349,3 +349,42 @@ def test_members_of_a_group_are_found_wherever_they_lie() -> None:
     batch = [trajectory("t", r, group=g, event=i) for i, (r, g) in enumerate(zip(rewards, numbers, strict=True))]
     wanted = [1.0 - 1.75 / 3, 0.125, -1.75 / 3, -0.125, 0.75 - 1.75 / 3]
     assert one_each(GRPO(divide=False)(Batch(batch))) == pytest.approx(wanted)
+
+
+def test_a_turn_has_one_baseline_under_the_energy_of_all_of_it() -> None:
+    probabilities = ((0.9, 0.5, 0.7, 0.2), (0.6, 0.95, 0.3, 0.8))
+    batch = [
+        trajectory("t", r, group=1, event=i, logprobs=[math.log(p) for p in ps])
+        for i, (r, ps) in enumerate(zip((1.0, 0.25), probabilities, strict=True))
+    ]
+    own, other = (sum((1 - p) ** 2 for p in ps) for ps in probabilities)
+    mean = (own + 0.25 * other) / (own + other)
+    found = OptimalToken(by="turn")(Batch(batch)).values
+    assert found[0] == pytest.approx(np.full(4, 1.0 - mean), rel=1e-6)
+    assert found[1] == pytest.approx(np.full(4, 0.25 - mean), rel=1e-6)
+
+
+def test_drifts_add_up_and_a_start_survives_its_checkpoint() -> None:
+    tracker = ValueTracker(shared_drift=0.5)
+    tracker.place("a", "x")
+    tracker.record_drift(1, 0.02)
+    tracker.record_drift(2, 0.03)
+    assert tracker.state_dict()["drift"] == [[1, 2], [0.02, pytest.approx(0.05)]]
+    tracker.initialize("a", [1.0, 0.75, 0.0], version=0)
+    tracker.learn_shared(1, [("a", 1.0, 0.5), ("b", 0.5, 0.25)])
+    tracker.observe("a", 1.0, None, event=5, version=2)
+    again = ValueTracker(shared_drift=0.5)
+    again.load_state_dict(tracker.state_dict())
+    for one in (tracker, again):
+        one.observe("a", 0.25, None, event=3, version=1)  # late: told from the start again
+    assert again.evidence("a") == pytest.approx(tracker.evidence("a"))
+    assert again.state_dict() == tracker.state_dict()
+    in_order = ValueTracker(shared_drift=0.5)
+    in_order.place("a", "x")
+    in_order.record_drift(1, 0.02)
+    in_order.record_drift(2, 0.03)
+    in_order.initialize("a", [1.0, 0.75, 0.0], version=0)
+    in_order.learn_shared(1, [("a", 1.0, 0.5), ("b", 0.5, 0.25)])
+    for event, reward, version in ((3, 0.25, 1), (5, 1.0, 2)):
+        in_order.observe("a", reward, None, event=event, version=version)
+    assert again.evidence("a") == pytest.approx(in_order.evidence("a"))
