@@ -32,9 +32,8 @@ def test_compose_starts_a_head_with_the_driver_and_two_machines() -> None:
     script = services["head"]["command"][-1].replace("\\\n", " ")
     start, driver = (line.split() for line in script.strip().splitlines())
     assert start[:3] == ["ray", "start", "--head"]
-    assert settings_of(driver[1:]) == {
-        "learners": 1, "replicas": 2, "players": 2, "address": "head:6379", "transfer": "memory",
-    }  # fmt: skip
+    wanted = {"learners": 1, "replicas": 2, "players": 2, "address": "head:6379", "transfer": "memory"}
+    assert settings_of(driver[1:]).items() >= wanted.items()
     for worker in ("worker-1", "worker-2"):
         assert services[worker]["command"][:3] == ["ray", "start", "--address=head:6379"]
     if shutil.which("docker-compose"):
