@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from solostream.errors import UserError
-from solostream.training.losses.tokens import Rate, Tokens, clip_counts
+from solostream.training.losses.tokens import Rate, Tokens, check_dual_clip, clip_counts, dual_clipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +25,7 @@ class AEPOClip:
     dual_clip: Rate = 3.0
 
     def __post_init__(self) -> None:
-        if self.dual_clip and self.dual_clip <= 1:
-            raise UserError(f"dual_clip = {self.dual_clip:g} would cut on-policy tokens: above 1, or 0 for none")
+        check_dual_clip(self.dual_clip)
 
     def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """The clipped loss of each token [n], with a gradient above the upper bound; sums of `clip/*`."""
@@ -36,8 +34,5 @@ class AEPOClip:
         inside = torch.where(ratio > 1 + self.clip_high, at_bound, ratio.clamp(min=1 - self.clip_low))
         loss = -torch.minimum(ratio * a, inside * a)
         metrics = clip_counts(ratio.detach(), a, self.clip_low, self.clip_high)
-        if self.dual_clip:
-            bound = -self.dual_clip * a
-            metrics["clip/dual"] = ((a < 0) & (loss.detach() > bound)).sum()
-            loss = torch.where(a < 0, torch.minimum(loss, bound), loss)
-        return loss, metrics
+        loss, cut = dual_clipped(loss, a, self.dual_clip)
+        return loss, {**metrics, **cut}

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from solostream.errors import UserError
-from solostream.training.losses.tokens import Rate, Tokens
+from solostream.training.losses.tokens import Rate, Tokens, check_dual_clip, dual_clipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +27,7 @@ class DCPO:
     dual_clip: Rate = 10.0
 
     def __post_init__(self) -> None:
-        if self.dual_clip and self.dual_clip <= 1:
-            raise UserError(f"dual_clip = {self.dual_clip:g} would cut on-policy tokens: above 1, or 0 for none")
+        check_dual_clip(self.dual_clip)
 
     def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """The clipped loss of each token [n]; sums of `clip/*`."""
@@ -40,11 +38,8 @@ class DCPO:
             "clip/low": ((ratio < low) & (a < 0)).sum(),
             "clip/high": ((ratio > high) & (a > 0)).sum(),
         }
-        if self.dual_clip:
-            bound = -self.dual_clip * a
-            metrics["clip/dual"] = ((a < 0) & (loss.detach() > bound)).sum()
-            loss = torch.where(a < 0, torch.minimum(loss, bound), loss)
-        return loss, metrics
+        loss, cut = dual_clipped(loss, a, self.dual_clip)
+        return loss, {**metrics, **cut}
 
     def bounds(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Old probabilities [n] -> (least, largest ratio) [n]."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
+
+from solostream.errors import UserError
 
 Rate = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -46,3 +49,18 @@ def clip_counts(ratio: Tensor, advantage: Tensor, low: float, high: float) -> di
         "clip/low": ((ratio < 1 - low) & (advantage < 0)).sum(),
         "clip/high": ((ratio > 1 + high) & (advantage > 0)).sum(),
     }
+
+
+def check_dual_clip(dual_clip: float) -> None:
+    """Raises UserError for a bound that would cut tokens of the policy itself; 0 is none."""
+    if dual_clip and dual_clip <= 1:
+        raise UserError(f"dual_clip = {dual_clip:g} would cut on-policy tokens: above 1, or 0 for none")
+
+
+def dual_clipped(loss: Tensor, advantage: Tensor, dual_clip: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of each token [n], at most dual_clip·|A| where A < 0 (0: as it is), and how many that cut."""
+    if not dual_clip:
+        return loss, {}
+    bound = -dual_clip * advantage
+    cut = ((advantage < 0) & (loss.detach() > bound)).sum()
+    return torch.where(advantage < 0, torch.minimum(loss, bound), loss), {"clip/dual": cut}
