@@ -1,6 +1,7 @@
 """Which single stream is the better one: the protocol of docs/evidence.md, on a table policy and on a small model.
 
-    python benchmarks/evidence.py [--quick] [--stage noise table probes model report] [--processes N] [--out FOLDER]
+    python benchmarks/evidence.py [--quick | --short] [--stage noise table probes model report]
+                                  [--methods NAME …] [--processes N] [--out FOLDER]
 
 Every cell is a line of FOLDER/cells.jsonl: a killed run goes on, and what is there is not computed again.
 """
@@ -32,6 +33,15 @@ NOISE_SEEDS = 3
 RATES = (0.03, 0.1, 0.3, 1.0)  # of the table's logits
 
 
+TINY = (
+    "cold_start.phases=[{steps=60, mix={early=0.7, late=0.3}}]",
+    "cold_start.batch=16",
+    "data.train=64",
+    "data.test=32",
+    "rollout.batch=32",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     """How much of the protocol is done."""
@@ -41,9 +51,18 @@ class Size:
     rates: tuple[float, ...] = RATES
     model_seeds: int = 5
     model_steps: int = 24
+    model_rates: tuple[float, ...] = (1.25e-4, 2.5e-4, 5e-4, 1e-3)
+    model_tuning_seeds: tuple[int, ...] = TUNING_SEEDS
+    model_settings: tuple[str, ...] = ()
 
 
-QUICK = Size(seeds=4, rates=RATES[1:3], model_seeds=1, model_steps=6)
+SIZES = {
+    # shows that it runs
+    "quick": Size(2560, 4, RATES[1:3], 1, 6, (2.5e-4, 5e-4), TUNING_SEEDS[:1], TINY),
+    # whole cold starts and runs, but three seeds, two rates on one seed, and a pool that is visited twelve times
+    "short": Size(2560, 4, RATES[1:3], 3, 24, (5e-4, 1e-3), TUNING_SEEDS[:1], ("data.train=256", "data.test=200")),
+    "full": Size(),
+}
 
 
 def tune_and_play(out: Path, population: str, method: str, size: Size) -> None:
@@ -77,19 +96,21 @@ def table_noise(out: Path, population: str, names: list[str], seed: int) -> None
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="fewer seeds and learning rates, short model runs")
+    sizes = options.add_mutually_exclusive_group()
+    for name, what in {"quick": "shows that it runs", "short": "fewer seeds and rates, smaller pool"}.items():
+        sizes.add_argument(f"--{name}", dest="size", action="store_const", const=name, default="full", help=what)
     options.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
-    options.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    options.add_argument("--methods", nargs="+", metavar="NAME", help="default: all of a stage")
     options.add_argument("--processes", type=int, default=1)
     options.add_argument("--out", type=Path, default=ROOT / "runs/evidence")
     a = options.parse_args(arguments)
-    out, size = a.out.resolve() / ("quick" if a.quick else "full"), QUICK if a.quick else Size()
+    out, size = a.out.resolve() / a.size, SIZES[a.size]
     with ProcessPoolExecutor(a.processes) as pool:
         work = []
         if "table" in a.stage:
-            work += [pool.submit(tune_and_play, out, p, m, size) for m in a.methods for p in POPULATIONS]
+            work += [pool.submit(tune_and_play, out, p, m, size) for m in a.methods or METHODS for p in POPULATIONS]
         if "noise" in a.stage:
-            names = list(dict.fromkeys(["batch", *a.methods]))  # what the others are compared with
+            names = list(dict.fromkeys(["batch", *(a.methods or METHODS)]))  # what the others are compared with
             work += [pool.submit(table_noise, out, p, names, seed) for seed in range(NOISE_SEEDS) for p in POPULATIONS]
         for done in work:
             done.result()
@@ -99,9 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"\n### What a baseline can be worth, {population}\n", *probes.table(Cells(out), population), sep="\n"
             )
     if "model" in a.stage:
-        from evidence_parts.model import tune_and_run
+        from evidence_parts.model import MODEL_METHODS, Plan, tune_and_run
 
-        tune_and_run(out, seeds=size.model_seeds, steps=size.model_steps, quick=a.quick)
+        methods = a.methods or list(MODEL_METHODS)
+        rates, tuning = size.model_rates, size.model_tuning_seeds
+        plan = Plan(out, methods, rates, tuning, size.model_seeds, size.model_steps, size.model_settings)
+        tune_and_run(plan, a.processes)
     if "report" in a.stage:
         text = report.write(Cells(out))
         (out / "evidence.md").write_text(text, encoding="utf-8")

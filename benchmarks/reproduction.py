@@ -184,7 +184,7 @@ def is_done(folder: Path, wanted: config.Config, what: str) -> bool:
     """Whether the folder has the finished run. Raises UserError when it was made with other settings."""
     if not (folder / "config.toml").exists():
         return False
-    made = config.load(folder / "config.toml")
+    made, wanted = config.load(folder / "config.toml"), wanted.completed()  # a folder keeps what is in force
     if (made.resume_fingerprint(), made.run.steps, made.eval) != (
         wanted.resume_fingerprint(),
         wanted.run.steps,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,14 @@ from .statistics import area
 from .tuning import best_rate
 
 ROOT = Path(__file__).parents[2]
-TUNING_SEEDS = (100, 101)
-RATES = (1.25e-4, 2.5e-4, 5e-4, 1e-3)
 EVERY = 4  # steps between evaluations
 ASPO = ('algorithm.stages=["aspo"]', "algorithm.aspo.delta=-2.0", "algorithm.aspo.k=0.7")
 SHAPING = "algorithm.advantage=evidence_parts.shaping:PaperShaping"
-BASELINES = ("none", "batch", "rloo", "grpo", "dr_grpo", "opo", "spo", "spo_pp")
+SHIPPED = ("algorithm.advantage=spo", "algorithm.tracker.start_samples=1", 'algorithm.spo.measure="token"')
 MODEL_METHODS: dict[str, Sequence[str]] = {
-    **{name: METHODS[name].settings for name in (*BASELINES, "ours")},
+    **{name: METHODS[name].settings for name in ("none", "batch", "rloo", "grpo", "dr_grpo", "opo", "spo", "spo_pp")},
+    "quickstart": SHIPPED,
+    **{name: METHODS[name].settings for name in ("ours", "ours_negative")},
     "ours + ASPO": (*ours(), *ASPO),
     "GRPO + ASPO": (*METHODS["grpo"].settings, *ASPO, "algorithm.aspo.compare=group"),
     "GRPO + reward shaping": (SHAPING, "algorithm.group_size=8"),
@@ -42,13 +44,6 @@ POPULATIONS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         ("data.kinds=[]", "data.levels=[1, 2, 3]", 'env.options.reward="evidence_parts.model:pays"'),
     ),
 }
-TINY = (
-    "cold_start.phases=[{steps=60, mix={early=0.7, late=0.3}}]",
-    "cold_start.batch=16",
-    "data.train=64",
-    "data.test=32",
-    "rollout.batch=32",
-)
 
 
 async def pays(episode: Episode) -> Score:
@@ -59,14 +54,14 @@ async def pays(episode: Episode) -> Score:
 
 @dataclass(frozen=True, slots=True)
 class ModelRuns:
-    """Runs of one output folder; `quick`: a cold start and a pool that only show that it runs."""
+    """Runs of one output folder; `settings`: what a smaller size of the protocol changes in all of them."""
 
     out: Path
-    quick: bool
+    settings: Sequence[str]
 
     def _configure(self, population: str, seed: int, settings: Sequence[str]) -> config.Config:
         where = (f"run.root={json.dumps(str(self.out))}", f"run.seed={seed}", f"eval.every={EVERY}")
-        given = (*PROTOCOL, "eval.greedy=true", *(TINY if self.quick else ()), *where, *settings)
+        given = (*PROTOCOL, "eval.greedy=true", *self.settings, *where, *settings)
         return config.load(ROOT / "configs/recipes/quickstart.toml", [s for s in given if s])
 
     def cold_start(self, population: str, seed: int) -> Path:
@@ -111,25 +106,49 @@ def _curve(folder: Path, starts: int, batch: int) -> dict[str, Any]:
     }
 
 
-def tune_and_run(out: Path, *, seeds: int, steps: int, quick: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of the model stage is done."""
+
+    out: Path
+    methods: Sequence[str]
+    rates: Sequence[float]
+    tuning_seeds: Sequence[int]
+    seeds: int
+    steps: int
+    settings: Sequence[str]
+
+
+def tune_and_run(plan: Plan, processes: int) -> None:
     """All cells; seed by seed at the end, so that what an interruption leaves are whole comparisons."""
-    cells, runs = Cells(out), ModelRuns(out / "runs", quick)
+    chosen = [(population, method) for population in POPULATIONS for method in plan.methods]
+    seeds = (*plan.tuning_seeds, *range(plan.seeds))
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
 
-    def found(population: str, method: str, rate: float, seed: int, n: int) -> dict[str, Any]:
-        key = ("model", population, method, rate, seed, n)
-        return cells.get(key, lambda: runs.run(population, method, rate, seed, n))
+        def every(work: Callable[..., Any], cells: Iterable[Sequence[Any]]) -> list[Any]:
+            return [done.result() for done in [pool.submit(work, plan, *cell) for cell in cells]]
 
-    def tuned(population: str, method: str) -> float:
-        def score(rate: float, seed: int, share: float) -> float:
-            n = max(round(steps * share), 1)
-            one = found(population, method, rate, seed, n)
-            return area(list(zip(one["episodes"], one["sampled"], strict=True)), one["episodes"][-1])
+        every(_cold_start, [(population, seed) for seed in seeds for population in POPULATIONS])
+        rates = every(_tuned, chosen)
+        best = list(zip(chosen, rates, strict=True))
+        every(_found, [(*cell, rate, seed) for seed in range(plan.seeds) for cell, rate in best])
 
-        rates = RATES[1:3] if quick else RATES
-        key = ("model rate", population, method, list(rates), steps)
-        return cells.get(key, lambda: best_rate(score, rates, TUNING_SEEDS[: 1 if quick else 2]))
 
-    best = {(p, m): tuned(p, m) for p in POPULATIONS for m in MODEL_METHODS}
-    for seed in range(seeds):
-        for (population, method), rate in best.items():
-            found(population, method, rate, seed, steps)
+def _cold_start(plan: Plan, population: str, seed: int) -> None:
+    ModelRuns(plan.out / "runs", plan.settings).cold_start(population, seed)
+
+
+def _found(plan: Plan, population: str, method: str, rate: float, seed: int, steps: int = 0) -> dict[str, Any]:
+    steps = steps or plan.steps
+    runs = ModelRuns(plan.out / "runs", plan.settings)
+    key = ("model", population, method, rate, seed, steps)
+    return Cells(plan.out).get(key, lambda: runs.run(population, method, rate, seed, steps))
+
+
+def _tuned(plan: Plan, population: str, method: str) -> float:
+    def score(rate: float, seed: int, share: float) -> float:
+        one = _found(plan, population, method, rate, seed, max(round(plan.steps * share), 1))
+        return area(list(zip(one["episodes"], one["sampled"], strict=True)), one["episodes"][-1])
+
+    key = ("model rate", population, method, list(plan.rates), plan.steps)
+    return Cells(plan.out).get(key, lambda: best_rate(score, plan.rates, plan.tuning_seeds))
