@@ -43,7 +43,15 @@ class Learning:
     @property
     def described(self) -> str:
         """What trains, in a line."""
-        return describe(self._parts.model.device) if self.ranks is None else self.ranks.described
+        if self.ranks is not None:
+            return self.ranks.described
+        said = describe(self._parts.model.device)
+        if self._parts.masters is not None:
+            return f"{said}, the optimizer on the host"
+        idle = self._config.learner.offload_optimizer
+        return (
+            f"{said}; learner.offload_optimizer has nothing to move here: the optimizer is on the CPU" if idle else said
+        )
 
     async def through(self, work: Callable[[], Awaitable[T]], back: Callable[[RankLost], int]) -> T:
         """What `work` returns, which is begun anew when ranks are lost: from a step that `back` has gone back to."""
@@ -65,7 +73,8 @@ class Learning:
     def begin(self, phase: str) -> Learns:
         """A learner for the phase "cold_start" or "rl", on the model as it is now."""
         if self.ranks is None:
-            return learner_of(self._config, phase, self._parts.model, self._loss, self._folder)
+            p = self._parts
+            return learner_of(self._config, phase, p.model, self._loss, self._folder, masters=p.masters)
         self.ranks.begin(phase)
         return self.ranks
 

@@ -18,6 +18,7 @@ from solostream.training.cluster.rank_sharding import whole_tensors
 from solostream.training.config import Config
 from solostream.training.learner.device import device_of
 from solostream.training.learner.learner import Learner
+from solostream.training.learner.optimizer.on_host import HostMasters
 from solostream.training.learner.packing import MaskedTokens
 from solostream.training.learner.state import write_model
 from solostream.training.learner.supervised import sft_loss, sft_step
@@ -109,10 +110,18 @@ class RankWorker:
         return device_of(self._config.model.device)
 
 
-def learner_of(config: Config, phase: str, model: Any, loss: Loss, dump_dir: Path, group: RankGroup = ALONE) -> Learner:
+def learner_of(
+    config: Config,
+    phase: str,
+    model: Any,
+    loss: Loss,
+    dump_dir: Path,
+    group: RankGroup = ALONE,
+    masters: HostMasters | None = None,
+) -> Learner:
     """The learner of the cold start ("cold_start"), or of reinforcement ("rl"); each rank of a group makes its own."""
     if phase == "cold_start":
-        return Learner(model, config.cold_start.learner, dump_dir=dump_dir, group=group)
+        return Learner(model, config.cold_start.learner, dump_dir=dump_dir, group=group, masters=masters)
     return Learner(
         model,
         config.learner,
@@ -121,4 +130,5 @@ def learner_of(config: Config, phase: str, model: Any, loss: Loss, dump_dir: Pat
         seed=config.run.seed,
         dump_dir=dump_dir,
         group=group,
+        masters=masters,
     )

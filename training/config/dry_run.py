@@ -13,8 +13,10 @@ from solostream.training.config.memory import (
     SHARE,
     Shape,
     available,
+    host_memory,
     memory,
     moments,
+    offloads,
     peak,
     remedies,
     shape_of,
@@ -78,6 +80,7 @@ def refuse_too_large(config: Config, device: str) -> None:
     """Raises UserError, with what would fit, where what must lie in memory at all times is more than the device has."""
     shape = shape_of(config)
     kind = device.partition(":")[0]
+    _refuse_on_host(config, shape, kind)
     free, total = available(device)
 
     beside = config.rollout.colocate == "beside" and colocation.takes_the_rest(config)
@@ -91,6 +94,15 @@ def refuse_too_large(config: Config, device: str) -> None:
         raise UserError(
             f"{config.model.path} does not fit on {device}: weights, gradients, optimizer, {what}and sampler take "
             f"{_bytes(resting(config))} of {_bytes(total)}; {_would(remedies(config, resting, free))}"
+        )
+
+
+def _refuse_on_host(config: Config, shape: Shape, kind: str) -> None:
+    wanted, total = sum(host_memory(config, shape).values()), available("cpu")[1]
+    if offloads(config, kind) and wanted > total:
+        raise UserError(
+            f"learner.offload_optimizer: masters, moments and gradients of {config.model.path} take {_bytes(wanted)}, "
+            f"and the CPU's memory is {_bytes(total)}: take adapters (learner.lora), or a smaller model"
         )
 
 
@@ -135,14 +147,29 @@ def _memory_rows(config: Config, p: Plan, device: str, free: int, total: int) ->
 
     needed = need(config)
     listed = ", ".join(f"{name} {_bytes(size)}" for name, size in p.memory.items())
+    beside = _host_rows(config, p.shape, kind)
     if not total:
-        return [(f"memory {device}", listed), ("", f"≤ {_bytes(needed)}; there is no {device} here to compare with")]
+        said = f"≤ {_bytes(needed)}; there is no {device} here to compare with"
+        return [(f"memory {device}", listed), ("", said), *beside]
     rest = ", and vLLM takes the rest" if SHARE in p.memory and colocation.takes_the_rest(config) else ""
     verdict = f"fits{rest}" if needed <= free else f"does not fit: {_would(remedies(config, need, free))}"
     return [
         (f"memory {device}", listed),
         ("", f"≤ {_bytes(needed)} of {_bytes(free)} free ({_bytes(total)} in all): {verdict}"),
+        *beside,
     ]
+
+
+def _host_rows(config: Config, shape: Shape, kind: str) -> list[tuple[str, str]]:
+    """What an optimizer on the host takes there."""
+    if not offloads(config, kind):
+        idle = config.learner.offload_optimizer
+        return [("", "learner.offload_optimizer has nothing to move here: the optimizer is on the CPU")] if idle else []
+    parts, (free, _) = host_memory(config, shape), available("cpu")
+    needed = sum(parts.values())
+    verdict = "fits" if needed <= free else "does not fit: take adapters (learner.lora), or a smaller model"
+    listed = ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items())
+    return [("memory cpu", listed), ("", f"≤ {_bytes(needed)} of {_bytes(free)} free: {verdict}")]
 
 
 def _processes(config: Config) -> list[tuple[str, str]]:

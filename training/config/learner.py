@@ -45,6 +45,8 @@ class LearnerConfig(Section):
     weight_decay: Rate = 0.0  # of matrices and embeddings
     masters: Literal["float32", "bfloat16"] = "float32"  # what is trained; bfloat16 is rounded at random (torchao)
     moments: Literal["full", "8bit"] = "full"  # of AdamW: as large as the masters, or 8 bits each (torchao)
+    # masters, moments and gradients in the CPU's memory, where the step is taken; on the GPU a copy in `dtype`
+    offload_optimizer: bool = False
     grad_clip: Rate = 1.0  # largest gradient norm; 0: no limit
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the learning rates, after the warm-up
     warmup_steps: Count = 0  # optimizer steps of linear growth
@@ -91,6 +93,11 @@ class LearnerConfig(Section):
             raise ValueError(
                 'masters = "bfloat16" is of weights trained whole and computed in bfloat16: no lora, no dtype'
             )
+        if self.offload_optimizer and (self.lora or self.optimizer != "adamw"):
+            why = "adapters have a small optimizer" if self.lora else "Muon's products are for a GPU"
+            raise ValueError(f"offload_optimizer is for AdamW on all weights: {why}; leave it out")
+        if self.offload_optimizer and (self.masters != "float32" or self.moments != "full"):
+            raise ValueError("offload_optimizer keeps masters and moments in float32: leave masters and moments out")
         registry.find("loss", self.loss)
         if self.entropy_band is not None and self.entropy_coef <= 0:
             raise ValueError("entropy_band smooths the entropy bonus: set entropy_coef above 0, for example 0.001")

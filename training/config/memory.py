@@ -112,13 +112,13 @@ def memory(config: Config, shape: Shape, in_flight: int, context: int, device: s
     """
     c, m = config.learner, config.model
     stored = 2 if m.dtype == "bfloat16" else 4
-    half = "bfloat16" in (c.dtype, c.masters) or (c.dtype == "auto" and device == "cuda")
+    half, offloaded = _computes_in_half(c, device), offloads(config, device)
     trained = shape.adapters(c) or shape.parameters
     rows = min(c.max_tokens_per_batch, config.rollout.batch * context)
     logits = LOGITS * 4 * min(c.logits_chunk, rows) * shape.vocabulary
     embedding = 4 * shape.vocabulary * shape.hidden if not c.lora else 0
     kept = shape.activations(c) * (HALF if half else 1) * (COMPILED if half and c.compile else 1)
-    master = 2 if c.masters == "bfloat16" else 4
+    master = 2 if c.masters == "bfloat16" or (offloaded and half) else 4
     parts = {
         "program": PROGRAM[device],
         "base": shape.parameters * stored if c.lora else 0,
@@ -126,8 +126,9 @@ def memory(config: Config, shape: Shape, in_flight: int, context: int, device: s
         "half copy": 2 * shape.parameters
         if half and master == 4
         else 0,  # autocast casts each weight once a micro-batch
-        "gradients": master * trained,
-        "optimizer": moments(c) * trained,
+        # Moved to the host one by one, the largest of them is the embedding's.
+        "gradients": master * (shape.vocabulary * shape.hidden if offloaded else trained),
+        "optimizer": 0 if offloaded else moments(c) * trained,
         "reference": master * trained if c.kl_coef else 0,
         "activations": round(rows * kept),
         # The head's gradient stands beside its logits, then the embedding's beside it where the two are tied.
@@ -138,6 +139,21 @@ def memory(config: Config, shape: Shape, in_flight: int, context: int, device: s
     else:
         parts |= _sampler(config, shape, in_flight, context, device)
     return {name: size for name, size in parts.items() if size}
+
+
+def offloads(config: Config, device: str) -> bool:
+    """Whether the optimizer lies apart from what computes; on a CPU it is there already. device: "cpu" or "cuda"."""
+    return config.learner.offload_optimizer and device != "cpu"
+
+
+def _computes_in_half(c: LearnerConfig, device: str) -> bool:
+    return "bfloat16" in (c.dtype, c.masters) or (c.dtype == "auto" and device == "cuda")
+
+
+def host_memory(config: Config, shape: Shape) -> dict[str, int]:
+    """Part -> bytes in the CPU's memory, where the optimizer is there and the model is not."""
+    sizes = {"program": PROGRAM["cpu"], "masters": 4 * shape.parameters, "gradients": 4 * shape.parameters}
+    return {**sizes, "optimizer": moments(config.learner) * shape.parameters}
 
 
 def peak(config: Config, parts: dict[str, int]) -> int:
@@ -185,8 +201,10 @@ def _sampler(config: Config, shape: Shape, in_flight: int, context: int, device:
     if engine != "hf":
         return {}
     lean = shape.kind in LEAN_KINDS and shape.parameters <= LEAN
-    learned = stored if config.learner.lora else 2 if config.learner.masters == "bfloat16" else 4
-    steps = config.learner.num_mini_batches * config.learner.epochs
+    c = config.learner
+    half = c.masters == "bfloat16" or (offloads(config, device) and _computes_in_half(c, device))
+    learned = stored if c.lora else 2 if half else 4
+    steps = c.num_mini_batches * c.epochs
     second = sampled != learned or (config.rollout.mode == "async" and steps > 1)
     columns = min(FIRST_COLUMNS, context + 1) if config.rollout.mode == "async" else context + 1
     while columns <= context:
@@ -228,15 +246,25 @@ def remedies(config: Config, need: Any, free: int) -> list[str]:
     changes: dict[str, dict[str, Any]] = {
         f"learner.max_tokens_per_batch = {fewer}": {"max_tokens_per_batch": fewer, "logits_chunk": fewer},
         "learner.gradient_checkpointing = true": {"gradient_checkpointing": True},
-        "learner.lora = { rank = 16 } with model.dtype = bfloat16": {"lora": c.lora or LoraConfig()},
     }
+    elsewhere = {"learner.offload_optimizer = true": {"offload_optimizer": True}} if _can_offload(config) else {}
+    adapters = {"learner.lora = { rank = 16 } with model.dtype = bfloat16": {"lora": c.lora or LoraConfig()}}
 
     def changed(*chosen: dict[str, Any]) -> Config:
         learner = c.model_copy(update={key: value for one in chosen for key, value in one.items()})
         dtype = "bfloat16" if learner.lora else config.model.dtype
         return config.model_copy(update={"learner": learner, "model": config.model.model_copy(update={"dtype": dtype})})
 
-    alone = [name for name, change in changes.items() if need(changed(change)) <= free]
+    alone = [name for name, change in {**changes, **elsewhere, **adapters}.items() if need(changed(change)) <= free]
     if alone:
         return alone
-    return [" and ".join(changes)] if need(changed(*changes.values())) <= free else []
+    together = [
+        {**changes, **last} for last in (elsewhere, adapters) if last
+    ]  # never both: adapters have no use for it
+    return [" and ".join(chosen) for chosen in together if need(changed(*chosen.values())) <= free]
+
+
+def _can_offload(config: Config) -> bool:
+    c = config.learner
+    plain = c.optimizer == "adamw" and c.masters == "float32" and c.moments == "full"
+    return plain and c.lora is None and config.cluster.learners == 1

@@ -297,6 +297,14 @@ class Config(Section):
         _check_parts(self)
         if self.cluster.learners > 1 and (self.learner.masters == "bfloat16" or self.learner.moments == "8bit"):
             raise ValueError("learner.masters and learner.moments are for one learner: several share float32 out")
+        begun = bool(self.cold_start.phases or self.cold_start.data)
+        if begun and self.learner.offload_optimizer != self.cold_start.learner.offload_optimizer:
+            raise ValueError(
+                "both phases train the same masters: set learner.offload_optimizer and "
+                "cold_start.learner.offload_optimizer alike (AdamW in both)"
+            )
+        if self.cluster.learners > 1 and self.learner.offload_optimizer:
+            raise ValueError("learner.offload_optimizer is for one learner: several share the optimizer out")
         if self.learner.imitation is not None and self.cold_start.data is None:
             raise ValueError("learner.imitation imitates the traces of cold_start.data: set it, too")
         on_policy = self.rollout.mode == "sync" or self.learner.decoupled
@@ -321,7 +329,7 @@ class Config(Section):
             del tree[beside]
         del tree["rollout"]["colocate"]  # where they are computed, not what
         for learner in (tree["learner"], tree["cold_start"]["learner"]):
-            for cut in ("max_tokens_per_batch", "logits_chunk", "gradient_checkpointing"):
+            for cut in ("max_tokens_per_batch", "logits_chunk", "gradient_checkpointing", "offload_optimizer"):
                 del learner[cut]
         return tree
 

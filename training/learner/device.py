@@ -77,6 +77,12 @@ def _on(device: torch.device, dtype: str, setting: str) -> torch.dtype:
     return DTYPES[dtype]
 
 
+def cast(model: Any, dtype: torch.dtype) -> None:
+    """The parameters alone, in place: rounded to half precision, rotary frequencies would move far positions."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 def compile_layers(model: Any) -> None:
     """Compile the decoder layers of `model` in place. Raises UserError where there is no list of layers."""
     layers = decoder_layers(model)

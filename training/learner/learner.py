@@ -29,12 +29,13 @@ from solostream.training.cluster.rank_sharding import base_of, frozen_copy, shar
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import lora
 from solostream.training.learner.corrections import kept
-from solostream.training.learner.device import DTYPES, compile_layers, compute_dtype
+from solostream.training.learner.device import DTYPES, cast, compile_layers, compute_dtype
 from solostream.training.learner.guards import check_advantages, memory_advice, refuse
 from solostream.training.learner.logprobs import LogprobComputer
 from solostream.training.learner.mfu import peak_of, shape_of, throughput
 from solostream.training.learner.objective import objective
 from solostream.training.learner.optimizer import Optimizer
+from solostream.training.learner.optimizer.on_host import HostMasters
 from solostream.training.learner.packing import MaskedTokens, PackedBatch, Piece, idle, pack, pieces_of, plan
 from solostream.training.learner.state import load_state, read_state, state_of, write_model, write_state
 from solostream.training.learner.terms.entropy_band import EntropyBand
@@ -53,8 +54,8 @@ class Learner:
     loss: default the one that `config.loss` names, with its default options. temperature: of the sampler, whose logits
     are divided by it before the softmax. seed: of the order of mini-batches and of what is drawn from a batch.
     dump_dir: where a batch that cannot be trained on is written. group: the ranks that share the model out among them;
-    each calls every method, with the same arguments, and gets the same numbers. Raises UserError when the model cannot
-    be packed, or not be shared out.
+    each calls every method, with the same arguments, and gets the same numbers. masters: of the model, where they are
+    on the host. Raises UserError when the model cannot be packed, or not be shared out.
     """
 
     def __init__(
@@ -67,17 +68,20 @@ class Learner:
         seed: int = 0,
         dump_dir: Path = Path(),
         group: RankGroup = ALONE,
+        masters: HostMasters | None = None,
     ) -> None:
-        self.config, self.group = config, group
+        self.config, self.group, self._masters = config, group, masters
         self.temperature = temperature
         self.seed = seed
         self.dump_dir = dump_dir
         self.loss: Loss = registry.make("loss", config.loss) if loss is None else loss
 
         # What is trained is float32: a step of 1e-6 is lost on bfloat16 weights that are rounded to the nearest (the
-        # setting `masters` rounds otherwise). Adapters are float32 by themselves,
-        # and the base under them may stay as small as it is.
-        self.model: Any = lora.wrap(model, config.lora) if config.lora else model.to(DTYPES[config.masters])
+        # setting `masters` rounds otherwise). Adapters are float32 by themselves, and the base under them may stay as
+        # small as it is; so may the copy that masters on the host have left here.
+        if masters is None and config.lora is None:
+            cast(model, DTYPES[config.masters])
+        self.model: Any = lora.wrap(model, config.lora)
         # A ratio of two policies has no room for a random one: dropout is off, in training too.
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
@@ -96,7 +100,7 @@ class Learner:
         # The forward pass, and the steps that follow from it.
         shard(self.model, group)
         self.scorer = self._scorer(self.model)
-        self.optimizer = Optimizer(self.model, config)
+        self.optimizer = Optimizer(self.model, config, masters)
 
         # A sampler in this process may read these very parameters: a step is taken while nobody reads.
         self._live = LiveWeights(self.scorer.model)
@@ -228,7 +232,9 @@ class Learner:
 
         on: the base's folder; then the adapters alone are in `adapter/`, which peft loads on top of it.
         """
-        write_model(self.scorer.model, self._live, folder, self.group)
+        # What computes may be rounded, the masters on the host are not.
+        exact = self._live if self._masters is None else {**self._live, **self._masters.named}
+        write_model(self.scorer.model, exact, folder, self.group)
         write_state(self.state_dict(weights=weights, base=base), folder, self.group)
         if self.config.lora and on is not None:
             adapters = whole_tensors(self.optimizer.named, self.group)
@@ -278,9 +284,7 @@ class Learner:
         for packed in packs:
             self._accumulate(update, step, packed)
         if update.imitation is not None:
-            own = np.random.default_rng(
-                (self.seed, self.step, self.group.rank)
-            )  # `update.rng` is the same at all ranks
+            own = np.random.default_rng((self.seed, self.step, self.group.rank))  # `update.rng` is that of all ranks
             update.imitation.backward(self.packs(update.imitation.sequences), self.scorer, own)
 
         # The last look before the weights change.

@@ -28,9 +28,9 @@ def state_of(
     state: dict[str, Any] = {"optimizer": optimizer.state_dict()}
     # A model that is trained whole lies in the checkpoint as a folder that transformers loads: not twice.
     if weights or adapters:
-        state["model"] = _parameters(model, trained=True)
+        state["model"] = _detached(optimizer)
     if base and adapters:
-        state["base"] = _parameters(model, trained=False)
+        state["base"] = _frozen(model)
     if reference is not None:
         # Under adapters it shares the base.
         state["reference"] = {n: p for n, p in reference.named_parameters() if not adapters or ".lora_" in n}
@@ -43,11 +43,12 @@ def load_state(
 ) -> None:
     """In place. Raises UserError when the state is of another model or another configuration."""
     if "model" in state:
-        _copy(state["model"], _parameters(model, trained=True))
+        _copy(state["model"], _detached(optimizer))
+        optimizer.publish()
     elif adapters:
         raise UserError("the checkpoint has no adapters: resume with the learner.lora that it was written with")
     if "base" in state:
-        _copy(state["base"], _parameters(model, trained=False))
+        _copy(state["base"], _frozen(model))
     if reference is not None:
         if "reference" not in state:
             raise UserError("the checkpoint has no KL reference; resume with the kl_coef it was written with")
@@ -56,9 +57,14 @@ def load_state(
     optimizer.load_state_dict(state["optimizer"])
 
 
-def _parameters(model: nn.Module, *, trained: bool) -> dict[str, Tensor]:
-    """The trained parameters, or the frozen ones; each shares its memory with the model."""
-    return {name: tensor.detach() for name, tensor in model.named_parameters() if tensor.requires_grad == trained}
+def _detached(optimizer: Optimizer) -> dict[str, Tensor]:
+    """What is trained; each shares its memory with what is stepped."""
+    return {name: tensor.detach() for name, tensor in optimizer.named.items()}
+
+
+def _frozen(model: nn.Module) -> dict[str, Tensor]:
+    """What is not trained; each shares its memory with the model."""
+    return {name: tensor.detach() for name, tensor in model.named_parameters() if not tensor.requires_grad}
 
 
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:

@@ -90,15 +90,16 @@ def load_model(
     *,
     adapters: bool = False,
     shape_only: bool = False,
+    on_host: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, on its device, and the tokenizer that `config` names.
 
     `corpus` and `seed` serve only a model that is built. adapters: see `load_weights`. shape_only: on torch's device
-    "meta", without weights; what is built is always whole.
+    "meta", without weights; what is built is always whole. on_host: in the CPU's memory, whatever the device.
 
     Raises UserError when the path is no model, or its tokenizer has no chat template.
     """
-    device = device_of(config.device)
+    device = torch.device("cpu") if on_host else device_of(config.device)
     if config.path == "build":
         built = build_tokenizer(corpus, config.build.vocabulary)
         return build_model(config.build, built, seed).to(device), built  # type: ignore[arg-type]

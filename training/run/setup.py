@@ -29,8 +29,10 @@ from solostream.training.advantages.base import Advantage
 from solostream.training.cluster.rank_sharding import refuse_unshardable
 from solostream.training.config import Config, colocation
 from solostream.training.config.dry_run import refuse_too_large, shared_device
-from solostream.training.learner.device import device_of, sampler_dtype
+from solostream.training.config.memory import offloads
+from solostream.training.learner.device import compute_dtype, device_of, sampler_dtype
 from solostream.training.learner.optimizer import low_memory
+from solostream.training.learner.optimizer.on_host import HostMasters
 from solostream.training.learner.streaming import check_in_parts
 from solostream.training.losses import Loss
 from solostream.training.rollouts.samplers.inner import sampler_of_run
@@ -46,7 +48,10 @@ LONGEST = 32  # prompts (in characters) of which the longest in tokens sizes the
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """`model` (of transformers) is the one that learns; `max_tokens` bounds a ledger, prompt included."""
+    """`model` (of transformers) is the one that learns; `max_tokens` bounds a ledger, prompt included.
+
+    masters: of the model, where the optimizer works on the host.
+    """
 
     train: Tasks
     test: Tasks
@@ -54,6 +59,7 @@ class Components:
     tokenizer: Any
     chat: Chat
     max_tokens: int
+    masters: HostMasters | None = None
 
 
 def build(
@@ -70,16 +76,20 @@ def build(
     """
     found = base or source
     where = config.model.model_copy(update={"path": str(found)}) if found else config.model
-    colocation.check_device(config, str(device_of(config.model.device)))
+    device = device_of(config.model.device)
+    colocation.check_device(config, str(device))
     if config.cluster.learners == 1:  # the plan of memory knows one device
-        refuse_too_large(config, str(device_of(config.model.device)))
+        refuse_too_large(config, str(device))
+    offload = offloads(config, device.type)
     model, tokenizer = load_model(
         where,
         _corpus([*sft_batches, *train]),
         config.run.seed,
         adapters=only_adapters(config),
         shape_only=config.cluster.learners > 1,
+        on_host=offload,
     )
+    masters = HostMasters(model, device, compute_dtype(config.learner.dtype, device)) if offload else None
     if config.cluster.learners > 1:
         refuse_unshardable(model)
     chat = _chat(config, tokenizer, source)
@@ -91,7 +101,7 @@ def build(
             f"env.episode_tokens = {config.env.episode_tokens} and a prompt of {prompt} tokens exceed the model's "
             f"context of {context}: lower episode_tokens to {max(context - prompt, 0)} or less"
         )
-    return Components(train, test, model, tokenizer, chat, prompt + config.env.episode_tokens)
+    return Components(train, test, model, tokenizer, chat, prompt + config.env.episode_tokens, masters)
 
 
 def only_adapters(config: Config) -> bool:

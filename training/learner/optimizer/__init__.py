@@ -14,6 +14,7 @@ from solostream.training.cluster.rank_sharding import fill, whole
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.optimizer import low_memory
 from solostream.training.learner.optimizer.muon import Muon
+from solostream.training.learner.optimizer.on_host import HostMasters
 
 
 def factor(config: LearnerConfig, step: int) -> float:
@@ -29,14 +30,18 @@ def factor(config: LearnerConfig, step: int) -> float:
 
 
 class Optimizer:
-    """`step` counts the steps taken; the schedule is a function of it alone."""
+    """`step` counts the steps taken; the schedule is a function of it alone.
 
-    def __init__(self, model: nn.Module, config: LearnerConfig) -> None:
-        self.config = config
+    masters: of `model`, where they lie on the host; then they are what is stepped, clipped and saved.
+    """
+
+    def __init__(self, model: nn.Module, config: LearnerConfig, masters: HostMasters | None = None) -> None:
+        self.config, self._masters = config, masters
         self.step = 0
         self._small = config.masters == "bfloat16" or config.moments == "8bit"
         # A tied weight stands in the model twice, and is one parameter, under its first name.
-        self.named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.named: dict[str, Any] = trained if masters is None else masters.named
         self.parameters = list(self.named.values())
 
         # Muon's step is that of a linear map between activations; the rest (and all of it without Muon) is AdamW's.
@@ -91,8 +96,14 @@ class Optimizer:
                 group["lr"] = torch.as_tensor(now) if self._small else now  # torchao takes no other
             with low_memory.repeatable(self.step, self.parameters[0].device) if self._small else nullcontext():
                 part.step()
+        self.publish()
         self.step += 1
         self.zero()
+
+    def publish(self) -> None:
+        """What computes becomes what is stepped; they are one where the masters are not on the host."""
+        if self._masters is not None:
+            self._masters.publish()
 
     def zero(self) -> None:
         """Gradients are dropped, not filled with zeros: memory that the next forward pass can use."""

@@ -1,0 +1,54 @@
+"""The optimizer in the CPU's memory (ZeRO-Offload, arXiv 2101.06840, section 4): the device keeps a copy that computes.
+
+Masters, moments and the sum of the gradients are float32 on the host, where torch's own fused AdamW steps. Each
+gradient leaves the device as soon as the backward pass has it, so the device holds one at a time; after a step the
+copy is written anew. docs/decisions.md says why it is neither torchao's CPUOffloadOptimizer nor FSDP2's policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class HostMasters:
+    """Takes over the weights of `model`, which is float32 and on the host, and leaves a copy on `device` in `dtype`.
+
+    named: the masters, float32, under the names of the model's parameters. The parameters stay the same objects.
+    """
+
+    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
+        self.named: dict[str, Tensor] = {}
+        self._pairs: list[tuple[Tensor, nn.Parameter]] = []
+        for name, parameter in model.named_parameters():  # a tied weight once
+            master = nn.Parameter(parameter.data)
+            parameter.data = master.data.to(device, dtype, copy=True)
+            parameter.register_post_accumulate_grad_hook(_moves_to(master))
+            self.named[name] = master
+            self._pairs.append((master, parameter))
+        model.to(device)  # what is no parameter; positions keep their own precision
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """The masters of now become what computes."""
+        for master, parameter in self._pairs:
+            parameter.copy_(master, non_blocking=True)
+        if self._pairs and self._pairs[0][1].is_cuda:
+            torch.cuda.synchronize(self._pairs[0][1].device)  # the next step writes to the masters
+
+
+def _moves_to(master: Tensor) -> Callable[[Tensor], None]:
+    """Micro-batches add up on the host, in float32: halves would lose the small ones."""
+
+    def move(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        gradient, parameter.grad = parameter.grad.to("cpu", torch.float32), None
+        if master.grad is None:
+            master.grad = gradient
+        else:
+            master.grad.add_(gradient)
+
+    return move
