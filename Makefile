@@ -6,6 +6,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 ifdef TORCH_INDEX
 PIP += --extra-index-url $(TORCH_INDEX)
 endif
+WORKERS ?= 2
 SIZE := about 3 GB of packages where PyTorch comes with CUDA, 500 MB with its CPU build (make TORCH_INDEX=URL)
 
 .PHONY: quickstart test lint docs bench clean
@@ -26,7 +27,7 @@ quickstart: .venv/train
 	$(BIN)/solostream train quickstart
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: .venv/dev
 	$(BIN)/ruff check .
