@@ -27,10 +27,11 @@ class Feed:
     slots: Tensor | None
     n_keys: int
 
-    def mask(self) -> Tensor:
-        """(rows, 1, width, n_keys) bool: a token sees itself and what came before it in its slot."""
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """(rows, 1, width, n_keys), 0 or -inf: a token sees itself and what came before it in its slot."""
         keys = torch.arange(self.n_keys, device=self.positions.device)
-        return (keys <= self.positions[:, :, None])[:, None]
+        seen = keys <= self.positions[:, :, None]
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[:, None]
 
 
 def feed(

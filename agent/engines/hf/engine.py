@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 
 from solostream.agent.engine import EngineError, Generation, Sampling, Weights, check_prompt
 from solostream.agent.engines.hf.cache import SlotCache, feed
-from solostream.agent.engines.hf.forward import SMALL, forward_of, load_state
+from solostream.agent.engines.hf.forward import forward_of, load_state
+from solostream.agent.engines.hf.lean import SMALL
 from solostream.agent.engines.hf.prefill import FEED_TOKENS, passes
 from solostream.agent.engines.hf.sampling import sample, uniforms
 from solostream.agent.engines.live_weights import LiveWeights, version_a_token

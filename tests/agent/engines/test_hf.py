@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from solostream.agent.engine import Engine, EngineError, Sampling
-from solostream.agent.engines.hf import HFEngine
-from solostream.agent.engines.hf.forward import LeanForward, ModelForward
+from solostream.agent.engines.hf import HFEngine, lean
+from solostream.agent.engines.hf.forward import ModelForward
+from solostream.agent.engines.hf.lean import LeanForward
 from solostream.agent.engines.hf.sampling import _kept, sample, uniforms
 from solostream.errors import UserError
 
@@ -32,15 +33,18 @@ async def talk(engine: Engine, seed: int, turns: int = 3, **sampling: Any) -> tu
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
-@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize("decoder", ["lean, copies", "lean, in place", "the model's own"])
 async def test_logprobs_are_the_models(
-    family: str, lean: bool, make_model: Any, tokenizer: Any, reference: Any
+    family: str, decoder: str, make_model: Any, tokenizer: Any, reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """20 episodes over 6 slots: waiting, eviction, ragged prefill, kept caches, idle rows; every logprob to 1e-5."""
+    if decoder == "lean, in place":
+        monkeypatch.setattr(lean, "SMALL", 0)
     model = make_model(family)
     engine = HFEngine(model, tokenizer, slots=6, max_len=400)
     assert isinstance(engine._forward, LeanForward)
-    if not lean:
+    assert engine._forward.in_place == (decoder == "lean, in place")
+    if decoder == "the model's own":
         engine._forward = ModelForward(model)
     for ids, parts in await asyncio.gather(*(talk(engine, i, temperature=0.8) for i in range(20))):
         expected = reference[0](model, ids, 0.8)

@@ -22,7 +22,7 @@ from transformers import (
     Starcoder2Config,
 )
 
-from solostream.agent.engines.hf.forward import SMALL
+from solostream.agent.engines.hf.lean import SMALL
 from solostream.agent.trajectory_file import read_lines
 from solostream.cli.main import main
 from solostream.envs.data.arithmetic import generate

@@ -12,8 +12,9 @@ from tiny_ledgers import constant, trajectory
 from transformers import LlamaConfig, LlamaForCausalLM, Olmo2Config, Olmo2ForCausalLM, PreTrainedModel
 
 from solostream.agent.engine import Generation, Sampling
-from solostream.agent.engines.hf import HFEngine
-from solostream.agent.engines.hf.forward import LeanForward, ModelForward
+from solostream.agent.engines.hf import HFEngine, lean
+from solostream.agent.engines.hf.forward import ModelForward
+from solostream.agent.engines.hf.lean import LeanForward
 from solostream.agent.engines.live_weights import LiveWeights
 from solostream.training.config import Config, validate
 from solostream.training.config.learner import LearnerConfig, LoraConfig
@@ -40,7 +41,7 @@ SHAPE: dict[str, Any] = {
 
 def model(kind: str) -> PreTrainedModel:
     torch.manual_seed(5)
-    made = LlamaForCausalLM(LlamaConfig(**SHAPE)) if kind == "lean" else Olmo2ForCausalLM(Olmo2Config(**SHAPE))
+    made = LlamaForCausalLM(LlamaConfig(**SHAPE)) if kind.startswith("lean") else Olmo2ForCausalLM(Olmo2Config(**SHAPE))
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim == 2:
@@ -62,12 +63,17 @@ def test_the_samplers_module_shares_the_parameters_and_nothing_that_anybody_chan
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=3)], ids=["whole", "adapters"])
-@pytest.mark.parametrize("kind", ["lean", "any"])
-async def test_each_token_is_of_the_version_that_it_names(kind: str, lora: LoraConfig | None) -> None:
+@pytest.mark.parametrize("kind", ["lean", "lean, in place", "any"])
+async def test_each_token_is_of_the_version_that_it_names(
+    kind: str, lora: LoraConfig | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Updates large enough that a token of another version would show in its logprob, while requests are in flight."""
+    if kind == "lean, in place":
+        monkeypatch.setattr(lean, "SMALL", 0)
     learned = model(kind)
     engine = HFEngine(LiveWeights(learned).module(), TOKENIZER, slots=6)
-    assert isinstance(engine._forward, LeanForward if kind == "lean" else ModelForward)
+    assert isinstance(engine._forward, ModelForward if kind == "any" else LeanForward)
+    assert engine._forward.in_place == (kind != "lean")
     learner = Learner(learned, LearnerConfig(lr=0.02, grad_clip=0, lora=lora))
     thread, versions = LearnerThread(), []
     batch = [trajectory("a", prompt=[9, 8], response=[21, 7, 33, 80]), trajectory("b", prompt=[4], response=[6, 90])]
