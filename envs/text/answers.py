@@ -24,7 +24,17 @@ AnswerStyle = str  # a name of the registry's kind "answer", or "auto"
 AUTO = ("boxed", "tag", "line", "last_number")  # what "auto" tries, in this order
 _BOXED = re.compile(r"\\boxed\s{0,8}\{")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
-_LINE = re.compile(r"^[ \t*#]{0,16}(?:final )?answer[*]{0,4} ?:(?P<answer>.+)$", re.IGNORECASE | re.MULTILINE)
+_BARE_BOX = re.compile(r"\\boxed(?![A-Za-z])[ \t]{0,8}\$?(?=[-−+(\[\d.\\|]|[A-J](?![A-Za-z]))")
+_LONGEST_BARE = 200  # characters of what a box without braces holds
+_LINE = re.compile(r"^[ \t*#]{0,16}(?:final )?answer[*]{0,4} ?[:=](?P<answer>.+)$", re.IGNORECASE | re.MULTILINE)
+# a heading or a line that says so, and the answer on a line of its own behind it, in display math or not
+_BELOW = re.compile(
+    r"(?:^[ \t*]{0,16}(?:final )?answer[*]{0,4} ?:|^#{1,6} ?[*]{0,4}(?:final )?answer"
+    r"|\b(?:answer|result) (?:is|equals)[*]{0,4} ?:):?[*]{0,4}"
+    r"[ \t\r]{0,16}\n(?:[ \t\r]{0,16}\n){0,2}(?:[ \t]{0,16}(?:\$\$|\\\[)[ \t\r]{0,16}\n)?"
+    r"[ \t]{0,16}(?P<answer>[^\s`~<#][^\n]{0,80})$",
+    re.IGNORECASE | re.MULTILINE,
+)
 # to the end of the sentence: a full stop before a space; one between digits is a decimal point
 _PHRASE = re.compile(
     r"\b(?:answer|result) (?:is|equals)(?: ?:)?(?P<answer>[^\n]+?)"
@@ -91,7 +101,7 @@ def find_answer(text: str, parsed: Parsed, style: AnswerStyle = "boxed") -> Foun
 
 
 def boxed(text: str) -> Iterator[tuple[str, int]]:
-    r"""Every `\boxed{…}` with its braces balanced, and where it begins, in the order of the text."""
+    r"""Every `\boxed{…}` with its braces balanced, and `\boxed5`; where it begins, in the order of the text."""
     closers: dict[int, int] = {}  # one past "{" -> its "}", all pairs in one pass
     unclosed: list[int] = []
     for match in _BRACES.finditer(text):
@@ -99,15 +109,29 @@ def boxed(text: str) -> Iterator[tuple[str, int]]:
             unclosed.append(match.end())
         elif match.group() == "}" and unclosed:
             closers[unclosed.pop()] = match.start()
-    for match in _BOXED.finditer(text):
-        if match.end() in closers:
-            yield text[match.end() : closers[match.end()]], match.start()
+    found = [(text[m.end() : closers[m.end()]], m.start()) for m in _BOXED.finditer(text) if m.end() in closers]
+    found += [(_bare(text, m.end(), closers), m.start()) for m in _BARE_BOX.finditer(text)]
+    yield from sorted(found, key=lambda pair: pair[1])
+
+
+def _bare(text: str, start: int, closers: dict[int, int]) -> str:
+    r"""What `\boxed5` or `\boxed \frac{1}{2}` holds: up to a space, a dollar sign or the end of the formula."""
+    at, end = start, min(len(text), start + _LONGEST_BARE)
+    if text[start] in "([":  # a pair may hold spaces
+        at = max(start, text.find(")" if text[start] == "(" else "]", start, end))
+    while at < end and text[at] not in " \t\n$}" and not text.startswith(("\\)", "\\]"), at):
+        if text[at] == "{":
+            if at + 1 not in closers:
+                break
+            at = closers[at + 1]
+        at += 2 if text[at] == "\\" else 1
+    return text[start:at].rstrip(".,;:!?*")
 
 
 def line(text: str) -> Iterator[tuple[str, int]]:
-    """Every "Answer: …" line and "the answer is …", and where it begins, in the order of the text."""
+    """Every "Answer: …", with the answer there or a line below, and "the answer is …"; where it begins, in order."""
     found = [(match["answer"], match.start()) for match in _LINE.finditer(text)]
-    found += [(match["answer"], match.start()) for match in _PHRASE.finditer(text)]
+    found += [(match["answer"], match.start()) for pattern in (_PHRASE, _BELOW) for match in pattern.finditer(text)]
     for answer, start in sorted(found, key=lambda pair: pair[1]):
         yield answer.strip(" \t\r*:"), start
 

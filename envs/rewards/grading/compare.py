@@ -16,13 +16,13 @@ import sympy
 
 from solostream.envs.rewards.grading import latex_reader, python_reader
 from solostream.envs.rewards.grading.limits import TooLarge
-from solostream.envs.rewards.grading.literals import Number, close, number, same_date, same_number
+from solostream.envs.rewards.grading.literals import Number, close, number, same_clock, same_date, same_number
 from solostream.envs.rewards.grading.python_reader import Unreadable
 from solostream.envs.rewards.grading.real_sets import real_set, same_set
 from solostream.envs.rewards.grading.rules import Rules, Verdict
-from solostream.envs.rewards.grading.structure import Node, read
-from solostream.envs.rewards.grading.text import clean, same_words, without_label
-from solostream.envs.rewards.grading.units import Measure, ratio
+from solostream.envs.rewards.grading.structure import Node, lettered, quotient, read
+from solostream.envs.rewards.grading.text import clean, one_constant, same_words, without_label
+from solostream.envs.rewards.grading.units import Measure, in_degrees, marked, ratio
 from solostream.envs.rewards.grading.values import proportional, same
 
 _NAME = re.compile(r"\\?[A-Za-z]{1,9}'?(?: ?_ ?\{?[A-Za-z0-9, ]+\}?)?(?: ?\([a-zA-Z, \\]{1,20}\))?")
@@ -38,10 +38,16 @@ def grade(gold: str, answer: str, rules: Rules) -> Verdict:
         return Verdict(True, "the same text")
     if rule := same_words(gold, answer):
         return Verdict(True, rule)
-    if (rule := same_date(gold, answer)) is not None:
-        return Verdict(bool(rule), rule or "another date, or none")
+    for compare, otherwise in ((same_date, "another date, or none"), (same_clock, "another time of day, or none")):
+        if (rule := compare(gold, answer)) is not None:
+            return Verdict(bool(rule), rule or otherwise)
     if bare := without_label(gold, answer):
         return grade(*bare, rules)
+    if (marks := marked(gold), given_marks := marked(answer)) != ([], []):
+        pairs = zip(marks or [gold] * 2, given_marks or [answer] * 2, strict=True)
+        verdicts = [grade(*pair, rules) for pair in pairs]
+        return next((verdict for verdict in verdicts if verdict.equal), verdicts[0])
+    answer = one_constant(gold, answer)
     expected = read(gold)
     given = read(answer, items=len(expected.parts))
     try:
@@ -67,7 +73,7 @@ def _same(gold: Node, answer: Node, rules: Rules) -> str | None:
     if gold.kind == "matrix" or answer.kind == "matrix" or "Matrix" in answer.text:
         return _same_matrices(gold, answer, rules)
     if "ratio" in (gold.kind, answer.kind):
-        return _same_ratios(gold, answer, rules) if gold.kind == answer.kind else None
+        return _same_ratios(gold, answer, rules)
     if "relation" in (gold.kind, answer.kind):
         one, other = _as_relation(gold), _as_relation(answer)
         if one.kind == other.kind == "relation" and (rule := _same_relations(one, other, rules)):
@@ -103,11 +109,12 @@ def _same_collections(gold: Node, answer: Node, rules: Rules) -> str | None:
             return None
         return "the same, in this order" if _in_order(one, other, rules) else None
     if "set" in kinds:
-        covered = _covers(one, other, rules) and _covers(other, one, rules, swapped=True)
+        hollow = kinds != {"set"} and r"\emptyset" in {part.text for part in (*one, *other)}  # a set that holds it
+        covered = not hollow and _covers(one, other, rules) and _covers(other, one, rules, swapped=True)
         return "the same set" if covered else None
     names = [part.name for part in (*one, *other)]
     if len({*names} - {""}) > 1 and "" in names:
-        # x = 1, y = 2 against 1, 2: the order says which is which
+        # x = 1, y = 2 against 1, 2: the letters' order says which is which, or their place
         return "the same, in this order" if _in_order(one, other, rules) else None
     return "the same list, in any order" if _matched(one, other, rules) else None
 
@@ -143,6 +150,7 @@ def _strip_name(part: Node, name: str) -> Node:
 
 
 def _in_order(one: tuple[Node, ...], other: tuple[Node, ...], rules: Rules) -> bool:
+    one, other = lettered(one), lettered(other)
     return len(one) == len(other) and all(_same_part(a, b, rules) for a, b in zip(one, other, strict=True))
 
 
@@ -170,13 +178,20 @@ def _covers(one: tuple[Node, ...], other: tuple[Node, ...], rules: Rules, *, swa
 
 
 def _same_ratios(gold: Node, answer: Node, rules: Rules) -> str | None:
+    if gold.kind != answer.kind:  # one is a number: of no unit
+        units = any(node.measure and node.measure.unit for node in (gold, answer))
+        return None if units else _same_atoms(quotient(gold), quotient(answer), rules)
     if len(gold.parts) != len(answer.parts):
         return None
+    if gold.signs and answer.signs:  # `5 to 10` may be a range: nothing is reduced
+        return "the same, in this order" if _in_order(gold.parts, answer.parts, rules) else None
     values = [[part.number for part in node.parts] for node in (gold, answer)]
     if all(value is not None for row in values for value in row):
         one, other = ([value.value for value in row if value] for row in values)
         crossed = all(a * other[0] == b * one[0] for a, b in zip(one, other, strict=True))
         return "the same ratio" if crossed and all(one) and all(other) else None
+    if len(gold.parts) == 2:
+        return "the same ratio" if _same(quotient(gold), quotient(answer), rules) else None
     return "the same ratio" if _in_order(gold.parts, answer.parts, rules) else None
 
 
@@ -273,8 +288,11 @@ def _same_atoms(gold: Node, answer: Node, rules: Rules) -> str | None:
     words = [node for node in (gold, answer) if node.kind == "words"]
     if words and (len(words) == 2 or len(words[0].text) > 3):  # `xyz` against `x*y*z` may be a product
         return same_words(gold.text, answer.text)
+    if gold.measure is None and gold.text == answer.text != r"\emptyset":
+        return "the same text"
     one = gold.measure or Measure(gold.text, None)
     other = answer.measure or Measure(answer.text, None)
+    one, other = in_degrees(one, other), in_degrees(other, one)
     return _same_quantities(one, other, rules)
 
 

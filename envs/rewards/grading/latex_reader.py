@@ -33,6 +33,7 @@ _REFUSED = re.compile(
     r"|approx|sim|cong|pm|mp|in|cup|cap|emptyset|mathbb|nmid|nleq|ngeq|text)(?![A-Za-z])"
     r"|\.{2,}|[?@#&;:\"'$]|\\%|%|!!|\*\*|(?<![a-zA-Z}])_|(?<![A-Za-z\\])[A-Za-z]\d|\dj(?![a-z])"
 )
+_LINK = re.compile(r"(?<=[\d)}]) ([A-Za-z]{2,3}) (?=[\d(\\])")  # `3 to 4`: no product of t and o
 _FRACTION_OF = re.compile(r"(?<![\d.^_/{])(\d{1,50}) ?/ ?(\d{1,50}) ?(?=\\(?:pi|sqrt)(?![A-Za-z]))")
 
 
@@ -42,7 +43,13 @@ def read(text: str) -> list[Any]:
     Relations, sets and tuples are not read here; `structure` takes them apart first. Raises Unreadable, TooLarge.
     """
     source = text.replace(r"\ ", " ").strip()
-    if not source or re.match(r"[+-]\s*[+-]", source) or _REFUSED.search(source) or any(map(_is_word, _words(source))):
+    if (
+        not source
+        or re.match(r"[+-]\s*[+-]", source)
+        or _REFUSED.search(source)
+        or any(map(_is_word, _words(source)))
+        or any(match[1] not in _NAMES for match in _LINK.finditer(source))
+    ):
         raise Unreadable(text)
     source = _NAME.sub(r"\\\1", source)
     source = re.sub(r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", source)

@@ -47,6 +47,17 @@ _PERIODIC = re.compile(
 
 
 _DATE = re.compile(r"(\d{4})([-/.])\d{1,2}\2\d{1,2}|\d{1,2}([-/.])\d{1,2}\3\d{4}", re.ASCII)
+_MONTHS = "janfebmaraprmayjunjulaugsepoctnovdec"
+_MONTH = (
+    r"(?P<month%d>jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?"
+    r"|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"
+)
+_DATE_IN_WORDS = re.compile(
+    rf"(?:the )?(?:{_MONTH % 1} (?P<day1>\d{{1,2}})(?:st|nd|rd|th)?"
+    rf"|(?P<day2>\d{{1,2}})(?:st|nd|rd|th)? (?:of )?{_MONTH % 2})(?:,? (?P<year>\d{{4}}))?",
+    re.ASCII | re.IGNORECASE,
+)
+_CLOCK = re.compile(r"(\d{1,2})(?::(\d{2})(?::(\d{2}))?)? ?([ap]m)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +133,48 @@ def same_date(gold: str, answer: str) -> str | None:
 
 
 def _date(text: str) -> tuple[int, ...] | None:
-    """The numbers of a date that is written in digits, year first; None: it is none."""
+    """The numbers of a date, in digits or with a month's name, year first (0: none); None: it is none."""
+    if match := _DATE_IN_WORDS.fullmatch(text):
+        month = _MONTHS.index((match["month1"] or match["month2"])[:3].lower()) // 3 + 1
+        return int(match["year"] or 0), month, int(match["day1"] or match["day2"])
     match = _DATE.fullmatch(text)
     if match is None:
         return None
     numbers = [int(piece) for piece in re.split("[-/.]", text)]
-    # Day and month stay as they are written: which is which, nothing says.
-    return tuple(numbers) if len(match[1] or "") else (numbers[2], *numbers[:2])
+    if match[1]:
+        return tuple(numbers)
+    # Which is day and which month nothing says, unless one is over twelve: else they stay as they are written.
+    first, second, year = numbers
+    return (year, second, first) if first > 12 else (year, first, second)
+
+
+def same_clock(gold: str, answer: str) -> str | None:
+    """The rule by which two times of day are one, "" where they are not; None: they need not be times of day.
+
+    `10:30` is a time or a ratio: beside another such it is a time, so that 5:15 is not the same.
+    """
+    one, other = _clock(gold), _clock(answer)
+    if one is None or other is None or ":" not in gold + answer:
+        certain = any(clock and re.search(r":0|:.*m$", text) for clock, text in ((one, gold), (other, answer)))
+        return "" if certain and not (one and other) else None
+    (when, half), (given, other_half) = one, other
+    if half and other_half:
+        return "the same time" if when == given and half == other_half else ""
+    if half or other_half:  # one says which half of the day, the other may be of 24 hours
+        named, plain, which = (when, given, half) if half else (given, when, other_half)
+        hours = named[0] % 12 + 12 * (which == "pm")
+        return "the same time" if plain in (named, (hours, *named[1:])) else ""
+    return "the same time" if when == given else ""
+
+
+def _clock(text: str) -> tuple[tuple[int, int, int], str] | None:
+    """((hour, minute, second), "am", "pm" or ""). `2:10:15` without a zero before a digit is a ratio of three."""
+    match = _CLOCK.fullmatch(text)
+    if match is None or (match[3] and not re.search(r"(?:^|:)0", text)):
+        return None
+    time = (int(match[1]), int(match[2] or 0), int(match[3] or 0))
+    fits = 1 <= time[0] <= 12 if match[4] else (0 if match[2] else 1) <= time[0] <= 24
+    return (time, match[4] or "") if fits and max(time[1:]) < 60 else None
 
 
 def same_number(one: Number, other: Number) -> str | None:

@@ -24,7 +24,7 @@ class RealSet:
     variable: str = ""
 
 
-_ALL = {r"\mathbb{R}", "R", r"\R", "Reals", "all real numbers", "all reals", r"\mathbb R"}
+_ALL = {r"\mathbb{R}", "R", r"\R", "Reals", r"\mathbb R"}
 _WITHOUT = re.compile(r"(?P<all>\\mathbb ?\{?R\}?|R) ?(?:\\setminus|\\backslash|-|\\) ?(?P<set>\\\{.+\\\})")
 _RELATIONS = {"<": sympy.Lt, ">": sympy.Gt, r"\le": sympy.Le, r"\ge": sympy.Ge, "=": sympy.Eq, r"\ne": sympy.Ne}
 
@@ -41,6 +41,8 @@ def _real_set(node: Node) -> RealSet | None:
     name = node.name
     if node.kind == "bracket" and len(node.parts) == 2:
         low, high = (_value(part) for part in node.parts)
+        if (low > high) == sympy.true:  # a point, (4, -7): nobody writes the empty set like this
+            return None
         return RealSet(sympy.Interval(low, high, node.brackets[0] == "(", node.brackets[1] == ")"), name)
     if node.kind == "set":
         return RealSet(sympy.FiniteSet(*(_value(part) for part in node.parts)), name)

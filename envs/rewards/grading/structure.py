@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from solostream.envs.rewards.grading.literals import Number
 from solostream.envs.rewards.grading.text import enclosed, outside, split
-from solostream.envs.rewards.grading.units import Measure, measure
+from solostream.envs.rewards.grading.units import Measure, compound, measure
 
 Kind = Literal["list", "bracket", "set", "matrix", "union", "relation", "any", "all", "ratio", "base", "words", "atom"]
 
@@ -47,12 +48,15 @@ _OR = re.compile(r",? \bor\b |(?<=[^A-Za-z\\])or(?=[^A-Za-z])")
 _AND = re.compile(r",? ?(?<![A-Za-z\\])and(?![A-Za-z]) ?|,? ?\\& ?|,? & ")
 _UNION = re.compile(r"\\cup(?![A-Za-z])|(?<=[)\]}]) ?(?:U|\|) ?(?=[(\[{\\])")
 _SIGNS = re.compile(r"\\(?:le|ge|ne|in|approx|equiv|notin|subset|subseteq)(?![A-Za-z])|=|<|>")
-_RATIO = re.compile(r"(?<!:):(?!:)")
+_RATIO = re.compile(r"(?<!:):(?!:)|(?<=[\d)}]) to (?=[\d(\\])")
+_UNIT_VECTOR = re.compile(
+    r"(?P<sign>[+-]?)(?P<factor>(?:\\[A-Za-z]+|[^\\+\-ijkA-Za-z]|\{[^{}]*\})*)(?<![A-Za-z])(?P<unit>[ijk])"
+)
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\*?\}(?:\{[lcr| ]*\})?(.*)\\end\{\1\*?\}", re.DOTALL)
 _NAME = re.compile(
     r"(?:m ?)?(?:\\angle ?)?(?:\\?[A-Za-z]{1,9}'{0,2}(?: ?_ ?(?:\{[^{}]{1,20}\}|[A-Za-z0-9]))?(?: ?\^ ?\{? ?-1 ?\}?)?)"
     r"(?: ?\( ?\\?[a-zA-Z]{1,7}(?: ?, ?\\?[a-zA-Z]{1,7}){0,4} ?\))?"
-    r"|\( ?[a-zA-Z](?: ?, ?[a-zA-Z]){1,5} ?\)"
+    r"|\( ?[a-zA-Z](?: ?, ?[a-zA-Z]){1,5} ?\)|[a-zA-Z](?: ?: ?[a-zA-Z]){1,5}"
 )
 _BASE = re.compile(r"(?P<digits>[0-9A-Z]{1,200}) ?_ ?(?:\{ ?(?P<braced>\d{1,2}) ?\}|(?P<bare>\d{1,2}))", re.ASCII)
 _LETTERS = re.compile(r"[^\W\d_]{2,}")
@@ -63,6 +67,7 @@ _BUILDER = re.compile(
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])|\+/-|\+-")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _COMMA_GROUP = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+_REALS = re.compile(r"(?:all|any|every|the)(?: the)? reals?(?: numbers?| values?)?", re.IGNORECASE)
 MAX_PARTS = 200
 # words that are values
 _NAMED_TEXT = (
@@ -81,6 +86,8 @@ def read(text: str, *, items: int = 0, depth: int = 0) -> Node:
     if depth > 12:
         return Node("atom", text)
     for reader in (
+        _compound,
+        _unit_vectors,
         _equation_printed,
         _turned_brackets,
         _choices,
@@ -95,6 +102,27 @@ def read(text: str, *, items: int = 0, depth: int = 0) -> Node:
         if found is not None:
             return found
     return _atom(text)
+
+
+def _compound(text: str, items: int, depth: int) -> Node | None:
+    found = compound(text)
+    return Node("atom", found.text, measure=found) if found else None
+
+
+def _unit_vectors(text: str, items: int, depth: int) -> Node | None:
+    """`3i - 2j + k` as (3, -2, 1). A complex number has no j."""
+    terms = {}
+    spaceless, at = text.replace(" ", ""), 0
+    while at < len(spaceless):
+        match = _UNIT_VECTOR.match(spaceless, at)
+        if match is None or match["unit"] in terms or (at and not match["sign"]):
+            return None
+        factor = re.sub(r"(?:\*|\\cdot)$", "", match["factor"]) or "1"
+        terms[match["unit"]], at = match["sign"] + factor, match.end()
+    if "i" not in terms or len(terms) < 2:
+        return None
+    units = "ijk" if "k" in terms else "ij"
+    return Node("bracket", text, tuple(_atom(terms.get(unit, "0")) for unit in units), "()")
 
 
 def _choices(text: str, items: int, depth: int) -> Node | None:
@@ -265,13 +293,36 @@ def _named_ratio(text: str, items: int, depth: int) -> Node | None:
         ):
             return Node("base", text, name=f"{digits.lstrip('0') or '0'}_{base}")
     pieces = split(text, _RATIO)
-    if 1 < len(pieces) <= 6 and all(pieces) and not _LETTERS.search(re.sub(r"\\[A-Za-z]+", "", text)):
-        return Node("ratio", text, tuple(_atom(piece) for piece in pieces))
+    if 1 < len(pieces) <= 6 and all(pieces) and not _LETTERS.search(re.sub(r"\\[A-Za-z]+| to ", "", text)):
+        signs = ("to",) if " to " in text else ()
+        return Node("ratio", text, tuple(_atom(piece) for piece in pieces), signs=signs)
     return None
 
 
 def _atom(text: str) -> Node:
+    if _REALS.fullmatch(text):
+        return Node("atom", r"\mathbb{R}")
     found = measure(text)
     if found is None and len(text) > 2 and _WORDS.fullmatch(text) and _LETTERS.search(text) and not _VALUE.match(text):
         return Node("words", text)
     return Node("atom", text if found is None else found.text, measure=found)
+
+
+def quotient(node: Node) -> Node:
+    """`3:4` as 3/4; a ratio of more than two is no number and stays what it is."""
+    if node.kind != "ratio" or len(node.parts) != 2:
+        return node
+    one, other = (part.number for part in node.parts)
+    if one and other and other.value:
+        value = Number(one.value / other.value)
+        return Node("atom", str(value.value), measure=Measure(str(value.value), value))
+    return Node("atom", rf"\frac{{{node.parts[0].text}}}{{{node.parts[1].text}}}")
+
+
+def lettered(parts: tuple[Node, ...]) -> tuple[Node, ...]:
+    """`y = 2, x = 1` in the order of their letters, where those follow one another; others where they stand."""
+    names = sorted(part.name for part in parts)
+    follow = len(names) > 1 and all(
+        len(one) == len(other) == 1 and ord(other) == ord(one) + 1 for one, other in pairwise(names)
+    )
+    return tuple(sorted(parts, key=lambda part: part.name)) if follow else parts

@@ -33,6 +33,7 @@ _SIGNS = {
         "⩾": r"\ge ",
     },
     **{"≠": r"\ne ", "≈": r"\approx ", "∞": r"\infty ", "π": r"\pi ", "°": r"^\circ ", "∪": r"\cup ", "∩": r"\cap "},
+    **{"′": "'", "″": "''"},
     **{"∈": r"\in ", "∅": r"\emptyset ", "±": r"\pm ", "…": r"\ldots ", "⟨": r"\langle ", "⟩": r"\rangle "},
     **{"ℝ": r"\mathbb{R}", "√": r"\sqrt ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda "},
     **{"μ": r"\mu ", "σ": r"\sigma ", "φ": r"\phi ", "ω": r"\omega ", "γ": r"\gamma ", "δ": r"\delta "},
@@ -68,10 +69,18 @@ _BRACKETS = (
     (r"\\lor(?![A-Za-z])|\\vee(?![A-Za-z])", " or "),
     (r"\\land(?![A-Za-z])|\\wedge(?![A-Za-z])", " and "),
     (r"\\div(?![A-Za-z])", "/"),
+    (r"\^ ?\{? ?\\prime ?\\prime ?\}?", "''"),
+    (r"\^ ?\{? ?\\prime ?\}?", "'"),
+    (r"\\overrightarrow(?![A-Za-z])", r"\\vec"),
+    (r"\\hat ?(?:\{ ?\\?([ijk])(?:math)? ?\}|\\?([ijk])(?:math)?(?![A-Za-z]))", r" \1\2 "),  # unit vectors
 )
 _BRACKET_RULES = [(re.compile(pattern), spelling) for pattern, spelling in _BRACKETS]
 _SHORT_FRACTION = re.compile(r"\\frac\s*(\d|\{[^{}]*\})\s*(\d|[a-zA-Z](?![a-zA-Z])|\{[^{}]*\})")
 _SHORT_ROOT = re.compile(r"\\sqrt\s*(\d+|[a-zA-Z](?![a-zA-Z]))")
+_ARROW = re.compile(r"\\vec(?![A-Za-z]) ?(?:\{ ?(\\?[A-Za-z0](?:_\{?\w\}?)?) ?\}|(\w))")  # of one letter: AB is not BA
+# Where vectors are multiplied the order may count, and a number is no vector: there the arrows stay.
+_VECTOR_PRODUCT = re.compile(r"\\times(?![A-Za-z])|\\cdot(?![A-Za-z])|\) ?\(|\^|\\vec ?(?:\{[^{}]*\}|\w) ?[*(]? ?\\vec")
+_ORDINAL = re.compile(r"(\d+) ?\^? ?\{? ?(?:st|nd|rd|th) ?\}?", re.ASCII)
 _QUOTES = ("**", "__", "``", "`", '"', "'", "*")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\\!|, ?\\!|['’])\d{3})+(?!\d)")
 
@@ -93,7 +102,10 @@ def clean(text: str) -> str:
     text = _SHORT_FRACTION.sub(lambda m: rf"\frac{{{m[1].strip('{}')}}}{{{m[2].strip('{}')}}}", text)
     text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
     text = _round_roots(text)
-    return _unquote(_trim(_SPACES.sub(" ", text.replace("\\\\", "\x00"))).replace("\x00", "\\\\"))
+    if "\\vec" in text and not _VECTOR_PRODUCT.search(text):
+        text = _ARROW.sub(lambda match: f" {match[1] or match[2]} ", text)
+    text = _unquote(_trim(_SPACES.sub(" ", text.replace("\\\\", "\x00"))).replace("\x00", "\\\\"))
+    return _ORDINAL.sub(r"\1", text) if _ORDINAL.fullmatch(text) else text
 
 
 def _delimiter(match: re.Match[str]) -> str:
@@ -175,20 +187,28 @@ def _round_roots(text: str) -> str:
     return text
 
 
-_NOTHING = {"emptyset", "no solution", "none", "does not exist", "no real solution"}
+_ALL_OF_NOTHING = {"emptyset", "none"}  # either says what each of the others says
+_NOTHING = _ALL_OF_NOTHING | {"no solution", "does not exist", "no real solution"}
 _SPELLINGS = {
     "\\emptyset": "emptyset", "\\{\\}": "emptyset", "\\{ \\}": "emptyset", "emptyset()": "emptyset",
     "set()": "emptyset", "[]": "emptyset", "{}": "emptyset", "empty set": "emptyset", "the empty set": "emptyset",
-    "dne": "does not exist",
-    "no solutions": "no solution", "no real solutions": "no real solution",
+    "dne": "does not exist", "not defined": "undefined",
+    "nosolution": "no solution", "impossible": "no solution",
 }  # fmt: skip
+_NO_SOLUTION = re.compile(
+    r"(?:there (?:is|are) |(?:the |this )?(?:equation|system|problem) has |it has )?"
+    r"no (?P<real>real )?(?:solutions?|roots?|answers?)(?: exists?| in (?:the )?reals)?"
+)
+_CONSTANT = re.compile(r"(.+[+-] ?)c", re.DOTALL)
 _LABEL = re.compile(r"\(([A-J])\) (?=\S)|([A-J])[.)] (?=[-+\d\\$])")
 
 
 def same_words(gold: str, answer: str) -> str | None:
     """Words, whatever their case; choices with and without brackets; ways to say that there is nothing."""
-    one, other = (_SPELLINGS.get(text.casefold(), text.casefold()) for text in (gold, answer))
-    if one in _NOTHING and other in _NOTHING and (one == other or "emptyset" in (one, other)):
+    one, other = (_spelled(text.casefold()) for text in (gold, answer))
+    if {one, other} == {"undefined", "does not exist"}:
+        return "both say that there is none"
+    if {one, other} <= _NOTHING and (one == other or {one, other} & _ALL_OF_NOTHING):
         return "both say that there is none"
     if len(_choice(one)) == 1 and _choice(one) == _choice(other):
         return "the same choice"
@@ -196,6 +216,12 @@ def same_words(gold: str, answer: str) -> str | None:
     if letters[0] == letters[1] and re.fullmatch(r"[^\W\d_](?:[^\W\d_]| )*", letters[0]):
         return "the same words"
     return None
+
+
+def _spelled(text: str) -> str:
+    if match := _NO_SOLUTION.fullmatch(text):
+        return "no real solution" if match["real"] else "no solution"
+    return _SPELLINGS.get(text, text)
 
 
 def without_label(gold: str, answer: str) -> tuple[str, str] | None:
@@ -213,6 +239,12 @@ def without_label(gold: str, answer: str) -> tuple[str, str] | None:
         texts[at] = (match[1] or match[2]) if only_letter else texts[at][match.end() :]
         return texts[0], texts[1]
     return None
+
+
+def one_constant(gold: str, answer: str) -> str:
+    """`answer`, with the constant of integration that it calls c in the spelling of `gold`, where that is C."""
+    match = _CONSTANT.fullmatch(answer)
+    return f"{match[1]}C" if match and re.search(r"[+-] ?C$", gold) and "C" not in answer else answer
 
 
 def _choice(text: str) -> str:

@@ -44,7 +44,8 @@ _TABLE: dict[str, dict[str, str]] = {
         "year yr": "31556952",
     },
     "volume": {"ml mL milliliter millilitre": "0.001", "l L liter litre": "1"},
-    "angle": {"degree deg ° \\circ": "1", "radian rad": "57.295779513082320877"},
+    "angle": {"degree deg ° \\circ": "1", "arcminute arcmin": "1/60", "arcsecond arcsec": "1/3600"},
+    "arc": {"radian rad": "1"},  # π/180 is no fraction: see `in_degrees`
     "money": {"$ usd dollar buck": "1", "¢ cent penny pennie": "0.01"},
     "euro": {"€ euro eur": "1"},
     "sterling": {"£ gbp": "1"},
@@ -82,6 +83,13 @@ _NAMED = re.compile(
 )
 
 
+_AMOUNT = r"\d[\d,]*(?:\.\d+)?"
+_COMPOUND = re.compile(rf"(?:{_AMOUNT} ?(?:[A-Za-z]+\.?|\^\\circ)(?:,? and |,? |$)){{2,4}}")
+_MARKED = re.compile(
+    rf"(?=.*')(?:(?P<degree>{_AMOUNT}) ?\^?\\circ ?)?(?:(?P<first>{_AMOUNT}) ?'(?!') ?)?(?:(?P<second>{_AMOUNT}) ?'')?"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Measure:
     """`text` is the number or expression, `number` its exact value where it is a plain one; unit: "" for none."""
@@ -90,6 +98,45 @@ class Measure:
     number: Number | None
     unit: str = ""
     percent: bool = False
+
+
+def marked(text: str) -> list[str]:
+    """What `5' 6''` may say: feet and inches, minutes and seconds; behind degrees, minutes of arc. []: no marks."""
+    match = _MARKED.fullmatch(text.replace('"', "''"))
+    if match is None:
+        return []
+    words = ("arcminute", "arcsecond")
+    said = []
+    for first, second in (words, words) if match["degree"] else (("ft", "in"), ("min", "sec")):
+        parts = ((match["degree"], "degree"), (match["first"], first), (match["second"], second))
+        said.append(" ".join(f"{amount} {unit}" for amount, unit in parts if amount))
+    return said
+
+
+def compound(text: str) -> Measure | None:
+    """`2 hours 30 minutes`, `5 ft 6 in`: amounts in ever smaller units of one dimension, each less than one before."""
+    if not _COMPOUND.fullmatch(text):
+        return None
+    total, largest, last = Fraction(0), "", None
+    dimension = ""
+    for amount, word in re.findall(rf"({_AMOUNT}) ?([A-Za-z]+|\^\\circ)", text):
+        unit = "min" if (word, dimension) == ("m", "time") else _singular(word.lstrip("^"))
+        value = number(amount)
+        if value is None or unit not in UNITS or dimension not in ("", UNITS[unit][0]):
+            return None
+        dimension, size = UNITS[unit]
+        if last is not None and (size >= last or value.value * size >= last):
+            return None
+        total, largest, last = total + value.value * size, largest or unit, size
+    value = Number(total / UNITS[largest][1])
+    return Measure(str(value.value), value, largest)
+
+
+def in_degrees(one: Measure, other: Measure) -> Measure:
+    """`one`, converted where it is said to be in radians and `other` in degrees. A bare π/3 is not 60 degrees."""
+    if one.unit not in ("radian", "rad") or UNITS.get(other.unit, ("",))[0] != "angle":
+        return one
+    return Measure(f"({one.text})*180/" + (r"\pi" if "\\" in one.text else "pi"), None, "degree")
 
 
 def measure(text: str) -> Measure | None:
