@@ -1,7 +1,7 @@
 """Which single stream is the better one: the protocol of docs/evidence.md, on a table policy and on a small model.
 
     python benchmarks/evidence.py [--quick | --short] [--stage noise table probes model report]
-                                  [--methods NAME …] [--processes N] [--out FOLDER]
+                                  [--populations …] [--methods NAME …] [--processes N] [--out FOLDER]
 
 Every cell is a line of FOLDER/cells.jsonl: a killed run goes on, and what is there is not computed again.
 """
@@ -101,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sizes.add_argument(f"--{name}", dest="size", action="store_const", const=name, default="full", help=what)
     options.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     options.add_argument("--methods", nargs="+", metavar="NAME", help="default: all of a stage")
+    options.add_argument("--populations", nargs="+", choices=POPULATIONS, default=list(POPULATIONS))
     options.add_argument("--processes", type=int, default=1)
     options.add_argument("--out", type=Path, default=ROOT / "runs/evidence")
     a = options.parse_args(arguments)
@@ -108,14 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ProcessPoolExecutor(a.processes) as pool:
         work = []
         if "table" in a.stage:
-            work += [pool.submit(tune_and_play, out, p, m, size) for m in a.methods or METHODS for p in POPULATIONS]
+            work += [pool.submit(tune_and_play, out, p, m, size) for m in a.methods or METHODS for p in a.populations]
         if "noise" in a.stage:
             names = list(dict.fromkeys(["batch", *(a.methods or METHODS)]))  # what the others are compared with
-            work += [pool.submit(table_noise, out, p, names, seed) for seed in range(NOISE_SEEDS) for p in POPULATIONS]
+            work += [pool.submit(table_noise, out, p, names, seed) for seed in range(NOISE_SEEDS) for p in a.populations]
         for done in work:
             done.result()
     if "probes" in a.stage:
-        for population in POPULATIONS:
+        for population in a.populations:
             print(
                 f"\n### What a baseline can be worth, {population}\n", *probes.table(Cells(out), population), sep="\n"
             )
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         methods = a.methods or list(MODEL_METHODS)
         rates, tuning = size.model_rates, size.model_tuning_seeds
-        plan = Plan(out, methods, rates, tuning, size.model_seeds, size.model_steps, size.model_settings)
+        plan = Plan(out, a.populations, methods, rates, tuning, size.model_seeds, size.model_steps, size.model_settings)
         tune_and_run(plan, a.processes)
     if "report" in a.stage:
         text = report.write(Cells(out))

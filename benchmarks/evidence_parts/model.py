@@ -111,6 +111,7 @@ class Plan:
     """How much of the model stage is done."""
 
     out: Path
+    populations: Sequence[str]
     methods: Sequence[str]
     rates: Sequence[float]
     tuning_seeds: Sequence[int]
@@ -121,14 +122,14 @@ class Plan:
 
 def tune_and_run(plan: Plan, processes: int) -> None:
     """All cells; seed by seed at the end, so that what an interruption leaves are whole comparisons."""
-    chosen = [(population, method) for population in POPULATIONS for method in plan.methods]
+    chosen = [(population, method) for population in plan.populations for method in plan.methods]
     seeds = (*plan.tuning_seeds, *range(plan.seeds))
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
 
         def every(work: Callable[..., Any], cells: Iterable[Sequence[Any]]) -> list[Any]:
             return [done.result() for done in [pool.submit(work, plan, *cell) for cell in cells]]
 
-        every(_cold_start, [(population, seed) for seed in seeds for population in POPULATIONS])
+        every(_cold_start, [(population, seed) for seed in seeds for population in plan.populations])
         rates = every(_tuned, chosen)
         best = list(zip(chosen, rates, strict=True))
         every(_found, [(*cell, rate, seed) for seed in range(plan.seeds) for cell, rate in best])
