@@ -112,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             work += [pool.submit(tune_and_play, out, p, m, size) for m in a.methods or METHODS for p in a.populations]
         if "noise" in a.stage:
             names = list(dict.fromkeys(["batch", *(a.methods or METHODS)]))  # what the others are compared with
-            work += [pool.submit(table_noise, out, p, names, seed) for seed in range(NOISE_SEEDS) for p in a.populations]
+            work += [
+                pool.submit(table_noise, out, p, names, seed) for seed in range(NOISE_SEEDS) for p in a.populations
+            ]
         for done in work:
             done.result()
     if "probes" in a.stage:
