@@ -4,6 +4,7 @@ stranger's five tasks in at most three clicks."""
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,44 @@ def test_every_page_is_accessible_wide_and_on_a_phone(page, name: str, tmp_path:
     page.wait_for_timeout(100)  # curves are drawn in the other colours
     keep(page, tmp_path, f"{name}-phone-dark")
     assert violations(page) == []
+
+
+def test_the_strongest_colours_of_tokens_can_be_read(page, place: Path) -> None:
+    """A token of 9 nats and an advantage of 3, which no run made here has: in each scheme the ink stands out."""
+
+    def stronger(route) -> None:
+        body = route.fetch().json()
+        body["record"]["logprobs"] = [-9.0] * len(body["record"]["logprobs"])
+        body["row"].update(advantage=-3.0, advantages=None)
+        route.fulfill(json=body)
+
+    page.route(re.compile(r"/rows/7\b"), stronger)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        for colour in ("logprob", "advantage"):
+            visit(page, PAGES["tokens"])
+            page.locator("#detail select").select_option(colour)
+            until(page, "[...document.querySelectorAll('.tokens span')].some((one) => /50%/.test(one.style.background))")
+            assert violations(page) == [], (scheme, colour)
+
+
+def test_an_address_that_leads_nowhere_says_so(browser, site: str) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=site)
+    page = context.new_page()
+    page.goto("/trajectories?run=aspo&row=9999")
+    until(page, "!!document.querySelector('#detail .empty')")
+    assert page.locator("#detail").inner_text().split("\n")[-1] == "there is no trajectory 9999 in aspo"
+    assert violations(page) == []
+    context.close()
+
+
+def test_the_chosen_tab_is_in_view_on_a_phone(page) -> None:
+    page.set_viewport_size({"width": 420, "height": 800})
+    for address in (PAGES["files"], PAGES["run"], PAGES["attempts"]):
+        visit(page, address)
+        box = page.locator("[role=tab][aria-selected=true]").bounding_box()
+        assert 0 <= box["x"], (address, box)
+        assert box["x"] + box["width"] <= 420, (address, box)
 
 
 def test_titles_say_what_the_tab_is(page) -> None:

@@ -17,6 +17,12 @@ export const number = (value, digits = 2) =>
 
 export const plural = (count, one) => `${count.toLocaleString("en")} ${one}${count === 1 ? "" : "s"}`;
 
+// Where tabs do not fit beside each other: the chosen one into view, and the page stays where it is.
+export function showTab(strip) {
+  const chosen = strip.querySelector("[aria-selected=true]");
+  strip.scrollLeft = chosen.offsetLeft - strip.offsetLeft - (strip.clientWidth - chosen.offsetWidth) / 2;
+}
+
 // Only what is in view is in the page. `draw(item, index)` makes a row; `load(offset)` resolves to a page of items.
 export class VirtualList {
   constructor(box, inside, { height, page, load, draw }) {

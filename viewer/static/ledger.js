@@ -7,6 +7,7 @@ const COLOURS = {
   version: "Policy version that sampled it",
   mask: "Sampled by the policy, or forced",
 };
+const STRONG = 0.5; // the ink on it keeps a contrast of 4.5, light and dark
 const wash = (colour, share) => `color-mix(in srgb, var(--${colour}) ${Math.round(share * 100)}%, transparent)`;
 
 // The advantage of token i: of its turn where the turns differ, else of the whole trajectory; null before any update.
@@ -22,16 +23,16 @@ function colour(kind, body, i) {
   if (!mask[i]) return kind === "mask" ? wash("series-6", 0.16) : null;
   if (kind === "mask") return wash("series-1", 0.24);
   if (kind === "version") return wash(`series-${1 + ((versions[i] % 5) + 5) % 5}`, 0.3);
-  if (kind === "logprob") return wash("bad", Math.min(-logprobs[i] / 5, 1) * 0.75);
+  if (kind === "logprob") return wash("bad", Math.min(-logprobs[i] / 5, 1) * STRONG);
   const advantage = advantageAt(body, i);
-  return advantage === null ? null : wash(advantage >= 0 ? "good" : "bad", Math.min(Math.abs(advantage) / 2, 1) * 0.6);
+  return advantage === null ? null : wash(advantage >= 0 ? "good" : "bad", Math.min(Math.abs(advantage) / 2, 1) * STRONG);
 }
 
 function scale(kind, body) {
-  if (kind === "logprob") return bar(`linear-gradient(90deg, transparent, ${wash("bad", 0.75)})`, "certain", "5 nats or more");
+  if (kind === "logprob") return bar(`linear-gradient(90deg, transparent, ${wash("bad", STRONG)})`, "certain", "5 nats or more");
   if (kind === "advantage") {
     if (body.row.advantage === null) return el("span", { className: "legend" }, "No update has used this trajectory.");
-    return bar(`linear-gradient(90deg, ${wash("bad", 0.6)}, transparent, ${wash("good", 0.6)})`, "−2", "+2");
+    return bar(`linear-gradient(90deg, ${wash("bad", STRONG)}, transparent, ${wash("good", STRONG)})`, "−2", "+2");
   }
   const names = kind === "mask" ? [["series-1", "policy"], ["series-6", "forced"]]
     : [...new Set(body.record.versions)].filter((v) => v >= 0).slice(0, 12).map((v) => [`series-${1 + (v % 5)}`, `version ${v}`]);

@@ -1,5 +1,5 @@
 // A run's page: what its tabs show, live; other runs over it; the address says all of it.
-import { el, number, plural } from "./dom.js";
+import { el, number, plural, showTab } from "./dom.js";
 import { Curves, Logged } from "./curves.js";
 import { configuration, files, health, problems, scores, system, tracker, verdict, wrong } from "./tabs.js";
 import { $, api, every, furnish, given, guarded, link, name, remember, runPath, say } from "./page.js";
@@ -88,7 +88,8 @@ function tools() {
   } });
   const edge = (which, label) => el("input", { type: "number", id: which, min: 0, value: state[which] ?? "", placeholder: which === "from" ? "first" : "last", "aria-label": label,
     onchange: (event) => { state[which] = event.target.value === "" ? null : Number(event.target.value); keep(); redraw(); } });
-  box.replaceChildren(smooth, said, el("span", { className: "gap" }), el("span", { className: "soft" }, "steps"), edge("from", "From step"), "–", edge("to", "To step"),
+  box.replaceChildren(smooth, said, el("span", { className: "gap" }),
+    el("span", { className: "steps" }, el("span", { className: "soft" }, "steps"), edge("from", "From step"), "–", edge("to", "To step")),
     el("button", { disabled: state.from === null && state.to === null, onclick: () => view.zoomed(null, null) }, "Whole run"));
 }
 
@@ -117,6 +118,7 @@ async function show() {
   name(`${TABS[state.tab]} · ${state.run}`);
   const before = $("panel")?.dataset.tab === state.tab ? [...$("panel").children] : [el("div", { className: "empty" }, "Reading …")];
   $("main").replaceChildren(...head(), el("div", { id: "panel", "data-tab": state.tab, role: "tabpanel", "aria-labelledby": `tab-${state.tab}`, "aria-busy": true }, before));
+  showTab($("main").querySelector(".tabs"));
   let made;
   try {
     made = await content();

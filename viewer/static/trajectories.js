@@ -1,5 +1,5 @@
 // Trajectories: a list on the left, one of them on the right, everything reachable from the keyboard and from the address.
-import { el, number, plural, VirtualList } from "./dom.js";
+import { el, number, plural, showTab, VirtualList } from "./dom.js";
 import { detail, mark, badges, TABS } from "./detail.js";
 import { $, api, every, furnish, given, guarded, link, name, remember, runPath } from "./page.js";
 
@@ -97,7 +97,7 @@ async function open(row, push = true) {
     if (mine !== opening) return;
     body = got;
   } catch (error) {
-    if (mine === opening) blank("Cannot be read", "");
+    if (mine === opening) blank("Cannot be read", error.message);
     throw error;
   }
   await show();
@@ -110,7 +110,8 @@ function blank(title, text) {
   opening += 1;
   drawing += 1;
   body = null;
-  $("detail").replaceChildren(el("div", { className: "empty" }, el("h2", {}, title), text));
+  $("list").removeAttribute("aria-activedescendant");
+  $("detail").replaceChildren(el("div", { className: "empty" }, el("h1", {}, title), text));
   $("detail").setAttribute("aria-busy", "false");
 }
 
@@ -125,6 +126,7 @@ async function show() {
   const made = await detail(body, state, { turn, redraw: guarded(show), attempts, open: guarded(open) });
   if (mine !== drawing) return;
   $("detail").replaceChildren(made);
+  showTab(made.querySelector(".tabs"));
 }
 
 function turn(tab) {
