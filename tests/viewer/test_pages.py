@@ -129,7 +129,9 @@ def test_the_strongest_colours_of_tokens_can_be_read(page, place: Path) -> None:
         for colour in ("logprob", "advantage"):
             visit(page, PAGES["tokens"])
             page.locator("#detail select").select_option(colour)
-            until(page, "[...document.querySelectorAll('.tokens span')].some((one) => /50%/.test(one.style.background))")
+            until(
+                page, "[...document.querySelectorAll('.tokens span')].some((one) => /50%/.test(one.style.background))"
+            )
             assert violations(page) == [], (scheme, colour)
 
 
@@ -148,7 +150,7 @@ def test_the_chosen_tab_is_in_view_on_a_phone(page) -> None:
     for address in (PAGES["files"], PAGES["run"], PAGES["attempts"]):
         visit(page, address)
         box = page.locator("[role=tab][aria-selected=true]").bounding_box()
-        assert 0 <= box["x"], (address, box)
+        assert box["x"] >= 0, (address, box)
         assert box["x"] + box["width"] <= 420, (address, box)
 
 
