@@ -63,18 +63,26 @@ def check(weights: Weights, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 @contextmanager
-def weight_file(weights: Weights) -> Iterator[str]:
+def weight_file(weights: Weights, dtype: str | None = None) -> Iterator[str]:
     """The path of a file that holds `weights`; gone afterwards.
 
-    The output layer is written out also where it is tied to the embedding: on CPUs vLLM keeps a packed copy of its own,
-    which would silently stay as it was.
+    dtype: of what samples ("bfloat16"), which would round to it anyway: half the bytes of float32. None: as they are.
+    The output layer is named also where it is tied to the embedding: on CPUs vLLM keeps a packed copy of its own, which
+    would silently stay as it was. In the file the two are one tensor.
     """
     import torch
 
-    tensors: dict[str, Any] = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
-    embedding = next((name for name in tensors if name.endswith("embed_tokens.weight")), None)
-    if embedding is not None and (TIED not in tensors or _shares(tensors[TIED], tensors[embedding])):
-        tensors[TIED] = tensors[embedding].clone()
+    embedding = next((name for name in weights if name.endswith("embed_tokens.weight")), None)
+    tied = embedding is not None and (TIED not in weights or _shares(weights[TIED], weights[embedding]))
+    tensors: dict[str, Any] = {}
+    for name, tensor in weights.items():
+        if tied and name == TIED:
+            continue
+        # One at a time off the device, where there may be no room for a second copy of them all.
+        to = getattr(torch, dtype) if dtype and tensor.is_floating_point() else tensor.dtype
+        tensors[name] = tensor.detach().to("cpu", to).contiguous()
+    if tied:
+        tensors[TIED] = tensors[embedding]
     handle = os.memfd_create("solostream-weights")
     try:
         path = f"/proc/{os.getpid()}/fd/{handle}"

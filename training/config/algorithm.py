@@ -66,6 +66,12 @@ class AlgorithmConfig(Section):
                 f"sampler '{self.sampler}' draws by the tracker's values, and no advantage here keeps a tracker: "
                 "set algorithm.sampler = 'uniform', or algorithm.advantage = 'spo'"
             )
+        twice = sorted({name for name in self.components if self.components.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"'{twice[0]}' is named twice in algorithm.advantage and algorithm.stages, and has one section:"
+                " name it once"
+            )
         groups = self._groups()
         if self.group_size < 2 and "required" in groups.values():
             name = next(name for name, wanted in groups.items() if wanted == "required")

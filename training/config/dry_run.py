@@ -21,6 +21,7 @@ from solostream.training.config.memory import (
     remedies,
     shape_of,
 )
+from solostream.training.config.unused import unused
 
 PROMPT_TOKENS = 64  # a guess: the prompt's length is known only once the data is tokenised
 JSON_BYTES = 24  # a token in trajectories.jsonl: id, mask, logprob, version, text
@@ -224,6 +225,7 @@ def describe(config: Config) -> str:
         ("tokens", f"≤ {_count(p.tokens_a_step)} a step, ≤ {_count(p.tokens)} in all"),
         *_memory_rows(config, p, device, free, total),
         ("disk", f"checkpoints {config.run.keep} x {_bytes(p.checkpoint)}, trajectories ≤ {_bytes(p.trajectories)}"),
+        *(("not used", line) for line in unused(config)),
     ]
     return "\n".join(f"{name:<14} {what}" for name, what in rows)
 

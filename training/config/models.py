@@ -292,6 +292,13 @@ class Config(Section):
                 f"rollout.batch = {self.rollout.batch} is no multiple of algorithm.group_size = "
                 f"{self.algorithm.group_size}"
             )
+        discards = round(self.algorithm.dynamic_sampling * self.rollout.batch)
+        if self.algorithm.dynamic_sampling and discards < self.algorithm.group_size:
+            raise ValueError(
+                f"algorithm.dynamic_sampling = {self.algorithm.dynamic_sampling:g} lets a batch discard {discards} "
+                f"trajectories, less than one group of {self.algorithm.group_size}: set it to "
+                f"{self.algorithm.group_size / self.rollout.batch:.3g} or more (3: three batches), or to 0"
+            )
         branching.check(self)
         colocation.check(self)
         _check_parts(self)

@@ -264,7 +264,7 @@ async def open_engine(config: Config, parts: Components, slots: int, module: Cal
             slots=slots,
             max_len=parts.max_tokens,
             seed=config.run.seed,
-            dtype=config.model.dtype,
+            dtype=str(sampler_dtype(config.model, device_of(config.model.device))).removeprefix("torch."),
             reproducible=config.rollout.mode != "async",
             lora_rank=rank_to_send(config),
         )

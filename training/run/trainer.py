@@ -32,6 +32,7 @@ from solostream.training.cluster import crew
 from solostream.training.cluster.learning import Learning, Learns, sft_loss, sft_step
 from solostream.training.cluster.rank_worker import RankLost
 from solostream.training.config import Config
+from solostream.training.config.unused import unused
 from solostream.training.losses import Loss
 from solostream.training.observers import RunTracker
 from solostream.training.rollouts.learner_thread import LearnerThread
@@ -117,9 +118,10 @@ class Trainer:
                     f"{config.cold_start.data} has changed since the checkpoint: start a run of another --name"
                 )
         self.learning = Learning(config, self.parts, self.placement, self.loss, folder)
-        view.say(self.learning.described)
+        for line in (self.learning.described, *unused(config)):
+            view.say(line)
         second = setup.why_a_second_copy(config, self.parts.model)
-        if engine is None and self.placement is None and config.run.engine == "hf" and second is not None:
+        if engine is None and self.placement is None and config.run.engine == "hf" and second:
             view.say(f"the sampler has a second copy of the weights: {second}")
         self.source = source
         self._enough = False  # a callback said so

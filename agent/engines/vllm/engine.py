@@ -164,7 +164,7 @@ class VllmEngine:
                 if adapters is not None:
                     await self._load_adapters(adapters)
                 elif not self._takes_adapters:  # else it is the base alone, which vLLM has from its folder
-                    with weight_file(weights) as path:
+                    with weight_file(weights, self.dtype) as path:
                         await self._llm.pause_generation(mode="keep", clear_cache=True)
                         await self._llm.collective_rpc("load_from", args=(path,))
                 if not await self._llm.reset_prefix_cache(reset_running_requests=True):

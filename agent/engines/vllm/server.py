@@ -26,6 +26,7 @@ FLAGS = (
     "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs"
     " --worker-extension-cls solostream.agent.engines.vllm.worker.Reload"
 )
+START = f"a vLLM server for training is started as {FLAGS}"
 TOKENS, COMPLETIONS = "/inference/v1/generate", "/v1/completions"
 PROBE = "Zwölf Boxkämpfer jagen 123456789 naïve quiz-wizards\n\t```python\nprint(x ** 2)\n```\n数"
 
@@ -58,6 +59,7 @@ class ServerEngine:
         self._shapes, self._path = shapes, path
         self._homes: dict[str, str] = {}
         self._turn = itertools.count()
+        self._dtype: str | None = None  # of the weights that sample there, once it is known
         self._given: dict[str, int] = {}  # what the replicas call the versions that they were given here
         self._syncing = asyncio.Lock()
 
@@ -172,8 +174,10 @@ class ServerEngine:
             if not self._given:
                 for url in urls:
                     await self._refuse_raw_logprobs(url)
+                found = {await self._dtype_at(url) for url in urls}
+                self._dtype = found.pop() if len(found) == 1 else None
             self._given[str(version)] = version
-            with weight_file(weights) as path:
+            with weight_file(weights, self._dtype) as path:
                 switches = [self._switch(url, path, version) for url in urls]
                 outcomes = await asyncio.gather(*switches, return_exceptions=True)
             trouble = "none is left"
@@ -189,7 +193,7 @@ class ServerEngine:
 
     async def _switch(self, url: str, path: str, version: int) -> None:
         """Between two steps: the requests in flight go on under the new weights, their cache computed anew."""
-        tell = partial(post, self._client, missing=f"a vLLM server for training is started as {FLAGS}")
+        tell = partial(post, self._client, missing=START)
         await tell(f"{url}/pause?mode=keep", {})
         try:
             await tell(f"{url}/collective_rpc", {"method": "load_from", "args": [path]})
@@ -202,6 +206,10 @@ class ServerEngine:
             raise
         finally:
             await tell(f"{url}/resume", {})
+
+    async def _dtype_at(self, url: str) -> str:
+        told = await post(self._client, f"{url}/collective_rpc", {"method": "dtype"}, missing=START)
+        return str(told["results"][0])
 
     async def _refuse_raw_logprobs(self, url: str) -> None:
         """Of the only token that top-k = 1 leaves the logprob is 0, unless the server reports those before top-k."""

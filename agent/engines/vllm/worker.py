@@ -16,6 +16,7 @@ class Reload:
     """Mixed into vLLM's worker class by vLLM."""
 
     model_runner: Any
+    model_config: Any
 
     def end_with(self, owner: int) -> None:
         """Die when the process `owner` does, however it dies (Linux). vLLM's core dies with any of its workers."""
@@ -24,6 +25,10 @@ class Reload:
         except ProcessLookupError:
             os.kill(os.getpid(), signal.SIGKILL)
         Thread(target=_die_after, args=(watched,), daemon=True).start()
+
+    def dtype(self) -> str:
+        """Of the weights: "bfloat16"."""
+        return str(self.model_config.dtype).removeprefix("torch.")
 
     def load_from(self, path: str) -> None:
         """Load the file `path` of `torch.save` (names as in the Hugging Face state dict) over the model."""

@@ -168,6 +168,13 @@ async def test_resumed_in_the_asynchronous_mode_nothing_left_out_comes_back(log:
             ],
             "lockstep",
         ),
+        (
+            [
+                "algorithm.advantage=grpo", "algorithm.group_size=4", "algorithm.dynamic_sampling=0.01",
+                "rollout.batch=32",
+            ],
+            "discard 0 trajectories, less than one group of 4: set it to 0.125 or more",
+        ),
     ],
 )  # fmt: skip
 def test_where_it_means_nothing_it_is_refused(settings: list[str], said: str) -> None:

@@ -1,0 +1,60 @@
+"""What a configuration says and nothing reads: told in one line each at the start, and no mistake.
+
+A sweep over names keeps the options of each, and one over `learner.schedule` its `total_steps`: so nothing is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from solostream.training.config.models import Config
+
+
+def unused(config: Config) -> list[str]:
+    """A line for each section of a component that the run does not use, and for each key whose switch is off."""
+    return [*_sections(config), *_keys(config)]
+
+
+def _sections(config: Config) -> list[str]:
+    r, a, o = config.run, config.algorithm, config.rollout
+    # section of the configuration -> its components, those that are used, and the keys that would name another
+    kinds: dict[str, tuple[Mapping[str, Any], Collection[str], str]] = {
+        "algorithm": (a.options, a.components, "algorithm.advantage or algorithm.stages"),
+        "loss": (config.loss, [config.learner.loss], "learner.loss"),
+        "sampler": (config.sampler, [a.task_sampler], "algorithm.sampler"),
+        "rollout": (o.model_extra or {}, [o.strategy], "rollout.strategy"),
+        "engine": (config.engine, [r.engine], "run.engine"),
+        "tracker": (config.tracker, r.trackers, "run.trackers"),
+        "metric": (config.metric, r.metrics, "run.metrics"),
+        "callback": (config.callback, r.callbacks, "run.callbacks"),
+    }
+    return [
+        f"[{section}.{name}] is not used: {key} does not name it"
+        for section, (given, used, key) in kinds.items()
+        for name in given
+        if name not in used
+    ]
+
+
+def _keys(config: Config) -> list[str]:
+    c, o, m = config.learner, config.rollout, config.model
+    waits = o.mode != "async"
+    # section and key, whether something reads it, and what would make it do so
+    switches = (
+        (c, "learner", "muon_lr", c.optimizer == "muon", 'learner.optimizer = "muon"'),
+        (c, "learner", "total_steps", c.schedule != "constant", 'learner.schedule = "linear" or "cosine"'),
+        (c, "learner", "length_norm", c.aggregation == "seq_mean_token_sum", 'aggregation = "seq_mean_token_sum"'),
+        (c, "learner", "entropy_band_weight", c.entropy_band is not None, "learner.entropy_band"),
+        (c, "learner", "kl_estimator", c.kl_coef > 0, "learner.kl_coef above 0"),
+        (o, "rollout", "over_provision", not waits, 'rollout.mode = "async"'),
+        (o, "rollout", "max_staleness", not waits, 'rollout.mode = "async"'),
+        (o, "rollout", "stale", not waits, 'rollout.mode = "async"'),
+        (m, "model", "build", m.path == "build", 'model.path = "build"'),
+        (config.algorithm, "algorithm", "tracker", config.algorithm.uses_tracker, "an advantage that keeps a tracker"),
+    )
+    return [
+        f"{section}.{key} does nothing here: it needs {needs}"
+        for model, section, key, read, needs in switches
+        if not read and getattr(model, key) != type(model).model_fields[key].default
+    ]
