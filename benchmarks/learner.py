@@ -1,11 +1,12 @@
-"""The learner's update on a length-skewed batch: packed, padded, and by TRL's GRPOTrainer, in one run.
+"""The learner's update on a length-skewed batch: packed, padded, sorted and padded, and by TRL, in one run.
 
-All three do the same work: forward, PPO-clip with token mean, backward, clipping, AdamW, on one model, one batch, one
-machine, float32, 8 sequences a micro-batch where they are padded. Tokens are real ones: padding does not count. The
-rounds take turns, so that a busy machine slows all alike. The first line checks that the gradients agree.
+All do the same work: forward, PPO-clip with token mean, backward, clipping, AdamW, on one model, one batch, one
+machine, float32, 8 sequences a micro-batch where they are padded ("sorted": neighbours in length share one, cut to its
+longest). Tokens are real ones: padding does not count. The rounds take turns and count CPU seconds, so that a busy
+machine favours nobody. The first lines say which model and batch, and check that the gradients agree.
 
     pip install trl
-    python benchmarks/learner.py [--quick] [--plot learner.png]
+    python benchmarks/learner.py [--model 0.5M|25M|135M] [--quick] [--rounds N] [--plot learner.png]
 """
 
 from __future__ import annotations
@@ -30,21 +31,29 @@ from solostream.training.advantages.base import Advantages, per_token
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.learner import Learner
 
-VOCABULARY, PROMPT, MICRO = 640, 32, 8
+PROMPT, MICRO = 32, 8
+OURS, SORTED, TRL = "solostream, packed", "padded, sorted by length", "TRL GRPOTrainer"
+# name -> what it is, vocabulary, hidden size, MLP, layers, heads, heads of keys and values, head size
+SHAPES = {
+    "0.5M": ("the quickstart's shape", 640, 128, 384, 2, 8, 4, 16),
+    "25M": ("six layers of 512", 8192, 512, 1728, 6, 8, 4, 64),
+    "135M": ("SmolLM2-135M's sizes", 49_152, 576, 1536, 30, 9, 3, 64),
+}
 
 
-def model() -> Qwen3ForCausalLM:
-    """The shape of the quickstart: half a million parameters."""
+def model(name: str) -> Qwen3ForCausalLM:
+    """A Qwen3 with random weights and tied embeddings."""
     torch.manual_seed(0)
+    _, vocabulary, hidden, mlp, layers, heads, kv_heads, head_dim = SHAPES[name]
     return Qwen3ForCausalLM(
         Qwen3Config(
-            vocab_size=VOCABULARY,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=2,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            head_dim=16,
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=mlp,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim,
             tie_word_embeddings=True,
             max_position_embeddings=2048,
             pad_token_id=0,
@@ -53,22 +62,24 @@ def model() -> Qwen3ForCausalLM:
     )
 
 
-def skewed(n: int, longest: int) -> list[Trajectory]:
-    """Log-normal response lengths: median 64 tokens, the longest cut at `longest`."""
-    rng = np.random.default_rng(0)
-    scorer, batch = Learner(model(), LearnerConfig()), []
+def skewed(name: str, n: int, longest: int) -> list[Trajectory]:
+    """Log-normal response lengths: median 64 tokens, the longest cut at `longest`; log-probabilities the policy's."""
+    rng, vocabulary = np.random.default_rng(0), SHAPES[name][1]
     lengths = np.minimum(np.exp(np.log(64) + 1.0 * rng.normal(size=n)).astype(int) + 4, longest)
-    for i, length in enumerate(lengths):
-        prompt, response = rng.integers(2, VOCABULARY, PROMPT).tolist(), rng.integers(2, VOCABULARY, length).tolist()
-        logprobs = [0.0] * len(response)
-        for _ in range(2):  # the second time with the policy's own log-probabilities
+    texts = [(rng.integers(2, vocabulary, PROMPT).tolist(), rng.integers(2, vocabulary, k).tolist()) for k in lengths]
+
+    def closed(logprobs: list[Any]) -> list[Trajectory]:
+        made = []
+        for i, ((prompt, response), of_tokens) in enumerate(zip(texts, logprobs, strict=True)):
             ledger = TokenRecord()
             ledger.add_observation("user", prompt, "")
-            ledger.add_action(response, logprobs, [0] * len(response), "")
-            one = ledger.close(f"t{i}", float(i % 2), "answered")
-            logprobs = scorer.logprobs([one])[0].tolist()
-        batch.append(one)
-    return batch
+            ledger.add_action(response, of_tokens, [0] * len(response), "")
+            made.append(ledger.close(f"t{i}", float(i % 2), "answered"))
+        return made
+
+    unscored = closed([[0.0] * len(response) for _, response in texts])
+    scorer = Learner(model(name), LearnerConfig(max_tokens_per_batch=2048))
+    return closed([one.tolist() for one in scorer.logprobs(unscored)])
 
 
 def padded(batch: list[Trajectory]) -> dict[str, torch.Tensor]:
@@ -87,9 +98,13 @@ def padded(batch: list[Trajectory]) -> dict[str, torch.Tensor]:
     }
 
 
-def padded_update(batch: list[Trajectory], advantages: list[float], trim: bool) -> tuple[Any, Callable[[], None]]:
-    """A plain padded loop. `trim`: each micro-batch is cut to its own longest sequence."""
-    policy = model()
+def padded_update(
+    policy: Qwen3ForCausalLM, batch: list[Trajectory], advantages: list[float], trim: bool, in_order: bool = False
+) -> tuple[Any, Callable[[], None]]:
+    """A plain padded loop. trim: each micro-batch is cut to its own longest sequence. in_order: sorted by length."""
+    if in_order:
+        order = sorted(range(len(batch)), key=lambda i: batch[i].n_action_tokens)
+        batch, advantages = [batch[i] for i in order], [advantages[i] for i in order]
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-9, fused=True)
     columns, a = padded(batch), torch.tensor(advantages)
     total = columns["completion_mask"].sum()
@@ -113,20 +128,22 @@ def padded_update(batch: list[Trajectory], advantages: list[float], trim: bool) 
     return policy, update
 
 
-def trl_update(batch: list[Trajectory], advantages: list[float]) -> tuple[Any, Callable[[], None]]:
+def trl_update(
+    policy: Qwen3ForCausalLM, batch: list[Trajectory], advantages: list[float]
+) -> tuple[Any, Callable[[], None]]:
     """GRPOTrainer's own training steps over its own split of the batch; only the generation is replaced by ours."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
     from trl import GRPOConfig, GRPOTrainer
 
-    vocabulary = {"<pad>": 0, "<eos>": 1, **{f"t{i}": i for i in range(2, VOCABULARY)}}
+    vocabulary = {"<pad>": 0, "<eos>": 1, **{f"t{i}": i for i in range(2, policy.config.vocab_size)}}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(vocabulary, "<pad>")), pad_token="<pad>", eos_token="<eos>"
     )
     micros = len(batch) // MICRO
     trainer = GRPOTrainer(
-        model(),
+        policy,
         [lambda completions, **_: [0.0] * len(completions)],
         GRPOConfig(
             tempfile.mkdtemp(),
@@ -151,17 +168,17 @@ def trl_update(batch: list[Trajectory], advantages: list[float]) -> tuple[Any, C
     trainer._generate_and_score_completions = lambda _: dict(columns)
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = micros
-    policy: Any = trainer.model
-    policy.train()
+    trained: Any = trainer.model
+    trained.train()
 
     def update() -> None:
         trainer.optimizer.zero_grad()
         for _ in range(micros):
-            trainer.training_step(policy, {}, None)
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            trainer.training_step(trained, {}, None)
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         trainer.optimizer.step()
 
-    return policy, update
+    return trained, update
 
 
 def gradient(policy: Any) -> torch.Tensor:
@@ -176,62 +193,79 @@ def plot(path: str, speeds: dict[str, float]) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 3))
     axes.barh(list(speeds)[::-1], list(speeds.values())[::-1])
-    axes.set(xlabel="real tokens a second", title="One update of a length-skewed batch")
+    axes.set(xlabel="real tokens a CPU second", title="One update of a length-skewed batch")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller batch, fewer rounds")
-    parser.add_argument("--plot", help="write a bar chart here")
-    options = parser.parse_args()
-    n, longest, rounds = (32, 400, 3) if options.quick else (64, 800, 5)
-    batch = skewed(n, longest)
-    advantages = np.random.default_rng(1).normal(size=n).tolist()
+def contestants(
+    name: str, batch: list[Trajectory], advantages: list[float]
+) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+    """Name -> one update; name -> how near its gradient is to the packed one (cosine). Each has done one."""
     given = Advantages(per_token(advantages, batch))
-    lengths = sorted(map(len, batch))
-    print(f"{n} sequences, {sum(lengths)} tokens; length median {lengths[n // 2]}, longest {lengths[-1]}")
-
-    learner = Learner(model(), LearnerConfig(lr=1e-9, betas=(0.9, 0.999), max_tokens_per_batch=2048))
+    learner = Learner(model(name), LearnerConfig(lr=1e-9, betas=(0.9, 0.999), max_tokens_per_batch=2048))
     caught: list[torch.Tensor] = []
     apply = learner.optimizer.apply
     learner.optimizer.apply = lambda: (caught.append(gradient(learner.model)), apply())[1]  # type: ignore[method-assign]
-    updates: dict[str, Callable[[], Any]] = {
-        "solostream, packed": lambda: learner.update(batch, given, drift=False),
-    }
     learner.update(batch, given, drift=False)
     learner.optimizer.apply = apply  # type: ignore[method-assign]
+    updates: dict[str, Callable[[], Any]] = {OURS: lambda: learner.update(batch, given, drift=False)}
     peers = {
-        "padded to the longest": lambda: padded_update(batch, advantages, False),
-        "padded a micro-batch": lambda: padded_update(batch, advantages, True),
-        "TRL GRPOTrainer": lambda: trl_update(batch, advantages),
+        "padded to the longest": lambda: padded_update(model(name), batch, advantages, False),
+        "padded a micro-batch": lambda: padded_update(model(name), batch, advantages, True),
+        SORTED: lambda: padded_update(model(name), batch, advantages, True, in_order=True),
+        TRL: lambda: trl_update(model(name), batch, advantages),
     }
-    for name, make in peers.items():
+    agree = {}
+    for peer, make in peers.items():
         try:
-            policy, updates[name] = make()
+            policy, updates[peer] = make()
         except ImportError as error:
-            print(f"{name}: left out, {error}; pip install trl")
+            print(f"{peer}: left out, {error}; pip install trl")
             continue
-        updates[name]()
-        agree = torch.cosine_similarity(caught[0], gradient(policy), 0)
-        print(f"gradient of {name} against packed: cosine {agree:.6f}")
+        updates[peer]()
+        agree[peer] = float(torch.cosine_similarity(caught[0], gradient(policy), 0))
+    return updates, agree
 
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=SHAPES, default="0.5M")
+    parser.add_argument("--quick", action="store_true", help="a smaller batch, fewer rounds")
+    parser.add_argument("--rounds", type=int, help="default: 5, with --quick 2")
+    parser.add_argument("--plot", help="write a bar chart here")
+    options = parser.parse_args()
+    n, longest, rounds = (32, 400, 2) if options.quick else (64, 800, 5)
+    batch = skewed(options.model, n, longest)
+    advantages = np.random.default_rng(1).normal(size=n).tolist()
+    lengths = sorted(map(len, batch))
+    parameters = model(options.model).num_parameters() / 1e6
+    print(f"model {options.model}: {SHAPES[options.model][0]}, {parameters:.1f} M parameters, random weights")
+    print(f"batch: {n} sequences, {sum(lengths)} tokens; length median {lengths[n // 2]}, longest {lengths[-1]}")
+    widest = sum(
+        max(lengths[start : start + MICRO]) * len(lengths[start : start + MICRO]) for start in range(0, n, MICRO)
+    )
+    print(
+        f"padding: {n * lengths[-1] / sum(lengths):.2f}x the tokens to the longest, {widest / sum(lengths):.2f}x sorted"
+    )
+
+    updates, agree = contestants(options.model, batch, advantages)
+    for name, cosine in agree.items():
+        print(f"gradient of {name} against packed: cosine {cosine:.6f}")
     seconds: dict[str, list[float]] = {name: [] for name in updates}
-    for _ in range(rounds):
+    for _ in range(options.rounds or rounds):
         for name, update in updates.items():
-            start = time.perf_counter()
+            start = time.process_time()
             update()
-            seconds[name].append(time.perf_counter() - start)
-    ours = median(seconds["solostream, packed"])
-    print(f"{'':<24}{'tokens/s':>10}{'seconds':>10}{'packed is':>12}")
+            seconds[name].append(time.process_time() - start)
+    ours = median(seconds[OURS])
+    print(f"{'':<26}{'tokens a CPU s':>15}{'CPU seconds':>13}{'packed is':>12}")
     for name, measured in seconds.items():
-        print(
-            f"{name:<24}{sum(lengths) / median(measured):10.0f}{median(measured):10.2f}{median(measured) / ours:11.2f}x"
-        )
+        spent = median(measured)
+        print(f"{name:<26}{sum(lengths) / spent:15.0f}{spent:13.2f}{spent / ours:11.2f}x")
     if options.plot:
         plot(options.plot, {name: sum(lengths) / median(measured) for name, measured in seconds.items()})
-    print("bar: packed >= 2x TRL on a length-skewed batch")
+    print("bars: packed >= 3x TRL and >= 1.5x padded and sorted, at 25M and 135M")
 
 
 if __name__ == "__main__":
