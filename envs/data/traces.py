@@ -106,6 +106,8 @@ def trace_of(row: Mapping[str, Any], syntax: Sequence[str], parallel: bool, numb
         raise BadTrace(f"it ends with a {messages[-1]['role']} message, not with the assistant's")
     if not messages or messages[0]["role"] == "assistant":
         raise BadTrace("no prompt before the assistant speaks" if messages else "no message")
+    if any(m["role"] == "tool" for m in _until_assistant(messages)):
+        raise BadTrace("an output before anything was called")
     calls: list[ToolCall] = []
     outputs: list[str] = []
     for index, message in enumerate(messages):
@@ -118,6 +120,8 @@ def trace_of(row: Mapping[str, Any], syntax: Sequence[str], parallel: bool, numb
                 output.update(name=call.name, content=framed(syntax, output["content"]))
     if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
         raise BadTrace("the assistant says nothing")
+    if any(re.search("[\ud800-\udfff]", m["content"]) for m in messages):
+        raise BadTrace("half a character (a lone surrogate), which no tokenizer reads")
     return Trace(number, tuple(messages), tuple(calls), tuple(outputs))
 
 
@@ -136,7 +140,9 @@ def _messages(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
             sides = []
             for role, side in (("user", row[asked]), ("assistant", row[told])):
                 text = side + more if role == "user" and isinstance(side, str) else side
-                sides += [{"role": role, "content": text}] if isinstance(side, str) else list(side or ())
+                if not isinstance(side, str | list):
+                    raise BadTrace(f"its {asked if role == 'user' else told} is neither text nor messages")
+                sides += [{"role": role, "content": text}] if isinstance(side, str) else side
             return [_message(one) for one in (*opening, *sides)]
     have = ", ".join(map(str, row)) or "nothing"
     raise BadTrace(f"no messages, no conversations, no prompt and completion (it has: {have})")
@@ -148,14 +154,16 @@ def _message(one: Any) -> Mapping[str, Any]:
         raise BadTrace("a message that is no object")
     role = one.get("role", one.get("from"))
     content = one.get("content", one.get("value"))
-    calls = one.get("tool_calls") or ([one["function_call"]] if one.get("function_call") else ())
+    calls = one.get("tool_calls") or ([one["function_call"]] if one.get("function_call") else [])
+    if not isinstance(calls, list):
+        raise BadTrace("tool_calls that are no list")
     if role == "function_call":  # ShareGPT's own: the call is the message
         return {"role": "assistant", "content": "", "tool_calls": [_decoded(content, "the function_call")]}
     role = _ROLES.get(str(role), role)
     if role not in ("system", "user", "assistant", "tool"):
         raise BadTrace(f"a message of the role {role!r}")
     if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) if isinstance(part, Mapping) else str(part) for part in content)
+        content = "".join(map(_text_of, content))
     if content is None and (calls or role == "tool"):
         content = ""
     if not isinstance(content, str):
@@ -163,7 +171,16 @@ def _message(one: Any) -> Mapping[str, Any]:
     thought = one.get("reasoning_content") or one.get("reasoning")
     if role == "assistant" and isinstance(thought, str) and thought.strip():
         content = f"<think>\n{thought.strip()}\n</think>\n\n{content}"
-    return {"role": role, "content": content, "tool_calls": calls, "answers": one.get("tool_call_id")}
+    answers = one.get("tool_call_id")
+    return {"role": role, "content": content, "tool_calls": calls, "answers": None if answers is None else str(answers)}
+
+
+def _text_of(part: Any) -> str:
+    text = part.get("text") if isinstance(part, Mapping) else part
+    if not isinstance(text, str):  # a picture: what is said of it would be learnt without it
+        kind = part.get("type") if isinstance(part, Mapping) else part
+        raise BadTrace(f"a part of a message that is no text ({kind})")
+    return text
 
 
 def _in_order_of_calls(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -173,7 +190,7 @@ def _in_order_of_calls(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[st
     for message in messages:
         if message["role"] == "assistant":
             ids = [call.get("id") for call in message["tool_calls"] if isinstance(call, Mapping)]
-            places = {name: place for place, name in enumerate(ids) if name is not None}
+            places = {str(name): place for place, name in enumerate(ids) if name is not None}
         place = places.get(message.get("answers")) if message["role"] == "tool" else None
         at = len(ordered)
         while place is not None and at and places.get(ordered[at - 1].get("answers"), -1) > place:
@@ -217,7 +234,7 @@ def _named(call: Any) -> tuple[str, Mapping[str, Any]]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise BadTrace("a tool call without a name")
-    arguments = _decoded(function.get("arguments", {}) or {}, "the arguments of a tool call")
+    arguments = _decoded(function.get("arguments", {}) or {}, "what a tool call is given")
     if not isinstance(arguments, Mapping):
         raise BadTrace("a tool call whose arguments are no object")
     return function["name"], arguments

@@ -175,6 +175,40 @@ def test_two_calls_in_a_turn(tmp_path: Path) -> None:
     assert list(bad) == ["several calls in one turn: set parallel_calls = true in env.options"]
 
 
+def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to every value of a row."""
+    inside = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [path, *(way for key, value in inside for way in places(value, (*path, key)))]
+
+
+def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    if not path:
+        return value
+    copy = dict(tree) if isinstance(tree, dict) else list(tree)
+    copy[path[0]] = replaced(copy[path[0]], path[1:], value)
+    return copy
+
+
+@pytest.mark.parametrize("row", LAYOUTS.values(), ids=LAYOUTS)
+def test_whatever_a_value_is_a_row_is_a_trace_or_is_told(tmp_path: Path, row: Any) -> None:
+    """Every value of a good row in turn, replaced by one of another kind: nothing else is raised."""
+    odd = (None, 5, 1.5, True, "x", "", [], {}, [5], {"a": 1}, [[USER]], [None], "\ud800")
+    rows = [replaced(row, path, value) for path in places(row)[1:] for value in odd]
+    traces, bad = read(tmp_path, *rows)
+    assert sorted([trace.line for trace in traces] + [line for where in bad.values() for line in where]) == list(
+        range(1, len(rows) + 1)
+    )
+    assert len(bad) > 3
+    for trace in traces:
+        assert all(message["content"].encode() is not None for message in trace.messages)  # it can be tokenised
+
+
+def test_a_picture_is_told_not_left_out(tmp_path: Path) -> None:
+    seen = [{"type": "image_url", "image_url": {"url": "data:"}}, {"type": "text", "text": "What is this?"}]
+    _, bad = read(tmp_path, {"messages": [{"role": "user", "content": seen}, {"role": "assistant", "content": "42"}]})
+    assert bad == {"a part of a message that is no text (image_url)": [1]}
+
+
 def test_bad_lines_are_told_by_number_and_the_others_are_read(tmp_path: Path) -> None:
     tool = {"role": "tool", "content": OUT}
     rows = [
@@ -199,6 +233,7 @@ def test_bad_lines_are_told_by_number_and_the_others_are_read(tmp_path: Path) ->
         {"prompt": ASK, "completion": "  "},
         LAYOUTS["ReTool"],
         {"text": "y"},
+        {"messages": [USER, tool, {"role": "assistant", "content": END}]},
     ]  # fmt: skip
     traces, bad = read(tmp_path, *rows)
     assert [trace.line for trace in traces] == [1, 16]
@@ -206,7 +241,7 @@ def test_bad_lines_are_told_by_number_and_the_others_are_read(tmp_path: Path) ->
     expected = {
         2: "not JSON", 3: "not an object", 4: "no messages", 5: "no message", 6: "no prompt", 7: "ends with a user",
         8: "the role 'critic'", 9: "0 calls and 1 outputs", 10: "1 calls and 0 outputs", 11: "text between a call",
-        12: "without a name", 13: "syntax = 'hermes'", 14: "without text", 15: "says nothing", 17: "no messages",
+        12: "without a name", 13: "syntax = 'hermes'", 14: "without text", 15: "says nothing", 17: "no messages", 18: "before anything was called",
     }  # fmt: skip
     assert lines.keys() == expected.keys()
     for line, words in expected.items():
