@@ -241,7 +241,8 @@ def test_bad_lines_are_told_by_number_and_the_others_are_read(tmp_path: Path) ->
     expected = {
         2: "not JSON", 3: "not an object", 4: "no messages", 5: "no message", 6: "no prompt", 7: "ends with a user",
         8: "the role 'critic'", 9: "0 calls and 1 outputs", 10: "1 calls and 0 outputs", 11: "text between a call",
-        12: "without a name", 13: "syntax = 'hermes'", 14: "without text", 15: "says nothing", 17: "no messages", 18: "before anything was called",
+        12: "without a name", 13: "syntax = 'hermes'", 14: "without text", 15: "says nothing", 17: "no messages",
+        18: "before anything was called",
     }  # fmt: skip
     assert lines.keys() == expected.keys()
     for line, words in expected.items():
