@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from solostream import registry
-from solostream.training.config import branching, colocation
+from solostream.training.config import branching, colocation, turn_rewards
 from solostream.training.config.algorithm import AlgorithmConfig
 from solostream.training.config.cluster import ClusterConfig
 from solostream.training.config.components import Options, beside_keys, complete, options_of
@@ -301,6 +301,7 @@ class Config(Section):
             )
         branching.check(self)
         colocation.check(self)
+        turn_rewards.check(self)
         _check_parts(self)
         if self.cluster.learners > 1 and (self.learner.masters == "bfloat16" or self.learner.moments == "8bit"):
             raise ValueError("learner.masters and learner.moments are for one learner: several share float32 out")

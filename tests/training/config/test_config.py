@@ -294,3 +294,24 @@ def test_what_the_second_phase_refuses_is_said_before_the_first(monkeypatch: pyt
     for phase in ("", "cold_start."):
         with pytest.raises(UserError, match=r"pip install 'solostream\[low-memory\]'"):
             setup.refuse_learning(validate(assign({}, [f"{phase}learner={{optimizer='adamw', moments='8bit'}}"])))
+
+
+@pytest.mark.parametrize(
+    ("options", "reach"),
+    [
+        ({"turn_reward": {"code_passes": 0.1, "well_formed": {"weight": 0.05}}}, "1.6"),
+        ({"turn_reward": "code_passes", "reward": {"correct": 0.75}}, "4.75"),
+        ({"turn_reward": {"code_passes": 0.1}, "reward": {"correct": 0.6}}, None),
+        ({"reward": {"correct": 0.5, "well_formed": 0.5}}, None),
+    ],
+)
+def test_what_turns_are_paid_must_fit_the_range(options: dict, reach: str | None) -> None:
+    """Said with the configuration, not by the first right answer behind a cold start."""
+    given = {"env": {"max_turns": 4, "options": options}}
+    if reach is None:
+        validate(given)
+    else:
+        with pytest.raises(UserError) as caught:
+            validate(given)
+        assert str(caught.value).endswith(f"set algorithm.reward_range = [0.0, {reach}], what can be reached")
+    validate({**given, "algorithm": {"reward_range": [0.0, 1.2]}})  # who sets a range is believed
