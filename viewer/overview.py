@@ -124,12 +124,10 @@ def before_and_after(metrics: Metrics, folder: Path) -> list[dict[str, Any]]:
         row = {
             "label": label,
             "unit": unit,
-            "before": evaluated.first(name),
-            "after": evaluated.last(name) if several else None,
         }
-        for end in ("low", "high"):
-            bound = f"{name}_{end}"
-            row |= {f"before_{end}": evaluated.first(bound), f"after_{end}": evaluated.last(bound) if several else None}
+        for end in ("", "_low", "_high"):  # of the first and of the last evaluation, also where that had no number
+            measured = evaluated.column(f"{name}{end}")
+            row |= {f"before{end}": measured[0], f"after{end}": measured[-1] if several else None}
         row |= _change(row)
         # The rewards by problem are those of the sampled episodes.
         if name == ACCURACY.key and several and (paired := _paired(folder, evaluated)) is not None:

@@ -212,6 +212,19 @@ def test_a_change_is_judged_by_problem_where_the_same_problems_were_played(tmp_p
     assert told()[1] == apart[1]
 
 
+def test_before_is_the_first_evaluation_also_where_it_had_no_number(tmp_path: Path) -> None:
+    """No call before training: nothing that a later evaluation measured stands in its place."""
+    calls = [None, 34.0, 12.5, None]
+    lines = [{"phase": "eval", "step": i, "accuracy": 0.1 * i, "first_call_token": at} for i, at in enumerate(calls)]
+    for until, after in ((3, 12.5), (4, None)):
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines[:until]))
+        rows = overview.before_and_after(Metrics(tmp_path / "metrics.jsonl"), tmp_path)
+        calls_row = next(row for row in rows if "first call" in row["label"])
+        assert [calls_row[k] for k in ("before", "after", "change")] == [None, after, None]
+        told = next(row for row in rows if "accuracy" in row["label"])
+        assert [told["before"], told["after"]] == pytest.approx([0.0, 0.1 * (until - 1)])
+
+
 def test_the_status_is_the_lock_s_and_not_a_guess(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("[run]\nsteps = 9\nprice_per_hour = 1.8\n")
     rows = [{"phase": "rl", "step": step, "time": 1000.0 + 50 * step} for step in range(5)]

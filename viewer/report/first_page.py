@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 
 def verdict(rows: Sequence[Row], metrics: Metrics) -> str:
     """What training did to the held-out problems, in one sentence; HTML. rows: of `overview.before_and_after`."""
-    row = next((row for row in rows if row["after"] is not None), None)
+    row = next((row for row in rows if row["change"] is not None), None)
     if row is None:
         text = "Held-out accuracy was not measured twice: nothing can be said of what training did to it."
         return f'<p class="verdict">{text}</p>'

@@ -18,9 +18,9 @@ export async function verdict({ about, others }) {
   const all = [about, ...(await Promise.all(others.map((run) => api(runPath(run)))))];
   const made = all.flatMap((one) => {
     const rows = one.held_out;
-    const told = rows.find((row) => row.after !== null);
+    const told = rows.find((row) => row.change !== null);
     if (!rows.length) return [el("p", { className: "verdict" }, `${one.name}: nothing held out was measured yet.`)];
-    const text = told ? `${one.name}: held-out accuracy went from ${percent(told.before)} to ${percent(told.after)}, ${told.change >= 0 ? "up" : "down"} ${Math.abs(100 * told.change).toFixed(1)} points${sure(told)} in ${plural(one.steps ?? 0, "step")}.` : `${one.name}: measured once so far, before training.`;
+    const text = told ? `${one.name}: held-out accuracy went from ${percent(told.before)} to ${percent(told.after)}, ${moved(told.change)}${sure(told)} in ${plural(one.steps ?? 0, "step")}.` : `${one.name}: measured once so far, before training.`;
     return [el("p", { className: "verdict" }, text), table([
       { name: "Held-out problems", show: (row) => (row.unit && row.unit !== "%" ? `${row.label}, ${row.unit}` : row.label) },
       { name: "Before", show: (row) => `${unit(row, row.before)}${range(row, "before")}`, num: true },
@@ -32,6 +32,7 @@ export async function verdict({ about, others }) {
 }
 
 const sure = (row) => (row.change_low === null ? "" : ` (95 % from ${points(row.change_low)} to ${points(row.change_high)}${row.paired ? `, paired over ${plural(row.paired, "problem")}` : ""})`);
+const moved = (change) => (Math.abs(change) < 0.0005 ? "the same" : `${change > 0 ? "up" : "down"} ${Math.abs(100 * change).toFixed(1)} points`);
 const points = (value) => `${value >= 0 ? "+" : "−"}${Math.abs(100 * value).toFixed(1)}`;
 
 function change(row) {
