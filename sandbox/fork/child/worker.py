@@ -13,7 +13,6 @@ import _thread
 import array
 import builtins
 import contextlib
-import gc
 import io
 import itertools
 import os
@@ -24,7 +23,7 @@ import types
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from . import cell, display, wire
+from . import cell, display, randomness, wire
 from .snapshot import Rollback
 
 # Functions defined below look names up here, whatever happens to `builtins` later.
@@ -34,8 +33,8 @@ CHANNEL = 3  # a session's only descriptor besides the standard ones
 _fork, _count_threads = os.fork, _thread._count
 _SIGINT, _set_handler = _signal.SIGINT, _signal.signal
 _REHEARSALS = 10  # Python specializes what has run eight times
+_found: list[Any] = []  # generators of random numbers
 _RECURSION, _LEAST_RECURSION = sys.getrecursionlimit(), 100
-_generators: list[Callable[[], object]] = []  # the `seed` of every generator that the fork server has made
 
 
 def prepare() -> None:
@@ -45,7 +44,7 @@ def prepare() -> None:
     sys.path.insert(0, "")  # as in a notebook: what lies in the working folder can be imported
     display.install()
     cell.prepare()
-    _generators[:] = _find_generators()
+    _found[:] = randomness.find()
 
 
 def reserve_channel() -> None:
@@ -56,23 +55,6 @@ def reserve_channel() -> None:
         if fd != CHANNEL:
             os.dup2(fd, CHANNEL, inheritable=False)
             os.close(fd)
-
-
-def _find_generators() -> list[Callable[[], object]]:
-    """`seed` of every `random.Random` and numpy generator, whichever module keeps it (sympy has one of its own)."""
-    kinds: list[type] = [sys.modules["random"].Random] if "random" in sys.modules else []
-    if "numpy.random" in sys.modules:
-        kinds.append(sys.modules["numpy.random"].RandomState)
-    found = [held.seed for held in gc.get_objects() if isinstance(held, tuple(kinds)) and hasattr(held, "seed")]
-    return found + [sys.modules[name].seed for name in ("numpy.random", "torch") if name in sys.modules]
-
-
-def _reseed() -> None:
-    """Forks share the state of every generator: without this, all sessions would draw the same numbers."""
-    for seed in _generators:
-        seed()
-    if "multiprocessing.process" in sys.modules:
-        sys.modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
 
 
 class _Room:
@@ -139,12 +121,13 @@ class Worker:
         for _ in range(_REHEARSALS):
             _rehearse(output_bytes, self._space)
         self._channel = socket.socket(fileno=CHANNEL)
+        self._generators = randomness.Generators(_found)
         self._session = _Session(output_bytes)
 
     def serve(self, snapshot: bool) -> NoReturn:
         """In a session: answer requests until the host closes the socket."""
         _set_handler(_SIGINT, self._session.interrupts)
-        _reseed()
+        self._generators.reseed()
         _serve(self._channel, self._session, self._space, snapshot)
 
 
@@ -159,7 +142,6 @@ def _rehearse(output_bytes: int, space: int) -> None:
     session = _Session(output_bytes)
     _hold(_take_streams(theirs.recvmsg, space))
     _set_handler(_SIGINT, session.interrupts)
-    _reseed()
     for code in (b"print(1)", b"1"):
         _send(theirs.send, wire.REPLY, _run(code, "<warm-up>", session))
     for end in (ours, theirs):
