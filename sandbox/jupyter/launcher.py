@@ -46,7 +46,9 @@ def main(host_socket: str, groups: str | None = None) -> NoReturn:
     data, fds, _, _ = socket.recv_fds(host, 65536, len(kernel_app.CHANNELS) + 2)
     settings = json.loads(data)
     if groups is not None:
-        memory.Group(int(groups), "kernel", settings["memory_mb"] + _OWN_MB).join()
+        group = memory.Group(int(groups), "kernel", settings["memory_mb"] + _OWN_MB)
+        group.join()
+        group.close()
         os.close(int(groups))
     folder = None
     try:

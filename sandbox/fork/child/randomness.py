@@ -22,8 +22,8 @@ _KEY = 32  # bytes of multiprocessing's
 
 
 def find() -> list[Any]:
-    """Every `random.Random` and numpy generator, whichever module keeps it (sympy has one of its own), and torch's. Sees
-    none that is frozen.
+    """Every `random.Random` and numpy generator, whichever module keeps it (sympy has one of its own), and torch's.
+    Those that are frozen are not seen.
     """
     kinds: list[type] = [sys.modules["random"].Random] if "random" in sys.modules else []
     if "numpy.random" in sys.modules:

@@ -10,32 +10,32 @@ sessions are forked ahead of demand.
 
 from __future__ import annotations
 
+import _socket  # the C classes: those of `socket` are made and closed by lines of Python
 import array
 import contextlib
-import ctypes
 import errno
 import fcntl
 import gc
 import itertools
 import json
 import os
-import resource
 import select
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections import deque
 from typing import Any, NamedTuple, NoReturn
 
 from . import guard, linux, memory, warm, watch, wire, worker
+from .births import CLOSE_RANGE, STREAM, UNIX, Births, Place
 from .isolation import rootfs, tiers
-from .isolation.confinement import Confinement, Restriction, prepare_namespaces, prepare_stage
+from .isolation.confinement import Confinement
 
-_CLOSE_RANGE = 436
 _REST_S = 1.0  # after a refused fork
 _DELETE_S = 2.0  # that a session's end waits for its files
+_BATCH = 4  # sessions that are forked one right after another
+_LULL_S = 0.002  # nobody asks: a good time to fork for the pool
 _TRIES = 500  # at the folder of a session whose last processes are still dying
 
 
@@ -87,10 +87,7 @@ def _above_channel(fd: int) -> int:
 class _Session(NamedTuple):
     number: int
     pid: int
-    end: socket.socket  # the session's end of its pair
-    folder: str
-    init: int | None  # process 1 of its namespace
-    group: memory.Group | None
+    place: Place
 
 
 class _Server:
@@ -105,13 +102,12 @@ class _Server:
         confinement: Confinement,
         options: dict[str, Any],
     ) -> None:
-        self.control, self.host, self.groups, self.watched = control, host, groups, watched
-        self.confinement = confinement
-        self.restriction = Restriction(confinement)
-        self.count = 0
+        self.control, self.host, self.watched = control, host, watched
+        self.births = Births(confinement, groups, options)
         self.rest_until = 0.0  # no forks for the pool before that
-        self.pool_size, self.snapshot = options["pool"], options["snapshot"]
-        self.ready: deque[tuple[int, socket.socket]] = deque()  # the session's pidfd, the host's end
+        self.pool_size = options["pool"]
+        self.batch = min(_BATCH, self.pool_size)  # so many are forked at once, unless there is nothing else to do
+        self.ready: deque[int] = deque()  # pidfds of sessions that nobody has yet
         self.numbers = itertools.count(1)
         self.held: set[int] = set()  # sessions that have copies, by number
         self.outlived: dict[int, tuple[_Session, int | None]] = {}  # of those, the dead, and how they ended
@@ -119,16 +115,7 @@ class _Server:
         # by the pidfd of the process whose end is the end of all: it, and how the leader ended if that is known
         self.dying: dict[int, tuple[_Session, int, int | None]] = {}
         self.over: set[int] = set()  # leaders whose session is ended for its memory
-        self.waiting: deque[socket.socket] = deque()
-        self.unused: list[memory.Group] = []
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        self.own_pids = None
-        if confinement.tier == "namespaces":
-            self.own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        self.worker = worker.Worker(confinement.output_bytes)
-        self.end, self.members = ctypes.c_int(-1), ctypes.c_int(-1)  # descriptors of the session that is being forked
-        self.calls = None if self.own_pids is None else self._prepare(confinement.folder)
+        self.waiting: deque[_socket.socket] = deque()
         gc.freeze()
         self.events = select.epoll()
         for fd in (control.fileno(), host, *([] if watched is None else [watched.fileno()])):
@@ -137,9 +124,7 @@ class _Server:
     def serve(self) -> NoReturn:
         """Until the host closes the control socket or ends."""
         while True:
-            lacking = len(self.ready) < self.pool_size or bool(self.waiting)
-            rest = max(0.0, self.rest_until - time.monotonic()) if lacking else None
-            events = [fd for fd, _ in self.events.poll(rest)]
+            events = [fd for fd, _ in self.events.poll(self._patience())]
             # First what the host said: that a session has copies it said before the session ended.
             if self.host in events or not self._listen():
                 self.stop()
@@ -152,12 +137,22 @@ class _Server:
                     self._hear_of_memory()
             while self.waiting and self.ready:
                 self._hand_out(self.waiting.popleft())
-            if self.waiting or (len(self.ready) < self.pool_size and time.monotonic() >= self.rest_until):
-                self._fork()
+            lacking = self.pool_size - len(self.ready)
+            due = lacking >= self.batch or (lacking > 0 and not events)
+            if self.waiting or (due and time.monotonic() >= self.rest_until):
+                self._fork(min(len(self.waiting) or lacking, _BATCH))
+
+    def _patience(self) -> float | None:
+        """Seconds to wait for an event; None: as long as it takes."""
+        if self.waiting:
+            return 0.0
+        if len(self.ready) >= self.pool_size:
+            return None
+        return max(_LULL_S, self.rest_until - time.monotonic())
 
     def stop(self) -> NoReturn:
         """Where the end of this process is not the end of its sessions, kill their groups first."""
-        if self.own_pids is None:
+        if self.births.own_pids is None:
             gone = [dead[0] for dead in self.dying.values()] + [dead[0] for dead in self.outlived.values()]
             for session in [*self.living.values(), *gone]:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -175,113 +170,58 @@ class _Server:
                 if data[:1] in (wire.HOLD, wire.LET_GO):
                     self._hold(data[:1] == wire.HOLD, *wire.NUMBER.unpack(data[1:]))
                 elif ancillary:  # else we are out of descriptors: the asker sees its socket close
-                    self.waiting.append(socket.socket(fileno=array.array("i", ancillary[0][2])[0]))
+                    (asker,) = array.array("i", ancillary[0][2])
+                    self.waiting.append(_socket.socket(UNIX, STREAM, 0, asker))
         return True
 
-    def _hand_out(self, asker: socket.socket) -> None:
-        pidfd, end = self.ready.popleft()
+    def _hand_out(self, asker: _socket.socket) -> None:
+        pidfd = self.ready.popleft()
+        session = self.living[pidfd]
+        passed = array.array("i", [session.place.host_end.fileno(), pidfd])
         with contextlib.suppress(OSError):  # the asker has gone: the session dies with the last copy of its socket
-            number = wire.NUMBER.pack(self.living[pidfd].number)
-            socket.send_fds(asker, [wire.READY + number], [end.fileno(), pidfd])
+            word = wire.READY + wire.NUMBER.pack(session.number)
+            asker.sendmsg([word], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
         asker.close()
-        end.close()
+        session.place.host_end.close()
 
-    def _fork(self) -> None:
-        """One more session for the pool; where the kernel refuses, whoever waits for it is told."""
-        folder, init, pid = self.confinement.folder, None, 0
-        ends: tuple[socket.socket, ...] = ()
-        group = None
+    def _fork(self, number: int) -> None:
+        """More sessions for the pool; where the kernel refuses, whoever waits for one is told."""
+        born, refusal = self.births.fork(number)
+        for place, pid in born:
+            try:
+                self._admit(place, pid)
+            except OSError as error:
+                refusal = error
+        if refusal is not None:
+            self._refuse(refusal)
+
+    def _admit(self, place: Place, pid: int) -> None:
+        """Into the pool. Raises OSError."""
         try:
-            group = self._group()
-            host_end, end = ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            if self.own_pids is None:
-                folder = tempfile.mkdtemp(prefix="session-", dir=folder)
-            else:
-                # The next children live in a pid namespace of their own, until `setns` takes that back. Process 1 only
-                # waits: its death is the death of all, and the session dies of signals like any process.
-                linux.unshare(linux.CLONE_NEWPID)
-                init = os.posix_spawn(rootfs.INIT, ["sleep", "infinity"], {})
-            self.end.value = end.fileno()
-            self.members.value = -1 if group is None else group.open_members()
-            pid = linux.fork()
-            if pid == 0:
-                self._become_session(end, folder)
             pidfd = os.pidfd_open(pid)
-            self._tell_watch(pid, init, pidfd)
-            self.living[pidfd] = _Session(next(self.numbers), pid, end, folder, init, group)
-            self.events.register(pidfd, select.EPOLLIN)
-            self.ready.append((pidfd, host_end))
-        except OSError as error:
-            for unused in ends:
-                unused.close()
-            for started in (pid, init):
-                if started:
-                    os.kill(started, signal.SIGKILL)
-                    os.waitpid(started, 0)
-            self._give_back(group)
-            self._refuse(error)
-        finally:
-            if self.members.value >= 0:
-                os.close(self.members.value)
-                self.members.value = -1
-            if self.own_pids is not None:
-                linux.setns(self.own_pids, linux.CLONE_NEWPID)
-
-    def _group(self) -> memory.Group | None:
-        if self.groups < 0:
-            return None
-        if self.unused:
-            return self.unused.pop()
-        self.count += 1
-        return memory.Group(self.groups, str(self.count), self.confinement.memory_mb)
-
-    def _give_back(self, group: memory.Group | None) -> None:
-        if group is not None and group.empty():
-            self.unused.append(group)
+            self._tell_watch(pid, place, pidfd)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            self.births.abandon(place)
+            raise
+        self.living[pidfd] = _Session(next(self.numbers), pid, place)
+        self.events.register(pidfd, select.EPOLLIN)
+        self.ready.append(pidfd)
 
     def _refuse(self, error: OSError) -> None:
         if self.waiting:
             why = f"{error}; raise `ulimit -n`" if error.errno == errno.EMFILE else str(error)
-            with contextlib.suppress(OSError), self.waiting.popleft() as asker:
+            asker = self.waiting.popleft()
+            with contextlib.suppress(OSError):
                 asker.send(wire.FAILED + why.encode()[:400])
+            asker.close()
         self.rest_until = time.monotonic() + _REST_S
 
-    def _prepare(self, folder: str) -> linux.Calls:
-        """All that a session does before it serves."""
-        calls, null = linux.Calls(), ctypes.c_int()
-        if self.groups >= 0:
-            calls.add("write", self.members, memory.JOIN, ctypes.c_size_t(1))
-        calls.add("open", b"/dev/null", os.O_RDONLY, into=null)  # no other session's, whose flags it would share
-        for standard in range(3):
-            calls.add("dup2", null, standard)
-        prepare_stage(calls)
-        if self.own_pids is not None:
-            prepare_namespaces(calls, self.confinement)
-        self.restriction.prepare(calls, folder)
-        calls.add("dup3", self.end, worker.CHANNEL, os.O_CLOEXEC)
-        calls.add_syscall(_CLOSE_RANGE, worker.CHANNEL + 1, ctypes.c_uint(0x7FFFFFFF), 0)
-        return calls
-
-    def _become_session(self, end: socket.socket, folder: str) -> NoReturn:
-        try:
-            calls = self.calls or self._prepare(folder)
-            calls.make()
-            self.worker.serve(self.snapshot)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                end.send(wire.FAILED + repr(error).encode()[:400])
-        finally:
-            os._exit(70)
-
-    def _tell_watch(self, pid: int, init: int | None, pidfd: int) -> None:
-        if self.watched is None:
-            return
-        first = os.pidfd_open(init) if init else pidfd
-        try:
-            socket.send_fds(self.watched, [watch.SESSION.pack(pid, init or 0)], [first])
-        finally:
-            if init:
-                os.close(first)
+    def _tell_watch(self, pid: int, place: Place, pidfd: int) -> None:
+        if self.watched is not None:
+            first = pidfd if place.init is None else place.first
+            socket.send_fds(self.watched, [watch.SESSION.pack(pid, place.init or 0)], [first])
 
     def _hear_of_memory(self) -> None:
         """Which sessions the watch ends. Without a watch nothing would bound their memory: its end is ours."""
@@ -304,31 +244,31 @@ class _Server:
         session = self.living.pop(pidfd)
         self.events.unregister(pidfd)  # closing it is not enough: the host has a copy
         os.close(pidfd)
-        for entry in [e for e in self.ready if e[0] == pidfd]:
-            self.ready.remove(entry)
-            entry[1].close()
+        if pidfd in self.ready:
+            self.ready.remove(pidfd)
+            session.place.host_end.close()
         # Process 1 ends only when the leader is buried; without one the leader goes last: its number is the group's.
-        status = os.waitpid(session.pid, 0)[1] if session.init is not None else None
+        status = os.waitpid(session.pid, 0)[1] if session.place.init is not None else None
         if session.number not in self.held:
             self._take_down(session, status)
             return
         self.outlived[session.number] = session, status
         with contextlib.suppress(OSError):
             known = wire.STATUS.pack(status if status is not None else _wait_status(session.pid), self._over(session))
-            session.end.send(wire.DEAD + known, socket.MSG_DONTWAIT)
+            session.place.end.send(wire.DEAD + known, socket.MSG_DONTWAIT)
 
     def _take_down(self, session: _Session, status: int | None) -> None:
         """Begin to end what a dead session left. The kernel, or a child of ours, does the work: it may take seconds,
         and other sessions must not wait for it.
         """
-        last = session.init
+        last, ended = session.place.init, session.place.first
         if last is not None:
             os.kill(last, signal.SIGKILL)  # it has ended when its namespace is empty
         else:
             last = linux.fork()
             if last == 0:
                 _undertake(session)
-        ended = os.pidfd_open(last)
+            ended = os.pidfd_open(last)
         self.dying[ended] = session, last, status
         self.events.register(ended, select.EPOLLIN)
 
@@ -336,7 +276,8 @@ class _Server:
         """Whether it was ended for its memory."""
         if self.watched is not None:
             self._hear_of_memory()
-        return session.pid in self.over or (session.group is not None and session.group.overflowed())
+        group = session.place.group
+        return session.pid in self.over or (group is not None and group.overflowed())
 
     def _reap(self, ended: int) -> None:
         """Tell the host: it hears of a death when all of it is over."""
@@ -348,10 +289,10 @@ class _Server:
             _, status = os.waitpid(session.pid, 0)
         overflowed = self._over(session)
         self.over.discard(session.pid)
-        self._give_back(session.group)
+        self.births.give_back(session.place.group)
         with contextlib.suppress(OSError):
-            session.end.send(wire.DEAD + wire.STATUS.pack(status, overflowed), socket.MSG_DONTWAIT)
-        session.end.close()
+            session.place.end.send(wire.DEAD + wire.STATUS.pack(status, overflowed), socket.MSG_DONTWAIT)
+        session.place.end.close()
 
 
 def _wait_status(pid: int) -> int:
@@ -366,7 +307,7 @@ def _undertake(session: _Session) -> NoReturn:
     goes on with it.
     """
     try:
-        linux.syscall(_CLOSE_RANGE, worker.CHANNEL, 0x7FFFFFFF, 0)
+        linux.syscall(CLOSE_RANGE, worker.CHANNEL, 0x7FFFFFFF, 0)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(session.pid, signal.SIGKILL)
         child = linux.fork()
@@ -374,7 +315,7 @@ def _undertake(session: _Session) -> NoReturn:
             select.select([os.pidfd_open(child)], [], [], _DELETE_S)
             os._exit(0)
         for _ in range(_TRIES):
-            if rootfs.remove(session.folder):
+            if rootfs.remove(session.place.folder):
                 break
             time.sleep(0.01)
     finally:
