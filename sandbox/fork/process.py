@@ -213,11 +213,11 @@ class Process:
             await self._leave_family()
             return
         deadline = time.monotonic() + _DEATH_S
-        # A descriptor of its own: an event loop knows one reader a descriptor, and a call may be waiting on the first.
-        try:
-            channel = self._channel.dup()
-        except OSError:
-            channel = self._channel  # out of descriptors: the rare double wait is the lesser evil
+        # An event loop knows one reader a descriptor: where a call waits on this one, another is needed.
+        channel = self._channel
+        if self._running:
+            with contextlib.suppress(OSError):  # out of descriptors: the rare double wait is the lesser evil
+                channel = self._channel.dup()
         try:
             while await receive(channel, deadline - time.monotonic()):
                 pass  # last words, true or forged; the end of the stream cannot be forged

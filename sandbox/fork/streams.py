@@ -74,11 +74,12 @@ class Streams:
 
     def __init__(self, limit: int) -> None:
         self._streams: list[_Stream] = []
+        self._ends: list[int] = []  # for writing, until they are given away
         self._watching: asyncio.TimerHandle | None = None
         try:
             for _ in range(2):
                 reading, writing = os.pipe2(os.O_CLOEXEC)
-                os.close(writing)
+                self._ends.append(writing)
                 os.set_blocking(reading, False)
                 os.fchmod(reading, 0o622)  # /dev/stdout is opened by the session's user, who is not this one
                 self._streams.append(_Stream(reading, limit))
@@ -88,14 +89,12 @@ class Streams:
 
     def give(self, channel: socket.socket) -> None:
         """Hand writing ends to the session: at first, and when its code has lost them. Raises OSError."""
-        ends: list[int] = []
         try:
-            for stream in self._streams:
-                ends.append(os.open(f"/proc/self/fd/{stream.fd}", os.O_WRONLY | os.O_CLOEXEC))
-            socket.send_fds(channel, [wire.STREAMS], ends)
+            for stream in self._streams[len(self._ends) :]:
+                self._ends.append(os.open(f"/proc/self/fd/{stream.fd}", os.O_WRONLY | os.O_CLOEXEC))
+            socket.send_fds(channel, [wire.STREAMS], self._ends)
         finally:
-            for end in ends:
-                os.close(end)
+            self._close_ends()
 
     def start(self) -> None:
         """A call begins: what was printed since the last one is nobody's."""
@@ -127,6 +126,12 @@ class Streams:
         for stream in self._streams:
             os.close(stream.fd)
         self._streams = []
+        self._close_ends()
+
+    def _close_ends(self) -> None:
+        for end in self._ends:
+            os.close(end)
+        self._ends = []
 
 
 def sealed(code: bytes) -> int:

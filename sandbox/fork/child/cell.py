@@ -90,12 +90,7 @@ class Interpreter:
         text = source.decode("utf-8", "surrogatepass")
         linecache.cache[filename] = (len(text), None, (text + "\n").splitlines(True), filename)
         try:
-            # Not `ast.parse`: a frame of the library, and its path, would head every syntax error.
-            tree: Any = compile(text, filename, "exec", ast.PyCF_ONLY_AST | _FLAGS, dont_inherit=True)
-            last = tree.body[-1] if tree.body else None
-            last = last if isinstance(last, ast.Expr) and tree.body.pop() else None
-            body = compile(tree, filename, "exec", _FLAGS, dont_inherit=True) if tree.body else None
-            tail = compile(ast.Expression(last.value), filename, "eval", _FLAGS, dont_inherit=True) if last else None
+            body, tail = _compiled(text, filename)
         except MemoryError:  # how the parser says that brackets nest too deep
             raise SyntaxError("too deeply nested") from None
         if body is not None:
@@ -121,6 +116,20 @@ class Interpreter:
                     loop.run_until_complete(task)
             if not asyncio.all_tasks(loop):
                 loop.close()
+
+
+def _compiled(text: str, filename: str) -> tuple[types.CodeType | None, types.CodeType | None]:
+    """The code without its last line, where that is an expression, and that line. Raises SyntaxError, MemoryError."""
+    if "\n" not in text and not text[:1].isspace():
+        with contextlib.suppress(SyntaxError):  # one line is most often one expression, and a tree of nodes costs more
+            return None, compile(text, filename, "eval", _FLAGS, dont_inherit=True)
+    # Not `ast.parse`: a frame of the library, and its path, would head every syntax error.
+    tree: Any = compile(text, filename, "exec", ast.PyCF_ONLY_AST | _FLAGS, dont_inherit=True)
+    last = tree.body[-1] if tree.body else None
+    last = last if isinstance(last, ast.Expr) and tree.body.pop() else None
+    body = compile(tree, filename, "exec", _FLAGS, dont_inherit=True) if tree.body else None
+    tail = compile(ast.Expression(last.value), filename, "eval", _FLAGS, dont_inherit=True) if last else None
+    return body, tail
 
 
 def _describe(error: BaseException, room: int) -> Reply:
