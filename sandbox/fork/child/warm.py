@@ -15,14 +15,12 @@ _HUGE = 1 << 21  # bytes of a huge page
 # Python keeps objects of up to 512 bytes in pools, each for one size, in steps of 16 bytes.
 _POOL, _POOL_HEAD, _SMALL, _STEP = 1 << 14, 48, 512, 16
 _MOST_HOLES = 100_000  # of one size
-_ARENA, _ARENAS = 1 << 20, 32  # bytes of what it takes at a time; about as many as the usual imports fill
 _EMPTY = sys.getsizeof(b"")
 _fillers: list[Any] = []
 
 
 def up(modules: list[str]) -> list[str]:
     """Import `modules`, use them a first time, and freeze all that there is; returns those that could be imported."""
-    held = _open_arenas()
     done = []
     for name in modules:
         with contextlib.suppress(ImportError):
@@ -42,18 +40,9 @@ def up(modules: list[str]) -> list[str]:
     sys._clear_type_cache()  # a name that falls out of it in a session would be written to
     gc.collect()
     gc.freeze()
-    del held
     _fill_holes()
     _gather_pages()
     return done
-
-
-def _open_arenas() -> list[bytes]:
-    """Have Python take much memory at once: its parts then lie side by side, where huge pages fit. Imports will fill it.
-    Whoever drops the result gives back what is empty by then.
-    """
-    blocks = [bytes(_SMALL - _EMPTY) for _ in range(_ARENAS * _ARENA // _SMALL)]
-    return blocks[:: _ARENA // _SMALL // 2]
 
 
 def _fill_holes() -> None:
