@@ -46,9 +46,7 @@ def main(host_socket: str, groups: str | None = None) -> NoReturn:
     data, fds, _, _ = socket.recv_fds(host, 65536, len(kernel_app.CHANNELS) + 2)
     settings = json.loads(data)
     if groups is not None:
-        group = memory.Group(int(groups), "kernel", settings["memory_mb"] + _OWN_MB)
-        group.join()
-        group.close()
+        memory.Group(int(groups), "kernel", settings["memory_mb"] + _OWN_MB).join()
         os.close(int(groups))
     folder = None
     try:

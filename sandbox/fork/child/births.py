@@ -31,8 +31,10 @@ class Place(NamedTuple):
     end: _socket.socket  # the session's end of its pair
     folder: str
     init: int | None  # process 1 of its namespace
-    first: int  # its pidfd, -1 without one
     group: memory.Group | None
+    # Open until the fork: descriptors of process 1 and of the group's list of members, -1 without.
+    first: int
+    members: int
 
 
 class Births:
@@ -57,13 +59,12 @@ class Births:
         """Sessions with their processes, and why there are fewer than `number`."""
         places: list[Place] = []
         born: list[tuple[Place, int]] = []
+        refusal = None
         try:
             while len(places) < number:
                 places.append(self._place())
         except OSError as error:
-            refusal: OSError | None = error
-        else:
-            refusal = None
+            refusal = error
         try:
             for place in places:
                 born.append((place, self._start(place)))
@@ -71,6 +72,8 @@ class Births:
             refusal = error
         finally:
             self._come_back()
+        for place in places:
+            _close(place.first, place.members)
         for place in places[len(born) :]:
             self.abandon(place)
         return born, refusal
@@ -82,27 +85,22 @@ class Births:
         if place.init is not None:
             os.kill(place.init, signal.SIGKILL)
             os.waitpid(place.init, 0)
-        if place.first >= 0:
-            os.close(place.first)
         if place.folder != self._confinement.folder:
             os.rmdir(place.folder)
         self.give_back(place.group)
 
     def give_back(self, group: memory.Group | None) -> None:
         """The session has ended: the next may have its group."""
-        if group is None:
-            return
-        if group.empty():
+        if group is not None and group.empty():
             self._unused.append(group)
-        else:
-            group.close()
 
     def _place(self) -> Place:
         """Raises OSError."""
         host_end, end = _socket.socketpair(UNIX, _SEQPACKET)
-        folder, init, first, group = self._confinement.folder, None, -1, None
+        folder, init, group, first, members = self._confinement.folder, None, None, -1, -1
         try:
             group = self._group()
+            members = -1 if group is None else group.open_members()
             if self.own_pids is None:
                 folder = tempfile.mkdtemp(prefix="session-", dir=folder)
             else:
@@ -112,16 +110,17 @@ class Births:
                 init = os.posix_spawn(rootfs.INIT, ["sleep", "infinity"], {})
                 first = os.pidfd_open(init)
         except OSError:
-            self.abandon(Place(host_end, end, folder, init, first, group))
+            _close(first, members)
+            self.abandon(Place(host_end, end, folder, init, group, -1, -1))
             raise
         finally:
             self._come_back()
-        return Place(host_end, end, folder, init, first, group)
+        return Place(host_end, end, folder, init, group, first, members)
 
     def _start(self, place: Place) -> int:
         """The session's process. Raises OSError."""
         self._end.value = place.end.fileno()
-        self._members.value = -1 if place.group is None else place.group.members
+        self._members.value = place.members
         if place.first >= 0:
             linux.setns(place.first, linux.CLONE_NEWPID)
         pid = linux.fork()
@@ -168,3 +167,9 @@ class Births:
                 place.end.send(wire.FAILED + repr(error).encode()[:400])
         finally:
             os._exit(70)
+
+
+def _close(*descriptors: int) -> None:
+    for fd in descriptors:
+        if fd >= 0:
+            os.close(fd)

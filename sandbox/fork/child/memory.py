@@ -28,25 +28,29 @@ class Group:
             raise OSError("the memory limit cannot be set")
         for file, times in _SWAP:
             _write(folder, f"{name}/{file}", times * limit)
-        self._kills = 0
-        # Both stay open: each session asks again.
-        self.members = _open(folder, name, _MEMBERS, os.O_RDWR)
-        self._events = _open(folder, name, _EVENTS, os.O_RDONLY)
+        self._folder, self._kills = folder, 0
+        self._members, self._events = (
+            next((f"{name}/{file}" for file in files if _exists(folder, f"{name}/{file}")), "")
+            for files in (_MEMBERS, _EVENTS)
+        )
+
+    def open_members(self) -> int:
+        """A descriptor to which `JOIN` is written. Raises OSError."""
+        return os.open(self._members, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._folder)
 
     def join(self) -> None:
         """Move this process into it. Raises OSError."""
-        os.write(self.members, JOIN)
-
-    def close(self) -> None:
-        """No session will ask any more; the group itself is the host's to remove."""
-        os.close(self.members)
-        os.close(self._events)
+        fd = self.open_members()
+        try:
+            os.write(fd, JOIN)
+        finally:
+            os.close(fd)
 
     def overflowed(self) -> bool:
         """Whether the kernel has killed a process for its memory since the last question."""
         kills = 0
         with contextlib.suppress(OSError):
-            kills = int(os.pread(self._events, 4096, 0).partition(b"oom_kill ")[2].split(b"\n")[0] or 0)
+            kills = int(_read(self._folder, self._events).partition(b"oom_kill ")[2].split(b"\n")[0] or 0)
         more = kills > self._kills
         self._kills = kills
         return more
@@ -54,16 +58,24 @@ class Group:
     def empty(self) -> bool:
         """Whether the next session may have it."""
         try:
-            return not os.pread(self.members, 1, 0)
+            return not _read(self._folder, self._members)
         except OSError:  # the host has taken it away
             return False
 
 
-def _open(folder: int, name: str, files: tuple[str, str], mode: int) -> int:
-    """The one of `files` that this version of cgroups has. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.open(f"{name}/{files[0]}", mode | os.O_CLOEXEC, dir_fd=folder)
-    return os.open(f"{name}/{files[1]}", mode | os.O_CLOEXEC, dir_fd=folder)
+def _exists(folder: int, file: str) -> bool:
+    try:
+        return bool(os.stat(file, dir_fd=folder))
+    except OSError:
+        return False
+
+
+def _read(folder: int, file: str) -> bytes:
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
 
 
 def _write(folder: int, file: str, value: int) -> bool:

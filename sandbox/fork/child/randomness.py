@@ -69,7 +69,8 @@ def _state(generator: Any) -> int | None:
     """Where a generator keeps its words; None when they do not lie where they should."""
     try:
         if isinstance(generator, _random.Random):
-            words = generator.getstate()[1][:_WORDS]
+            words: Any = generator.getstate()
+            words = words[1][:_WORDS]
             address = id(generator) + object.__basicsize__ + ctypes.sizeof(ctypes.c_int)  # behind the place in them
         else:
             words = generator.get_state()[1]

@@ -199,7 +199,7 @@ class _Server:
         """Into the pool. Raises OSError."""
         try:
             pidfd = os.pidfd_open(pid)
-            self._tell_watch(pid, place, pidfd)
+            self._tell_watch(pid, place.init, pidfd)
         except OSError:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -218,10 +218,15 @@ class _Server:
             asker.close()
         self.rest_until = time.monotonic() + _REST_S
 
-    def _tell_watch(self, pid: int, place: Place, pidfd: int) -> None:
-        if self.watched is not None:
-            first = pidfd if place.init is None else place.first
-            socket.send_fds(self.watched, [watch.SESSION.pack(pid, place.init or 0)], [first])
+    def _tell_watch(self, pid: int, init: int | None, pidfd: int) -> None:
+        if self.watched is None:
+            return
+        first = os.pidfd_open(init) if init else pidfd
+        try:
+            socket.send_fds(self.watched, [watch.SESSION.pack(pid, init or 0)], [first])
+        finally:
+            if init:
+                os.close(first)
 
     def _hear_of_memory(self) -> None:
         """Which sessions the watch ends. Without a watch nothing would bound their memory: its end is ours."""
@@ -261,14 +266,14 @@ class _Server:
         """Begin to end what a dead session left. The kernel, or a child of ours, does the work: it may take seconds,
         and other sessions must not wait for it.
         """
-        last, ended = session.place.init, session.place.first
+        last = session.place.init
         if last is not None:
             os.kill(last, signal.SIGKILL)  # it has ended when its namespace is empty
         else:
             last = linux.fork()
             if last == 0:
                 _undertake(session)
-            ended = os.pidfd_open(last)
+        ended = os.pidfd_open(last)
         self.dying[ended] = session, last, status
         self.events.register(ended, select.EPOLLIN)
 
