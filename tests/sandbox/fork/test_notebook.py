@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 
 from solostream.errors import UserError
 from solostream.sandbox.fork import ForkSandbox
-from solostream.sandbox.fork.child import wire
+from solostream.sandbox.fork.child import cell, wire
 from solostream.sandbox.types import Limits
 from tests.sandbox.fork.conftest import LIMITS, need
 
@@ -249,3 +250,20 @@ async def test_a_call_has_a_finite_clock(sandbox: ForkSandbox) -> None:
         with pytest.raises(UserError, match="more than 0 and finite"):
             await asyncio.wait_for(session.run("import time\ntime.sleep(60)", timeout=timeout), 5)
     assert (await session.run("1")).result == "1"
+
+
+ONE_LINE = """1 + 1 | x = 1 | (y := 4) | y := 4 |  1 | *[1], 2 | 1; | 1; 2 | 1 + | # 1 | 7 # it | print(3) | not | ſ
+raise ValueError(2) | 1 / 0 | lambda: 0 0 | yield 1 | await asyncio.sleep(0, 5) | eval('1 +') | [i for i in range(3)]"""
+
+
+@pytest.mark.parametrize(
+    "code", [*re.split(r" \| |\n", ONE_LINE), "", "\t1", "1\r2", "1\r", "a\x00b", "(" * 300, "'\\d'"]
+)
+@pytest.mark.filterwarnings("ignore:invalid escape")
+def test_one_line_means_what_it_means_with_its_end(code: str) -> None:
+    shown = []
+    for source in (code, code + "\n"):
+        interpreter = cell.Interpreter({"asyncio": asyncio, "a": 1, "ſ": 9}, 1000)
+        shown.append(interpreter.run(source.encode(), "<cell 1>"))
+    cell.forget_rehearsal()  # `_` is this process's own
+    assert shown[0] == shown[1]
