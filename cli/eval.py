@@ -16,6 +16,7 @@ import tyro
 from solostream.agent.engine import EngineError
 from solostream.agent.engines.allocator import keep_freed_memory
 from solostream.agent.run_settings import run_settings
+from solostream.envs.rewards import failed_rewards
 from solostream.evaluation.evaluate import Progress
 from solostream.evaluation.evaluate import evaluate as run_evaluation
 from solostream.evaluation.options import Options
@@ -43,7 +44,10 @@ def evaluate(options: Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.ar
         return 130 if isinstance(error, KeyboardInterrupt) else 1
     print(result_table(summary))
     if not summary["metrics"]["samples"]:
-        print("solostream: the sandbox failed in every episode: solostream sandbox check fork", file=sys.stderr)
+        cause = "the sandbox failed in every episode: solostream sandbox check fork"
+        if rewards := failed_rewards():
+            cause = f"no episode has a reward, as the warnings say: {rewards}; is it the reward for these data?"
+        print(f"solostream: {cause}", file=sys.stderr)
         return 1
     write_report(folder)
     print(f"{folder}/report.html")

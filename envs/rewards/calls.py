@@ -150,6 +150,12 @@ class RewardCall:
                 asked.future.set_result(value)
 
 
+def failed_rewards() -> str:
+    """The rewards that failed since the process began, each with its failures by kind; "": none did."""
+    told = (f"{name!r} ({', '.join(f'{n} × {kind}' for kind, n in kinds.items())})" for name, kinds in failures.items())
+    return ", ".join(told)
+
+
 class _Asked:
     __slots__ = ("episode", "future")
 

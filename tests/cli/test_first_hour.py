@@ -141,3 +141,17 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path: Path, capsys: pytest.Capt
     assert main(["train", str(TINY), "--name", "t", *settings, *broken]) != 0
     assert not (tmp_path / "t").exists(), list((tmp_path / "t").iterdir())
     assert capsys.readouterr().err.count("solostream:") == 1
+
+
+@pytest.mark.filterwarnings("ignore:reward 'code_tests' failed")
+def test_code_tests_on_data_without_tests_blame_the_data_and_not_the_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sums.jsonl").write_text('{"question": "What is 3 + 14?", "answer": "17"}\n')
+    (tmp_path / "says_17.py").write_text("def policy(messages):\n    return '<answer>17</answer>'\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("solostream.envs.rewards.calls.failures", {})
+    assert main(["eval", "scripted:says_17:policy", "--env", "solostream/CodeTests-v0", "--data", "sums.jsonl"]) == 1
+    said = capsys.readouterr().err
+    assert "no episode has a reward, as the warnings say: 'code_tests' (1 × ValueError)" in said
+    assert "sandbox" not in said

@@ -16,6 +16,7 @@ from solostream.agent.engine import Generation, Sampling, Weights
 from solostream.agent.trajectory import Dispatch
 from solostream.envs.data import Tasks
 from solostream.envs.data.arithmetic import generate
+from solostream.envs.rewards import failed_rewards
 from solostream.envs.types import Task
 from solostream.errors import SandboxError, UserError
 from solostream.sandbox.spec import open_sandbox
@@ -89,7 +90,10 @@ async def _play(sft_batch: SFTBatch, episodes: Episodes, tokenizer: Any) -> list
         script = Script(demonstration(task, style, rng), tokenizer)
         trajectory = await episodes.play(script, task.id, episodes.sampling(1.0), Dispatch(), 0)
         if trajectory.ending == "infra":
-            raise SandboxError(f"the demonstration of {task.id} failed; check the sandbox: solostream sandbox check")
+            cause = "check the sandbox: solostream sandbox check"
+            if rewards := failed_rewards():
+                cause = f"the warning above says what reward {rewards} lacks; is it the reward for these data?"
+            raise SandboxError(f"the demonstration of {task.id} failed; {cause}")
         ids, mask = trajectory.token_ids, trajectory.action_mask
         played += [(ids[start:end], mask[start:end]) for start, end in trajectory.segments]
     return played

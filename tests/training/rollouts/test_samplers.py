@@ -105,8 +105,11 @@ def test_bands_without_a_tracker_go_by_the_last_rewards() -> None:
     history.learn([*lost("t4", 8), *won("t5", 2), *lost("t5", 6)])  # .5/9 and 2.5/9
     assert (history.value("t4"), history.value("t5")) == (pytest.approx(0.5 / 9), pytest.approx(2.5 / 9))
     assert set(drawn(sampler, 50)) == {"t4"}
-    with pytest.raises(UserError, match="bands need"):
+    with pytest.raises(UserError, match=r"hard = 0.6 must be below medium = 0.5"):
         made("bands", hard=0.6, medium=0.5)
+    for bad in ((0, 0, 0), (0.5, -0.1, 0.6)):
+        with pytest.raises(UserError, match="none below 0, at least one above"):
+            made("bands", shares=bad)
 
 
 def test_a_hint_grows_while_a_problem_is_hopeless_and_fades_when_it_is_not() -> None:

@@ -36,8 +36,13 @@ class Bands:
         medium: Annotated[float, Field(ge=0, le=1)] = 0.8,
         shares: Annotated[tuple[float, float, float], Field(strict=False)] = (0.25, 0.65, 0.1),
     ) -> None:
-        if not hard < medium or min(shares) < 0 or not sum(shares) > 0:
-            raise UserError(f"bands need hard < medium and shares >= 0, not {hard:g}, {medium:g}, {list(shares)}")
+        if not hard < medium:
+            raise UserError(f"bands: hard = {hard:g} must be below medium = {medium:g}; both are rates of success")
+        if min(shares) < 0 or not sum(shares) > 0:
+            told = ", ".join(f"{share:g}" for share in shares)
+            raise UserError(
+                f"bands: shares = [{told}]: of hard, medium and easy tasks; none below 0, at least one above"
+            )
         self.task_ids, self.history, self.shares = list(task_ids), history, shares
         self._borders = (hard, medium)
         self._random = random.Random(seed)
