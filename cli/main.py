@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import importlib
 import io
+import locale
 import logging
 import os
 import re
@@ -156,9 +158,18 @@ def _print_anywhere() -> None:
             stream.reconfigure(errors="replace")
 
 
+def _given() -> list[str]:
+    """The command line. Our files are UTF-8, whatever the terminal is: where it differs, Python starts once more."""
+    if not sys.flags.utf8_mode and codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
+        terminal = os.environ.get("PYTHONIOENCODING") or getattr(sys.stdout, "encoding", None) or "utf-8"
+        env = {**os.environ, "PYTHONIOENCODING": terminal, "PYTHONUTF8": "1"}
+        os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], env)
+    return sys.argv[1:]
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted. argv: None: what the program was given."""
+    argv = _given() if argv is None else argv
     _print_anywhere()
     try:
         if (text := _asks_for_help(argv)) is not None:

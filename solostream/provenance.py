@@ -36,9 +36,9 @@ def provenance() -> dict[str, Any]:
 def line(facts: dict[str, Any]) -> str:
     """The facts in one line, for a page."""
     where = ", ".join(facts["gpus"]) or f"{facts['cores']} cores of {facts['cpu']}"
-    versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "transformers", "vllm") if name in facts)
+    versions = "".join(f", {name} {facts[name]}" for name in ("torch", "transformers", "vllm") if name in facts)
     commit = f" ({facts['commit'][:12]}{'+' if facts['commit'].endswith('+') else ''})" if facts["commit"] else ""
-    return f"solostream {facts['solostream']}{commit}, Python {facts['python']}, {versions}; {where}, {facts['system']}"
+    return f"solostream {facts['solostream']}{commit}, Python {facts['python']}{versions}; {where}, {facts['system']}"
 
 
 def write(folder: Path, **more: Any) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from solostream import registry
@@ -15,6 +17,7 @@ from solostream.agent.engines.pretrained import load_tokenizer
 from solostream.agent.tokenization import decode, encode
 from solostream.errors import UserError
 
+_GETS = "a policy gets the whole text so far and returns its next turn"
 TextPolicy = Callable[[str], str] | Callable[[str], Awaitable[str]]
 
 
@@ -80,7 +83,24 @@ def open_script(model: str, *, tokenizer: str | None = None) -> ScriptedEngine:
     policy = registry.load("policy", model if ":" in model else f"{model}:policy")
     if not callable(policy):
         raise UserError(f"scripted:{model} is a {type(policy).__name__}, not a function from text to text")
-    return ScriptedEngine(policy, load_tokenizer(tokenizer) if tokenizer else None)
+
+    async def told(text: str) -> str:
+        """The policy's turn. Its faults are its author's, who gets one line that says where."""
+        try:
+            said = policy(text)
+            said = await said if inspect.isawaitable(said) else said
+        except UserError:
+            raise
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            at = f"{Path(frame.filename).name}, line {frame.lineno}"
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"scripted:{model} raised {what} ({at}); {_GETS}") from error
+        if not isinstance(said, str):
+            raise UserError(f"scripted:{model} returned a {type(said).__name__}, not text; {_GETS}")
+        return said
+
+    return ScriptedEngine(told, load_tokenizer(tokenizer) if tokenizer else None)
 
 
 @lru_cache

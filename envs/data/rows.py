@@ -135,7 +135,8 @@ class _Problems:
         self.lines.setdefault(what, []).append(number)
 
     def report(self, at: str) -> str:
-        return "; ".join(f"{at} {_ranges(numbers)}: {what}" for what, numbers in self.lines.items())
+        each = ((at if len(numbers) == 1 else f"{at}s", numbers, what) for what, numbers in self.lines.items())
+        return "; ".join(f"{where} {_ranges(numbers)}: {what}" for where, numbers, what in each)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -155,3 +155,44 @@ def test_code_tests_on_data_without_tests_blame_the_data_and_not_the_sandbox(
     said = capsys.readouterr().err
     assert "no episode has a reward, as the warnings say: 'code_tests' (1 × ValueError)" in said
     assert "sandbox" not in said
+
+
+def test_where_the_terminal_is_not_utf_8_the_files_are(tmp_path: Path) -> None:
+    (tmp_path / "sums.jsonl").write_text('{"question": "3 € and 14 €?", "answer": "17"}\n', encoding="utf-8")
+    (tmp_path / "says_17.py").write_text("def policy(text):\n    return '17 \u20ac: \\\\boxed{17}'\n", encoding="utf-8")
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+    command = [sys.executable, "-m", "solostream", "eval", "scripted:says_17:policy", "--data", "sums.jsonl"]
+    done = subprocess.run([*command, "--out", "e"], capture_output=True, env=env, cwd=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert b"100.0 %" in done.stdout
+    assert done.stdout.isascii()  # what the terminal cannot show is a question mark
+    assert "17 €" in (tmp_path / "e" / "samples.jsonl").read_text(encoding="utf-8")
+    assert (tmp_path / "e" / "report.html").read_text(encoding="utf-8").endswith("</html>\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "body", "said"),
+    [
+        (
+            "bad_key",
+            "return text[0]['role']",
+            "raised TypeError: string indices must be integers, not 'str' (bad_key.py, line 2)",
+        ),
+        ("bad_type", "return 17", "returned a int, not text"),
+    ],
+)
+def test_a_policy_that_fails_is_told_in_one_line(
+    module: str,
+    body: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "sums.jsonl").write_text('{"question": "What is 3 + 14?", "answer": "17"}\n')
+    (tmp_path / f"{module}.py").write_text(f"def policy(text):\n    {body}\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", f"scripted:{module}:policy", "--data", "sums.jsonl"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert said in told
+    assert "a policy gets the whole text so far" in told

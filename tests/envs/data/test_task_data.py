@@ -98,7 +98,7 @@ def test_every_bad_row_is_reported_with_its_line(tmp_path, caplog):
 
 def test_equal_faults_are_gathered(tmp_path):
     rows = [{"question": "?"}] * 3 + [{"prompt": "x", "answer": ""}] + [{"question": "?"}]
-    with pytest.raises(UserError, match=r"line 1-3, 5: no 'prompt'"):
+    with pytest.raises(UserError, match=r"lines 1-3, 5: no 'prompt'"):
         load(jsonl(tmp_path / "a.jsonl", rows))
 
 
