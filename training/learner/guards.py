@@ -12,6 +12,7 @@ import torch
 
 from solostream.errors import UserError
 from solostream.training.batch import Batch, dump
+from solostream.training.config.learner import LearnerConfig
 
 
 class NotFinite(UserError):
@@ -42,16 +43,37 @@ def refuse(what: str, task_ids: Sequence[str], batch: Batch, folder: Path, step:
 
 
 @contextmanager
-def memory_advice(max_tokens_per_batch: int) -> Iterator[None]:
-    """Turn out-of-memory into a UserError that names the token budget to try."""
+def memory_advice(config: LearnerConfig, section: str = "learner") -> Iterator[None]:
+    """Turn out-of-memory in an update into a UserError that names settings to go on with, which may change on resume.
+
+    section: where `config` stands.
+    """
     try:
         yield
     # On a CPU torch has no class of its own for it, but says so in the text of a RuntimeError.
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
+        budget = config.max_tokens_per_batch
+        ways = [f"{section}.max_tokens_per_batch = {max(budget // 2, 1)}"]
+        if not config.gradient_checkpointing:
+            ways.append(f"{section}.gradient_checkpointing = true")
+        elif config.logits_chunk > 256:
+            ways.append(f"{section}.logits_chunk = {config.logits_chunk // 4}")
         raise UserError(
-            f"out of memory with max_tokens_per_batch = {max_tokens_per_batch}; the last checkpoint is kept: resume "
-            f"with learner.max_tokens_per_batch = {max(max_tokens_per_batch // 2, 1)}, "
-            "or learner.gradient_checkpointing = true"
+            f"out of memory with max_tokens_per_batch = {budget}; the last checkpoint is kept: resume with "
+            f"{', or '.join(ways)}"
+        ) from error
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Turn out-of-memory anywhere else (loading, an optimizer's moments) into a UserError."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        said = next(iter(str(error).splitlines()), "").partition(". ")[0] or "the CPU's memory is full"
+        raise UserError(
+            f"out of memory ({said}): --dry-run lists what the run takes and what would make it fit; look at what else "
+            "is on the device (nvidia-smi). Checkpoints are kept: go on with --resume"
         ) from error

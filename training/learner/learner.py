@@ -148,7 +148,7 @@ class Learner:
         # By the step, so that a resumed run draws what the uninterrupted one would have drawn.
         rng = np.random.default_rng((self.seed, self.step))
 
-        with memory_advice(config.max_tokens_per_batch), self.scorer.active():
+        with memory_advice(config), self.scorer.active():
             # π_old as the learner computes it is only worth a forward pass where the policy moves within the batch;
             # with one step it is the policy of that step, and `_accumulate` has it anyway.
             several_steps = config.num_mini_batches * config.epochs > 1

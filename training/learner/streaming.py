@@ -86,7 +86,7 @@ class StreamedUpdate:
         pieces, before = pieces_of(self._batch, rows), len(self._update.first)
         self._update.first += pieces  # of all parts: a pack names its members by their place there
         step = Step(self._update.first, dict(enumerate(self._weights(part), first)), {})
-        with memory_advice(learner.config.max_tokens_per_batch), learner.scorer.active():
+        with memory_advice(learner.config), learner.scorer.active():
             for packed in learner.packs([piece.sequence for piece in pieces]):
                 placed = replace(packed, members=[before + place for place in packed.members])
                 learner._accumulate(self._update, step, placed)

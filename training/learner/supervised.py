@@ -24,7 +24,7 @@ def sft_step(learner: Learner, sequences: Sequence[MaskedTokens]) -> dict[str, f
     total = _masked_tokens(sequences)
     loss = torch.zeros((), device=learner.scorer.device)
     learner.optimizer.zero()  # of a step that an error cut short
-    with memory_advice(learner.config.max_tokens_per_batch), learner.scorer.active():
+    with memory_advice(learner.config, "cold_start.learner"), learner.scorer.active():
         for packed in learner.packs(sequences):
             logprob, _ = learner.scorer(packed)  # [n]
             part = -logprob.sum() / total * bool(packed.members)  # nothing of an idle rank's
@@ -39,7 +39,7 @@ def sft_step(learner: Learner, sequences: Sequence[MaskedTokens]) -> dict[str, f
 
     # The rate is that of this step: applying it moves the schedule on.
     lr = learner.optimizer.lr
-    with learner.weights().writing():
+    with memory_advice(learner.config, "cold_start.learner"), learner.weights().writing():
         learner.optimizer.apply()
     tokens = sum(len(ids) for ids, _ in sequences)
     seconds = time.perf_counter() - started

@@ -14,6 +14,7 @@ from solostream.sandbox.interpreter import in_any_thread
 from solostream.training import config as configuration
 from solostream.training.config import Config
 from solostream.training.learner.device import device_of
+from solostream.training.learner.guards import memory_told
 from solostream.training.run import checkpoint
 from solostream.training.run.interrupt import Interrupted
 from solostream.training.run.progress import ProgressDisplay
@@ -77,9 +78,11 @@ def run(
     """
     device_of(config.model.device)  # first of all: a recipe for a machine that this is not
     new = not folder.exists()
-    trainer = Trainer(config, folder, view, source, started=time.monotonic() if started is None else started)
+    with memory_told():
+        trainer = Trainer(config, folder, view, source, started=time.monotonic() if started is None else started)
     try:
-        return in_any_thread(lambda: trainer.run(cold_start_only=cold_start_only), trainer.stop)
+        with memory_told():
+            return in_any_thread(lambda: trainer.run(cold_start_only=cold_start_only), trainer.stop)
     except BaseException:
         if new and not checkpoint.complete(folder / "checkpoints") and not _worth_keeping(folder):
             shutil.rmtree(folder, ignore_errors=True)

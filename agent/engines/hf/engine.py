@@ -188,7 +188,8 @@ class HFEngine:
                 for _ in range(YIELDS):
                     await asyncio.sleep(0)
         except Exception as error:  # whatever broke, those who wait must hear of it
-            self._broken = f"the hf engine failed: {type(error).__name__}: {error}"
+            remedy = "; let fewer episodes run at a time" if isinstance(error, torch.OutOfMemoryError) else ""
+            self._broken = f"the hf engine failed: {type(error).__name__}: {error}{remedy}"
             self._fail(EngineError(self._broken), error)
 
     def _fail(self, error: EngineError, cause: Exception | None = None) -> None:

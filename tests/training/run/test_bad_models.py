@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +12,17 @@ from test_architectures import write_model
 from transformers import AutoTokenizer
 
 from solostream.errors import UserError
-from solostream.training.config import ModelConfig
+from solostream.training.config import ModelConfig, validate
+from solostream.training.config.learner import LearnerConfig
+from solostream.training.learner import optimizer
 from solostream.training.learner.device import base_dtype, compute_dtype, sampler_dtype
+from solostream.training.learner.guards import memory_advice
+from solostream.training.run import model
 from solostream.training.run.model import load_model
+from solostream.training.run.progress import ProgressDisplay
+from solostream.training.run.train import run
+
+TINY = Path(__file__).parent / "tiny.toml"
 
 
 def test_a_missing_model_is_one_line() -> None:
@@ -30,6 +40,35 @@ def test_a_base_model_without_a_chat_template_is_offered_one(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r'no chat template: set model.chat_template = "chatml"'):
         load_model(ModelConfig(path=str(tmp_path)))
     assert load_model(ModelConfig(path=str(tmp_path), chat_template="chatml"))[1].chat_template is None
+
+
+def exhausted(*args: object, **kwargs: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 23.99 GiB")
+
+
+@pytest.mark.parametrize(
+    ("place", "method", "said"),
+    [
+        (model, "build_model", r"out of memory \(CUDA out of memory\): --dry-run lists .* go on with --resume"),
+        (optimizer.Optimizer, "__init__", r"out of memory \(CUDA out of memory\): --dry-run lists"),
+        (optimizer.Optimizer, "apply", r"resume with cold_start.learner.max_tokens_per_batch = 4096, or cold_start"),
+    ],
+)
+def test_out_of_memory_anywhere_is_one_line(
+    place: Any, method: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = validate(tomllib.loads(TINY.read_text()))
+    monkeypatch.setattr(place, method, exhausted)
+    with pytest.raises(UserError, match=said) as error:
+        run(config, tmp_path / "run", None, ProgressDisplay())
+    assert "\n" not in str(error.value)
+
+
+def test_a_remedy_that_is_taken_is_not_advised_again() -> None:
+    config = LearnerConfig(gradient_checkpointing=True, max_tokens_per_batch=1000, logits_chunk=512)
+    said = r"max_tokens_per_batch = 500, or learner.logits_chunk = 128$"
+    with pytest.raises(UserError, match=said), memory_advice(config):
+        exhausted()
 
 
 def test_bfloat16_on_a_gpu_without_it_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
