@@ -81,7 +81,7 @@ def weight_file(weights: Weights, dtype: str | None = None) -> Iterator[str]:
         # One at a time off the device, where there may be no room for a second copy of them all.
         to = getattr(torch, dtype) if dtype and tensor.is_floating_point() else tensor.dtype
         tensors[name] = tensor.detach().to("cpu", to).contiguous()
-    if tied:
+    if tied and embedding is not None:
         tensors[TIED] = tensors[embedding]
     handle = os.memfd_create("solostream-weights")
     try:

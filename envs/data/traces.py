@@ -137,7 +137,7 @@ def _messages(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     for asked, told in _SIDES:
         if row.get(asked) is not None and row.get(told) is not None:
             more = f"\n\n{row['input']}" if asked == "instruction" and row.get("input") else ""
-            sides = []
+            sides: list[Any] = []
             for role, side in (("user", row[asked]), ("assistant", row[told])):
                 text = side + more if role == "user" and isinstance(side, str) else side
                 if not isinstance(side, str | list):
