@@ -129,7 +129,8 @@ def training_page(folder: Path, index: Index, notes: Sequence[str]) -> str:
         folded("All metrics", _everything(rows)) if rows else "",
         folded("Trajectories", blocks, note="The latest attempt at each problem listed; solostream view shows all."),
     ]  # fmt: skip
-    subtitle = f"{len(seen):,} trajectories of {len(problems):,} problems over {steps:,} steps · {folder}"
+    over = "1 step" if steps == 1 else f"{steps:,} steps"
+    subtitle = f"{len(seen):,} trajectories of {len(problems):,} problems over {over} · {folder}"
     return page(folder.resolve().name, subtitle, sections, notes, [told(folder)])
 
 

@@ -72,7 +72,7 @@ function ribbon(record, go) {
     return part;
   }));
   const key = (colour, text) => { const box = el("i"); box.style.background = `var(--${colour})`; return el("span", {}, box, text); };
-  return [strip, el("div", { className: "legend" }, key("series-6", "problem"), key("series-1", "policy"), key("tool", "tool output"))];
+  return [strip, el("div", { className: "legend" }, key("series-6", record.turns.some((turn) => turn.role === "context") ? "problem, history that stays" : "problem"), key("series-1", "policy"), key("tool", "tool output"))];
 }
 
 async function compare(body, state, { attempts, redraw }) {
