@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, PretrainedConfig, PreTrainedModel
 
 from solostream import hub
 from solostream.agent.engines.hf.cache import Feed, SlotCache
@@ -57,15 +57,21 @@ class _CacheOfBatch(Cache):
 
 def forward_of(model: PreTrainedModel) -> ModelForward | LeanForward:
     """The faster of the two that computes `model`. Raises UserError for attention that a slot cache cannot hold."""
-    config: Any = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+    refuse_other_attention(model.config)
+    return LeanForward(model) if LeanForward.fits(model) else ModelForward(model)
+
+
+def refuse_other_attention(config: PretrainedConfig) -> None:
+    """Raises UserError, which names the engine that can, for windows and for layers that keep a state instead."""
+    text: Any = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or getattr(text, "sliding_window", None):
         kinds.discard("full_attention")
         found = ", ".join(sorted(kinds)) or "a sliding window"
         raise UserError(
-            f"the hf engine runs full attention only, {config.model_type} has {found}: use the engine vllm:PATH"
+            f"the hf engine runs full attention only, {text.model_type} has {found}: use the engine vllm:PATH"
+            " (solostream train … --engine vllm)"
         )
-    return LeanForward(model) if LeanForward.fits(model) else ModelForward(model)
 
 
 def load_state(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:

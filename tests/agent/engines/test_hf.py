@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from solostream.agent.engine import Engine, EngineError, Sampling
 from solostream.agent.engines.hf import HFEngine, lean
-from solostream.agent.engines.hf.forward import ModelForward
+from solostream.agent.engines.hf.forward import ModelForward, refuse_other_attention
 from solostream.agent.engines.hf.lean import LeanForward
 from solostream.agent.engines.hf.sampling import _kept, sample, uniforms
 from solostream.errors import UserError
@@ -240,6 +241,34 @@ def test_sliding_windows_are_refused(make_model: Any, tokenizer: Any) -> None:
     model = make_model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
     with pytest.raises(UserError, match=r"full attention only.*vllm:PATH"):
         HFEngine(model, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "found"),
+    [
+        ("Mistral", {"sliding_window": 4096}, "mistral has a sliding window"),
+        ("Phi3", {"sliding_window": 2047}, "phi3 has a sliding window"),
+        ("Gemma2", {}, "gemma2 has sliding_attention"),
+        ("Gemma3", {}, "gemma3_text has sliding_attention"),  # with a vision tower: its text part decides
+        ("GptOss", {}, "gpt_oss has sliding_attention"),
+        ("Qwen3_5Text", {}, "qwen3_5_text has linear_attention"),
+        ("FalconH1", {}, "falcon_h1 has hybrid"),
+        ("Mistral", {"sliding_window": None}, None),
+        ("Llama", {}, None),
+    ],
+)
+def test_windows_and_states_are_refused_in_a_line_that_names_vllm(
+    kind: str, options: dict[str, Any], found: str | None
+) -> None:
+    config = getattr(transformers, f"{kind}Config")(**options)
+    if found is None:
+        refuse_other_attention(config)
+        return
+    with pytest.raises(UserError) as refused:
+        refuse_other_attention(config)
+    assert found in str(refused.value)
+    assert "--engine vllm" in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_uniform_numbers_are_uniform_and_depend_on_both_arguments() -> None:
