@@ -149,7 +149,8 @@ def main() -> None:
     for name in a.models.split(","):
         model = make_model(name).to(getattr(torch, a.dtype))
         for rows in map(int, a.rows.split(",")):
-            cells = decoders(name, model, rows, a.profile) + [apart(name, rows, a.dtype)] * a.vllm
+            cells = decoders(name, model, rows, a.profile)
+            cells += [apart(name, rows, a.dtype)] if a.vllm else []
             cells += floors(model, rows, 4 if a.dtype == "float32" else 2)
             print(f"{name:<9}{rows:>5}" + "".join(f"{cell:>10.2f}" for cell in cells), flush=True)
 
