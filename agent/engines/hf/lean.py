@@ -10,6 +10,7 @@ Small models are read from copies: products that read the same input are fused, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -102,7 +103,8 @@ class _InPlace:
     def close(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.block.self_attn.o_proj(attended)
         m, h = self.block.mlp, _norm(x, self.eps, self.block.post_attention_layernorm.weight)
-        return x + m.down_proj(F.silu(m.gate_proj(h)).mul_(m.up_proj(h)))
+        out: Tensor = x + m.down_proj(F.silu(m.gate_proj(h)).mul_(m.up_proj(h)))
+        return out
 
 
 class LeanForward:
@@ -117,6 +119,8 @@ class LeanForward:
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps = config.rms_norm_eps
         self._rotary = torch.empty(0), torch.empty(0)
+        self._embed: Callable[[Tensor], Tensor]  # token ids to the residual stream
+        self._head: Callable[[Tensor], Tensor]  # the residual stream to logits
         self.refresh()
 
     @staticmethod
