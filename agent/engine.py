@@ -102,3 +102,30 @@ class Sleeper(Protocol):
         Raises `EngineError`.
         """
         ...
+
+
+@runtime_checkable
+class Receiver(Protocol):
+    """An engine to whose processes a learner sends weights directly: join once, then begin, take, end for each version.
+
+    transfer: the backend, or "memory" for none; workers: its processes that join. All raise `EngineError`.
+    """
+
+    transfer: str
+    workers: int
+
+    async def join_transfer(self, init: dict[str, Any]) -> None:
+        """Meet the learner, as `init` says."""
+        ...
+
+    async def begin_update(self) -> None:
+        """Stop between two steps; what is in flight waits."""
+        ...
+
+    async def take_update(self, info: dict[str, Any]) -> None:
+        """Take what is sent meanwhile, as `info` says. After a failure `load_weights` makes it whole again."""
+        ...
+
+    async def end_update(self, version: int) -> None:
+        """Go on, as after `load_weights`."""
+        ...

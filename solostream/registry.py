@@ -190,7 +190,18 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "metric": ("trajectories",),
     "tracker": ("name", "folder", "config"),
     "callback": ("folder", "config"),
-    "engine": ("model", "module", "tokenizer", "slots", "max_len", "seed", "dtype", "reproducible", "lora_rank"),
+    "engine": (
+        "model",
+        "module",
+        "tokenizer",
+        "slots",
+        "max_len",
+        "seed",
+        "dtype",
+        "reproducible",
+        "lora_rank",
+        "transfer",
+    ),
 }
 # module that is missing -> the extra that brings it
 EXTRAS = {

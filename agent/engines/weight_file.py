@@ -49,11 +49,17 @@ def _folder(model: str) -> Path:
 
 def check(weights: Weights, shapes: dict[str, tuple[int, ...]]) -> None:
     """vLLM loads an incomplete set without a word: refuse one. Raises UserError."""
+    if shapes:
+        check_shapes({name: tuple(weights[name].shape) for name in weights}, shapes)
+
+
+def check_shapes(given: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, ...]]) -> None:
+    """As `check`, where nothing but the shapes is known."""
     if not shapes:
         return
-    missing = sorted(shapes.keys() - weights.keys())
-    unknown = sorted(weights.keys() - shapes.keys() - {TIED})
-    other = sorted(n for n in shapes.keys() & weights.keys() if tuple(weights[n].shape) != shapes[n])
+    missing = sorted(shapes.keys() - given.keys())
+    unknown = sorted(given.keys() - shapes.keys() - {TIED})
+    other = sorted(n for n in shapes.keys() & given.keys() if given[n] != shapes[n])
     for names, what in ((missing, "are missing"), (unknown, "are unknown to the model"), (other, "have another shape")):
         if names:
             raise UserError(

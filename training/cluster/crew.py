@@ -12,16 +12,18 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
+from solostream import registry
 from solostream.agent.engine import Engine, Sleeper
 from solostream.agent.replicas import Replicas
 from solostream.envs.data import Tasks
 from solostream.errors import UserError
-from solostream.training.cluster.handles import Actor, share
+from solostream.training.cluster.handles import Actor, own_address, share
 from solostream.training.cluster.placement import Placement, versions
 from solostream.training.cluster.players import Player, PlayerLost, Players
-from solostream.training.cluster.samplers import Sampler, by_memory, open_remote
+from solostream.training.cluster.samplers import ByTransfer, Sampler, by_memory, open_remote
 from solostream.training.config import Config
 from solostream.training.learner.device import device_of, sampler_dtype
 from solostream.training.rollouts.env_pool import Episodes, Plays
@@ -34,11 +36,20 @@ OwnEngine = Callable[[int], Any]  # from the number of concurrent episodes to an
 
 
 def connect(config: Config, say: Callable[[str], None]) -> Placement | None:
-    """Ray, where the run has other processes than this one. say: told what has to wait for room. Raises UserError."""
+    """Ray, where the run has other processes than this one. Raises UserError.
+
+    say: told what has to wait for room, and later what went wrong and was seen to.
+    """
     c = config.cluster
     if not c.used:
         return None
-    placement = Placement(c, cpus=c.learners + c.replicas + c.players)
+    _refuse_transfer(config)
+    placement = Placement(c, cpus=c.learners + c.replicas + c.players, say=say)
+    try:
+        _refuse_transfer_without_gpus(config, placement.gpus)
+    except UserError:
+        placement.close()
+        raise
     short = placement.lacks(c.replicas + c.players, c.replicas * gpus_of_one(config, placement.gpus))
     if short is not None:
         say(short)
@@ -60,7 +71,10 @@ def assemble(
         make = partial(_make, config, parts, _in_flight(config), engine, partial(_beside, config, parts))
         return Replicas([make], still=still), Episodes(config, parts, tasks, play=rollout)
     samplers = _samplers(config, parts, placement, engine)
-    policy = Replicas([partial(open_remote, one, share) for one in samplers], still=still, send=by_memory)
+    c = config.cluster
+    send = by_memory if c.transfer == "memory" else ByTransfer(c.transfer, c.timeout_s / 4, own_address, placement.say)
+    openers = [partial(open_remote, one, share, c.transfer) for one in samplers]
+    policy = Replicas(openers, still=still, send=send)
     here = Episodes(config, parts, tasks, play=rollout)
     if not config.cluster.players:
         return policy, here
@@ -81,6 +95,35 @@ def gpus_of_one(config: Config, available: int) -> int:
         return 0
     options = config.engine.get(config.run.engine, {})
     return int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1))
+
+
+def _refuse_transfer(config: Config) -> None:
+    """Raises UserError for a transfer that the engine of the configuration does not know, or that finds no vLLM."""
+    transfer, name = config.cluster.transfer, config.run.engine
+    if transfer == "memory":
+        return
+    if not registry.asks("engine", name, "transfer"):
+        raise UserError(
+            f'cluster.transfer = "{transfer}", but the engine "{name}" takes weights by memory alone: set run.engine = '
+            '"vllm", or cluster.transfer = "memory"'
+        )
+    if find_spec("vllm") is None:
+        raise UserError(f"cluster.transfer = \"{transfer}\" needs vllm: pip install 'solostream[vllm]'")
+    if transfer == "ipc" and config.cluster.learners + config.cluster.replicas > 2:
+        raise UserError(
+            'cluster.transfer = "ipc" goes through the memory of the one GPU that learner and replica share: set '
+            'cluster.learners = 1 and cluster.replicas = 1, or cluster.transfer = "nccl"'
+        )
+
+
+def _refuse_transfer_without_gpus(config: Config, gpus: int) -> None:
+    """gpus: of the cluster. Raises UserError for a transfer that needs some."""
+    transfer = config.cluster.transfer
+    if transfer in ("nccl", "ipc") and not gpus_of_one(config, gpus):
+        raise UserError(
+            f'cluster.transfer = "{transfer}" is between GPUs, and this run has none: set cluster.transfer = "memory", '
+            'or "gloo"'
+        )
 
 
 def _samplers(config: Config, parts: Components, placement: Placement, engine: OwnEngine | None) -> list[Actor]:

@@ -86,6 +86,14 @@ def fetch(reference: Any) -> Any:
     return ray.get(reference)
 
 
+def own_address() -> str:
+    """At which processes of other machines reach this one."""
+    import ray
+
+    util: Any = ray.util
+    return str(util.get_node_ip_address())
+
+
 def _line(error: BaseException) -> str:
     """The one line that says most: of what failed while an actor was made, the last, which is that failure."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

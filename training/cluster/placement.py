@@ -10,7 +10,7 @@ import inspect
 import os
 import platform
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -30,15 +30,17 @@ class Placement:
     """The connection to Ray. `close` ends the actors that were started through it, and Ray where it was started here.
 
     cpus: what a cluster of this machine alone is to have, whatever the machine has: its processes share it.
-    Raises UserError: Ray is not installed, the cluster does not answer, or its machines have other versions.
+    say: told what a person wants to know. Raises UserError: Ray is not installed, the cluster does not answer, or its
+    machines have other versions.
     """
 
-    def __init__(self, config: ClusterConfig, cpus: int = 1) -> None:
+    def __init__(self, config: ClusterConfig, cpus: int = 1, say: Callable[[str], None] = print) -> None:
         try:
             import ray
         except ImportError:
             raise UserError("[cluster] needs ray: pip install 'solostream[cluster]'") from None
         self._ray: Any = ray
+        self.say = say
         self._actors: list[Actor] = []
         self._held: list[Any] = []  # references to what actors are made of
         self._own = not ray.is_initialized()

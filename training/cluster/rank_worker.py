@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 
 from solostream.agent.engine import EngineError
+from solostream.agent.engines.vllm.sender import Receivers, Sender
+from solostream.training.cluster.handles import own_address
 from solostream.training.cluster.parcels import Parcel, pack
 from solostream.training.cluster.rank_group import ALONE, RankGroup, join, meet, reach
 from solostream.training.cluster.rank_sharding import whole_tensors
@@ -47,6 +48,7 @@ class RankWorker:
         self._group = ALONE
         self._model: Any = None
         self.learner: Any = None
+        self._sender: Sender | None = None
 
     async def run(self, name: str, *arguments: Any, **options: Any) -> Any:
         """What the method `name` of this object, or else of its learner, returns or raises. Raises RankLost."""
@@ -64,7 +66,7 @@ class RankWorker:
 
     def meet(self) -> tuple[str, int]:
         """Of the first rank: the address at which the others find it."""
-        host = socket.gethostbyname(socket.gethostname())
+        host = own_address()
         self._store = meet(host)
         return host, self._store.port
 
@@ -97,6 +99,12 @@ class RankWorker:
         """Every weight in the sampler's dtype, from the first rank; None from the others."""
         found = whole_tensors(self.learner.weights(), self._group, dtype)
         return pack(found) if self._group.first else None
+
+    def send(self, transfer: str, patience_s: float, to: Receivers, version: int) -> None:
+        """Every weight straight to the replicas; see `Sender.send`."""
+        if self._sender is None:
+            self._sender = Sender(transfer, patience_s, own_address(), self._rank)
+        self._sender.send(self.learner.weights(), to, version)
 
     def load_state(self, folder: Path) -> None:
         """See `Learner.load`."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from solostream.agent.engines.vllm.sender import Receivers
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
 from solostream.training.advantages.base import Advantages
@@ -29,18 +30,29 @@ GRACE_S = 10.0  # for the other ranks to answer, once one has failed
 
 
 class RankWeights(Mapping[str, Any]):
-    """Weights that the ranks have published: they lie in Ray's object store, and are fetched when one is asked for.
+    """Weights of the ranks: a live view of them until somebody wants them published.
 
-    reference: of the parcel, for a process that fetches it itself.
+    Then they lie in Ray's object store, whole, and are fetched when one is asked for. All methods block.
     """
 
-    def __init__(self, reference: Any) -> None:
-        self.reference = reference
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._reference: Any = None
         self._tensors: dict[str, Any] | None = None
+
+    def publish(self) -> Any:
+        """A reference to the parcel, for a process that fetches it itself."""
+        if self._reference is None:
+            self._reference = self._ranks.publish()
+        return self._reference
+
+    def send(self, transfer: str, patience_s: float, to: Receivers, version: int) -> None:
+        """See `Sender.send`."""
+        self._ranks.send(transfer, patience_s, to, version)
 
     def _fetched(self) -> dict[str, Any]:
         if self._tensors is None:
-            self._tensors = unpack(fetch(self.reference))
+            self._tensors = unpack(fetch(self.publish()))
         return self._tensors
 
     def __getitem__(self, name: str) -> Any:
@@ -111,11 +123,19 @@ class Ranks:
         return list(self._every("entropies", share(batch)))
 
     def weights(self) -> RankWeights:
-        """Of this moment, as one process would have them: whole, under their Hugging Face names, adapters merged in."""
+        """As one process would have them: whole, under their Hugging Face names, adapters merged in."""
+        return RankWeights(self)
+
+    def publish(self) -> Any:
+        """A reference to the parcel of the weights of this moment; nobody else may be asking the ranks for anything."""
         first, *others = self._actors
         reference = first.refer("run", "publish", self._dtype)  # not fetched: it goes to those who sample
         self._all([actor.call("run", "publish", self._dtype) for actor in others])
-        return RankWeights(reference)
+        return reference
+
+    def send(self, transfer: str, patience_s: float, to: Receivers, version: int) -> None:
+        """See `Sender.send`; as `publish`, while the ranks do nothing else."""
+        self._every("send", transfer, patience_s, to, version)
 
     def merge_adapters(self) -> None:
         """Nothing: adapters of a cold start are refused, and those of reinforcement stay."""

@@ -1,4 +1,7 @@
-"""Replicas in processes of their own: what runs there (`Sampler`), and what stands for it here (`RemoteEngine`)."""
+"""Replicas in processes of their own: what runs there (`Sampler`), and what stands for it here (`RemoteEngine`).
+
+And how new weights get to them: through Ray's object store (`by_memory`), or by one of vLLM's transfers (`ByTransfer`).
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from solostream.agent.engine import Engine, EngineError, Generation, Sampling, Weights
+from solostream.agent.engine import Engine, EngineError, Generation, Receiver, Sampling, Weights
+from solostream.agent.engines.vllm.sender import Receivers, Sender, TransferFailed
+from solostream.errors import UserError
 from solostream.training.cluster.lifeline import Handle, Lifeline, present
 from solostream.training.cluster.parcels import Parcel, pack, unpack
 from solostream.training.cluster.placement import versions
 from solostream.training.cluster.ranks import RankWeights
+
+FAILURES = 3  # of a transfer, one after the other
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What an engine says of itself. dtype: of its weights, None where it does not say. The others: see `Receiver`."""
+
+    dtype: str | None = None
+    transfer: str = "memory"
+    workers: int = 1
 
 
 class Sampler:
@@ -26,13 +42,16 @@ class Sampler:
         self._engine: Engine | None = None
         self._has_weights = asyncio.Event()
 
-    async def open(self) -> str | None:
-        """Open the engine, instead of the one before. Returns the dtype of its weights, where it says."""
+    async def open(self) -> Opened:
+        """Open the engine, instead of the one before."""
         if versions() != self._wanted:
             raise EngineError(f"this machine has {versions()}, the run {self._wanted}: install the same")
         await self.close()
         self._engine = await self._make()
-        return getattr(self._engine, "dtype", None)
+        engine = self._engine
+        if isinstance(engine, Receiver):
+            return Opened(getattr(engine, "dtype", None), engine.transfer, engine.workers)
+        return Opened(getattr(engine, "dtype", None))
 
     async def ready(self) -> None:
         """Returns where there is somebody."""
@@ -61,6 +80,10 @@ class Sampler:
         await self._open_one().load_weights(unpack(parcel), version)
         self._has_weights.set()
 
+    async def transfer(self, step: str, *given: Any) -> None:
+        """The `step` of a transfer; see `solostream.agent.engine.Receiver`."""
+        await getattr(self._open_one(), step)(*given)
+
     async def close(self) -> None:
         """Close the engine; it may be opened again."""
         self._has_weights.clear()
@@ -85,12 +108,18 @@ class RemoteEngine:
     """An `Engine` whose tokens are sampled by the `Sampler` behind `handle`, which is there and open.
 
     share: makes of a value a reference for many processes. None: a guest, who samples there and no more; weights and
-    closing are the owner's. dtype: of the sampler's weights; None where it is not known.
+    closing are the owner's. opened: what the sampler says of its engine.
     """
 
-    def __init__(self, handle: Handle, share: Callable[[Any], Any] | None = None, dtype: str | None = None) -> None:
-        self.dtype, self._share, self._line = dtype, share, Lifeline(handle)
+    def __init__(self, handle: Handle, share: Callable[[Any], Any] | None = None, opened: Opened | None = None) -> None:
+        self.handle, self.opened = handle, opened or Opened()
+        self._share, self._line = share, Lifeline(handle)
         self.version = 0
+
+    @property
+    def dtype(self) -> str | None:
+        """Of the sampler's weights; None where it is not known."""
+        return self.opened.dtype
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """See `Engine.generate`."""
@@ -111,6 +140,8 @@ class RemoteEngine:
 
     async def publish(self, weights: Weights) -> Published:
         """`weights` in this sampler's dtype, for it and for others like it."""
+        if isinstance(weights, RankWeights):
+            return Published(await asyncio.to_thread(weights.publish))
         share = self._share
         assert share is not None
         return await asyncio.to_thread(lambda: Published(share(pack(weights, self.dtype))))
@@ -127,10 +158,19 @@ class RemoteEngine:
         await self._line.close()
 
 
-async def open_remote(handle: Handle, share: Callable[[Any], Any]) -> RemoteEngine:
-    """The owner's side of a replica: its engine is opened, and waits for weights."""
+async def open_remote(handle: Handle, share: Callable[[Any], Any], transfer: str = "memory") -> RemoteEngine:
+    """The owner's side of a replica: its engine is opened, and waits for weights. Raises UserError for one that does
+    not take them by `transfer`.
+    """
     await present(handle)
-    return RemoteEngine(handle, share, await handle.call("open"))
+    engine = RemoteEngine(handle, share, await handle.call("open"))
+    if transfer not in ("memory", engine.opened.transfer):
+        await engine.close()
+        raise UserError(
+            f'cluster.transfer = "{transfer}", but this engine takes weights by memory alone: set run.engine = "vllm", '
+            'or cluster.transfer = "memory"'
+        )
+    return engine
 
 
 async def reach_remote(handle: Handle) -> RemoteEngine:
@@ -142,15 +182,78 @@ async def reach_remote(handle: Handle) -> RemoteEngine:
             return RemoteEngine(handle)
 
 
-async def by_memory(engines: Sequence[Engine], weights: Weights, version: int) -> list[BaseException | None]:
+async def by_memory(
+    engines: Sequence[Engine], weights: Weights, version: int, patience_s: float | None = None
+) -> list[BaseException | None]:
     """The transfer "memory": written once for each dtype that samples, read by every replica on its own.
 
-    Nobody waits for a replica that is gone, nor does it hold up the others. What each replica raised.
+    Nobody waits for a replica that is gone, nor does it hold up the others; for one that does not answer, patience_s.
+    What each replica raised.
     """
     remote = [engine for engine in engines if isinstance(engine, RemoteEngine)]
     published = {
-        dtype: Published(weights.reference) if isinstance(weights, RankWeights) else await one.publish(weights)
-        for dtype, one in {engine.dtype: engine for engine in remote}.items()
+        dtype: await one.publish(weights) for dtype, one in {engine.dtype: engine for engine in remote}.items()
     }
-    loads = (engine.load_weights(published[engine.dtype], version) for engine in remote)
-    return list(await asyncio.gather(*loads, return_exceptions=True))
+
+    async def load(engine: RemoteEngine) -> None:
+        try:
+            async with asyncio.timeout(patience_s):
+                await engine.load_weights(published[engine.dtype], version)
+        except TimeoutError:
+            raise EngineError(f"the replica took no weights within {patience_s:g} s") from None
+
+    return list(await asyncio.gather(*map(load, remote), return_exceptions=True))
+
+
+class ByTransfer:
+    """A transfer of vLLM's: the learner sends to all replicas at once, and to each by memory where that fails.
+
+    Whoever opens anew, or comes late, gets its first weights by memory; the group is formed again with it.
+
+    patience_s: that the learner waits for a replica. host: see `Sender`. say: told what failed.
+    """
+
+    def __init__(self, transfer: str, patience_s: float, host: Callable[[], str], say: Callable[[str], None]) -> None:
+        self._transfer, self._patience_s, self._host, self._say = transfer, patience_s, host, say
+        self._sender: Sender | None = None  # of a learner in this process
+        self._members: tuple[Engine, ...] = ()
+        self._number = self._failures = 0
+
+    async def __call__(self, engines: Sequence[Engine], weights: Weights, version: int) -> list[BaseException | None]:
+        """What each replica raised."""
+        if self._failures == FAILURES:  # nobody died of it, and still it does not work
+            return await by_memory(engines, weights, version)
+        remote = tuple(engine for engine in engines if isinstance(engine, RemoteEngine))
+        if remote != self._members:
+            self._members, self._number = remote, self._number + 1
+        handles, workers = tuple(one.handle for one in remote), tuple(one.opened.workers for one in remote)
+        to = Receivers(handles, workers, remote[0].dtype, self._number)
+        try:
+            await asyncio.to_thread(self._send, weights, to, version)
+        except TransferFailed as failure:
+            self._members = ()
+            self._failures += 1
+            last = "; from here on all go that way" if self._failures == FAILURES else ""
+            self._say(f"the transfer of weights failed ({failure}): these go by memory{last}")
+            return await self._instead(engines, set(failure.stuck), weights, version)
+        self._failures = 0
+        for engine in remote:
+            engine.version = version
+        return [None] * len(engines)
+
+    def _send(self, weights: Weights, to: Receivers, version: int) -> None:
+        if isinstance(weights, RankWeights):
+            weights.send(self._transfer, self._patience_s, to, version)
+            return
+        if self._sender is None:
+            self._sender = Sender(self._transfer, self._patience_s, self._host())
+        self._sender.send(weights, to, version)
+
+    async def _instead(
+        self, engines: Sequence[Engine], stuck: set[int], weights: Weights, version: int
+    ) -> list[BaseException | None]:
+        """By memory, to those that may still answer; the others are to be opened again."""
+        free = [engine for i, engine in enumerate(engines) if i not in stuck]
+        found = iter(await by_memory(free, weights, version, self._patience_s))
+        hangs = EngineError("the replica hangs in a transfer of weights")
+        return [hangs if i in stuck else next(found) for i in range(len(engines))]

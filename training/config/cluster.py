@@ -16,8 +16,10 @@ class ClusterConfig(Section):
     replicas: Positive = 1  # engines that sample; an episode stays with one
     players: Count = 0  # processes that play the episodes, each with environments and sandboxes; 0: this process
     address: str = ""  # of a Ray cluster ("auto", "HOST:6379"); empty: none, processes are started on this machine
-    transfer: Literal["memory"] = "memory"  # of weights: through Ray's object store
-    timeout_s: Annotated[float, Field(gt=0)] = 300.0  # that learners wait for one of them before they are all restarted
+    # of weights: through Ray's object store, or by one of vLLM's transfers (GPUs, one GPU for both, no GPU)
+    transfer: Literal["memory", "nccl", "ipc", "gloo"] = "memory"
+    # that learners wait for one of them before they are all restarted; a transfer waits a quarter of it for a replica
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0
 
     @property
     def used(self) -> bool:

@@ -267,6 +267,7 @@ async def open_engine(config: Config, parts: Components, slots: int, module: Cal
             dtype=str(sampler_dtype(config.model, device_of(config.model.device))).removeprefix("torch."),
             reproducible=config.rollout.mode != "async",
             lora_rank=rank_to_send(config),
+            transfer=config.cluster.transfer,
         )
     wrong = _unfit(engine, parts)
     if wrong:

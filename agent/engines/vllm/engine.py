@@ -2,7 +2,8 @@
 
 Prefix caching keeps an episode's turns cheap. New weights go in between two steps (`pause_generation(mode="keep")`):
 requests in flight are continued under them with their cache computed anew, and vLLM itself says which tokens came from
-which version. Weights travel through a file in shared memory, on CPUs and GPUs alike.
+which version. Weights travel through a file in shared memory, on CPUs and GPUs alike, or straight from the learner by
+one of vLLM's own transfers (`solostream.agent.engines.vllm.sender`).
 
 Where only adapters are trained on the very base that vLLM was started with, only they travel: every request names one
 LoRA adapter, and new weights are that adapter loaded again in place, between two steps as above.
@@ -24,7 +25,7 @@ from typing import Any
 
 from solostream.agent.engine import EngineError, Generation, Sampling, Weights, check_prompt
 from solostream.agent.engines.live_weights import Adapters, LiveWeights
-from solostream.agent.engines.weight_file import adapter_folder, check, stored_shapes, weight_file
+from solostream.agent.engines.weight_file import adapter_folder, check, check_shapes, stored_shapes, weight_file
 from solostream.errors import UserError
 
 CPU_CACHE_BYTES = 256 << 20
@@ -38,11 +39,21 @@ class VllmEngine:
     """An `Engine`; make one with `await VllmEngine.open(path)`."""
 
     def __init__(
-        self, llm: Any, shapes: dict[str, tuple[int, ...]], max_len: int, dtype: str, *, takes_adapters: bool = False
+        self,
+        llm: Any,
+        shapes: dict[str, tuple[int, ...]],
+        max_len: int,
+        dtype: str,
+        *,
+        takes_adapters: bool = False,
+        transfer: str = "memory",
+        workers: int = 1,
     ) -> None:
-        """shapes: of the weights in the model's folder. dtype: of those that sample."""
+        """shapes: of the weights in the model's folder. dtype: of those that sample. transfer, workers: `Receiver`."""
         self.version = 0
         self.max_len, self.dtype = max_len, dtype
+        self.transfer, self.workers = transfer, workers
+        self._half_updated = False
         self._llm = llm
         self._shapes = shapes
         self._ids = itertools.count()
@@ -62,6 +73,7 @@ class VllmEngine:
         dtype: str = "auto",
         cache_bytes: int | None = None,
         lora_rank: int = 0,
+        transfer: str = "memory",
         **options: Any,
     ) -> VllmEngine:
         """Start vLLM on a model folder or id; takes 10 to 60 s.
@@ -69,13 +81,16 @@ class VllmEngine:
         slots: sequences that decode at the same time. max_len: tokens of a ledger (default: the model's context).
         dtype: "auto" is float32 on a CPU. cache_bytes: of the KV cache (default: 256 MiB on a CPU, vLLM's share of a
         GPU). lora_rank: of the adapters that `load_weights` will bring instead of whole weights; 0: it brings those.
+        transfer: the backend by which a learner may send weights instead ("nccl", "ipc", "gloo"; "memory": none).
         Anything else is one of vLLM's engine arguments (`tensor_parallel_size`, `gpu_memory_utilization`, ...).
         A script starts it under `if __name__ == "__main__":`: the child imports the script. Raises UserError when vllm
         is not installed or the model does not load.
         """
-        with _own_environment():
+        with _own_environment(transfer):
             _, platform, async_llm = _vllm()
             cpu = platform.is_cpu()
+            if transfer != "memory":
+                options = {"weight_transfer_config": {"backend": transfer}, **options}
             try:
                 config = _config(model, slots, max_len, seed, dtype, cache_bytes, lora_rank, options)
                 llm = async_llm.from_vllm_config(config)
@@ -83,8 +98,15 @@ class VllmEngine:
                 first = str(error).strip().split("\n")[0].replace("AsyncEngineArgs.__init__() got", "it has")
                 raise UserError(f"vllm cannot run {model!r}: {first}") from error
         dtype = str(config.model_config.dtype).removeprefix("torch.")
-        length, adapters = config.model_config.max_model_len, bool(lora_rank)
-        engine = cls(llm, stored_shapes(model), length, dtype, takes_adapters=adapters)
+        engine = cls(
+            llm,
+            stored_shapes(model),
+            config.model_config.max_model_len,
+            dtype,
+            takes_adapters=bool(lora_rank),
+            transfer=transfer,
+            workers=config.parallel_config.world_size,
+        )
         try:
             await llm.update_weight_version("0")
             await llm.collective_rpc("end_with", args=(os.getpid(),))
@@ -166,17 +188,59 @@ class VllmEngine:
                 elif not self._takes_adapters:  # else it is the base alone, which vLLM has from its folder
                     with weight_file(weights, self.dtype) as path:
                         await self._llm.pause_generation(mode="keep", clear_cache=True)
+                        await self._forget_half()
                         await self._llm.collective_rpc("load_from", args=(path,))
-                if not await self._llm.reset_prefix_cache(reset_running_requests=True):
-                    raise RuntimeError("it kept what it had cached under the old ones")
-                await self._llm.update_weight_version(str(version))
-                self.version = version
+                await self._settle(version)
                 if self._asleep and not await self._llm.wake_up(tags=["kv_cache"]):
                     raise RuntimeError("it did not wake up")
                 self._asleep = False
                 await self._llm.resume_generation()
             except Exception as error:
                 raise EngineError(f"vllm did not take the weights: {error}; open the engine again") from error
+
+    async def join_transfer(self, init: dict[str, Any]) -> None:
+        """See `Receiver`."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        with _as_engine_error("join the transfer"):
+            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init))
+
+    async def begin_update(self) -> None:
+        """See `Receiver`."""
+        with _as_engine_error("begin an update"):
+            await self._llm.pause_generation(mode="keep", clear_cache=True)
+            await self._forget_half()
+            self._half_updated = True
+            await self._llm.start_weight_update()
+
+    async def take_update(self, info: dict[str, Any]) -> None:
+        """See `Receiver`. Raises UserError for weights that do not fit, before any is taken."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        check_shapes(dict(zip(info["names"], map(tuple, info["shapes"]), strict=True)), self._shapes)
+        with _as_engine_error("take the weights"):
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
+
+    async def end_update(self, version: int) -> None:
+        """See `Receiver`."""
+        with _as_engine_error("end an update"):
+            await self._llm.finish_weight_update()
+            self._half_updated = False
+            await self._settle(version)
+            await self._llm.resume_generation()
+
+    async def _forget_half(self) -> None:
+        """An update that broke off; what it brought is of no use, and everything comes now."""
+        if self._half_updated:
+            await self._llm.collective_rpc("abandon_update")
+            self._half_updated = False
+
+    async def _settle(self, version: int) -> None:
+        """The weights are there: nothing of the old ones' cache is used, and tokens carry the new version."""
+        if not await self._llm.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError("it kept what it had cached under the old ones")
+        await self._llm.update_weight_version(str(version))
+        self.version = version
 
     async def _load_adapters(self, adapters: Adapters) -> None:
         """Leaves generation paused, as the whole weights do."""
@@ -198,6 +262,14 @@ class VllmEngine:
             llm.shutdown()
             llm.shutdown = _nothing  # `__del__` calls it again, perhaps when the interpreter has taken modules apart
             await asyncio.sleep(0)  # its cancelled task ends
+
+
+@contextmanager
+def _as_engine_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise EngineError(f"vllm did not {what}: {error}; open the engine again") from error
 
 
 def _nothing(*_: object, **__: object) -> None: ...
@@ -270,9 +342,11 @@ def _config(
 
 
 @contextmanager
-def _own_environment() -> Iterator[None]:
+def _own_environment(transfer: str) -> Iterator[None]:
     """vLLM's settings while it is imported and starts; this process's (and its interpreters') own afterwards."""
     before = dict(os.environ)
+    if transfer == "ipc":  # its handles are pickled: they come from the learner of this very run
+        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # it reads the variable after first warnings

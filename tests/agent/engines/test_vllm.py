@@ -15,7 +15,9 @@ import pytest_asyncio
 
 from solostream.agent.engine import EngineError, Generation, Sampling
 from solostream.agent.engines.live_weights import LiveWeights
+from solostream.agent.engines.vllm import sender as sending
 from solostream.agent.engines.vllm.engine import VllmEngine
+from solostream.agent.engines.vllm.sender import Receivers, Sender, TransferFailed
 from solostream.errors import UserError
 
 MISSING = importlib.util.find_spec("vllm") is None
@@ -40,7 +42,7 @@ async def engine(models: tuple[Any, Any], tokenizer: Any, tmp_path_factory: Any)
     models[0].save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     before = dict(os.environ)
-    opened = await VllmEngine.open(str(folder), slots=16, max_len=400)
+    opened = await VllmEngine.open(str(folder), slots=16, max_len=400, transfer="gloo")
     assert dict(os.environ) == before  # LD_PRELOAD above all: interpreters would inherit it
     yield opened
     await opened.close()
@@ -211,3 +213,82 @@ async def test_what_cannot_run_is_said(tmp_path: Path) -> None:
         await VllmEngine.open(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="unexpected keyword argument 'tensor_size'"):
         await VllmEngine.open(str(tmp_path / "nothing"), tensor_size=2)
+
+
+class OnLoop:
+    """The handle of an engine for whoever sends weights from another thread. breaks: in which step it fails."""
+
+    def __init__(self, engine: VllmEngine, breaks: str = "") -> None:
+        self.engine, self.loop, self.breaks = engine, asyncio.get_running_loop(), breaks
+        self.steps: list[str] = []
+
+    async def call(self, name: str, step: str, *given: Any) -> Any:
+        self.steps.append(step)
+        if step == self.breaks:
+            raise EngineError("its process is gone")
+        work = asyncio.run_coroutine_threadsafe(getattr(self.engine, step)(*given), self.loop)
+        return await asyncio.wrap_future(work)
+
+
+class Breaks(dict[str, Any]):
+    """Weights of which one cannot be had, when its turn comes."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name.endswith("layers.1.mlp.up_proj.weight") and self.asked.get(name, 0):
+            raise ConnectionError("the ranks have lost one another")
+        self.asked[name] = self.asked.get(name, 0) + 1
+        return super().__getitem__(name)
+
+    asked: dict[str, int]
+
+
+async def logprobs_agree(engine: VllmEngine, model: Any, reference: Any) -> None:
+    """Of what is sampled now, with the model's own forward, in the tied head too."""
+    for prompt in PROMPTS[:3]:
+        made = await engine.generate(prompt, Sampling(12, temperature=1.5, seed=3))
+        assert set(made.versions) == {engine.version}
+        told = reference[0](model, prompt + made.token_ids, 1.5)
+        for i, (token, logprob) in enumerate(zip(made.token_ids, made.logprobs, strict=True), len(prompt) - 1):
+            assert told[i, token].item() == pytest.approx(logprob, abs=1e-4)
+
+
+async def test_weights_by_vllms_own_transfer(
+    engine: VllmEngine, models: tuple[Any, Any], reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over gloo, in flight too; and after one that breaks off, whole again by memory."""
+    monkeypatch.setattr(sending, "GRACE_S", 1.0)
+    await engine.load_weights(models[0].state_dict(), 60)
+    to = Receivers((OnLoop(engine),), (engine.workers,), "float32", 1)
+    sender = Sender("gloo", timeout_s=60)
+    long = asyncio.ensure_future(engine.generate(PROMPTS[1], Sampling(300, temperature=2.0, seed=1)))
+    await asyncio.sleep(0.1)
+    await asyncio.to_thread(sender.send, LiveWeights(models[1]), to, 61)
+    assert engine.version == 61
+    await logprobs_agree(engine, models[1], reference)
+    await asyncio.to_thread(sender.send, LiveWeights(models[0]), to, 62)  # in the same group
+    await logprobs_agree(engine, models[0], reference)
+    await asyncio.to_thread(sender.send, LiveWeights(models[1]), to, 63)
+    assert (await long).versions == sorted((await long).versions)
+    await logprobs_agree(engine, models[1], reference)
+    assert to.replicas[0].steps.count("join_transfer") == 1  # type: ignore[attr-defined]
+
+    breaks = Breaks(models[0].state_dict())
+    breaks.asked = {}
+    with pytest.raises(ConnectionError, match="lost one another"):  # not the replica's fault, and not said to be
+        await asyncio.to_thread(sender.send, breaks, to, 64)
+    await engine.load_weights(models[0].state_dict(), 64)
+    await logprobs_agree(engine, models[0], reference)
+    for step in ("join_transfer", "begin_update", "take_update", "end_update"):
+        broken = Receivers((OnLoop(engine, breaks=step),), (1,), "float32", 2)
+        with pytest.raises(TransferFailed, match=f"{step}: its process is gone") as caught:
+            await asyncio.to_thread(sender.send, LiveWeights(models[1]), broken, 65)
+        assert caught.value.stuck == ()
+    await engine.load_weights(models[1].state_dict(), 66)
+    await logprobs_agree(engine, models[1], reference)
+    await asyncio.to_thread(sender.send, LiveWeights(models[0]), to, 67)  # and by transfer again
+    await logprobs_agree(engine, models[0], reference)
+    partial = {name: value for name, value in models[0].state_dict().items() if "layers.1." not in name}
+    with pytest.raises(TransferFailed, match="are missing"):
+        await asyncio.to_thread(sender.send, partial, to, 99)
+    await engine.load_weights(models[0].state_dict(), 68)
+    sender.close()

@@ -58,7 +58,7 @@ def refusal(*settings: str) -> str:
         ("loss.clip_cov.bounds=[5.0, 1.0]", ["low < high"]),
         ("loss.ppo_clip.dual_clip=0.5", ["dual_clip = 0.5 would cut on-policy tokens"]),
         ("loss.'no_such_module:Mine'.x=1", ["there is no module 'no_such_module'", "PYTHONPATH"]),
-        ("cluster.transfer='nccl'", ["'cluster.transfer' cannot be 'nccl'", "allowed: memory"]),
+        ("cluster.transfer='rdma'", ["'cluster.transfer' cannot be 'rdma'", "allowed: memory, nccl, ipc, gloo"]),
         ("cluster.replica=2", ["unknown key 'cluster.replica'", "did you mean 'replicas'"]),
         ("cluster.replicas=0", ["'cluster.replicas' cannot be 0"]),
         ("model=3", ["'model' is a section", "[model]", "path"]),
