@@ -46,7 +46,7 @@ def connect(config: Config, say: Callable[[str], None]) -> Placement | None:
     _refuse_transfer(config)
     placement = Placement(c, cpus=c.learners + c.replicas + c.players, say=say)
     try:
-        _refuse_transfer_without_gpus(config, placement.gpus)
+        refuse_transfer_without_gpus(config, placement.gpus)
     except UserError:
         placement.close()
         raise
@@ -116,7 +116,7 @@ def _refuse_transfer(config: Config) -> None:
         )
 
 
-def _refuse_transfer_without_gpus(config: Config, gpus: int) -> None:
+def refuse_transfer_without_gpus(config: Config, gpus: int) -> None:
     """gpus: of the cluster. Raises UserError for a transfer that needs some."""
     transfer = config.cluster.transfer
     if transfer in ("nccl", "ipc") and not gpus_of_one(config, gpus):

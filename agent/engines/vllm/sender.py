@@ -197,7 +197,10 @@ class Sender:
         control.version, source.weights, source.failed, self._hangs = version, weights, None, False
         try:
             if fresh:
-                self._watched(lambda: self._connect(1 + sum(to.workers)))
+                connect = self._connecting(
+                    1 + sum(to.workers)
+                )  # to import vLLM takes its time, which is nobody's fault
+                self._watched(connect)
                 self._number = to.number
             self._watched(lambda: self._engine.send_weights())
         except BaseException:
@@ -215,8 +218,8 @@ class Sender:
             with suppress(RuntimeError):
                 engine.shutdown()
 
-    def _connect(self, world: int) -> None:
-        """world: this process and all workers of all replicas."""
+    def _connecting(self, world: int) -> Callable[[], None]:
+        """What forms the group. world: this process and all workers of all replicas."""
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
         info: Any
@@ -235,7 +238,11 @@ class Sender:
             know_gloo()
             info = GlooSenderInit(self._host, 0, world, rank=self._rank, timeout_s=self._timeout_s)
         factory: Any = WeightTransferTrainerFactory  # which knows what it wants by its methods
-        self._engine = factory.trainer_init(info, client=self._control, source=self._source)
+
+        def connect() -> None:
+            self._engine = factory.trainer_init(info, client=self._control, source=self._source)
+
+        return connect
 
     def _watched(self, work: Callable[[], None]) -> None:
         """`work`; given up, with the group, when a replica fails or it does not end in time."""
