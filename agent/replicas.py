@@ -2,7 +2,8 @@
 
 An episode stays with the replica that has its prefix cached; a new one goes to the replica with the fewest outstanding
 tokens (Llumnix, arXiv 2406.03243, Sec. 4.4, without its look into the KV cache). A turn brings the whole ledger, so any
-replica can go on with any episode: that is how one moves when its replica fails or is drained.
+replica can go on with any episode: that is how one moves when its replica fails, or is drained because its machine will
+be taken away (Llumnix copies the cache instead, Sec. 4.2).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from solostream.agent.engine import Engine, EngineError, Generation, Sampling, Sleeper, Weights
+from solostream.errors import UserError
 
 ASKED = 2  # replicas that may fail one turn: a third would hardly be luckier
 PAUSE_S = 0.2  # before one that failed while it was opened is opened again
@@ -27,8 +29,16 @@ class Watched(Protocol):
     """An engine whose failure can be noticed while nobody asks it for anything."""
 
     async def watch(self) -> None:
-        """Goes on for as long as the engine lives; raises EngineError when it is gone."""
+        """Goes on for as long as the engine lives; raises EngineError when it is gone, Leaving when it will be."""
         ...
+
+
+class Leaving(EngineError):
+    """The engine's machine will be taken away: its turns may end within `patience_s`."""
+
+    def __init__(self, message: str, patience_s: float) -> None:
+        super().__init__(message)
+        self.patience_s = patience_s
 
 
 class _Moved(Exception):
@@ -37,13 +47,17 @@ class _Moved(Exception):
 
 @dataclass(eq=False, slots=True)
 class _Replica:
-    """engine: None while it is opened. trouble: why it is not opened any more."""
+    """engine: None while it is opened. drained: ends its turns, and is closed then. trouble: why it is not opened any
+    more.
+    """
 
     open: Open
     left: int  # restarts until it takes weights again
     engine: Engine | None = None
+    drained: Engine | None = None
     opening: asyncio.Task[None] | None = None
     watching: asyncio.Task[None] | None = None
+    served: bool = False  # whether it has ever been open
     trouble: Exception | None = None
     turns: set[asyncio.Task[Generation]] = field(default_factory=set)
     tokens: int = 0  # outstanding: prompts and limits of its turns
@@ -153,29 +167,15 @@ class Replicas:
             except EngineError as error:
                 self._lost(replica, engine, error)
 
-    async def drain(self, index: int, patience_s: float = 30.0) -> None:
-        """Close replica `index` for good. Its turns may end within `patience_s`; others sample the rest anew, from the
-        same ledger and the same seed.
-        """
-        replica = self._replicas[index]
-        engine, replica.engine = replica.engine, None  # nothing more comes to it
-        replica.trouble = EngineError("the replica was drained")
-        if replica.turns:
-            await asyncio.wait(replica.turns, timeout=patience_s)
-        for turn in tuple(replica.turns):
-            turn.cancel()
-        await _end(replica.opening, replica.watching)
-        if engine is not None:
-            await engine.close()
-
     async def close(self) -> None:
         """Close every replica, also one that is just opening. Idempotent."""
         self._closed = True
         for replica in self._replicas:
             await _end(replica.opening, replica.watching)
-            engine, replica.engine = replica.engine, None
-            if engine is not None:
-                await engine.close()
+            for engine in (replica.engine, replica.drained):
+                if engine is not None:
+                    await engine.close()
+            replica.engine = replica.drained = None
         await asyncio.gather(*self._leaving)
 
     # -- one turn ------------------------------------------------------------------------------------------------------
@@ -253,17 +253,18 @@ class Replicas:
             await self._awake.wait()  # the device is lent
             try:
                 engine = await self._opened(replica)
-            except EngineError as error:
-                if replica.left == 0:
+            except Exception as error:
+                gone = isinstance(error, EngineError) or (replica.served and isinstance(error, UserError))
+                if not gone:  # refused, or a fault of ours: raised by whoever asks next
                     replica.trouble = error
+                    return
+                if replica.left == 0:
+                    replica.trouble = error if isinstance(error, EngineError) else EngineError(str(error))
                     return
                 replica.left -= 1
                 await asyncio.sleep(PAUSE_S)
-            except Exception as error:  # refused, or a fault of ours: raised by whoever asks next
-                replica.trouble = error
-                return
             else:
-                replica.engine = engine
+                replica.engine, replica.served = engine, True
                 if isinstance(engine, Watched):
                     replica.watching = asyncio.ensure_future(self._watch(replica, engine))
                 return
@@ -285,8 +286,24 @@ class Replicas:
     async def _watch(self, replica: _Replica, engine: Any) -> None:
         try:
             await engine.watch()
+        except Leaving as notice:
+            if replica.engine is engine:
+                replica.engine, replica.drained, replica.watching = None, engine, None  # nothing more comes to it
+                replica.opening = asyncio.ensure_future(self._drain(replica, engine, notice.patience_s))
         except EngineError as error:
             self._lost(replica, engine, error)
+
+    async def _drain(self, replica: _Replica, engine: Engine, patience_s: float) -> None:
+        """Let its turns end within `patience_s`; others sample the rest anew, from the same ledger and the same seed.
+        Then it is opened again, wherever that is.
+        """
+        if replica.turns:
+            await asyncio.wait(replica.turns, timeout=patience_s)
+        for turn in tuple(replica.turns):
+            turn.cancel()
+        await _close(engine)
+        replica.drained = None
+        await self._bring_up(replica, None)
 
     async def _some_open(self) -> None:
         """Wait until a replica is open; those that were never opened are now. Raises where there is no hope."""

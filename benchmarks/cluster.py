@@ -1,9 +1,12 @@
 """What a run on several devices and machines has to hold, stage by stage.
 
-    python benchmarks/cluster.py --stage equality [--worlds 2,4] [--quick] [--json FILE]
+    python benchmarks/cluster.py [--stage NAME …] [--worlds 2,4] [--quick] [--runs FOLDER] [--json FILE]
 
-weights: of a 0.5 B model to two replicas by the transfer "memory", against copying their bytes (needs 5 GB).
 equality: ranks against one process, weights and metrics after two updates, checkpoints across group sizes (gloo, CPU).
+faults: replicas, players, ranks, machines and the driver go away (the tests that are these scenarios).
+driver: its CPU an episode at 256, 2,048 and 8,192.
+weights: of a 0.5 B model to two replicas by the transfer "memory", against copying their bytes (needs 5 GB).
+accuracy: the quickstart, reduced, on a small cluster and in one process.
 """
 
 from __future__ import annotations
@@ -36,19 +39,46 @@ def weights(options: argparse.Namespace) -> dict[str, float]:
     return found
 
 
-STAGES = {"equality": equality, "weights": weights}
+def faults(options: argparse.Namespace) -> dict[str, object]:
+    from cluster_parts import faults
+
+    found = faults.measure()
+    print(faults.table(found))
+    return {"faults": found}
+
+
+def driver(options: argparse.Namespace) -> dict[str, float]:
+    import collector
+
+    return collector.table(quick=options.quick)
+
+
+def accuracy(options: argparse.Namespace) -> dict[str, object]:
+    from cluster_parts import accuracy
+
+    found = accuracy.measure(options.runs, quick=options.quick)
+    print(accuracy.table(found))
+    return found
+
+
+STAGES = {"equality": equality, "faults": faults, "driver": driver, "weights": weights, "accuracy": accuracy}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=list(STAGES), required=True)
+    parser.add_argument("--stage", choices=list(STAGES), nargs="+", default=list(STAGES), help="default: all of them")
     parser.add_argument("--worlds", default="2,4", help="numbers of ranks (default 2,4)")
-    parser.add_argument("--quick", action="store_true", help="more than two ranks only where that is something new")
+    parser.add_argument("--quick", action="store_true", help="fewer cases, episodes and steps")
+    parser.add_argument("--runs", type=lambda name: Path(name).absolute(), default=Path("runs/cluster").absolute())
     parser.add_argument("--json", type=lambda name: Path(name).absolute(), help="write the numbers there, too")
     options = parser.parse_args()
-    found = STAGES[options.stage](options)
+    found: dict[str, object] = {}
+    for stage in options.stage:
+        if len(options.stage) > 1:
+            print(f"\n## {stage}\n", flush=True)
+        found[stage] = STAGES[stage](options)
     if options.json:
-        options.json.write_text(json.dumps(found))
+        options.json.write_text(json.dumps(found[options.stage[0]] if len(options.stage) == 1 else found))
     return 0
 
 

@@ -7,6 +7,7 @@ come out where the uninterrupted run did. The last rows are the largest differen
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
@@ -36,9 +37,8 @@ def measure(worlds: Sequence[int] = (2, 4), *, quick: bool = False) -> dict[str,
 
     quick: more than two ranks only in the cases WIDE.
     """
-    with tempfile.TemporaryDirectory(prefix="solostream-equality-") as name:
-        folder = Path(name)
-        os.chdir(folder)  # where a batch that cannot be trained on is written
+    with tempfile.TemporaryDirectory(prefix="solostream-equality-") as name, contextlib.chdir(name):
+        folder = Path(name)  # also where a batch that cannot be trained on is written
         children = [_child(rank, worlds, folder, quick) for rank in range(max(worlds))]
         torch.set_num_threads(1)
         one: dict[str, Any] = {case: numbers_of(CASES[case]) for case in CASES}

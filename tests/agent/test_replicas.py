@@ -12,7 +12,7 @@ import torch
 from solostream.agent.engine import EngineError, Generation, Sampling, Weights
 from solostream.agent.engines.hf import HFEngine
 from solostream.agent.engines.hf.forward import ModelForward
-from solostream.agent.replicas import Replicas
+from solostream.agent.replicas import Leaving, Replicas
 from solostream.errors import UserError
 from solostream.training.config import BuildConfig
 from solostream.training.run.model import build_model, build_tokenizer
@@ -50,8 +50,21 @@ class Echo:
         self.closed = True
 
 
+class Announced(Echo):
+    """An engine that is told when its machine will go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patience_s: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+    async def watch(self) -> None:
+        raise Leaving("its machine will be taken away", await self.patience_s)
+
+
 class Fleet:
     """`Replicas` over `n` engines, and every engine that was opened, by replica."""
+
+    made = Echo
 
     def __init__(self, n: int, **options: int) -> None:
         self.opened: list[list[Echo]] = [[] for _ in range(n)]
@@ -63,7 +76,7 @@ class Fleet:
     def _opener(self, i: int):
         async def open_engine() -> Echo:
             await self.gates[i].wait()
-            self.opened[i].append(Echo())
+            self.opened[i].append(self.made())
             return self.opened[i][-1]
 
         return open_engine
@@ -75,8 +88,9 @@ class Fleet:
         return await self.replicas.generate(prompt, Sampling(limit, seed=seed, key=key))
 
 
-async def started(n: int, **options: int) -> Fleet:
+async def started(n: int, made: type[Echo] = Echo, **options: int) -> Fleet:
     fleet = Fleet(n, **options)
+    fleet.made = made
     await fleet.replicas.load_weights({}, 3)
     await fleet.all_open()
     return fleet
@@ -209,34 +223,86 @@ async def test_a_replica_that_fails_again_and_again_is_left_out_unless_it_took_w
 
 
 async def test_a_drained_replica_gives_its_episodes_away_with_their_ledger_and_seed() -> None:
-    fleet = await started(2)
+    fleet = await started(2, Announced)
     busy, other = (opened[0] for opened in fleet.opened)
     await fleet.turn([1], "b")  # at the first; "b" moves with its next turn
     busy.go.clear()
     turn = asyncio.ensure_future(fleet.turn([2, 3, 5], "b", seed=30))
     await until(lambda: busy.asked == ["b", "b"])
-    await fleet.replicas.drain(0, patience_s=0.0)
+    fleet.gates[0].clear()  # no other machine has room yet
+    busy.patience_s.set_result(0.0)
     assert (await turn).token_ids == [40]
-    assert busy.closed
+    await until(lambda: busy.closed)
     await fleet.turn([4], "b")
     assert other.asked == ["b", "b"]
-    assert len(fleet.opened[0]) == 1  # it stays away
-    await fleet.replicas.drain(1)
-    with pytest.raises(EngineError, match="drained"):
-        await fleet.turn([6])
+    fleet.gates[0].set()
+    await fleet.all_open()
+    assert [len(opened) for opened in fleet.opened] == [2, 1]
+    assert fleet.opened[0][1].version == 3  # with the weights of now
+    other.patience_s.set_result(0.0)
+    await until(lambda: other.closed)
+    assert (await fleet.turn([6])).versions == [3]  # at whichever is there
     await fleet.replicas.close()
 
 
-async def test_a_turn_that_ends_in_time_is_not_moved() -> None:
+async def test_a_replica_that_was_there_and_is_refused_now_ends_no_run() -> None:
+    """As a server that is down, while others serve: an address that never answered is a mistake, this is none."""
     fleet = await started(2)
+    fleet.replicas._replicas[0].open = refused
+    fleet.opened[0][0].poison = 19
+    assert (await fleet.turn([19], "a")).token_ids == [19]
+    await until(lambda: fleet.replicas._replicas[0].trouble is not None)
+    assert (await fleet.turn([20], "a")).token_ids == [20]
+    fleet.opened[1][0].poison = 19
+    fleet.replicas._replicas[1].open = refused
+    with pytest.raises(EngineError, match="it broke"):
+        await fleet.turn([19])
+    await until(lambda: fleet.replicas._replicas[1].trouble is not None)
+    with pytest.raises(EngineError, match="no server at"):
+        await fleet.turn([20])
+    await fleet.replicas.close()
+
+
+async def refused() -> Echo:
+    raise UserError("no server at http://127.0.0.1:1 (ConnectionError): start it, or check the address")
+
+
+async def test_the_only_replica_may_be_drained_and_turns_wait_for_it() -> None:
+    fleet = await started(1, Announced)
+    fleet.opened[0][0].go.clear()
+    turn = asyncio.ensure_future(fleet.turn([2, 3], "a", seed=5))
+    await until(lambda: fleet.opened[0][0].asked == ["a"])
+    fleet.opened[0][0].patience_s.set_result(0.0)
+    assert (await turn).token_ids == [10]
+    assert [engine.closed for engine in fleet.opened[0]] == [True, False]
+    await fleet.replicas.close()
+
+
+async def test_who_is_closed_while_a_replica_is_drained_leaves_nothing_open() -> None:
+    fleet = await started(1, Announced)
+    engine = fleet.opened[0][0]
+    engine.go.clear()
+    turn = asyncio.ensure_future(fleet.turn([2], "a"))
+    await until(lambda: engine.asked == ["a"])
+    engine.patience_s.set_result(300.0)
+    await until(lambda: fleet.replicas.n_open == 0)
+    await fleet.replicas.close()
+    assert engine.closed
+    assert len(fleet.opened[0]) == 1
+    engine.go.set()
+    with pytest.raises(EngineError, match="was closed"):
+        await turn
+
+
+async def test_a_turn_that_ends_in_time_is_not_moved() -> None:
+    fleet = await started(2, Announced)
     busy, other = (opened[0] for opened in fleet.opened)
     busy.go.clear()
     turn = asyncio.ensure_future(fleet.turn([2], "a"))
     await until(lambda: busy.asked == ["a"])
-    draining = asyncio.ensure_future(fleet.replicas.drain(0, patience_s=300.0))
-    await asyncio.sleep(0)
+    busy.patience_s.set_result(300.0)
+    await until(lambda: fleet.replicas.n_open == 1)
     busy.go.set()
-    await draining
     assert (await turn).token_ids == [2]
     assert other.asked == []
     await fleet.replicas.close()

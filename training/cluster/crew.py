@@ -43,6 +43,7 @@ def connect(config: Config, say: Callable[[str], None]) -> Placement | None:
     c = config.cluster
     if not c.used:
         return None
+    _shares(config)
     _refuse_transfer(config)
     placement = Placement(c, cpus=c.learners + c.replicas + c.players, say=say)
     try:
@@ -93,6 +94,8 @@ def gpus_of_one(config: Config, available: int) -> int:
     """GPUs that one replica takes of a cluster that has so many: none on CPUs, else what its parallelism asks for."""
     if config.model.device == "cpu" or (config.model.device == "auto" and not available):
         return 0
+    if not registry.asks("engine", config.run.engine, "slots"):  # it has no model here: servers do
+        return 0
     options = config.engine.get(config.run.engine, {})
     return int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1))
 
@@ -134,13 +137,25 @@ def _samplers(config: Config, parts: Components, placement: Placement, engine: O
     if config.rollout.mode == "async":  # else each has room for all: a seeded token depends on the number of slots
         slots = math.ceil(slots / n)
     module = partial(_alone, config, shape, kind)
-    make = partial(_make, config, plain, slots, engine, module)
+    made = [partial(_make, share, plain, slots, engine, module) for share in _shares(config)]
     return [
         placement.actor(
             Sampler, make, versions(), who=f"the replica {i}", cpus=1, gpus=gpus, env=_threads(config, gpus)
         )
-        for i in range(n)
+        for i, make in enumerate(made)
     ]
+
+
+def _shares(config: Config) -> list[Config]:
+    """The configuration of each replica: servers are dealt out among them. Raises UserError where some get none."""
+    n, name = config.cluster.replicas, config.run.engine
+    urls = config.engine.get(name, {}).get("urls", ())
+    if n == 1 or not urls:
+        return [config] * n
+    if len(urls) < n:
+        raise UserError(f"cluster.replicas = {n}, and engine.{name}.urls lists {len(urls)}: set as many or fewer")
+    options = ({**config.engine[name], "urls": list(urls[i::n])} for i in range(n))
+    return [config.model_copy(update={"engine": {**config.engine, name: own}}) for own in options]
 
 
 def _threads(config: Config, gpus: int) -> Mapping[str, str]:

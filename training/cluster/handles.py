@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
+import sys
+import time
 from typing import Any
 
 from solostream.agent.engine import EngineError
@@ -26,6 +29,9 @@ class Local:
         """What its method `name` returns or raises; a coroutine is awaited."""
         found = getattr(self._obj, name)(*args, **kw)
         return await found if inspect.isawaitable(found) else found
+
+    def move(self) -> None:
+        """It is where everybody is."""
 
 
 class Actor:
@@ -65,6 +71,12 @@ class Actor:
         """A reference to what the method will return; the value stays where it is made until somebody asks for it."""
         return getattr(self.handle, name).remote(*args, **kw)
 
+    def move(self) -> None:
+        """End its process; Ray starts it again where there is room, which is no machine that will be taken away."""
+        import ray
+
+        ray.kill(self.handle, no_restart=False)
+
     def kill(self) -> None:
         """End its process at once, whatever it does."""
         import ray
@@ -84,6 +96,21 @@ def fetch(reference: Any) -> Any:
     import ray
 
     return ray.get(reference)
+
+
+def own_machine() -> str:
+    """Ray's number of the machine of this process; empty for a process that Ray does not know."""
+    ray = sys.modules.get("ray")
+    return str(ray.get_runtime_context().get_node_id()) if ray is not None and ray.is_initialized() else ""
+
+
+def leaving_machines() -> dict[str, float]:
+    """Those that Ray was told will be taken away (a spot machine's notice, `ray drain-node`), and the seconds left."""
+    from ray import get_runtime_context
+    from ray._raylet import GcsClient  # as Ray Serve asks; there is no public way
+
+    ends = GcsClient(address=get_runtime_context().gcs_address).get_draining_nodes(timeout=5)
+    return {machine: end / 1000 - time.time() if end else math.inf for machine, end in ends.items()}
 
 
 def own_address() -> str:

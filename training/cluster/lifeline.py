@@ -23,6 +23,10 @@ class Handle(Protocol):
         """What the method `name` returns or raises, and EngineError where there is nobody any more."""
         ...
 
+    def move(self) -> None:
+        """End the process, which starts again on another machine."""
+        ...
+
 
 async def present(handle: Handle) -> None:
     """Returns when the process behind `handle` is there: it may wait for a machine to join. Raises Dead."""

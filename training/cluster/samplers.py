@@ -15,19 +15,26 @@ import numpy as np
 
 from solostream.agent.engine import Engine, EngineError, Generation, Receiver, Sampling, Weights
 from solostream.agent.engines.vllm.sender import Receivers, Sender, TransferFailed
+from solostream.agent.replicas import Leaving
 from solostream.errors import UserError
+from solostream.training.cluster.handles import leaving_machines, own_machine
 from solostream.training.cluster.lifeline import Handle, Lifeline, present
 from solostream.training.cluster.parcels import Parcel, pack, unpack
 from solostream.training.cluster.placement import versions
 from solostream.training.cluster.ranks import RankWeights
 
+LOOK_S = 5.0  # between two looks whether the replica's machine will be taken away
+PATIENCE_S = 30.0  # for its turns to end, at most
 FAILURES = 3  # of a transfer, one after the other
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What an engine says of itself. dtype: of its weights, None where it does not say. The others: see `Receiver`."""
+    """What an engine says of itself. dtype: of its weights, None where it does not say. transfer, workers: see
+    `Receiver`. machine: see `own_machine`.
+    """
 
+    machine: str
     dtype: str | None = None
     transfer: str = "memory"
     workers: int = 1
@@ -50,8 +57,8 @@ class Sampler:
         self._engine = await self._make()
         engine = self._engine
         if isinstance(engine, Receiver):
-            return Opened(getattr(engine, "dtype", None), engine.transfer, engine.workers)
-        return Opened(getattr(engine, "dtype", None))
+            return Opened(own_machine(), getattr(engine, "dtype", None), engine.transfer, engine.workers)
+        return Opened(own_machine(), getattr(engine, "dtype", None))
 
     async def ready(self) -> None:
         """Returns where there is somebody."""
@@ -112,8 +119,9 @@ class RemoteEngine:
     """
 
     def __init__(self, handle: Handle, share: Callable[[Any], Any] | None = None, opened: Opened | None = None) -> None:
-        self.handle, self.opened = handle, opened or Opened()
+        self.handle, self.opened = handle, opened or Opened("")
         self._share, self._line = share, Lifeline(handle)
+        self._leaving = False
         self.version = 0
 
     @property
@@ -148,13 +156,31 @@ class RemoteEngine:
 
     async def watch(self) -> None:
         """See `solostream.agent.replicas.Watched`."""
-        await self._line.end()
+        end = asyncio.ensure_future(self._line.end())
+        try:
+            while not end.done():
+                await asyncio.wait([end], timeout=LOOK_S)
+                ends = await asyncio.to_thread(leaving_machines) if self._owns_one else {}
+                left_s = ends.get(self.opened.machine)
+                if left_s is not None and not end.done():
+                    self._leaving = True
+                    raise Leaving("the replica's machine will be taken away", max(0.0, min(left_s / 2, PATIENCE_S)))
+            await end
+        finally:
+            end.cancel()
+
+    @property
+    def _owns_one(self) -> bool:
+        """Whether it is this side that moves it, and there is a machine to move it from."""
+        return self._share is not None and bool(self.opened.machine)
 
     async def close(self) -> None:
         """Close the engine there; its process stays, and may open another. A guest leaves it as it is."""
         if self._share is not None and not self._line.over:
             with suppress(EngineError):
                 await self._line.call("close")
+            if self._leaving:
+                self.handle.move()
         await self._line.close()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from solostream.agent.engine import EngineError, Generation, Sampling
 from solostream.agent.replicas import Replicas
 from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.agent.trajectory_file import TrajectoryLog, read_lines
+from solostream.training.cluster import samplers
 from solostream.training.cluster.handles import Dead, share
 from solostream.training.cluster.placement import Placement, versions
 from solostream.training.cluster.players import PlayerLost, Players
@@ -220,8 +222,9 @@ async def test_a_player_that_dies_loses_no_episode_and_counts_none_twice(placeme
 
 
 async def test_a_machine_dies_with_a_replica_and_a_player_and_another_joins_late(
-    ray_cluster: Any, placement: Placement, tmp_path: Path
+    ray_cluster: Any, placement: Placement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(samplers, "LOOK_S", 0.2)
     spare = {"num_cpus": 4, "resources": {"spare": 8}, "object_store_memory": 80 << 20, "include_dashboard": False}
     machine = ray_cluster.add_node(**spare)
     there: dict[str, Any] = {"resources": {"spare": 1}}
@@ -260,9 +263,24 @@ async def test_a_machine_dies_with_a_replica_and_a_player_and_another_joins_late
     assert (tmp_path / "pid-0").read_text() != first
     got = await moved.call("generate", torch.tensor([11]).numpy(), Sampling(4, seed=3))
     assert (got.token_ids, got.versions) == said(11, 2)
+    announce_the_end_of(machine)  # as a spot machine's is: the replica leaves while everything still works
+    await until(lambda: sampler.n_open == 1)
+    assert (await turn()).token_ids == said(4, 2)[0]
     await sampler.close()
     await players.close()
     ray_cluster.remove_node(machine)
+
+
+def announce_the_end_of(machine: Any) -> None:
+    """In five minutes; what `ray drain-node` does."""
+    from ray import get_runtime_context
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    client = GcsClient(address=get_runtime_context().gcs_address)
+    taken, why = client.drain_node(machine.node_id, reason, "spot", round(1000 * (time.time() + 300)))
+    assert taken, why
 
 
 async def test_a_replica_that_was_started_again_says_that_it_has_no_weights(

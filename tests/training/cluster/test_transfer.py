@@ -108,7 +108,7 @@ class Fleet:
 @pytest.mark.vllm
 @needs_vllm
 async def test_who_fails_or_hangs_in_a_transfer_holds_up_nobody(
-    self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sending, "GRACE_S", 0.3)
     fleet = Fleet(tmp_path, patience_s=20)
@@ -145,7 +145,7 @@ async def test_who_fails_or_hangs_in_a_transfer_holds_up_nobody(
 
 @pytest.mark.vllm
 @needs_vllm
-async def test_a_transfer_that_never_works_is_given_up(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_transfer_that_never_works_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "GRACE_S", 0.3)
     fleet = Fleet(tmp_path, patience_s=20)
     (tmp_path / "fail-take-0").touch()
