@@ -108,8 +108,12 @@ def leaving_machines() -> dict[str, float]:
     """Those that Ray was told will be taken away (a spot machine's notice, `ray drain-node`), and the seconds left."""
     from ray import get_runtime_context
     from ray._raylet import GcsClient  # as Ray Serve asks; there is no public way
+    from ray.exceptions import RpcError
 
-    ends = GcsClient(address=get_runtime_context().gcs_address).get_draining_nodes(timeout=5)
+    try:
+        ends = GcsClient(address=get_runtime_context().gcs_address).get_draining_nodes(timeout=5)
+    except RpcError:  # the head does not answer: nobody knows of any
+        return {}
     return {machine: end / 1000 - time.time() if end else math.inf for machine, end in ends.items()}
 
 

@@ -6,7 +6,8 @@ the calls and how weights get into the model are vLLM's (`vllm.distributed.weigh
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -19,6 +20,8 @@ from vllm.distributed.weight_transfer.nccl_engine import (
     NCCLWeightTransferEngine,
     NCCLWeightTransferUpdateInfo,
 )
+
+HERE, GO = "here/{}", "go"  # in the store of a group
 
 
 @dataclass(kw_only=True)
@@ -47,8 +50,8 @@ class GlooReceiver(NCCLWeightTransferEngine):
         own = self.parallel_config
         rank = init_info.rank_offset + own.data_parallel_index * own.world_size + own.rank
         self.shutdown()
-        store = _store(init_info.master_address, init_info.master_port, init_info.timeout_s, is_master=False)
-        self._group = _group(store, rank, init_info.world_size, init_info.timeout_s)
+        where = init_info.master_address, init_info.master_port
+        self._group = join(*where, rank, init_info.world_size, init_info.timeout_s)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """As vLLM's, which then waits for an accelerator: gloo has delivered when it returns."""
@@ -60,7 +63,7 @@ class GlooReceiver(NCCLWeightTransferEngine):
         names = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
         for name, dtype, shape in names:
             tensor = torch.empty(shape, dtype=getattr(torch, dtype))
-            _broadcast(self._group, tensor)
+            broadcast(self._group, tensor)
             load([(name, tensor)])
 
     def shutdown(self) -> None:
@@ -92,6 +95,7 @@ class GlooSender(NCCLTrainerWeightTransferEngine):
         pool = ThreadPoolExecutor(1)
         try:
             joining = pool.submit(client.init_weight_transfer_engine, asdict(told))
+            _wait_for_all(store, i.world_size, joining, i.timeout_s)
             engine._group = _group(store, 0, i.world_size, i.timeout_s)
             joining.result()
         finally:
@@ -103,11 +107,35 @@ class GlooSender(NCCLTrainerWeightTransferEngine):
             super()._broadcast(source, meta)
             return
         for _, tensor in self._checked_iter(source, meta):
-            _broadcast(self._group, tensor.contiguous())
+            broadcast(self._group, tensor.contiguous())
 
     def shutdown(self) -> None:
         """End the group: workers that wait for a broadcast notice at once."""
         self._group = None
+
+
+def join(host: str | None, port: int | None, rank: int, world: int, timeout_s: float) -> Any:
+    """The group, for a worker. It comes into being when all have said that they are there: whoever had begun to form it
+    could not be called back, and would hang on somebody who never comes.
+    """
+    store = _store(host, port, timeout_s, is_master=False)
+    store.set(HERE.format(rank), b"")
+    store.wait([GO])  # fails at once when the learner gives up, whose store it is
+    return _group(store, rank, world, timeout_s)
+
+
+def _wait_for_all(store: Any, world: int, joining: Future[None], timeout_s: float) -> None:
+    """At the learner. joining: ends early where a worker says that it will not come."""
+    end = time.monotonic() + timeout_s
+    workers = [HERE.format(rank) for rank in range(1, world)]
+    while not store.check(workers):
+        if joining.done():
+            joining.result()
+            raise RuntimeError("a worker did not join where it was told to")
+        if time.monotonic() > end:
+            raise TimeoutError(f"not all workers have joined within {timeout_s:g} s")
+        time.sleep(0.01)
+    store.set(GO, b"")
 
 
 def _store(host: str | None, port: int | None, timeout_s: float, *, is_master: bool) -> Any:
@@ -122,7 +150,7 @@ def _group(store: Any, rank: int, world: int, timeout_s: float) -> Any:
     return distributed.ProcessGroupGloo(named, rank, world, timedelta(seconds=timeout_s))
 
 
-def _broadcast(group: Any, tensor: torch.Tensor) -> None:
+def broadcast(group: Any, tensor: torch.Tensor) -> None:
     """From the learner, which is number 0."""
     distributed: Any = torch.distributed
     options = distributed.BroadcastOptions()

@@ -256,7 +256,7 @@ class Sender:
                 _use_device_of(self._source.weights)
                 work()
             except BaseException as error:
-                done.set_exception(error)
+                done.set_exception(error.with_traceback(None))  # whose frames would keep what they have opened
             else:
                 done.set_result(None)
 

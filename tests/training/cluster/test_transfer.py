@@ -44,26 +44,23 @@ class Receives(FileEngine):
         self.paused = False
 
     async def join_transfer(self, init: dict[str, Any]) -> None:
-        from solostream.agent.engines.vllm.gloo import _group, _store
+        from solostream.agent.engines.vllm.gloo import join
 
-        def join() -> None:
-            store = _store(init["master_address"], init["master_port"], 30, is_master=False)
-            self.group = _group(store, init["rank_offset"], init["world_size"], 30)
-
-        await asyncio.to_thread(join)
+        where = init["master_address"], init["master_port"]
+        self.group = await asyncio.to_thread(join, *where, init["rank_offset"], init["world_size"], 30)
 
     async def begin_update(self) -> None:
         self.paused = True
 
     async def take_update(self, info: dict[str, Any]) -> None:
-        from solostream.agent.engines.vllm.gloo import _broadcast
+        from solostream.agent.engines.vllm.gloo import broadcast
 
         await self._hold("take")
         if (self.folder / f"fail-take-{self.number}").exists():
             raise EngineError("out of memory")
         (shape,), (dtype,) = info["shapes"], info["dtype_names"]
         self.taken = torch.empty(shape, dtype=getattr(torch, dtype))
-        await asyncio.to_thread(_broadcast, self.group, self.taken)
+        await asyncio.to_thread(broadcast, self.group, self.taken)
 
     async def end_update(self, version: int) -> None:
         self.version, self.weight = version, float(self.taken.sum())
