@@ -20,6 +20,7 @@ SETTINGS = {
     "RAY_AUTH_MODE": "disabled",  # else a token is written to the home folder
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+    "RAY_worker_niceness": "0",  # Ray's 15 lets the other tests of a busy machine starve what these wait for
 }
 os.environ.update(SETTINGS)  # some are read when ray is imported
 SMALL = {"num_cpus": 8, "object_store_memory": 80 << 20, "include_dashboard": False, "include_log_monitor": False}
