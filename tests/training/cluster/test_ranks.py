@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -35,7 +35,9 @@ def config(root: Path, *more: str) -> Config:
 
 
 class Kill:
-    """A callback: after step 3 the second rank's process is gone."""
+    """A callback: after step 2 a player's process is gone, after step 3 a rank's, after step 4 a replica's."""
+
+    VICTIMS: ClassVar = {2: "the player 0", 3: "the rank 1", 4: "the replica 1"}
 
     def __init__(self) -> None:
         self.trainer: Any = None
@@ -45,20 +47,25 @@ class Kill:
         import ray
 
         self.steps.append(step)
-        if step == 3 and self.steps.count(3) == 1:
-            ray.kill(self.trainer.learning.ranks._actors[1].handle, no_restart=False)
+        for actor in self.trainer.placement._actors:
+            if actor.who == self.VICTIMS.get(step) and self.steps.count(step) == 1:
+                ray.kill(actor.handle, no_restart=False)
 
 
 @pytest.mark.xdist_group("ray")
 @pytest.mark.timeout(600)
 def test_a_run_that_loses_a_rank_ends_where_one_process_ends(ray_cluster: Any, tmp_path: Path) -> None:
-    """Of two ranks one dies after step 3: again from the checkpoint of step 2; then one rank goes on to step 7."""
+    """The whole job on 2 ranks, 2 replicas and 2 players, one of each of which dies.
+
+    A rank does after step 3: again from the checkpoint of step 2. In the end one process goes on to step 7.
+    """
     Trainer(config(tmp_path, "run.steps=7"), tmp_path / "one", ProgressDisplay()).run()
     said: list[str] = []
     view = ProgressDisplay()
     view.say = said.append  # type: ignore[method-assign]
     kill = Kill()
-    kill.trainer = Trainer(config(tmp_path, "cluster.learners=2"), tmp_path / "two", view, callbacks=[kill])
+    small = config(tmp_path, "cluster.learners=2", "cluster.replicas=2", "cluster.players=2")
+    kill.trainer = Trainer(small, tmp_path / "two", view, callbacks=[kill])
     kill.trainer.run()
     assert kill.steps == [1, 2, 3, 3, 4, 5, 6]
     assert any("the ranks are started again" in line for line in said)
