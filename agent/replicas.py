@@ -287,9 +287,10 @@ class Replicas:
         try:
             await engine.watch()
         except Leaving as notice:
-            if replica.engine is engine:
-                replica.engine, replica.drained, replica.watching = None, engine, None  # nothing more comes to it
-                replica.opening = asyncio.ensure_future(self._drain(replica, engine, notice.patience_s))
+            drained: Engine = engine
+            if replica.engine is drained:
+                replica.engine, replica.drained, replica.watching = None, drained, None  # nothing more comes to it
+                replica.opening = asyncio.ensure_future(self._drain(replica, drained, notice.patience_s))
         except EngineError as error:
             self._lost(replica, engine, error)
 
