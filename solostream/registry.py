@@ -169,6 +169,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "aepo": "solostream.training.losses.aepo:AEPOClip",
     },
 }
+_ENGINE = (
+    "model", "module", "tokenizer", "slots", "max_len", "seed", "dtype", "reproducible", "lora_rank", "transfer",
+)  # fmt: skip
 # kind -> the keywords that the run hands over to a factory that asks for them
 GIVEN: dict[str, tuple[str, ...]] = {
     "data": ("what", "seed"),
@@ -190,18 +193,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "metric": ("trajectories",),
     "tracker": ("name", "folder", "config"),
     "callback": ("folder", "config"),
-    "engine": (
-        "model",
-        "module",
-        "tokenizer",
-        "slots",
-        "max_len",
-        "seed",
-        "dtype",
-        "reproducible",
-        "lora_rank",
-        "transfer",
-    ),
+    "engine": _ENGINE,
 }
 # module that is missing -> the extra that brings it
 EXTRAS = {

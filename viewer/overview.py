@@ -121,10 +121,7 @@ def before_and_after(metrics: Metrics, folder: Path) -> list[dict[str, Any]]:
     for name, (label, unit) in HELD_OUT.items():
         if name not in evaluated.names():
             continue
-        row = {
-            "label": label,
-            "unit": unit,
-        }
+        row: dict[str, Any] = {"label": label, "unit": unit}
         for end in ("", "_low", "_high"):  # of the first and of the last evaluation, also where that had no number
             measured = evaluated.column(f"{name}{end}")
             row |= {f"before{end}": measured[0], f"after{end}": measured[-1] if several else None}

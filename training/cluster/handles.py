@@ -107,7 +107,7 @@ def own_machine() -> str:
 def leaving_machines() -> dict[str, float]:
     """Those that Ray was told will be taken away (a spot machine's notice, `ray drain-node`), and the seconds left."""
     from ray import get_runtime_context
-    from ray._raylet import GcsClient  # as Ray Serve asks; there is no public way
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # as Ray Serve asks; no public way
     from ray.exceptions import RpcError
 
     try:

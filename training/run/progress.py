@@ -63,7 +63,7 @@ class ProgressDisplay:
         self._bars: Progress | None = None
 
     def say(self, text: str) -> None:
-        """One line of plain text, above the bars."""
+        """Plain text, above the bars."""
         self.console.print(text, markup=False)
 
     @contextmanager

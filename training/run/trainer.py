@@ -118,8 +118,7 @@ class Trainer:
                     f"{config.cold_start.data} has changed since the checkpoint: start a run of another --name"
                 )
         self.learning = Learning(config, self.parts, self.placement, self.loss, folder)
-        for line in (self.learning.described, *unused(config)):
-            view.say(line)
+        view.say("\n".join([self.learning.described, *unused(config)]))
         second = setup.why_a_second_copy(config, self.parts.model)
         if engine is None and self.placement is None and config.run.engine == "hf" and second:
             view.say(f"the sampler has a second copy of the weights: {second}")
@@ -380,8 +379,7 @@ class Trainer:
             learner.save(draft, base=rl is None, on=self.base)  # reinforced adapters have a folder for their base
             setup.write_settings(self.config, self.folder.name, self.parts, draft)
 
-        work = partial(checkpoint.save, self.folder / "checkpoints", state, write, keep=self.config.run.keep)
-        await self.thread.run(work)
+        await self.thread.run(partial(checkpoint.save, self.folder / "checkpoints", state, write, self.config.run.keep))
 
     async def _send_weights(self, learner: Learns, version: int) -> None:
         await self.policy.load_weights(await self.thread.run(learner.weights), version)
