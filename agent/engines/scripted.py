@@ -12,7 +12,7 @@ from typing import Any
 
 from solostream import registry
 from solostream.agent.chat_template import CHATML
-from solostream.agent.engine import Generation, Sampling, Weights
+from solostream.agent.engine import EngineError, Generation, Sampling, Weights
 from solostream.agent.engines.pretrained import load_tokenizer
 from solostream.agent.tokenization import decode, encode
 from solostream.errors import UserError
@@ -89,7 +89,7 @@ def open_script(model: str, *, tokenizer: str | None = None) -> ScriptedEngine:
         try:
             said = policy(text)
             said = await said if inspect.isawaitable(said) else said
-        except UserError:
+        except (UserError, EngineError):
             raise
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]

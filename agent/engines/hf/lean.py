@@ -10,7 +10,7 @@ Small models are read from copies: products that read the same input are fused, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,13 +39,21 @@ class _Block(Protocol):
 class _Linear:
     """A copy of linears that read the same input, which a norm has scaled by `gain`."""
 
-    def __init__(self, linears: list[Any], gain: Tensor | None = None) -> None:
-        weight = torch.cat([_whole(linear) for linear in linears])
+    weight: Tensor  # (in, out)
+    bias: Tensor | None = None
+
+    def read(self, linears: list[Any], gain: Tensor | None = None) -> None:
+        """Into the memory of the copy before: new memory each time would leave holes that nothing else fits into."""
+        wholes = [_whole(linear) for linear in linears]
+        outs = [len(whole) for whole in wholes]
+        if not hasattr(self, "weight"):
+            self.weight = wholes[0].new_empty(wholes[0].shape[1], sum(outs))
+        for part, whole in zip(self.weight.split(outs, 1), wholes, strict=True):
+            part.copy_(whole.t())
         if gain is not None:
-            weight = weight * gain
-        self.weight = weight.t().contiguous()  # (in, out)
-        biased = linears[0].bias is not None
-        self.bias = torch.cat([linear.bias for linear in linears]) if biased else None
+            self.weight *= gain[:, None]
+        if linears[0].bias is not None:
+            self.bias = torch.cat([linear.bias for linear in linears])
 
     def __call__(self, x: Tensor) -> Tensor:
         return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
@@ -56,28 +64,22 @@ class _Linear:
         return out if self.bias is None else out + self.bias
 
 
-@dataclass(slots=True)
 class _Copied:
     """A block's weights, copied and fused."""
 
-    eps: float
-    qkv_linear: _Linear
-    out: _Linear
-    gate_up: _Linear
-    down: _Linear
-    gain: Tensor | None
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+        self.qkv_linear, self.out, self.gate_up, self.down = (_Linear() for _ in range(4))
+        self.gain: Tensor | None = None
 
-    @classmethod
-    def of(cls, block: Any, eps: float, gain: Tensor | None) -> _Copied:
+    def read(self, block: Any, gain: Tensor | None) -> None:
+        """The weights of now."""
         a, m = block.self_attn, block.mlp
-        return cls(
-            eps,
-            _Linear([a.q_proj, a.k_proj, a.v_proj], block.input_layernorm.weight),
-            _Linear([a.o_proj]),
-            _Linear([m.gate_proj, m.up_proj], block.post_attention_layernorm.weight),
-            _Linear([m.down_proj]),
-            gain,
-        )
+        self.qkv_linear.read([a.q_proj, a.k_proj, a.v_proj], block.input_layernorm.weight)
+        self.out.read([a.o_proj])
+        self.gate_up.read([m.gate_proj, m.up_proj], block.post_attention_layernorm.weight)
+        self.down.read([m.down_proj])
+        self.gain = gain
 
     def qkv(self, x: Tensor) -> Tensor:
         return self.qkv_linear(_norm(x, self.eps))
@@ -119,8 +121,9 @@ class LeanForward:
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps = config.rms_norm_eps
         self._rotary = torch.empty(0), torch.empty(0)
-        self._embed: Callable[[Tensor], Tensor]  # token ids to the residual stream
-        self._head: Callable[[Tensor], Tensor]  # the residual stream to logits
+        self._copies = [] if self.in_place else [_Copied(self.eps) for _ in range(config.num_hidden_layers)]
+        self._blocks: Sequence[_Block] = self._copies
+        self._last = _Linear()
         self.refresh()
 
     @staticmethod
@@ -140,18 +143,26 @@ class LeanForward:
     def refresh(self) -> None:
         """The model's weights are new."""
         inner: Any = self.model.model
-        head: Any = self.model.get_output_embeddings()
         gains = [self._gain(block.self_attn) for block in inner.layers]
-        self._blocks: list[_Block] = []  # emptied first: old copies must not stand beside new ones
         if self.in_place:
-            self._blocks.extend(_InPlace(self.eps, b, g) for b, g in zip(inner.layers, gains, strict=True))
-            self._embed = inner.embed_tokens
-            self._head = lambda x: head(_norm(x, self.eps, inner.norm.weight))
+            self._blocks = [_InPlace(self.eps, b, g) for b, g in zip(inner.layers, gains, strict=True)]
             return
-        self._blocks.extend(_Copied.of(b, self.eps, g) for b, g in zip(inner.layers, gains, strict=True))
-        embedding, last = _whole(inner.embed_tokens).clone(), _Linear([head], inner.norm.weight)
-        self._embed = lambda tokens: F.embedding(tokens, embedding)
-        self._head = lambda x: last(_norm(x, self.eps))
+        for copy, block, gain in zip(self._copies, inner.layers, gains, strict=True):
+            copy.read(block, gain)
+        self._last.read([self.model.get_output_embeddings()], inner.norm.weight)
+        self._embedding = _whole(inner.embed_tokens).clone()
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Token ids to the residual stream."""
+        inner: Any = self.model.model
+        return inner.embed_tokens(tokens) if self.in_place else F.embedding(tokens, self._embedding)
+
+    def _head(self, x: Tensor) -> Tensor:
+        """The residual stream to logits."""
+        if not self.in_place:
+            return self._last(_norm(x, self.eps))
+        head: Any = self.model.get_output_embeddings()
+        return head(_norm(x, self.eps, self.model.model.norm.weight))
 
     def _gain(self, attention: Any) -> Tensor | None:
         if not hasattr(attention, "q_norm"):

@@ -197,24 +197,6 @@ async def test_what_slept_wakes_with_the_weights_that_it_is_given(
     assert [call for call in calls[6:] if call[0] in ("sleep", "collective_rpc")] == [("sleep", {"level": 1})]
 
 
-async def test_a_killed_engine_is_reported_to_everyone_who_waits(engine: VllmEngine) -> None:
-    requests = [asyncio.ensure_future(engine.generate(p, Sampling(350, temperature=2.0))) for p in PROMPTS]
-    await asyncio.sleep(0.1)
-    for child in multiprocessing.active_children():
-        child.kill()
-    failures = await asyncio.gather(*requests, return_exceptions=True)
-    assert any(isinstance(f, EngineError) for f in failures)
-    with pytest.raises(EngineError, match="open the engine again"):
-        await engine.generate(PROMPTS[0], Sampling(4))
-
-
-async def test_what_cannot_run_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="vllm cannot run"):
-        await VllmEngine.open(str(tmp_path / "nothing"))
-    with pytest.raises(UserError, match="unexpected keyword argument 'tensor_size'"):
-        await VllmEngine.open(str(tmp_path / "nothing"), tensor_size=2)
-
-
 class OnLoop:
     """The handle of an engine for whoever sends weights from another thread. breaks: in which step it fails."""
 
@@ -292,3 +274,21 @@ async def test_weights_by_vllms_own_transfer(
         await asyncio.to_thread(sender.send, partial, to, 99)
     await engine.load_weights(models[0].state_dict(), 68)
     sender.close()
+
+
+async def test_a_killed_engine_is_reported_to_everyone_who_waits(engine: VllmEngine) -> None:
+    requests = [asyncio.ensure_future(engine.generate(p, Sampling(350, temperature=2.0))) for p in PROMPTS]
+    await asyncio.sleep(0.1)
+    for child in multiprocessing.active_children():
+        child.kill()
+    failures = await asyncio.gather(*requests, return_exceptions=True)
+    assert any(isinstance(f, EngineError) for f in failures)
+    with pytest.raises(EngineError, match="open the engine again"):
+        await engine.generate(PROMPTS[0], Sampling(4))
+
+
+async def test_what_cannot_run_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="vllm cannot run"):
+        await VllmEngine.open(str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="unexpected keyword argument 'tensor_size'"):
+        await VllmEngine.open(str(tmp_path / "nothing"), tensor_size=2)

@@ -58,7 +58,7 @@ def test_a_published_form_is_recognised_said_and_kept_whole(name, suffix, tmp_pa
     assert (task.prompt, task.answer, task.source) == ("What is 6*7?", "42", source or str(place))
     assert task.meta["row"] == row
     assert f"rows of the layout {name} (" in caplog.text
-    assert len(caplog.records) == 1
+    assert [record.name for record in caplog.records].count("solostream.envs.data.loader") == 1
     (named,) = load(place, layout=name)
     assert named == task
 

@@ -204,7 +204,9 @@ async def test_a_player_that_dies_loses_no_episode_and_counts_none_twice(placeme
     handles = [placement.actor(FilePlayer, tmp_path, i, who=f"the player {i}", lost=PlayerLost) for i in range(2)]
     playing = Playing(handles, tmp_path)
     used = await playing.batches(2)
-    doomed = (tmp_path / "pid-player-0").read_text()
+    process = tmp_path / "pid-player-0"  # it may be up later than the batches of the other
+    await until(lambda: process.exists() and process.read_text() != "")
+    doomed = process.read_text()
     (tmp_path / "hold-play").write_text(doomed)
     taking = asyncio.ensure_future(playing.batches(3))
     await until((tmp_path / "held-play").exists)
