@@ -154,15 +154,18 @@ class LeanForward:
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Token ids to the residual stream."""
-        inner: Any = self.model.model
-        return inner.embed_tokens(tokens) if self.in_place else F.embedding(tokens, self._embedding)
+        if not self.in_place:
+            return F.embedding(tokens, self._embedding)
+        embedded: Tensor = self.model.model.embed_tokens(tokens)
+        return embedded
 
     def _head(self, x: Tensor) -> Tensor:
         """The residual stream to logits."""
         if not self.in_place:
             return self._last(_norm(x, self.eps))
         head: Any = self.model.get_output_embeddings()
-        return head(_norm(x, self.eps, self.model.model.norm.weight))
+        logits: Tensor = head(_norm(x, self.eps, self.model.model.norm.weight))
+        return logits
 
     def _gain(self, attention: Any) -> Tensor | None:
         if not hasattr(attention, "q_norm"):
