@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def test_the_slurm_script_starts_a_head_the_others_and_the_driver(tmp_path: Path
     env |= {"SLURM_JOB_ID": "61234", "SLURM_CPUS_PER_TASK": "32", "SLURM_GPUS_ON_NODE": "4"}
     command = ["bash", str(FOLDER / "slurm.sh"), "quickstart", "--set", "cluster.replicas=8"]
     subprocess.run(command, env=env, check=True, timeout=60)
-    lines = said.read_text().splitlines()
+    deadline = time.monotonic() + 60  # the others are started in the background, and may write after the driver
+    while len(lines := said.read_text().splitlines()) < 1 + len(nodes[:2]) and time.monotonic() < deadline:
+        time.sleep(0.02)
     address = "n1:21234"
     driver = next(line for line in lines if "solostream" in line).split()
     assert settings_of(driver[driver.index("solostream") :])["address"] == address
