@@ -149,7 +149,8 @@ async def latencies(box: ForkSandbox, rounds: int) -> dict[str, dict[str, float]
             note("fork", what, await fresh(box, code, printed))
             if what == "print" or number < max(3, rounds // 4):
                 note("python -c", what, await first_print_of_python_c(code, printed))
-        for _ in range(5):
+        await asyncio.sleep(0.2)  # again: a warm call is not to be timed beside the forks for the pool
+        for _ in range(20):
             note("fork", "warm", await milliseconds(lambda: warm.run("print(1)")))
         if number < max(3, rounds // 4):
             kernel = Kernel()
