@@ -348,7 +348,13 @@ def _factory(kind: str, spec: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _plugins(kind: str) -> dict[str, str]:
+def _plugins(kind: str) -> Mapping[str, str]:
+    return _entry_points(kind, tuple(sys.path))
+
+
+@functools.lru_cache(maxsize=256)
+def _entry_points(kind: str, path: tuple[str, ...]) -> Mapping[str, str]:
+    """Once for each search path: asking opens a file of every installed package, and every environment asks."""
     return {point.name: point.value for point in entry_points(group=f"solostream.{kind}")}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from solostream import registry
 from solostream.envs import ToolEnv
 from solostream.envs.tools import Tool, json_schema, make_tool, wrong_arguments
 from solostream.envs.tools.search import Search
@@ -129,3 +130,24 @@ for arguments in ('{{"value": 3, "unit": "mi", "to": "km"}}', '{{"value": 3, "un
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["4.83 km", "ValueError: unknown unit 'mile'"]
+
+
+def test_installed_packages_are_read_once_however_many_environments_are_made(tmp_path, monkeypatch):
+    """A run makes hundreds; to look through hundreds of packages for each took a minute of a quickstart."""
+    asked = []
+    read = registry.entry_points
+    monkeypatch.setattr(registry, "entry_points", lambda group: asked.append(group) or read(group=group))
+    for folder in ("first", "second"):
+        info = tmp_path / folder / f"{folder}_plug-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {folder}-plug\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[solostream.tool]\n{folder} = {folder}_plug:make\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "first"))
+    for _ in range(3):
+        ToolEnv(tools=["python", "calculator"], syntax="hermes", sandbox="fork").close()
+    assert "solostream.tool" in asked
+    assert len(asked) == len(set(asked))
+    assert "first" in registry.names("tool")
+    assert "second" not in registry.names("tool")
+    monkeypatch.syspath_prepend(str(tmp_path / "second"))  # another search path is another answer
+    assert registry.find("tool", "second") == "second_plug:make"
