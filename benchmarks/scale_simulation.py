@@ -43,7 +43,9 @@ class Machine:
     slots: int = 128  # episodes that a sampling GPU decodes at a time
     rate: float = 80.0  # tokens a second of one episode on an empty GPU ...
     rate_full: float = 30.0  # ... and on a full one
-    learn_rate: float = 8000.0  # tokens a second of one learning GPU: 6 N FLOPs a token at a third of the peak
+    # Tokens a second of one learning GPU: 6 N FLOPs a token at 44 % of the peak, which the compiled update of a 1.5 B
+    # model reached on an H200 (docs/results.md, "One GPU").
+    learn_rate: float = 10_400.0
     weight_bytes: float = 15e9
     wire: float = 25e9  # bytes a second into each replica, in a tree: the depth costs, not the number
     turns: float = 3.0  # mean of a geometric distribution

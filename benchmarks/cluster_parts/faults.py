@@ -64,12 +64,12 @@ def measure() -> list[dict[str, Any]]:
     """By scenario the outcome of its test and its seconds."""
     with tempfile.TemporaryDirectory(prefix="solostream-faults-") as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--junitxml={report}"]
         subprocess.run(
             [*command, *(TESTS + test for test in SCENARIOS)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
+            stdout=sys.stderr,  # which one is under way; the table is for standard output
             check=False,  # a failed test is a row of the table
         )
         cases = {case.get("name"): case for case in ElementTree.parse(report).iter("testcase")}

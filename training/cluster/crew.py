@@ -23,6 +23,7 @@ from solostream.errors import UserError
 from solostream.training.cluster.handles import Actor, own_address, share
 from solostream.training.cluster.placement import Placement, versions
 from solostream.training.cluster.players import Player, PlayerLost, Players
+from solostream.training.cluster.ranks import refuse_too_many
 from solostream.training.cluster.samplers import ByTransfer, Sampler, by_memory, open_remote
 from solostream.training.config import Config
 from solostream.training.learner.device import device_of, sampler_dtype
@@ -48,6 +49,8 @@ def connect(config: Config, say: Callable[[str], None]) -> Placement | None:
     placement = Placement(c, cpus=c.learners + c.replicas + c.players, say=say)
     try:
         refuse_transfer_without_gpus(config, placement.gpus)
+        if c.learners > 1:
+            refuse_too_many(config, placement.cpus, placement.gpus)
     except UserError:
         placement.close()
         raise

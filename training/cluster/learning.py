@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,7 +14,7 @@ import torch
 from solostream.training.cluster.handles import Actor
 from solostream.training.cluster.placement import Placement
 from solostream.training.cluster.rank_worker import RankLost, RankWorker, learner_of
-from solostream.training.cluster.ranks import Ranks, on_gpus, refuse_too_many
+from solostream.training.cluster.ranks import Ranks, on_gpus
 from solostream.training.config import Config
 from solostream.training.learner import supervised
 from solostream.training.learner.device import describe, sampler_dtype
@@ -31,7 +32,7 @@ RESTARTS = 3  # from one and the same step
 class Learning:
     """What blocks here belongs into the learner's thread: all but `described` and `through`.
 
-    loss: of reinforcement. folder: of the run. Raises UserError for ranks that cannot be.
+    loss: of reinforcement. folder: of the run.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Learning:
     def begin(self, phase: str) -> Learns:
         """A learner for the phase "cold_start" or "rl", on the model as it is now."""
         if self.ranks is None:
+            gc.collect()  # the learner before, with its moments, should a cycle hold it: searches are rare in a run
             p = self._parts
             return learner_of(self._config, phase, p.model, self._loss, self._folder, masters=p.masters)
         self.ranks.begin(phase)
@@ -112,10 +114,9 @@ def sft_loss(learner: Learns, sequences: Sequence[MaskedTokens]) -> float:
 
 
 def _ranks(config: Config, placement: Placement | None, loss: Loss, folder: Path) -> Ranks:
-    """Not yet started. Raises UserError."""
+    """Not yet started."""
     n = config.cluster.learners
     assert placement is not None, "several learners are a cluster"
-    refuse_too_many(config, placement.cpus, placement.gpus)
     gpu = on_gpus(config, placement.gpus)
     threads = {} if gpu else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // (n + config.cluster.replicas)))}
 

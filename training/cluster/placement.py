@@ -44,6 +44,7 @@ class Placement:
         self._actors: list[Actor] = []
         self._held: list[Any] = []  # references to what actors are made of
         self._own = not ray.is_initialized()
+        self._alone = self._own and not config.address
         if self._own:
             os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
             self._connect(config.address, cpus)
@@ -56,7 +57,12 @@ class Placement:
     def _connect(self, address: str, cpus: int) -> None:
         quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         if not address:
-            self._ray.init(num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **quiet)
+            try:
+                self._ray.init(num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **quiet)
+            except Exception as error:  # Ray's own when it takes longer than half a minute
+                raise UserError(
+                    f"Ray did not start on this machine: {error}; is it very busy, or short of memory?"
+                ) from None
             return
         _refuse_silent(address)
         try:
@@ -70,7 +76,7 @@ class Placement:
     @property
     def cpus(self) -> float:
         """Of all machines together."""
-        return float(self._ray.cluster_resources().get("CPU", 0))
+        return processors(self._ray.cluster_resources(), alone=self._alone)
 
     @property
     def gpus(self) -> int:
@@ -163,6 +169,11 @@ def _asynchronous(made: type) -> bool:
 def _python_path() -> str:
     """Components of one's own ("module:object") are found there as here, where the folder is there at all."""
     return os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH", ""))))
+
+
+def processors(resources: Mapping[str, float], *, alone: bool) -> float:
+    """Of a cluster with such `resources`; `alone`: it is this machine, and was told of as many as the run wants."""
+    return float((os.cpu_count() or 1) if alone else resources.get("CPU", 0))
 
 
 def versions() -> dict[str, str]:

@@ -36,6 +36,7 @@ from solostream.training.config.unused import unused
 from solostream.training.losses import Loss
 from solostream.training.observers import RunTracker
 from solostream.training.rollouts.learner_thread import LearnerThread
+from solostream.training.rollouts.rare_collections import rare_collections
 from solostream.training.rollouts.task_sampler import Sampler
 from solostream.training.rollouts.turns import Turns
 from solostream.training.rollouts.validation import Validation
@@ -86,9 +87,8 @@ class Trainer:
     ) -> None:
         started = time.monotonic() if started is None else started
         config = config.completed()
-        self.config, self.view = config, view or ProgressDisplay()
+        self.config, self.view = config, (view := view or ProgressDisplay())
         self.folder = folder = folder or Path(config.run.root) / (config.run.name or "run")
-        view = self.view
         self._advantage, self._sampler, self._rollout, self._engine = advantage, sampler, rollout, engine
         self.loss = loss or registry.make("loss", config.learner.loss, config.loss.get(config.learner.loss))
         self._metrics = {**observers.metrics(config), **metrics}
@@ -138,7 +138,7 @@ class Trainer:
         keep_freed_memory()
         if self.config.rollout.mode != "sync":  # sampling and learning share the cores
             torch.set_num_threads(max(1, torch.get_num_threads() // 2))
-        with locked(self.folder):
+        with locked(self.folder), rare_collections():
             return asyncio.run(self._run(cold_start_only))
 
     async def _run(self, cold_start_only: bool) -> Summary | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from solostream.errors import UserError
 from solostream.training.cluster.handles import Dead, Local
 from solostream.training.cluster.lifeline import Lifeline
 from solostream.training.cluster.parcels import n_bytes, pack, unpack
-from solostream.training.cluster.placement import Placement, refuse_other_versions, versions
+from solostream.training.cluster.placement import Placement, processors, refuse_other_versions, versions
 from solostream.training.cluster.players import PlayerLost, Players
 from solostream.training.cluster.samplers import Sampler, by_memory, open_remote, reach_remote
 from solostream.training.config import Config
@@ -69,6 +70,12 @@ def test_the_parcel_of_float32_weights_is_a_view_of_them() -> None:
     parcel = pack(weights)
     weights["w"][1, 2] = 40.0
     assert unpack(parcel)["w"][1, 2] == 40.0
+
+
+def test_a_machine_alone_has_the_processors_that_are_there_whatever_ray_was_told() -> None:
+    assert processors({"CPU": 513.0, "GPU": 1.0}, alone=True) == os.cpu_count()
+    assert processors({"CPU": 513.0}, alone=False) == 513
+    assert processors({"GPU": 3.0}, alone=False) == 0
 
 
 def test_a_machine_with_another_version_is_named() -> None:
