@@ -34,7 +34,7 @@ class DynamicSampling:
 
     def discards(self, group: Sequence[Trajectory]) -> bool:
         """Whether to draw another prompt instead of `group`, which is then counted."""
-        if self.discarded >= self._limit or informative(group, self._kept):
+        if self.discarded + len(group) > self._limit or informative(group, self._kept):
             return False
         self.discarded += len(group)
         return True

@@ -66,11 +66,12 @@ async def test_a_synchronous_batch_is_filled_with_informative_groups(log: Trajec
     assert rounds.state_dict() == {"outstanding": []}
 
 
-async def test_no_more_than_the_limit_is_left_out(log: TrajectoryLog) -> None:
+@pytest.mark.parametrize("limit", [6, 7, 8])  # of 7 and 8 the last trajectories make no whole group
+async def test_no_more_than_the_limit_is_left_out(limit: int, log: TrajectoryLog) -> None:
     async def hopeless(request: RolloutRequest) -> Trajectory:
         return replace(episode(request), reward=0.0)
 
-    rounds = SyncCollector(Tickets(3).source(hopeless), log, batch=6, dynamic=DynamicSampling(6))
+    rounds = SyncCollector(Tickets(3).source(hopeless), log, batch=6, dynamic=DynamicSampling(limit))
     assert groups(await rounds.take()) == [2, 3]
     assert groups(await rounds.take()) == [6, 7]  # each batch may leave out as many
     assert rounds.counts["uninformative"] == 12
@@ -121,12 +122,13 @@ async def test_an_asynchronous_batch_has_informative_groups_only_and_its_places_
     await streams.close()
 
 
-async def test_the_asynchronous_limit_holds_and_is_in_the_state(log: TrajectoryLog) -> None:
+@pytest.mark.parametrize("limit", [6, 8])
+async def test_the_asynchronous_limit_holds_and_is_in_the_state(limit: int, log: TrajectoryLog) -> None:
     async def hopeless(request: RolloutRequest) -> Trajectory:
         return replace(episode(request), reward=0.0)
 
     streams = AsyncCollector(
-        Tickets(3).source(hopeless), log, batch=6, in_flight=6, max_staleness=99, dynamic=DynamicSampling(6)
+        Tickets(3).source(hopeless), log, batch=6, in_flight=6, max_staleness=99, dynamic=DynamicSampling(limit)
     )
     assert len(await streams.take()) == 6
     assert streams.counts["uninformative"] == 6
