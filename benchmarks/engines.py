@@ -199,7 +199,7 @@ def show(name: str, level: int, row: dict[str, Any]) -> None:
 def table(rows: list[tuple[str, int]], size: str, limit: float, save: Path | None) -> bool:
     """Print every row, each from its own process; those that `save` holds are not measured again."""
     known: dict[tuple[str, str, int], Any] = {}
-    for line in save.read_text().splitlines() if save and save.exists() else ():
+    for line in save.read_text(encoding="utf-8").splitlines() if save and save.exists() else ():
         record = json.loads(line)
         known[record["engine"], record["model"], record["level"]] = record
     print(f"{'engine':<11}{'episodes':>9}{'tokens/s':>10}{'ms/token':>10}" + "".join(f"{p:>9}" for p in PARTS))
@@ -223,7 +223,7 @@ def table(rows: list[tuple[str, int]], size: str, limit: float, save: Path | Non
 
 def apart(arguments: list[str], limit: float) -> str:
     """What this script prints last with `--row`, run in another process; else in one line why it printed nothing."""
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         process = subprocess.Popen(
             [sys.executable, __file__, "--row", *arguments],
             env={**os.environ, "OMP_NUM_THREADS": "1"},

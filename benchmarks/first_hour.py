@@ -70,8 +70,8 @@ def _write(folder: Path) -> None:
         "verl": [{"prompt": user(q), "reward_model": {"ground_truth": a}, "data_source": "sums"} for q, a in asked],
     }
     for name, rows in forms.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "rows.jsonl").write_text((folder / "plain.jsonl").read_text())
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "rows.jsonl").write_text((folder / "plain.jsonl").read_text(encoding="utf-8"))
     (folder / "bad.jsonl").write_text("{\n")
     (folder / "taken.toml").touch()
 

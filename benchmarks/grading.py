@@ -24,7 +24,11 @@ TOWERS = ("9^{9^{9^{%d}}}", "9**9**9**%d", "factorial(10**%d)", r"\binom{10^{9}}
 
 
 def main() -> None:
-    cases = [json.loads(line) for path in sorted(CASES.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    cases = [
+        json.loads(line)
+        for path in sorted(CASES.glob("*.jsonl"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
     cases = [case for case in cases if case["kind"] != "hanging"]
     print(f"{len(cases)} pairs, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     asyncio.run(_ours(cases))

@@ -32,7 +32,7 @@ def run(variant: str, seed: int, out: Path, engine: str, extra: list[str]) -> Ru
         for setting in settings:
             command += ["--set", setting]
         subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    return json.loads(summary.read_text())
+    return json.loads(summary.read_text(encoding="utf-8"))
 
 
 def row(variant: str, r: Run) -> str:

@@ -167,7 +167,7 @@ class Reproduction:
         if not is_done(folder, wanted, "summary"):
             print(f"— {variant.title}, seed {seed}", flush=True)
             work(folder, wanted)
-        found = {**json.loads((folder / "summary.json").read_text())["after"], "config": wanted}
+        found = {**json.loads((folder / "summary.json").read_text(encoding="utf-8"))["after"], "config": wanted}
         curve = [row for row in metric_logger.read(folder / "metrics.jsonl") if row["phase"] == "eval"]
         found["curve"] = [(row["step"], row["accuracy"], row["first_call_token"]) for row in curve]
         a, batch = wanted.algorithm, wanted.rollout.batch
@@ -215,7 +215,7 @@ def _signs(folder: Path, measure: Measure, delta: float, k: float) -> dict[str, 
             if line.trajectory is not None:
                 batches[line.trajectory.dispatch.version].append(line.trajectory)  # synchronous: a version is a batch
         place.write_text(json.dumps(count_signs(batches.values(), measure, delta, k)))
-    return json.loads(place.read_text())
+    return json.loads(place.read_text(encoding="utf-8"))
 
 
 def count_signs(batches: Iterable[Sequence[Trajectory]], measure: Measure, delta: float, k: float) -> dict[str, float]:

@@ -214,7 +214,7 @@ async def throughput(box: ForkSandbox, count: int, at_once: int = 8) -> tuple[fl
 
 
 def available_mb() -> float:
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
     return int(lines["MemAvailable"].split()[0]) / 1024
 
 
@@ -243,7 +243,9 @@ def processes_below(pid: int) -> int:
         parent = stack.pop()
         with contextlib.suppress(OSError):
             for task in os.listdir(f"/proc/{parent}/task"):
-                children = [int(c) for c in Path(f"/proc/{parent}/task/{task}/children").read_text().split()]
+                children = [
+                    int(c) for c in Path(f"/proc/{parent}/task/{task}/children").read_text(encoding="utf-8").split()
+                ]
                 count += len(children)
                 stack += children
     return count

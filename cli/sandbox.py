@@ -72,7 +72,7 @@ def run(
         timeout: seconds that it may run (default: the sandbox's own limit).
     """
     try:
-        code = sys.stdin.read() if file == "-" else Path(file).read_text()
+        code = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file}: {error}; name a Python file, or - for standard input") from error
     seen = asyncio.run(_run(spec, code, timeout))
@@ -163,7 +163,7 @@ def _token(token: str, file: Path | None) -> str:
     if file is None:
         return token or os.environ.get("SOLOSTREAM_SANDBOX_TOKEN", "")
     try:
-        read = file.read_text().strip()
+        read = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read --token-file: {error}") from error
     if not read:

@@ -62,7 +62,7 @@ def _turns(trace: Trace, tools: bool) -> list[dict[str, str]]:
 
 
 def _built_in(count: int, answer: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in BUILT_IN.read_text().splitlines()]
+    rows = [json.loads(line) for line in BUILT_IN.read_text(encoding="utf-8").splitlines()]
     if isinstance(count, bool) or not 0 <= count <= len(rows):
         raise UserError(f"few_shot = {count}: 0 to {len(rows)} built-in examples, or a .jsonl file of conversations")
     made = []

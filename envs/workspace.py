@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 _WRITE = """import json as _json, pathlib as _pathlib
 for _name, _text in _json.loads({files!r}).items():
     _pathlib.Path(_name).parent.mkdir(parents=True, exist_ok=True)
-    _pathlib.Path(_name).write_text(_text)
+    _pathlib.Path(_name).write_text(_text, encoding="utf-8")
 del _name, _text, _json, _pathlib
 """
 

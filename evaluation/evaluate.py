@@ -211,7 +211,7 @@ def _write_summary(folder: Path, options: Options, progress: Progress) -> dict[s
         "metrics": metrics,
     }
     draft = folder / f".{SUMMARY}.draft"
-    draft.write_text(json.dumps(summary, indent=2) + "\n")
+    draft.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     os.replace(draft, folder / SUMMARY)
     write_table(folder / TABLE, progress.samples)
     return summary
@@ -227,7 +227,7 @@ def _own(samples: Path, names: Sequence[str]) -> dict[str, float | int | None]:
 def _spent(folder: Path) -> float:
     """Seconds that earlier starts of this evaluation took; its samples are their work."""
     try:
-        return float(json.loads((folder / SUMMARY).read_text())["machine_s"])
+        return float(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["machine_s"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0.0
 

@@ -64,7 +64,7 @@ def open_folder(folder: Path, identity: Mapping[str, Any], tasks: Sequence[Task]
     place, path = folder / IDENTITY, folder / SAMPLES
     if place.exists() and path.exists() and path.stat().st_size:  # without a sample there is nothing to mix up
         _same(folder, place, identity)
-    place.write_text(json.dumps(identity, indent=2) + "\n")
+    place.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
     path.touch()
     hashes = {task.id: content_hash(task) for task in tasks}
     found, stale, end = Found(), [], 0
@@ -95,7 +95,7 @@ def line_of(trajectory: Trajectory, task: Task, sample: int) -> str:
 
 def _same(folder: Path, place: Path, identity: Mapping[str, Any]) -> None:
     try:
-        before, now = _spread(json.loads(place.read_text())), _spread(identity)
+        before, now = _spread(json.loads(place.read_text(encoding="utf-8"))), _spread(identity)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"cannot read {place}: choose another --out, or remove that folder") from None
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))

@@ -51,7 +51,7 @@ class Book:
         self._log = TrajectoryLog(self._folder / "trajectories.jsonl")
         self._state = self._folder / "advantages.json"
         if self._state.exists():
-            self._resume(json.loads(self._state.read_text()))
+            self._resume(json.loads(self._state.read_text(encoding="utf-8")))
 
     async def dispatch(self, task_id: str, version: int | None = None) -> Dispatch:
         """What is frozen before an episode begins. version: verl's `global_steps`; None: batches until now."""
@@ -93,7 +93,7 @@ class Book:
             "tracker": self.tracker.state_dict(),
         }
         draft = self._state.with_suffix(".draft")
-        draft.write_text(json.dumps(state))
+        draft.write_text(json.dumps(state), encoding="utf-8")
         draft.replace(self._state)
 
     def _resume(self, state: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
     """(floors of ours, other libraries) that a file imports anywhere in it."""
     ours: set[str] = set()
     others: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -93,7 +93,7 @@ def test_imports_go_one_way(path: Path) -> None:
 def test_what_everybody_uses_imports_no_floor(path: Path) -> None:
     eager = {
         name.name if isinstance(node, ast.Import) else node.module
-        for node in ast.parse(path.read_text()).body
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in node.names
     }

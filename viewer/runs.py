@@ -118,7 +118,7 @@ class _Follower:
             [sys.executable, "-m", "solostream.viewer.follow", *pairs],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             start_new_session=True,
         )  # fmt: skip - a session of its own: Ctrl+C is for the server
         assert self._process.stdout is not None

@@ -31,7 +31,7 @@ def find_tokenizer(place: Path) -> Path | None:
     if found:
         return max(found, key=lambda path: path.stat().st_mtime)
     try:
-        model = json.loads((folder / "summary.json").read_text())["config"]["model"]
+        model = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["config"]["model"]
         candidate = Path(str(model).rpartition(":")[2]) / "tokenizer.json"
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -48,7 +48,7 @@ class Pieces:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing more special
             raise UserError(f"{path} is no tokenizer.json ({error}): give one with --tokenizer") from None
-        setup: Any = json.loads(path.read_text())
+        setup: Any = json.loads(path.read_text(encoding="utf-8"))
         self._bytes = "ByteLevel" in json.dumps(setup.get("decoder"))
         self._added = {token["id"] for token in setup.get("added_tokens", [])}
 

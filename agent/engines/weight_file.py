@@ -106,7 +106,7 @@ def adapter_folder(adapters: Adapters) -> Iterator[str]:
     with TemporaryDirectory(prefix="solostream-adapter-") as folder:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in adapters.tensors.items()}
         save_file(tensors, Path(folder) / "adapter_model.safetensors")
-        (Path(folder) / "adapter_config.json").write_text(json.dumps(adapters.config))
+        (Path(folder) / "adapter_config.json").write_text(json.dumps(adapters.config), encoding="utf-8")
         yield folder
 
 

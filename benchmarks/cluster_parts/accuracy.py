@@ -39,7 +39,7 @@ def measure(runs: Path, *, quick: bool = False) -> dict[str, Any]:
             command += [f"--set={key}={value}" for key, value in settings.items()]
             env = {**os.environ, "OMP_NUM_THREADS": "1"}
             subprocess.run(command, check=True, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
-        found[size] = json.loads((folder / "summary.json").read_text())
+        found[size] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return found
 
 

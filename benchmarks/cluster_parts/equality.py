@@ -89,7 +89,7 @@ def _rank(rank: int, world: int, folder: Path, cases: Sequence[str]) -> None:
         place.with_suffix(".draft").rename(place)
     else:
         _wait(place)
-        store = reach("127.0.0.1", int(place.read_text()), 300)
+        store = reach("127.0.0.1", int(place.read_text(encoding="utf-8")), 300)
     group = join(rank, world, store, torch.device("cpu"), 300)
     found: dict[str, Any] = {case: numbers_of(CASES[case], group) for case in cases}
     _wait(folder / "ready")

@@ -18,7 +18,7 @@ class Cells:
         self.path = folder / "cells.jsonl"
         self._known: dict[str, Any] = {}
         if self.path.exists():
-            for line in self.path.read_text().splitlines():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
                 try:
                     cell = json.loads(line)
                 except ValueError:  # the process was killed while it wrote

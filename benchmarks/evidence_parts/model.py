@@ -93,7 +93,7 @@ def _curve(folder: Path, starts: int, batch: int) -> dict[str, Any]:
     rows = metric_logger.read(folder / "metrics.jsonl")
     looks = [row for row in rows if row["phase"] == "eval"]
     learnt = [row for row in rows if row["phase"] == "rl"]
-    last: Mapping[str, Any] = json.loads((folder / "summary.json").read_text())
+    last: Mapping[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     no_signal = [row.get("advantage/degenerate", row.get("advantage/near_zero", 0.0)) for row in learnt]
     return {
         "episodes": [starts * (row["step"] > 0) + row["step"] * batch for row in looks],

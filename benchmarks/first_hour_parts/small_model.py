@@ -39,7 +39,7 @@ def problems(path: Path, count: int) -> Path:
         for kind, entries in sets.items()
         for number, entry in enumerate(entries)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
@@ -48,7 +48,7 @@ def shares(samples: Path, data: Path) -> dict[str, float]:
     from solostream.agent.trajectory_file import read_lines
     from solostream.envs.rewards.grading import equivalent
 
-    right = {row["id"]: row["answer"] for row in map(json.loads, data.read_text().splitlines())}
+    right = {row["id"]: row["answer"] for row in map(json.loads, data.read_text(encoding="utf-8").splitlines())}
     counts = dict.fromkeys(("call", "answer", "rewarded", "auto: answer", "auto: rewarded"), 0)
     played = [line.trajectory for line in read_lines(samples) if line.trajectory]
     for one in played:

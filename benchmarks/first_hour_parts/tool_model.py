@@ -29,7 +29,7 @@ STEPS = 115
 def problems(path: Path) -> Path:
     """A JSONL file of what the model has learnt."""
     rows = [{"id": f"{a}x{b}", "prompt": f"What is {a} * {b}?", "answer": str(a * b)} for a, b in PAIRS]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 

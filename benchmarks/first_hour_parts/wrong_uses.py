@@ -104,6 +104,6 @@ def told(line: str) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.stdin = Path(os.devnull).open()  # noqa: SIM115 (for as long as the process lives)
+    sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
     found = {line: told(f"{sys.argv[1]} {line}") for line in WRONG[sys.argv[1]]}
     print(json.dumps({line: text for line, text in found.items() if text}))

@@ -94,10 +94,9 @@ def mutmut(place: Path, *names: str) -> None:
 
 def results(place: Path) -> dict[str, dict[str, int | None]]:
     """File -> {mutant: mutmut's exit code, None where it has not run}."""
-    return {
-        str(path.relative_to(place / "mutants")).removesuffix(".meta"): json.loads(path.read_text())["exit_code_by_key"]
-        for path in sorted((place / "mutants").rglob("*.meta"))
-    }
+    name = lambda path: str(path.relative_to(place / "mutants")).removesuffix(".meta")
+    read = lambda path: json.loads(path.read_text(encoding="utf-8"))
+    return {name(path): read(path)["exit_code_by_key"] for path in sorted((place / "mutants").rglob("*.meta"))}
 
 
 def functions(place: Path, file: str) -> dict[str, ast.AST]:

@@ -64,7 +64,7 @@ def _namespaces() -> tuple[bool, str]:
     unshare = shutil.which("unshare")
     if unshare is None:
         return False, "cannot tell: apt install util-linux"
-    done = subprocess.run([unshare, "-Ur", "true"], capture_output=True, text=True, timeout=10)
+    done = subprocess.run([unshare, "-Ur", "true"], capture_output=True, encoding="utf-8", errors="replace", timeout=10)
     if done.returncode == 0:
         return True, "granted"
     return False, "refused: sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0"
@@ -73,7 +73,7 @@ def _namespaces() -> tuple[bool, str]:
 def _docker() -> tuple[bool, str]:
     try:
         asked = ["docker", "version", "-f", "{{.Server.Version}}"]
-        daemon = subprocess.run(asked, capture_output=True, text=True, timeout=20)
+        daemon = subprocess.run(asked, capture_output=True, encoding="utf-8", errors="replace", timeout=20)
     except (OSError, subprocess.SubprocessError):
         return False, "no docker command: apt install docker.io"
     if daemon.returncode != 0:

@@ -109,7 +109,7 @@ def _bash_run(command: str, folder: str) -> str:
     with tempfile.TemporaryDirectory() as private:
         kept, script = os.path.join(private, "state"), os.path.join(private, "command")
         for path, text in ((kept, state["text"]), (script, command + "\n")):
-            with open(path, "w", errors="surrogateescape") as file:
+            with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(text)
         save = f"{{ declare -p; declare -f; alias -p; shopt -p; set +o; }} > {kept} 2> /dev/null; pwd > {kept}.folder"
         start = f"trap '{save}' EXIT\nshopt -s expand_aliases\n. {kept} 2> /dev/null\neval \"$(cat {script})\"\n"
@@ -130,7 +130,7 @@ def _bash_run(command: str, folder: str) -> str:
             raise
         for name, path in (("text", kept), ("folder", kept + ".folder")):
             if os.path.exists(kept + ".folder"):  # else it was killed, and the state is the one before
-                with open(path, errors="surrogateescape") as file:
+                with open(path, encoding="utf-8", errors="surrogateescape") as file:
                     state[name] = file.read().rstrip("\n")
     after = _bash_files(folder)
     told = {

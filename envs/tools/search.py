@@ -36,9 +36,9 @@ def _pages(corpus: Path) -> Iterator[tuple[str, str]]:
             yield from ((page.name, passage) for passage in page.passages())
     elif corpus.is_dir():
         for path in sorted([*corpus.rglob("*.txt"), *corpus.rglob("*.md")]):
-            yield path.stem, path.read_text(errors="replace")
+            yield path.stem, path.read_text(encoding="utf-8", errors="replace")
     elif corpus.is_file():
-        for number, line in enumerate(corpus.read_text().splitlines(), 1):
+        for number, line in enumerate(corpus.read_text(encoding="utf-8").splitlines(), 1):
             try:
                 record = json.loads(line)
                 yield record["title"], record["text"]

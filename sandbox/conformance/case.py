@@ -134,7 +134,7 @@ def canaries(secret: str) -> Iterator[tuple[str, ...]]:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".canary-", dir=parent))
                 os.chmod(folder, 0o755)
                 file = Path(folder, "canary")
-                file.write_text(secret)
+                file.write_text(secret, encoding="utf-8")
                 file.chmod(0o644)
                 paths.append(str(file))
         os.environ["SOLOSTREAM_CANARY"] = secret

@@ -28,7 +28,7 @@ def tagged(tag: str) -> dict[int, str]:
 def _state(process: str, tag: str) -> str | None:
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"{process}/task"):
-            stat = Path(f"{process}/task/{thread}/stat").read_text(errors="replace")
+            stat = Path(f"{process}/task/{thread}/stat").read_text(encoding="utf-8", errors="replace")
             name, _, rest = stat.partition("(")[2].rpartition(")")
             if name.startswith(tag):
                 return rest.split()[0]
@@ -41,7 +41,7 @@ def descendants(root: int, apart: Container[int] = ()) -> dict[int, str]:
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                stat = Path(entry.path, "stat").read_text(errors="replace")
+                stat = Path(entry.path, "stat").read_text(encoding="utf-8", errors="replace")
                 name, _, rest = stat.partition("(")[2].rpartition(")")
                 parents.setdefault(int(rest.split()[1]), []).append((int(entry.name), name))
     found: dict[int, str] = {}
@@ -92,7 +92,7 @@ def containers(owner: int | None = None) -> set[str]:
     done = subprocess.run(
         ["docker", "ps", "-aq", "--filter", f"label=solostream.owner={owner or os.getpid()}"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     return set(done.stdout.split()) if done.returncode == 0 else set()
 

@@ -134,7 +134,7 @@ for wanted in ((0, 0), (0, 1)):
 print(resource.getrlimit(resource.RLIMIT_CORE)[0])
 """
     seen = await arena.run(code)
-    pattern = Path("/proc/sys/kernel/core_pattern").read_text()  # noqa: ASYNC240 - the kernel answers at once
+    pattern = Path("/proc/sys/kernel/core_pattern").read_text(encoding="utf-8")  # noqa: ASYNC240 - the kernel answers at once
     if seen.stdout == "0\n" and not pattern.startswith("|"):
         raise Skip("the limit on core files is 0, by the host's own, and this host's core_pattern starts no helper")
     # core(5): a core_pattern that is a pipe heeds no limit but this one

@@ -72,7 +72,7 @@ class Daemon:
         if not self._podman:
             yield
             return
-        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".json") as file:
             for number, option in enumerate(config["SecurityOpt"]):
                 if option.startswith("seccomp="):
                     file.write(option.removeprefix("seccomp="))

@@ -83,14 +83,15 @@ def owner_is_dead(labels: dict[str, str]) -> bool:
 def start_time(pid: int) -> str | None:
     """In clock ticks since boot; None when there is no such process."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     return stat.rpartition(")")[2].split()[19]
 
 
 def _host() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + ":" + os.readlink("/proc/self/ns/pid")
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
 
 
 def host_config(container: Container) -> dict[str, Any]:

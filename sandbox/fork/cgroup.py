@@ -19,13 +19,14 @@ _numbers = itertools.count()
 def parent(pid: int) -> Path | None:
     """The cgroup of process `pid` (this one) if groups with a memory limit can be made below it."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     own = {controllers: path.lstrip("/") for _, controllers, path in (line.split(":", 2) for line in lines)}
     with contextlib.suppress(OSError, KeyError):
         folder = Path("/sys/fs/cgroup", own[""])
-        if "memory" in (folder / "cgroup.subtree_control").read_text().split() and os.access(folder, os.W_OK):
+        controlled = (folder / "cgroup.subtree_control").read_text(encoding="utf-8").split()
+        if "memory" in controlled and os.access(folder, os.W_OK):
             return folder
     with contextlib.suppress(OSError, KeyError):
         folder = Path("/sys/fs/cgroup/memory", own["memory"])
@@ -46,7 +47,7 @@ def make(owner: int) -> Path | None:
     try:
         folder.mkdir()
         if (folder / "cgroup.subtree_control").exists():
-            (folder / "cgroup.subtree_control").write_text("+memory")
+            (folder / "cgroup.subtree_control").write_text("+memory", encoding="utf-8")
         if os.geteuid() == 0:
             for path in (folder, folder / "cgroup.procs"):
                 os.chown(path, owner, owner)

@@ -94,11 +94,11 @@ def end_group(pidfd: int) -> None:
 
 def _pid(pidfd: int) -> int:
     """-1 when it has ended and is buried."""
-    lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
+    lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith("Pid:"))[4:])
 
 
 def _parent(pid: int) -> int:
     with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
     return 0

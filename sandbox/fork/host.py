@@ -51,7 +51,7 @@ def _crashes_start_helpers() -> bool:
     a user whose hard limit is 0 cannot set it.
     """
     try:
-        piped = Path("/proc/sys/kernel/core_pattern").read_text().startswith("|")
+        piped = Path("/proc/sys/kernel/core_pattern").read_text(encoding="utf-8").startswith("|")
     except OSError:
         return False
     return piped and resource.getrlimit(resource.RLIMIT_CORE)[1] == 0 and os.geteuid() != 0

@@ -4,7 +4,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-project = tomllib.loads(Path(sys.argv[1]).read_text())
+project = tomllib.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 extras = project["project"]["optional-dependencies"]
 print(
     *project["project"]["dependencies"],

@@ -71,7 +71,7 @@ def main(host_socket: str, groups: str | None = None) -> NoReturn:
             prepare_namespaces(calls, confinement)
         calls.make()
         tiers.drop_root()
-        with open("/proc/self/statm") as mapped:  # which Landlock hides
+        with open("/proc/self/statm", encoding="utf-8") as mapped:  # which Landlock hides
             # A container's own: without it processes can share no semaphore, and so form no pool.
             shared = ["/dev/shm"] if settings["confinement"].get("contained") else []
             restriction, calls = Restriction(confinement), linux.Calls()

@@ -16,10 +16,11 @@ ROWS = [{"prompt": f"What is {i} + 3?", "answer": str(i + 3)} for i in range(40)
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     Path("mute.py").write_text(
         "def never(messages):\n    return 'The answer is 7, I think.'\n"
-        "def late(messages):\n    return '\\\\boxed{33}' if 'is 30 ' in messages else 'Who knows.'\n"
+        "def late(messages):\n    return '\\\\boxed{33}' if 'is 30 ' in messages else 'Who knows.'\n",
+        encoding="utf-8",
     )
     return tmp_path
 

@@ -19,8 +19,8 @@ from solostream.sandbox.types import Execution
 
 
 def rewrite(path: Path, change) -> None:
-    lines = path.read_text().splitlines()
-    path.write_text("".join(change(i, line) for i, line in enumerate(lines)))
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("".join(change(i, line) for i, line in enumerate(lines)), encoding="utf-8")
 
 
 def test_a_half_written_last_line_waits_for_its_end(tmp_path: Path) -> None:

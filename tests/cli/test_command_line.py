@@ -15,12 +15,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("empty.jsonl").touch()
     Path("binary.jsonl").write_bytes(b"\xff\xfe\x00\n")
-    Path("other.jsonl").write_text('{"a": 1}\n')
+    Path("other.jsonl").write_text('{"a": 1}\n', encoding="utf-8")
     Path("nothing").mkdir()
     Path("run/checkpoints/step-000004").mkdir(parents=True)
     Path("evals").mkdir()
-    Path("evals/samples.jsonl").write_text("{}\n")
-    Path("evals/identity.json").write_text("{")
+    Path("evals/samples.jsonl").write_text("{}\n", encoding="utf-8")
+    Path("evals/identity.json").write_text("{", encoding="utf-8")
     return tmp_path
 
 

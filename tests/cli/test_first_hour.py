@@ -51,7 +51,7 @@ def test_init_writes_a_configuration_that_is_one(
     monkeypatch.chdir(tmp_path)
     assert main(["init", "mine", "--from", recipe]) == 0
     assert load(Path("mine.toml")) == load(Path(recipe))
-    assert Path("mine.toml").read_text().count("#") > 1
+    assert Path("mine.toml").read_text(encoding="utf-8").count("#") > 1
     assert main(["init", "mine"]) == 2
     assert "mine.toml exists" in capsys.readouterr().err
     assert main(["init", "other", "--from", recipe + "s"]) == 2
@@ -196,3 +196,39 @@ def test_a_policy_that_fails_is_told_in_one_line(
     told = capsys.readouterr().err.splitlines()[-1]
     assert said in told
     assert "a policy gets the whole text so far" in told
+
+
+# What a script writes and reads is UTF-8, and says so: Python's EncodingWarning tells of every place that does not.
+SCRIPT = """
+import warnings
+from pathlib import Path
+warnings.filterwarnings("error", category=EncodingWarning, module="solostream")
+import solostream
+from solostream.viewer.report import write_report
+result = solostream.train("tiny.toml", {"run.steps": 1, "cold_start.phases": []}, name="t")
+assert solostream.evaluate(str(result.checkpoint), out=Path("e"), k=1).complete
+write_report(Path("runs/t"))
+"""
+
+
+def test_a_script_needs_no_locale(tmp_path: Path) -> None:
+    rows = [{"question": f"{i} € and 3 €?", "answer": str(i + 3)} for i in range(60)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "sums.jsonl").write_text(lines, encoding="utf-8")
+    tiny = TINY.read_text(encoding="utf-8").replace('kinds = ["gcd"]\nlevels = [1]\n', 'path = "sums.jsonl"\n')
+    (tmp_path / "tiny.toml").write_text(tiny, encoding="utf-8")
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    plain = {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONIOENCODING": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-X", "warn_default_encoding", "script.py"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **plain}, cwd=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert b"accuracy, sampled" in done.stdout
+    assert done.stdout.isascii()
+    assert "€" in (tmp_path / "runs/t/trajectories.jsonl").read_text(encoding="utf-8")
+    assert "€" in (tmp_path / "e/samples.jsonl").read_text(encoding="utf-8")

@@ -70,7 +70,7 @@ def test_what_a_block_needs_is_spelt_as_it_is_known() -> None:
 def test_python(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [{"question": f"What is {i} + 3?", "answer": str(i + 3)} for i in range(200)]
-    Path("problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     names: dict[str, object] = {"__name__": "docs"}
 
     async def read() -> None:

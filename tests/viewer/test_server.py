@@ -68,7 +68,7 @@ def test_the_indexer_goes_with_the_server_and_its_end_is_said(path: Path) -> Non
     before = set(indexers())
     with serving([path]) as address:
         (one,) = set(indexers()) - before
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(next(training_records(1))) + "\n")
         while httpx.get(f"{address}/api/runs").json()[0]["rows"] < 21:
             time.sleep(0.05)

@@ -230,7 +230,7 @@ def _group_room() -> list[int]:
     """What the control group of a container leaves, where it has a limit."""
     group = Path("/sys/fs/cgroup")
     try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = ((group / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
     except OSError:
         return []
     return [] if limit == "max" else [int(limit) - int(used)]

@@ -49,12 +49,12 @@ def save(root: Path, state: State, write_model: Callable[[Path], None], keep: in
     try:
         write_model(draft)
         torch.save(dict(state.tensors), draft / "trainer.pt")
-        (draft / "trainer.json").write_text(json.dumps({"step": state.step, **state.plain}))
+        (draft / "trainer.json").write_text(json.dumps({"step": state.step, **state.plain}), encoding="utf-8")
         files = sorted(p for p in draft.rglob("*") if p.is_file())
         manifest = {str(p.relative_to(draft)): [p.stat().st_size, _digest(p)] for p in files}
         for path in files:
             _sync(path)
-        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _sync(draft / MANIFEST)
         _sync(draft)
         _replace(draft, place)
@@ -76,7 +76,7 @@ def load(folder: Path) -> State:
     problem = damage(folder)
     if problem:
         raise UserError(f"{folder} is not a whole checkpoint: {problem}")
-    plain = json.loads((folder / "trainer.json").read_text())
+    plain = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
     tensors = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
     return State(plain.pop("step"), plain, tensors)
 
@@ -102,7 +102,7 @@ def newest(root: Path) -> tuple[Path, State]:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return f"it has no {MANIFEST}"
     except ValueError as error:

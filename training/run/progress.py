@@ -43,11 +43,8 @@ class ProgressBar:
         elif self._is_due(by):
             spent = time.monotonic() - self._started
             left = spent / max(self._done - self._offset, 1) * (self._total - self._done)
-            self._console.print(
-                f"{self._title} {self._done}/{self._total}  {note}  {spent:.0f} s, {left:.0f} s to go".replace(
-                    "    ", "  "
-                )
-            )
+            line = f"{self._title} {self._done}/{self._total}  {note}  {spent:.0f} s, {left:.0f} s to go"
+            _print(self._console, line.replace("    ", "  "))
 
     def _is_due(self, by: int) -> bool:
         every = max(1, self._total // LINES)
@@ -64,7 +61,7 @@ class ProgressDisplay:
 
     def say(self, text: str) -> None:
         """Plain text, above the bars."""
-        self.console.print(text, markup=False)
+        _print(self.console, text)
 
     @contextmanager
     def stage(self, title: str, total: int, done: int = 0) -> Iterator[ProgressBar]:
@@ -93,3 +90,9 @@ def note_of(metrics: Mapping[str, Value]) -> str:
         if value is not None:
             parts.append(f"{label} {value:{form}}")
     return "  ".join(parts)
+
+
+def _print(console: Console, text: str) -> None:
+    """Plain text; what the terminal's encoding has not becomes a question mark, in a script as on the command line."""
+    shown = text.encode(console.encoding, "replace").decode(console.encoding)
+    console.print(shown, markup=False)

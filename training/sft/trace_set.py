@@ -101,8 +101,9 @@ class TraceSet:
                 agreed = await asyncio.gather(*checks)
             finally:
                 await sandbox.close()
-            place.write_text(json.dumps([t.line for t, ok in zip(self._traces, agreed, strict=True) if ok]) + "\n")
-        lines = set(json.loads(place.read_text()))
+            kept = [t.line for t, ok in zip(self._traces, agreed, strict=True) if ok]
+            place.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+        lines = set(json.loads(place.read_text(encoding="utf-8")))
         if dropped := [line for line in self._rendered if line not in lines]:
             self._say(
                 f"{len(dropped)} traces whose output the sandbox does not give are left out: lines {dropped[:20]}"

@@ -108,7 +108,7 @@ def comparison_page(found: Comparison, made: Sequence[str] = ()) -> str:
 
 def _summary(folder: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
+        found: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # an evaluation that was killed, or samples from elsewhere
         return {}
     return found

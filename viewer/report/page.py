@@ -18,11 +18,12 @@ def page(
 
     The policy in it allows the page's own script and style, and no request at all.
     """
-    script = (STATIC / "report.js").read_text()
-    style = (STATIC / "theme.css").read_text() + (STATIC / "report.css").read_text()
+    script = (STATIC / "report.js").read_text(encoding="utf-8")
+    style = (STATIC / "theme.css").read_text(encoding="utf-8") + (STATIC / "report.css").read_text(encoding="utf-8")
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'; base-uri 'none'"
-    logo = (STATIC / "icon.svg").read_text().strip().replace("<svg ", '<svg class="logo" aria-hidden="true" ', 1)
+    icon = (STATIC / "icon.svg").read_text(encoding="utf-8").strip()
+    logo = icon.replace("<svg ", '<svg class="logo" aria-hidden="true" ', 1)
     notes = "".join(f'<p class="warning">{escape(w)}</p>' for w in warnings)
     by = "".join(f"Made with {escape(line)}<br>" for line in made if line)
     return (

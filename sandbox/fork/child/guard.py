@@ -46,7 +46,7 @@ def _end_orphans() -> None:
                 continue
         except ChildProcessError:
             return
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        with open(f"/proc/self/task/{os.getpid()}/children", encoding="utf-8") as file:
             for pid in map(int, file.read().split()):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     group = os.getpgid(pid)  # the whole of it at once: it may be forking

@@ -107,7 +107,7 @@ class Room:
             ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
         ):
             with contextlib.suppress(OSError, ValueError):
-                with open(f"{folder}/{limit}") as file:
+                with open(f"{folder}/{limit}", encoding="utf-8") as file:
                     size = int(file.read())  # "max": no limit
                 if size < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
                     opened = [

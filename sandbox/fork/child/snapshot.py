@@ -124,7 +124,7 @@ class Rollback:
 
 def _memory() -> tuple[int, int]:
     """Bytes of this process: resident and not of a file, and what counts as data."""
-    with open("/proc/self/statm") as file:
+    with open("/proc/self/statm", encoding="utf-8") as file:
         _, resident, of_files, _, _, data, _ = (int(pages) * mmap.PAGESIZE for pages in file.read().split())
     return resident - of_files, data
 
@@ -159,7 +159,7 @@ def _kill_all_but(*spared: int) -> None:
     while True:
         alive = []
         for pid in [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in spared]:
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:
                 if file.read().rpartition(")")[2].split()[0] not in "ZX":
                     alive.append(pid)
         if not alive:

@@ -62,7 +62,7 @@ def _fill_holes() -> None:
 
 def _gather_pages() -> None:
     """Put the heap into huge pages: a fork then shares 2 MB with one entry, and copies small pages when written to."""
-    with open("/proc/self/maps") as file:
+    with open("/proc/self/maps", encoding="utf-8") as file:
         lines = [line.split() for line in file]
     for area, rights, _, _, _, *name in lines:
         start, end = (int(address, 16) for address in area.split("-"))

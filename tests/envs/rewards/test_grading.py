@@ -261,7 +261,8 @@ def test_no_process_outlives_its_user():
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     server = int(found.stdout)
     for _ in range(600):
-        if not Path(f"/proc/{server}").exists() or "Z" in Path(f"/proc/{server}/stat").read_text().split(")")[1][:3]:
+        stat = Path(f"/proc/{server}/stat")
+        if not stat.exists() or "Z" in stat.read_text(encoding="utf-8").split(")")[1][:3]:
             return
         threading.Event().wait(0.05)
     pytest.fail("the grading server is still there after 30 seconds")

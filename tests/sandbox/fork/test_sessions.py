@@ -35,7 +35,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def pid_of(pidfd: int) -> int:
-    lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
+    lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith("Pid:"))[4:])
 
 

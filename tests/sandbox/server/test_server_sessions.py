@@ -205,7 +205,7 @@ async def test_workers_do_not_outlive_a_killed_supervisor(start) -> None:
 
 
 def _parent(pid: int) -> int:
-    with open(f"/proc/{pid}/stat") as stat:
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
         return int(stat.read().rpartition(")")[2].split()[1])
 
 

@@ -102,7 +102,7 @@ def test_cells_are_computed_once_and_survive_a_torn_line(tmp_path: Path) -> None
         return 0.5
 
     assert cells.get(("a", 1), compute) == cells.get(("a", 1), compute) == 0.5
-    with open(tmp_path / "cells.jsonl", "a") as file:
+    with open(tmp_path / "cells.jsonl", "a", encoding="utf-8") as file:
         file.write('{"key": ["b"')
     again = Cells(tmp_path)
     assert again.get(("a", 1), compute) == 0.5

@@ -140,7 +140,7 @@ def test_what_will_be_refused_is_refused_by_the_dry_run_too_in_one_short_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("problems.jsonl").write_text(rows("plain", 40))
+    Path("problems.jsonl").write_text(rows("plain", 40), encoding="utf-8")
     more = arguments(tmp_path, *settings)
     assert main(["train", str(TINY), "--name", "own", *more, *(["--dry-run"] if dry else [])]) == 2
     (said,) = capsys.readouterr().err.splitlines()

@@ -94,7 +94,7 @@ class Restriction:
         limits = dict(self._limits)
         if not self._own_pids:
             # It counts every task of the user, ours or not: leave room for those that run now.
-            with open("/proc/loadavg") as file:
+            with open("/proc/loadavg", encoding="utf-8") as file:
                 running = int(file.read().split()[3].split("/")[1])
             limits |= [_capped(resource.RLIMIT_NPROC, self._processes + running)]
         if self._rules:
@@ -113,7 +113,7 @@ class Restriction:
 
 
 def _limits(confinement: Confinement) -> dict[int, int]:
-    with open("/proc/self/statm") as file:
+    with open("/proc/self/statm", encoding="utf-8") as file:
         mapped, _, _, _, _, data, _ = (int(pages) * resource.getpagesize() for pages in file.read().split())
     memory = confinement.memory_mb << 20
     values = {

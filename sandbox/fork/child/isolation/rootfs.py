@@ -95,7 +95,7 @@ def build() -> None:
         ("group", "sandbox:x:1000:\n"),
         ("hosts", "127.0.0.1 localhost\n"),
     ):
-        with open(f"/etc/{name}", "w") as file:
+        with open(f"/etc/{name}", "w", encoding="utf-8") as file:
             file.write(text)
     os.makedirs("/var", 0o755, exist_ok=True)
     init.write(INIT)
