@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -23,6 +24,8 @@ from solostream.sandbox.types import CodeError
 from solostream.viewer import aggregates, export, overview
 from solostream.viewer.index import Index
 from solostream.viewer.metric_columns import Metrics
+from solostream.viewer.report import charts, first_page
+from solostream.viewer.report.page import number, percent
 from solostream.viewer.runs import Runs
 
 
@@ -315,3 +318,19 @@ def test_what_was_counted_before_counts_on_as_the_file_grows(tmp_path: Path) -> 
     while index.refresh():
         pass
     assert index.counts()["right"] == index.page(["right"])["total"] == sum(right[60:])
+
+
+def test_a_fall_is_written_with_the_minus_sign_of_print(tmp_path: Path) -> None:
+    lines = [
+        {"phase": "eval", "step": 0, "accuracy": 0.75, "accuracy_low": 0.7, "accuracy_high": 0.8},
+        {"phase": "eval", "step": 20, "accuracy": 0.714, "accuracy_low": 0.7, "accuracy_high": 0.73},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    rows = overview.before_and_after(metrics, tmp_path)
+    assert "(−3.6 points, 95 % from −8.8 to +1.6" in first_page.verdict(rows, metrics)
+    assert "−3.6 points (−8.8 – +1.6)" in first_page.before_and_after(rows)
+    assert (number(-3.625), number(-1234), number(-123.46), percent(-0.036)) == ("−3.625", "−1,234", "−123.5", "−3.6 %")
+    drawn = charts.lines([charts.Series("loss", [0, 1], [-2.0, -1.0])], x="step", y="loss")
+    assert ">−1.5<" in drawn
+    assert not re.search(r"[> ]-\d", re.sub(r"<[^>]*>", "<>", drawn))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from solostream.viewer.report.page import minus
+
 WIDTH, HEIGHT = 560, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 38
 
@@ -253,7 +255,7 @@ def _short(value: float) -> str:
     if value == 0:
         return "0"
     if abs(value) >= 10_000:
-        return f"{value / 1000:,.4g}k"
+        return minus(f"{value / 1000:,.4g}k")
     if abs(value) < 0.001:
-        return f"{value:.1e}"
-    return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
+        return minus(f"{value:.1e}")
+    return minus(f"{value:,.0f}" if value == int(value) else f"{value:.3g}")

@@ -16,7 +16,7 @@ from solostream.provenance import told
 from solostream.viewer.index import Index
 from solostream.viewer.report import charts
 from solostream.viewer.report.charts import Series
-from solostream.viewer.report.page import card, grid, number, page, percent, section, table, tiles
+from solostream.viewer.report.page import card, grid, minus, number, page, percent, section, table, tiles
 from solostream.viewer.report.transcript import transcripts
 
 BEHAVIOURS = {
@@ -84,9 +84,10 @@ def comparison_page(found: Comparison, made: Sequence[str] = ()) -> str:
     rows = [(r.task_id, f"{r.c_a} / {r.n_a}", f"{r.c_b} / {r.n_b}", r.difference, r.flow)
             for r in sorted(found.rows, key=lambda r: r.difference)]  # fmt: skip
     diagram = charts.sankey(found.flow, found.names, found.k) + f'<table class="data">{flow}</table>'
-    interval = f"95 % from {100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}"
+    points = lambda end: minus(f"{100 * difference[end]:+.1f}")
+    interval = f"95 % from {points('low')} to {points('high')}"
     facts = [
-        (f"avg, {b} − {a}", f"{100 * difference['mean']:+.1f}", f"points; {interval}"),
+        (f"avg, {b} − {a}", points("mean"), f"points; {interval}"),
         ("Permutation test", f"p {_p(difference['p'])}", f"paired by problem: {verdict}"),
         (
             f"McNemar at k = {found.k}",

@@ -13,7 +13,7 @@ from solostream.viewer import overview
 from solostream.viewer.metric_columns import Columns, Metrics
 from solostream.viewer.report import charts
 from solostream.viewer.report.charts import Series
-from solostream.viewer.report.page import card, grid, number, percent, table
+from solostream.viewer.report.page import card, grid, minus, number, percent, table
 
 Row = Mapping[str, Any]
 
@@ -27,13 +27,13 @@ def verdict(rows: Sequence[Row], metrics: Metrics) -> str:
     steps = int(metrics.phases()["eval"].last("step") or 0)
     interval, clear = "", ""
     if row["change_low"] is not None:
-        interval = f", 95 % from {100 * row['change_low']:+.1f} to {100 * row['change_high']:+.1f}"
+        interval = minus(f", 95 % from {100 * row['change_low']:+.1f} to {100 * row['change_high']:+.1f}")
         interval += f", paired over {row['paired']:,} problems" if row["paired"] else ""
         # Zero inside the interval: training may have done nothing.
         clear = " A clear difference." if row["change_low"] * row["change_high"] > 0 else " Not a clear difference."
     text = (
         f"Held-out accuracy went from {percent(row['before'])} to {percent(row['after'])} in {steps:,} steps "
-        f"({100 * row['change']:+.1f} points{interval}).{clear}"
+        f"({minus(format(100 * row['change'], '+.1f'))} points{interval}).{clear}"
     )
     return f'<p class="verdict">{escape(text)}</p>'
 
@@ -126,7 +126,7 @@ def _change(row: Row) -> str:
     if row["change"] is None:
         return "–"
     times, digits, unit = (100, 1, " points") if row["unit"] == "%" else (1, 2, "")
-    change, low, high = (None if x is None else f"{times * x:+.{digits}f}" for x in _ends(row))
+    change, low, high = (None if x is None else minus(f"{times * x:+.{digits}f}") for x in _ends(row))
     return f"{change}{unit}" + ("" if low is None else f" ({low} – {high})")
 
 

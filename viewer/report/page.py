@@ -94,9 +94,15 @@ def number(value: float | None, digits: int = 3) -> str:
     """For people: "1,234", "0.125", and a dash for None."""
     if value is None:
         return "–"
-    return f"{value:,.0f}" if value == int(value) else f"{value:,.{digits}f}" if abs(value) < 100 else f"{value:,.1f}"
+    whole = value == int(value)
+    return minus(f"{value:,.{0 if whole else digits if abs(value) < 100 else 1}f}")
 
 
 def percent(value: float | None) -> str:
     """A share in percent with one decimal; a dash for None."""
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "–" if value is None else minus(f"{100 * value:.1f} %")
+
+
+def minus(figure: str) -> str:
+    """A figure with the minus sign of print, as everywhere on the pages, for Python's hyphen."""
+    return figure.replace("-", "−")

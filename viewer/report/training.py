@@ -28,7 +28,7 @@ from solostream.viewer.report import charts, first_page
 from solostream.viewer.report.charts import Series
 from solostream.viewer.report.evaluation import evaluation_page
 from solostream.viewer.report.first_page import folded
-from solostream.viewer.report.page import card, page, percent, section, table, tiles
+from solostream.viewer.report.page import card, minus, page, percent, section, table, tiles
 from solostream.viewer.report.transcript import transcripts
 
 LISTED = 12  # problems in each table
@@ -176,7 +176,7 @@ def _headline(seen: Sequence[Seen], problems: Mapping[str, Attempts]) -> Iterabl
         before, after = of(first), of(last)
         return name, show(after), f"{show(before)} at the start"
 
-    plain = lambda v: "–" if v is None else f"{v:,.1f}"
+    plain = lambda v: "–" if v is None else minus(f"{v:,.1f}")
     yield change("Reward, last tenth", lambda s: fmean(x.reward for x in s))
     yield change("Uses code", lambda s: fmean(x.first_call is not None for x in s))
     yield change("First call, token", lambda s: mean_of([x.first_call for x in s if x.first_call is not None]), plain)

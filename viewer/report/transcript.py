@@ -8,6 +8,7 @@ from typing import Any
 
 from solostream.viewer.export import WHO
 from solostream.viewer.index import Index
+from solostream.viewer.report.page import minus
 
 LONGEST = 6_000  # characters of one turn that a report keeps; the viewer shows all
 
@@ -27,11 +28,12 @@ def transcripts(index: Index, rows: Sequence[int]) -> tuple[str, dict[str, str]]
 
 def _block(row: int, fields: Mapping[str, Any], turns: Iterable[Mapping[str, Any]]) -> str:
     tone = "good" if fields["reward"] > 0.5 else "bad"
+    reward = minus(f"{fields['reward']:g}")
     step = "" if fields["step"] is None else f" · step {fields['step']}"
     calls = "1 call" if fields["calls"] == 1 else f"{fields['calls']} calls"
     facts = f"{fields['response_length']:,} tokens · {calls} · answer {fields['answer'] or 'none'}"
     return (
-        f'<details id="t-{row}"><summary><span class="pill {tone}">reward {fields["reward"]:g}</span> '
+        f'<details id="t-{row}"><summary><span class="pill {tone}">reward {reward}</span> '
         f"{escape(fields['task_id'])}{step} <small>{escape(facts)}</small></summary>"
         f'<div class="inside">{"".join(map(_turn, turns))}</div></details>'
     )

@@ -1,5 +1,5 @@
 // Curves over steps: hover, zoom, smoothing, several runs over each other. Drawn by uPlot (vendor/, MIT).
-import { el, number } from "./dom.js";
+import { el, minus, number } from "./dom.js";
 import { api, runPath } from "./page.js";
 
 const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3], [1, 4]];
@@ -136,7 +136,7 @@ export class Curves {
   }
 }
 
-export const short = (value) => (value === null ? "–" : value === 0 || Math.abs(value) >= 1000 ? number(Math.round(value)) : Number.isInteger(value) ? number(value) : Math.abs(value) < 0.001 ? value.toExponential(1) : String(Number(value.toPrecision(3))));
+export const short = (value) => (value === null ? "–" : value === 0 || Math.abs(value) >= 1000 ? number(Math.round(value)) : Number.isInteger(value) ? number(value) : Math.abs(value) < 0.001 ? minus(value.toExponential(1)) : minus(String(Number(value.toPrecision(3)))));
 const ends = ([, values]) => (values.length > 1 ? `${short(values[0])} → ${short(values.at(-1))}` : short(values[0]));
 
 function span(low, high, share) {

@@ -13,7 +13,10 @@ export function el(tag, attributes = {}, ...children) {
 }
 
 export const number = (value, digits = 2) =>
-  value === null || value === undefined ? "–" : Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(digits);
+  value === null || value === undefined ? "–" : minus(Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(digits));
+
+// A figure with the minus sign of print for JavaScript's hyphen.
+export const minus = (figure) => figure.replaceAll("-", "−");
 
 export const plural = (count, one) => `${count.toLocaleString("en")} ${one}${count === 1 ? "" : "s"}`;
 

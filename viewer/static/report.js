@@ -2,7 +2,7 @@
 // Values under the pointer, sortable tables, dark and light. The page is complete without it.
 const SVG = "http://www.w3.org/2000/svg";
 
-const shown = (value) => (value === null ? "–" : Math.abs(value) >= 1000 || Number.isInteger(value) ? value.toLocaleString("en", { maximumFractionDigits: 1 }) : value.toPrecision(4));
+const shown = (value) => (value === null ? "–" : (Math.abs(value) >= 1000 || Number.isInteger(value) ? value.toLocaleString("en", { maximumFractionDigits: 1 }) : value.toPrecision(4)).replaceAll("-", "−"));
 
 for (const chart of document.querySelectorAll("[data-points]")) {
   const { x, series } = JSON.parse(chart.dataset.points);

@@ -1,9 +1,9 @@
 // Tables that can be sorted and searched, and the small marks in them.
-import { el, number } from "./dom.js";
+import { el, minus, number } from "./dom.js";
 
 export const pill = (text, tone = "", title = "") => el("span", { className: `pill ${tone}`, ...(title && { title }) }, text);
 export const status = (run) => (run.trouble ? pill("cannot be read", "bad", run.trouble) : pill(run.status, TONES[run.status], run.writer ? `last written by ${run.writer}` : ""));
-export const percent = (value, digits = 1) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`);
+export const percent = (value, digits = 1) => (value === null || value === undefined ? "–" : minus(`${(100 * value).toFixed(digits)} %`));
 const TONES = { finished: "good", running: "warn", stopped: "bad", unknown: "" };
 
 export function duration(seconds) {
