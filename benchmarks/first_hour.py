@@ -1,6 +1,6 @@
 """A stranger's first hour, as bars: does it install, take his rows, train in his notebook, tell his mistakes in a line?
 
-`python benchmarks/first_hour.py [--only BAR …] [--all]`; without options the bars that need neither pip's index nor vLLM.
+`python benchmarks/first_hour.py [--only BAR …] [--all]`; else those without pip's index and vLLM.
 Exit code 1 where a bar is missed.
 """
 
@@ -140,7 +140,7 @@ def _command(name: str, command: list[str | Path], folder: Path = ROOT) -> Bar:
 
 def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "solostream", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, stdin=subprocess.DEVNULL, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, stdin=subprocess.DEVNULL, timeout=900)
 
 
 BARS: dict[str, Callable[[Path], Iterator[Bar]]] = {
