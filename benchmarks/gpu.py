@@ -33,7 +33,7 @@ from solostream.agent.trajectory import TokenRecord, Trajectory
 from solostream.training.advantages.base import Advantages, per_token
 from solostream.training.batch import Batch
 from solostream.training.config.learner import LearnerConfig
-from solostream.training.learner.attention import VARLEN
+from solostream.training.learner.kernels.attention import VARLEN
 from solostream.training.learner.learner import Learner
 
 VOCABULARY, PROMPT, MICRO = 32_768, 64, 4

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from solostream.errors import UserError
@@ -75,6 +76,14 @@ def _on(device: torch.device, dtype: str, setting: str) -> torch.dtype:
     if dtype == "bfloat16" and device.type == "cuda" and not _has_bfloat16(device):
         raise UserError(f'{torch.cuda.get_device_name(device)} has no bfloat16: set {setting} = "float32"')
     return DTYPES[dtype]
+
+
+def upload(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """`array` on `device`, without waiting for what a GPU still computes (from memory that may be paged it would)."""
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def cast(model: Any, dtype: torch.dtype) -> None:

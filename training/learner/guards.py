@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ import torch
 from solostream.errors import UserError
 from solostream.training.batch import Batch, dump
 from solostream.training.config.learner import LearnerConfig
+
+# How torch, cuBLAS and NCCL begin to say that a device, or its driver, is gone.
+_DEVICE_FAILED = re.compile(r"CUDA error|CUDA driver error|CUBLAS_STATUS_|CUDNN_STATUS_|NCCL error|device-side assert")
 
 
 class NotFinite(UserError):
@@ -67,8 +71,8 @@ def memory_advice(config: LearnerConfig, section: str = "learner") -> Iterator[N
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
-    """Turn out-of-memory anywhere else (loading, an optimizer's moments) into a UserError."""
+def device_told() -> Iterator[None]:
+    """Turn a device that is full anywhere else (loading, an optimizer's moments), or that failed, into a UserError."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -76,4 +80,13 @@ def memory_told() -> Iterator[None]:
         raise UserError(
             f"out of memory ({said}): --dry-run lists what the run takes and what would make it fit; look at what else "
             "is on the device (nvidia-smi). Checkpoints are kept: go on with --resume"
+        ) from error
+    except RuntimeError as error:
+        # After such an error a process cannot use the device any more, whatever it does.
+        said = next((line for line in str(error).splitlines() if _DEVICE_FAILED.search(line)), "")
+        if not said:
+            raise
+        raise UserError(
+            f"the GPU failed ({said}): nvidia-smi says whether it is there, dmesg (Xid) why it went. Checkpoints are "
+            "kept: go on with --resume"
         ) from error

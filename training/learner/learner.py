@@ -29,7 +29,7 @@ from solostream.training.cluster.rank_sharding import base_of, frozen_copy, shar
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import lora
 from solostream.training.learner.corrections import kept
-from solostream.training.learner.device import DTYPES, cast, compile_layers, compute_dtype
+from solostream.training.learner.device import DTYPES, cast, compile_layers, compute_dtype, upload
 from solostream.training.learner.guards import check_advantages, memory_advice, refuse
 from solostream.training.learner.logprobs import LogprobComputer
 from solostream.training.learner.mfu import peak_of, shape_of, throughput
@@ -206,10 +206,10 @@ class Learner:
     @torch.no_grad()
     def _scored(self, pieces: Sequence[Piece], what: int = LOGPROBS) -> dict[int, np.ndarray]:
         """place in `pieces` -> the values of its action tokens, float32, of the packs that are this rank's."""
-        found: dict[int, np.ndarray] = {}
+        found: dict[int, Tensor] = {}
         for packed in self.packs([piece.sequence for piece in pieces]):
             found |= _by_member(packed, pieces, self.scorer(packed)[what])
-        return found
+        return {place: values.cpu().numpy() for place, values in found.items()}
 
     def packs(self, sequences: Sequence[MaskedTokens]) -> list[PackedBatch]:
         """This rank's micro-batches of at most `max_tokens_per_batch` tokens, without padding; the last may idle."""
@@ -298,9 +298,9 @@ class Learner:
     def _accumulate(self, update: Update, step: Step, packed: PackedBatch) -> None:
         """Forward and backward of one micro-batch: its share of the step's loss, and its metrics.
 
-        Every tensor here is float32 [n], one value an action token of the pack, unless it says another shape.
+        Every tensor here is float32 [n], one value an action token of the pack. Nothing is read from the device: the
+        host goes on with the next micro-batch while it computes.
         """
-        device = self.scorer.device
         pieces = [step.pieces[place] for place in packed.members]
         if not pieces:
             self._idle(packed)
@@ -331,10 +331,8 @@ class Learner:
         )
 
         # One weight for all tokens of a trajectory, fixed by the whole step and not by this pack.
-        of_piece = [step.weights[piece.row] for piece in pieces]
-        weights = torch.tensor(of_piece, dtype=torch.float32, device=device)  # [pieces]
-        counts = torch.tensor([len(piece) for piece in pieces], device=device)  # int64 [pieces]
-        losses = losses * weights.repeat_interleave(counts)
+        weights = [np.full(len(piece), step.weights[piece.row], np.float32) for piece in pieces]
+        losses = losses * upload(np.concatenate(weights), self.scorer.device)
         loss = (1 - update.imitated) * losses.sum()  # a number
         loss.backward()
 
@@ -384,16 +382,16 @@ class Learner:
     def _scorer(self, model: nn.Module) -> LogprobComputer:
         name = "bfloat16" if self.config.masters == "bfloat16" else self.config.dtype
         dtype = compute_dtype(name, next(model.parameters()).device)
-        return LogprobComputer(model, chunk=self.config.logits_chunk, temperature=self.temperature, dtype=dtype)
+        options = {"chunk": self.config.logits_chunk, "temperature": self.temperature, "compiled": self.config.compile}
+        return LogprobComputer(model, dtype=dtype, **options)  # type: ignore[arg-type]
 
     def _column(self, of_row: Sequence[np.ndarray] | Mapping[int, np.ndarray], pieces: Sequence[Piece]) -> Tensor:
         """The token values of `pieces`, end to end: float32 [n]."""
         values = np.concatenate([of_row[piece.row][piece.tokens] for piece in pieces]).astype(np.float32)
-        return torch.from_numpy(values).to(self.scorer.device)
+        return upload(values, self.scorer.device)
 
 
-def _by_member(packed: PackedBatch, pieces: Sequence[Piece], values: Tensor) -> dict[int, np.ndarray]:
+def _by_member(packed: PackedBatch, pieces: Sequence[Piece], values: Tensor) -> dict[int, Tensor]:
     """place in `pieces` -> its part of `values`, float32 [n] of the pack; a pack is sorted by length, they are not."""
     counts = [len(pieces[place]) for place in packed.members]
-    parts = values[: sum(counts)].cpu().split(counts)
-    return {place: part.numpy() for place, part in zip(packed.members, parts, strict=True)}
+    return dict(zip(packed.members, values[: sum(counts)].split(counts), strict=True))

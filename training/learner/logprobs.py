@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from solostream.errors import UserError
 from solostream.training.cluster.rank_sharding import as_method
-from solostream.training.learner.attention import ATTENTION
+from solostream.training.learner.kernels.attention import ATTENTION
+from solostream.training.learner.kernels.cross_entropy import fused, gathered
 from solostream.training.learner.packing import PackedBatch, pack
 
 
@@ -26,13 +27,22 @@ class LogprobComputer:
 
     Creating it checks, on a few tokens, that packing changes nothing for this architecture; where it does, the
     block-diagonal mask of transformers is used in place of the packed kernel. Raises UserError when neither is exact.
+    compiled: what follows the logits runs as kernels made for it (`kernels.cross_entropy.fused`).
     """
 
-    def __init__(self, model: Any, *, chunk: int, temperature: float = 1.0, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        chunk: int,
+        temperature: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
+    ) -> None:
         # Without peft's wrapper, whose forward pass takes other arguments.
         self.model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.head: Any = self.model.get_output_embeddings()
-        self.chunk, self.temperature, self.dtype = chunk, temperature, dtype
+        self.chunk, self.temperature, self.dtype, self.compiled = chunk, temperature, dtype, compiled
         self.device = next(model.parameters()).device
         self.own_attention = self.model.config._attn_implementation
         self.softcap = getattr(self.model.config, "final_logit_softcapping", None)
@@ -86,15 +96,17 @@ class LogprobComputer:
         """(log-probabilities, entropies), float32 [c] each, of hidden [c, hidden size] and targets int64 [c]."""
         with self.autocast():
             logits = self.head(hidden)
+        with_gradient = entropy_grad and torch.is_grad_enabled()  # of the entropy, mostly a metric only
+        if self.compiled and not with_gradient and not self.softcap:
+            return fused(logits, targets, self.temperature)
         # float32 from here on: a bfloat16 log-probability is off by more than an update moves it.
         logits = logits.float()  # [c, vocabulary]
         if self.softcap:
             logits = self.softcap * (logits / self.softcap).tanh()
         if self.temperature != 1.0:
             logits = logits / self.temperature
-        if not (entropy_grad and torch.is_grad_enabled()):  # mostly a metric only
-            found: tuple[Tensor, Tensor] = _Gathered.apply(logits, targets)  # type: ignore[no-untyped-call]
-            return found
+        if not with_gradient:
+            return gathered(logits, targets)
         every = logits.log_softmax(-1)
         return every.gather(-1, targets[:, None])[:, 0], -(every.exp() * every).sum(-1)
 
@@ -132,32 +144,6 @@ class LogprobComputer:
             logits: Tensor = self.model(input_ids=tokens[None], use_cache=False).logits[0, :-1]
         every = (logits.float() / self.temperature).log_softmax(-1)  # [tokens - 1, vocabulary]
         return every.gather(-1, tokens[1:, None])[:, 0]
-
-
-class _Gathered(torch.autograd.Function):
-    """Log-probabilities of the targets, and entropies that carry no gradient.
-
-    What torch does step by step holds four matrices [c, vocabulary] on the way there and three on the way back, which
-    is the peak of an update with a small model. Here it is three and one: d log p_t / d logits = [t] − softmax, written
-    over the log-probabilities that were kept. So its backward pass runs once.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """logits: float32 [c, vocabulary]; targets: int64 [c]. Two float32 [c]."""
-        every = logits.log_softmax(-1)
-        entropy = every.exp().mul_(every).sum(-1).neg_()
-        ctx.save_for_backward(every, targets)
-        ctx.mark_non_differentiable(entropy)
-        return every.gather(-1, targets[:, None])[:, 0], entropy
-
-    @staticmethod
-    def backward(ctx: Any, of_logprob: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        """of_logprob: float32 [c]. The gradient of the logits, float32 [c, vocabulary]."""
-        every, targets = ctx.saved_tensors
-        of_logits = every.exp_().mul_(-of_logprob[:, None])
-        of_logits.scatter_add_(-1, targets[:, None], of_logprob[:, None])
-        return of_logits, None
 
 
 @contextmanager

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from solostream.agent.trajectory import Trajectory
-from solostream.training.learner.attention import BlockLayout
+from solostream.training.learner.device import upload
+from solostream.training.learner.kernels.attention import BlockLayout
 
 MaskedTokens = tuple[np.ndarray, np.ndarray]  # token ids, mask of the tokens to learn
 
@@ -132,16 +133,13 @@ def pack(sequences: Sequence[MaskedTokens], members: list[int], device: torch.de
     segment = np.repeat(np.arange(len(members)), lengths)  # [T]
     positions = np.arange(len(ids)) - starts[:-1][segment]  # [T]
 
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
     return PackedBatch(
         members=members,
-        token_ids=tensor(ids)[None],
-        position_ids=tensor(positions)[None],
-        rows=tensor(places - 1),
-        targets=tensor(ids[places]),
-        segment=tensor(segment[places]),
+        token_ids=upload(ids, device)[None],
+        position_ids=upload(positions, device)[None],
+        rows=upload(places - 1, device),
+        targets=upload(ids[places], device),
+        segment=upload(segment[places], device),
         layout=_layout(lengths, starts, segment, positions, device),
     )
 
@@ -149,11 +147,8 @@ def pack(sequences: Sequence[MaskedTokens], members: list[int], device: torch.de
 def _layout(
     lengths: np.ndarray, starts: np.ndarray, segment: np.ndarray, positions: np.ndarray, device: torch.device | str
 ) -> BlockLayout:
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
     # For the kernel that takes sequences as they lie: where each begins, and the longest.
-    borders = tensor(starts.astype(np.int32))
+    borders = upload(starts.astype(np.int32), device)
     longest_of_all = int(lengths[-1])
     # For all others: blocks of sequences of nearly one length, each padded to its longest.
     blocks: list[tuple[int, int]] = []
@@ -176,5 +171,5 @@ def _layout(
     if rows == len(segment):
         return BlockLayout(tuple(blocks), None, borders, longest_of_all)
     scatter = first_row[segment] + positions
-    both = (tensor(np.concatenate(gather)), tensor(scatter))
+    both = (upload(np.concatenate(gather), device), upload(scatter, device))
     return BlockLayout(tuple(blocks), both, borders, longest_of_all)

@@ -114,7 +114,7 @@ class Update:
     metrics: UpdateMetrics = field(default_factory=UpdateMetrics)
     norms: list[float] = field(default_factory=list)  # of the gradient, one an optimizer step
     first: list[Piece] = field(default_factory=list)  # of the first step
-    start: dict[int, np.ndarray] = field(default_factory=dict)  # place in `first` -> log-probabilities before that step
+    start: dict[int, Tensor] = field(default_factory=dict)  # place in `first` -> log-probabilities before that step
 
     @property
     def imitated(self) -> float:
@@ -128,7 +128,7 @@ class Update:
         is the one of SPO's code (`_get_spo_rho`), which D_half = 0.06 belongs to; a KL would be about half its square.
         after: as `start`, after the last step; the same packs, so this rank has both. Raises NotFinite.
         """
-        moved = [values.astype(np.float64) - self.start[place] for place, values in after.items()]
+        moved = [values.astype(np.float64) - self.start[place].cpu().numpy() for place, values in after.items()]
         own = {"nats": float(sum(np.abs(one).sum() for one in moved)), "tokens": sum(map(len, moved))}
         found = group.sums(own)
 

@@ -14,7 +14,7 @@ from solostream.sandbox.interpreter import in_any_thread
 from solostream.training import config as configuration
 from solostream.training.config import Config
 from solostream.training.learner.device import device_of
-from solostream.training.learner.guards import memory_told
+from solostream.training.learner.guards import device_told
 from solostream.training.run import checkpoint
 from solostream.training.run.interrupt import Interrupted
 from solostream.training.run.progress import ProgressDisplay
@@ -78,10 +78,10 @@ def run(
     """
     device_of(config.model.device)  # first of all: a recipe for a machine that this is not
     new = not folder.exists()
-    with memory_told():
+    with device_told():
         trainer = Trainer(config, folder, view, source, started=time.monotonic() if started is None else started)
     try:
-        with memory_told():
+        with device_told():
             return in_any_thread(lambda: trainer.run(cold_start_only=cold_start_only), trainer.stop)
     except BaseException:
         if new and not checkpoint.complete(folder / "checkpoints") and not _worth_keeping(folder):

@@ -22,6 +22,7 @@ def open_hf(
     seed: int = 0,
     dtype: str = "auto",
     reproducible: bool = False,
+    graphs: bool = True,
 ) -> HFEngine:
     """The engine `hf`. `module`, a function, makes the model where it does not come from the folder or id `model`.
 
@@ -29,4 +30,4 @@ def open_hf(
     """
     known = tokenizer_of(model, tokenizer)
     loaded = load_model(model, dtype) if module is None else module()
-    return HFEngine(loaded, known, slots=slots, max_len=max_len, seed=seed, reproducible=reproducible)
+    return HFEngine(loaded, known, slots=slots, max_len=max_len, seed=seed, reproducible=reproducible, graphs=graphs)

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from solostream.agent.engine import EngineError, Generation, Sampling, Weights, check_prompt
 from solostream.agent.engines.hf.cache import SlotCache, feed
 from solostream.agent.engines.hf.forward import forward_of, load_state
+from solostream.agent.engines.hf.graphs import GraphedForward, rounded
 from solostream.agent.engines.hf.lean import SMALL
 from solostream.agent.engines.hf.prefill import FEED_TOKENS, passes
 from solostream.agent.engines.hf.sampling import sample, uniforms
@@ -51,8 +52,8 @@ class HFEngine:
     episode that spoke longest ago makes room. max_len: tokens of a ledger (default: the model's context, at most
     32,768). The engine owns `model`, unless that is the `module` of the `LiveWeights` which `load_weights` is given:
     then it samples from the parameters of a learner in this process, and copies none. Requests without a seed draw one
-    from `seed`. `reproducible` holds while there are at least as many slots as episodes.
-    Raises UserError for a model with other than full attention.
+    from `seed`. `reproducible` holds while there are at least as many slots as episodes. graphs: on a GPU, Qwen3, Qwen2
+    and Llama decode by CUDA graphs. Raises UserError for a model with other than full attention.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class HFEngine:
         seed: int = 0,
         version: int = 0,
         reproducible: bool = False,
+        graphs: bool = True,
     ) -> None:
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 32_768
         if slots < 1 or (max_len or 1) < 1:
@@ -72,8 +74,8 @@ class HFEngine:
         self.version = version
         self.tokenizer = tokenizer
         self.max_len = min(max_len or 32_768, context)
-        self._forward = forward_of(model)
-        self._reproducible = reproducible
+        self._forward = forward_of(model, graphs=graphs)
+        self._reproducible, self._graphs = reproducible, graphs
         vocabulary = model.get_output_embeddings().weight.shape[0]
         if len(tokenizer) > vocabulary:
             raise UserError(
@@ -226,7 +228,7 @@ class HFEngine:
                     self._forward.refresh()
                 else:  # another learner: its model may have adapters, or none any more
                     del self._forward  # with its fused copies, before there are others
-                    self._forward, self._live = forward_of(weights.module()), weights
+                    self._forward, self._live = forward_of(weights.module(), graphs=self._graphs), weights
             return
         load_state(self._forward.model, weights)
         self._live = None
@@ -281,11 +283,8 @@ class HFEngine:
         self._total[slot] = self._start[slot] = len(prompt)
         self._limit[slot] = min(len(prompt) + sampling.max_tokens, self.max_len)
         self._seeds[slot] = np.uint64(request.seed & 0xFFFFFFFFFFFFFFFF)
-        self._temperature[slot], self._top_p[slot], self._top_k[slot] = (
-            sampling.temperature,
-            sampling.top_p,
-            sampling.top_k,
-        )
+        self._temperature[slot] = sampling.temperature
+        self._top_k[slot], self._top_p[slot] = sampling.top_k, sampling.top_p
         self._stop_row[slot] = self._stop_index(sampling)
         self._active[slot] = True
         request.slot = slot
@@ -337,19 +336,20 @@ class HFEngine:
     def _logits(self, rows: np.ndarray, end: np.ndarray) -> torch.Tensor:
         """(rows, vocabulary). Few idle slots among active ones are computed too: cheaper than a copy of the cache."""
         decode = bool((end - self._cached[rows] == 1).all())
-        fixed = self._reproducible and decode
-        span = len(self._active) if fixed else int(rows[-1]) + 1
+        graphed = decode and isinstance(self._forward, GraphedForward)
+        span = len(self._active) if decode and self._reproducible else int(rows[-1]) + 1
         n_keys = min(-(-int(end.max()) // KEY_BLOCK) * KEY_BLOCK, self._cache.columns - 1)
         n_keys = self._cache.columns - 1 if self._reproducible else n_keys
+        if graphed:
+            span, n_keys = rounded(span, n_keys, self._cache)
         device = self._forward.device
+        fixed = graphed or (decode and self._reproducible)
         if len(rows) == span or not (fixed or (decode and 4 * len(rows) >= 3 * span)):
             batch = feed(self._ids, self._cached[rows], end, rows, n_keys, self._cache.bin_column, device)
             return self._forward(batch, self._cache)
-        every = np.arange(span)
-        starts = np.zeros(span, np.int64)
-        ends = np.zeros(span, np.int64)
+        starts, ends = np.zeros((2, span), np.int64)
         starts[rows], ends[rows] = self._cached[rows], end
-        batch = feed(self._ids, starts, ends, every, n_keys, self._cache.bin_column, device)
+        batch = feed(self._ids, starts, ends, np.arange(span), n_keys, self._cache.bin_column, device)
         return self._forward(batch, self._cache)[torch.from_numpy(rows).to(device)]
 
     def _choose(self, rows: np.ndarray, logits: torch.Tensor) -> list[tuple[int, bool]]:

@@ -1,4 +1,7 @@
-"""One forward pass over a `Feed`: by a model's own code, or by the lean decoder (`lean.py`) for common ones."""
+"""One forward pass over a `Feed`: by a model's own code, or by the lean decoder (`lean.py`) for common ones.
+
+On a GPU the lean decoder's steps are CUDA graphs (`graphs.py`).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from transformers import AutoModelForCausalLM, Cache, PretrainedConfig, PreTrain
 
 from solostream import hub
 from solostream.agent.engines.hf.cache import Feed, SlotCache
+from solostream.agent.engines.hf.graphs import GraphedForward
 from solostream.agent.engines.hf.lean import LeanForward
 from solostream.agent.engines.pretrained import no_model
 from solostream.errors import UserError
@@ -55,10 +59,16 @@ class _CacheOfBatch(Cache):
         return self._cache.update(layer_idx, self._batch, key_states, value_states)
 
 
-def forward_of(model: PreTrainedModel) -> ModelForward | LeanForward:
-    """The faster of the two that computes `model`. Raises UserError for attention that a slot cache cannot hold."""
+def forward_of(model: PreTrainedModel, *, graphs: bool = True) -> ModelForward | LeanForward | GraphedForward:
+    """The fastest that computes `model`. Raises UserError for attention that a slot cache cannot hold.
+
+    graphs: False for none on a GPU, which spares their memory.
+    """
     refuse_other_attention(model.config)
-    return LeanForward(model) if LeanForward.fits(model) else ModelForward(model)
+    if not LeanForward.fits(model):
+        return ModelForward(model)
+    lean = LeanForward(model)
+    return GraphedForward(lean) if graphs and lean.device.type == "cuda" else lean
 
 
 def refuse_other_attention(config: PretrainedConfig) -> None:

@@ -128,14 +128,13 @@ class LeanForward:
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
-        """Whether this code computes the model, and does so faster: on a GPU larger ones have kernels of their own."""
+        """Whether this code computes the model."""
         config: Any = model.config
         rope = getattr(config, "rope_parameters", None) or {}
         return (
             config.model_type in ("qwen3", "qwen2", "llama")
             and config.hidden_act == "silu"
             and rope.get("rope_type") in ("default", "linear", "llama3", "yarn")
-            and (model.num_parameters() <= SMALL or next(model.parameters()).device.type == "cpu")
             and not getattr(config, "pretraining_tp", 1) > 1
         )
 
@@ -201,7 +200,9 @@ class LeanForward:
             q = q.reshape(rows, self.kv_heads, -1, self.head_dim)
             return F.scaled_dot_product_attention(q, keys, values, mask).reshape(rows, -1)
         q = q.view(rows, width, self.heads, self.head_dim).transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, keys, values, mask, enable_gqa=True)
+        if q.is_cuda:  # no kernel there takes both a mask and shared keys
+            keys, values = (one.repeat_interleave(self.heads // self.kv_heads, 1) for one in (keys, values))
+        out = F.scaled_dot_product_attention(q, keys, values, mask, enable_gqa=not q.is_cuda)
         return out.transpose(1, 2).reshape(rows * width, -1)
 
     def _positions(self, batch: Feed, length: int) -> tuple[Tensor, Tensor]:

@@ -16,11 +16,12 @@ from solostream.training.config import ModelConfig, validate
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import optimizer
 from solostream.training.learner.device import base_dtype, compute_dtype, sampler_dtype
-from solostream.training.learner.guards import memory_advice
+from solostream.training.learner.guards import device_told, memory_advice
+from solostream.training.learner.learner import Learner
 from solostream.training.run import model
 from solostream.training.run.model import load_model
 from solostream.training.run.progress import ProgressDisplay
-from solostream.training.run.train import run
+from solostream.training.run.train import newest, run
 
 TINY = Path(__file__).parent / "tiny.toml"
 
@@ -62,6 +63,42 @@ def test_out_of_memory_anywhere_is_one_line(
     with pytest.raises(UserError, match=said) as error:
         run(config, tmp_path / "run", None, ProgressDisplay())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+    ],
+)
+def test_a_gpu_that_fails_in_the_middle_leaves_a_run_to_go_on_with(
+    error: RuntimeError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU here: the learner's update says what torch says when a device is gone."""
+    config = validate(tomllib.loads(TINY.read_text()) | {"cold_start": {"phases": []}})
+    whole, calls = Learner.update, iter(range(9))
+
+    def update(self: Learner, *args: Any, **kwargs: Any) -> dict[str, float]:
+        if next(calls) == 3:
+            raise error
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(Learner, "update", update)
+    with pytest.raises(UserError, match=r"the GPU failed \(CUDA error: .*go on with --resume") as told:
+        run(config, tmp_path / "run", None, ProgressDisplay())
+    monkeypatch.setattr(Learner, "update", whole)
+    assert "\n" not in str(told.value)
+    kept = newest(tmp_path / "run")
+    assert kept is not None
+    assert kept.name.endswith("2")
+    run(config, tmp_path / "run", kept, ProgressDisplay())
+    assert newest(tmp_path / "run").name.endswith("6")
+
+
+def test_what_a_program_does_wrong_is_not_blamed_on_the_gpu() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), device_told():
+        torch.ones(2, 3) @ torch.ones(2, 3)
 
 
 def test_a_remedy_that_is_taken_is_not_advised_again() -> None:

@@ -1,0 +1,1 @@
+"""What the learner computes in its own way: attention over packs, and what follows the logits."""
