@@ -1,6 +1,10 @@
 """One GPU: how much of it the learner uses, what the sampler makes, how far the plan of its memory is off.
 
-    python benchmarks/gpu.py [--sizes 0.5 1.5] [--quick] [--device cuda]
+    python benchmarks/gpu.py [--sizes 0.5 1.5] [--parts learner engine …] [--quick] [--device cuda]
+
+settings: the packed update, compiled, with micro-batches and chunks of several sizes. profile: where its time goes.
+attention: the kernels for sequences of any length that this torch has, alone. learner: packed against padded. engine:
+what the hf engine samples, with CUDA graphs and without. memory: the plan of `--dry-run` against the peak.
 
 Random weights in the shapes of Qwen3-0.6B and Qwen3-1.7B with a small vocabulary tied to the head, so that "0.5 B" is
 0.5 billion parameters of matrix products. Batches are skewed as responses are: log-normal lengths, median 512 tokens.
@@ -15,14 +19,14 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import varlen
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -30,11 +34,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from solostream.agent.engine import Sampling
 from solostream.agent.engines.hf import HFEngine
 from solostream.agent.trajectory import TokenRecord, Trajectory
+from solostream.errors import UserError
 from solostream.training.advantages.base import Advantages, per_token
 from solostream.training.batch import Batch
+from solostream.training.config import validate
 from solostream.training.config.learner import LearnerConfig
-from solostream.training.learner.kernels.attention import VARLEN
+from solostream.training.config.memory import Shape, memory
+from solostream.training.learner.kernels.attention import VARLEN, BlockLayout, packed_attention, varlen_attn
 from solostream.training.learner.learner import Learner
+from solostream.training.learner.optimizer.on_host import HostMasters
 
 VOCABULARY, PROMPT, MICRO = 32_768, 64, 4
 SHAPES = {  # billions of parameters -> hidden size, layers, heads, key heads, MLP
@@ -113,11 +121,11 @@ def clock(update: Callable[[], Any], rounds: int, device: str) -> float:
     return median(seconds)
 
 
-def learner_part(size: str, device: str, quick: bool) -> dict[str, Any]:
+def learner_part(size: str, device: str, quick: bool) -> Iterator[dict[str, Any]]:
     """Packed against padded, in tokens a second; the packed update's share of the device's peak and its memory."""
     batch = skewed(6 if quick else 64, 300 if quick else 4096)
     tokens, rounds = sum(map(len, batch)), 1 if quick else 3
-    row = {"part": "learner", "size": size, "tokens": tokens, "longest": max(map(len, batch)), "varlen kernel": VARLEN}
+    row = {"tokens": tokens, "longest": max(map(len, batch)), "varlen kernel": VARLEN}
     packed, more = packed_seconds(size, device, batch, rounds)
     row |= {"packed tokens/s": round(tokens / packed), **more}
     fused, more = packed_seconds(size, device, batch, rounds, compiled=True)
@@ -127,15 +135,18 @@ def learner_part(size: str, device: str, quick: bool) -> dict[str, Any]:
     for name, order in (("padded", plain), ("padded, sorted", by_length)):
         spent = clock(padded_update(model(size, device), batch, order, MICRO), rounds, device)
         row |= {f"{name} tokens/s": round(tokens / spent), f"packed / {name}": round(spent / packed, 2)}
-    return row
+    yield row
 
 
 def packed_seconds(
     size: str, device: str, batch: list[Trajectory], rounds: int, compiled: bool = False
 ) -> tuple[float, dict[str, Any]]:
-    more_settings = {"max_tokens_per_batch": 16_384, "compile": compiled}
-    settings = LearnerConfig(lr=1e-9, dtype="bfloat16", **more_settings)
-    learner, rows, seen = Learner(model(size, device), settings), Batch(batch), {}
+    settings = LearnerConfig(lr=1e-9, dtype="bfloat16", max_tokens_per_batch=16_384, compile=compiled)
+    return update_seconds(Learner(model(size, device), settings), batch, rounds)
+
+
+def update_seconds(learner: Learner, batch: list[Trajectory], rounds: int) -> tuple[float, dict[str, Any]]:
+    rows, seen, device = Batch(batch), {}, learner.scorer.device.type
     weighed = advantages(rows)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -144,6 +155,144 @@ def packed_seconds(
     if device == "cuda":
         more["peak GiB"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     return seconds, more
+
+
+def settings_part(size: str, device: str, quick: bool) -> Iterator[dict[str, Any]]:
+    """One model, compiled once; how a batch is cut is read anew by each update."""
+    batch = skewed(6 if quick else 64, 300 if quick else 4096)
+    learner = Learner(model(size, device), LearnerConfig(lr=1e-9, dtype="bfloat16", compile=True))
+    for tokens, chunk in ((16_384, 4096), (16_384, 16_384), (32_768, 4096), (32_768, 8192), (65_536, 8192)):
+        learner.config = learner.config.model_copy(update={"max_tokens_per_batch": tokens, "logits_chunk": chunk})
+        learner.scorer.chunk = chunk
+        try:
+            spent, more = update_seconds(learner, batch, 1 if quick else 3)
+        except UserError as error:  # out of memory on a smaller card
+            yield {"tokens a micro-batch": tokens, "chunk": chunk, "error": str(error)}
+            continue
+        row = {"tokens a micro-batch": tokens, "chunk": chunk, "tokens/s": round(sum(map(len, batch)) / spent)}
+        yield {**row, "ms": round(1000 * spent), **more}
+
+
+def profile_part(size: str, device: str, quick: bool, tokens: int = 32_768) -> Iterator[dict[str, Any]]:
+    """A compiled update by kind of kernel, and the share of it in which the GPU computed; then its longest kernels."""
+    batch = Batch(skewed(6 if quick else 64, 300 if quick else 4096))
+    settings = LearnerConfig(lr=1e-9, dtype="bfloat16", compile=True, max_tokens_per_batch=tokens)
+    learner, weighed = Learner(model(size, device), settings), advantages(batch)
+    for _ in range(2):
+        learner.update(batch, weighed, drift=False)
+    with torch.profiler.profile() as profile:
+        spent = clock(lambda: learner.update(batch, weighed, drift=False), 1, device)
+    on_gpu = [e for e in profile.key_averages() if e.self_device_time_total and str(e.device_type).endswith("CUDA")]
+    kinds: dict[str, float] = {}
+    for event in on_gpu:
+        kind = next((kind for kind, marks in KERNELS.items() if any(m in event.key for m in marks)), "other")
+        kinds[kind] = kinds.get(kind, 0) + event.self_device_time_total / 2000  # of two updates, in milliseconds
+    busy = sum(kinds.values())
+    yield {"ms": round(1000 * spent, 1), "GPU busy": round(busy / 1000 / spent, 3)} | {
+        kind: round(ms, 1) for kind, ms in sorted(kinds.items(), key=lambda pair: -pair[1])
+    }
+    for event in sorted(on_gpu, key=lambda e: -e.self_device_time_total)[:24]:
+        yield {"ms": round(event.self_device_time_total / 2000, 2), "calls": event.count // 2, "kernel": event.key[:88]}
+
+
+KERNELS = {  # kind -> parts of kernels' names
+    "attention": ("flash", "cudnn_generated", "fmha", "sdpa"),
+    "products": ("gemm", "cutlass", "nvjet", "cublas", "xmma"),
+    "optimizer": ("multi_tensor", "Adam", "foreach"),
+    "layers, compiled": ("triton_",),
+    "copies": ("Memcpy", "Memset", "copy"),
+}
+
+
+def attention_part(size: str, device: str, quick: bool) -> Iterator[dict[str, Any]]:
+    """Forward and backward of one layer's attention over the batch, in bfloat16."""
+    lengths = [len(t) for t in skewed(6 if quick else 64, 300 if quick else 4096)]
+    _, _, heads, kv_heads, _ = SHAPES[size]
+    borders = torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32, device=device)
+    layout = BlockLayout((), None, borders, max(lengths))
+    shapes = [(1, n, sum(lengths), 128) for n in (heads, kv_heads, kv_heads)]
+    q, k, v = (torch.randn(s, dtype=torch.bfloat16, device=device, requires_grad=True) for s in shapes)
+    repeat = heads // kv_heads
+
+    def ours() -> torch.Tensor:
+        return packed_attention(torch.nn.Module(), q, k, v, None, layout=layout)[0]
+
+    def repeated() -> torch.Tensor:
+        rows = [x[0].transpose(0, 1) for x in (q, k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1))]
+        return varlen_attn(*rows, borders, borders, layout.longest, layout.longest, window_size=(-1, 0))
+
+    def cudnn() -> torch.Tensor:
+        before, varlen._should_use_cudnn = varlen._should_use_cudnn, lambda _: True
+        try:
+            return repeated()
+        finally:
+            varlen._should_use_cudnn = before
+
+    operations = 7 * heads * 128 * sum(n * n for n in lengths)  # causal: half of 4 forward, and of 10 backward
+    for name, attend in (("as the learner does", ours), ("flash, heads repeated", repeated), ("cudnn", cudnn)):
+        try:
+            out = attend()
+            there = clock(attend, 5, device)
+            both = clock(lambda: attend().sum().backward(), 5, device)  # noqa: B023
+            row = {"ms forward": round(1000 * there, 2), "ms both": round(1000 * both, 2)}
+            yield {
+                "kernel": name,
+                **row,
+                "TFLOP/s": round(operations / both / 1e12),
+                "mean": out.float().abs().mean().item(),
+            }
+        except Exception as error:
+            yield {"kernel": name, "error": str(error).splitlines()[0][:150]}
+
+
+def memory_part(size: str, device: str, quick: bool) -> Iterator[dict[str, Any]]:
+    """Peaks of updates against what the plan says of their parts; the optimizer on the host beside it."""
+    longest = 300 if quick else 32_768
+    whole, long = skewed(6 if quick else 64, 300 if quick else 4096), one_long(longest)
+    variants: dict[str, tuple[dict[str, Any], list[Trajectory]]] = {
+        "packed": ({"max_tokens_per_batch": 16_384}, whole),
+        "compiled": ({"max_tokens_per_batch": 16_384, "compile": True}, whole),
+        "checkpointing, one of 32,768": ({"gradient_checkpointing": True, "max_tokens_per_batch": longest}, long),
+        "lora": ({"lora": {"rank": 16}, "max_tokens_per_batch": 16_384}, whole),
+        "optimizer on the host": ({"offload_optimizer": True, "max_tokens_per_batch": 16_384}, whole),
+    }
+    for name, (section, batch) in variants.items():
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        learner = _learner(size, device, section)
+        spent, more = update_seconds(learner, batch, 1)
+        del learner
+        plan = planned(size, section, batch)
+        row = {"variant": name, "ms": round(1000 * spent), **more, "planned GiB": round(plan / 2**30, 2)}
+        yield {**row, "plan / peak": round(plan / 2**30 / more["peak GiB"], 3)} if "peak GiB" in more else row
+
+
+def _learner(size: str, device: str, section: dict[str, Any]) -> Learner:
+    settings = LearnerConfig(lr=1e-9, dtype="bfloat16", **section)
+    if settings.offload_optimizer:
+        made = model(size, "cpu")
+        return Learner(made, settings, masters=HostMasters(made, torch.device(device), torch.bfloat16))
+    return Learner(model(size, device, torch.bfloat16 if settings.lora else torch.float32), settings)
+
+
+def one_long(length: int) -> list[Trajectory]:
+    record, rng = TokenRecord(), np.random.default_rng(3)
+    record.add_observation("user", rng.integers(2, VOCABULARY, PROMPT).tolist(), "")
+    response = rng.integers(2, VOCABULARY, length - PROMPT).tolist()
+    record.add_action(response, [-10.0] * len(response), [0] * len(response), "")
+    return [record.close("long", 1.0, "answered")]
+
+
+def planned(size: str, section: dict[str, Any], batch: list[Trajectory]) -> int:
+    """Bytes of the learner's parts, without what CUDA takes for itself."""
+    hidden, layers, heads, kv_heads, mlp = SHAPES[size]
+    dtype = "bfloat16" if "lora" in section else "float32"
+    config = validate({"model": {"dtype": dtype}, "learner": {"dtype": "bfloat16", **section}})
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"batch": len(batch)})})
+    parameters = model(size, "meta").num_parameters()
+    shape = Shape("qwen3", parameters, layers, hidden, heads, kv_heads, 128, mlp, VOCABULARY, normed=True)
+    parts = memory(config, shape, 0, max(map(len, batch)), "cuda", 0)
+    return sum(bytes_ for name, bytes_ in parts.items() if name not in ("program", "sampler", "KV cache"))
 
 
 async def _sample(engine: HFEngine, episodes: int, tokens: int) -> tuple[float, list[Any]]:
@@ -173,22 +322,28 @@ class _Tokenizer:
         return {f"t{i}": i for i in range(VOCABULARY)}
 
 
-def engine_part(size: str, device: str, episodes: int, quick: bool) -> dict[str, Any]:
+def engine_part(size: str, device: str, quick: bool) -> Iterator[dict[str, Any]]:
+    for episodes, graphs in ((64, False), (64, True), (256, True)):
+        yield sampled(size, device, episodes, graphs, quick)
+
+
+def sampled(size: str, device: str, episodes: int, graphs: bool, quick: bool) -> dict[str, Any]:
     """Tokens a second, and how far the learner's log-probabilities are from those of the bfloat16 sampler."""
     length = 32 if quick else 256
     sampler = model(size, device, torch.bfloat16)
     sampler.generation_config.eos_token_id = sampler.config.eos_token_id = None
 
     async def run() -> tuple[float, list[Any]]:
-        engine = HFEngine(sampler, _Tokenizer(), slots=episodes, max_len=PROMPT + length + 1)
-        await _sample(engine, min(episodes, 4), 4)
+        engine = HFEngine(sampler, _Tokenizer(), slots=episodes, max_len=PROMPT + length + 1, graphs=graphs)
+        await _sample(engine, episodes, 4)
         found = await _sample(engine, episodes, length)
         await engine.close()
         return found
 
     spent, found = asyncio.run(run())
     tokens = sum(len(g.token_ids) for _, g in found)
-    row = {"part": "hf engine", "size": size, "episodes": episodes, "tokens/s": round(tokens / spent)}
+    row = {"episodes": episodes, "graphs": graphs, "tokens/s": round(tokens / spent)}
+    row["ms a step"] = round(1000 * spent / length, 2)
     batch = []
     for i, (prompt, generation) in enumerate(found[:32]):
         record = TokenRecord()
@@ -201,29 +356,34 @@ def engine_part(size: str, device: str, episodes: int, quick: bool) -> dict[str,
     return {**row, "mismatch mean": round(float(d.mean()), 5), "mismatch max": round(float(d.max()), 4)}
 
 
+PARTS: dict[str, Callable[[str, str, bool], Iterator[dict[str, Any]]]] = {
+    "attention": attention_part,
+    "settings": settings_part,
+    "profile": profile_part,
+    "learner": learner_part,
+    "engine": engine_part,
+    "memory": memory_part,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["0.5", "1.5"], choices=SHAPES)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--profile", action="store_true", help="only where the time of a packed update goes")
-    parser.add_argument("--compile", action="store_true", help="of the compiled one, with --profile")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     options = parser.parse_args()
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     print(json.dumps({"device": name, "torch": torch.__version__}), flush=True)
-    if options.profile:
-        with torch.profiler.profile() as profile:
-            packed_seconds(options.sizes[0], options.device, skewed(64, 4096), 1, options.compile)
-        print(profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=60))
-        return
     for size in options.sizes:
-        parts: list[Callable[[], dict[str, Any]]] = [partial(learner_part, size, options.device, options.quick)]
-        parts += [partial(engine_part, size, options.device, n, options.quick) for n in (64, 256)]
-        for part in parts:
+        for name in options.parts:
+            started = time.perf_counter()
             try:
-                print(json.dumps(part()), flush=True)
+                for row in PARTS[name](size, options.device, options.quick):
+                    print(json.dumps({"part": name, "size": size, **row}), flush=True)
             except Exception:  # a machine is lent for minutes: one part that fails must not take the others with it
                 traceback.print_exc()
+            print(f"# {name} {size}: {time.perf_counter() - started:.0f} s", flush=True)
             if options.device == "cuda":
                 torch.cuda.empty_cache()
 

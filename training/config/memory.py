@@ -21,6 +21,7 @@ PROGRAM = {"cpu": 480 << 20, "cuda": 600 << 20}  # Python with torch and transfo
 VLLM_PROGRAM = 900 << 20  # its process on a CPU, without weights and cache
 VLLM_CACHE = 256 << 20  # its KV cache on a CPU, where nothing is said
 LOGITS = 3  # float32 copies of a chunk's logits at one time: log-softmax, its gradient, the gradient of the logits
+FUSED_LOGITS = 2  # with learner.compile, in the computation's own precision: the logits and their gradient
 HALF = 0.68  # activations under bfloat16 against float32: norms and the residual stream stay float32
 COMPILED = 0.58  # of these, with learner.compile: what lies between two products is computed again
 LEAN = 64_000_000  # parameters up to which the hf engine keeps fused copies of its own (agent/engines/hf/lean.py)
@@ -115,7 +116,9 @@ def memory(config: Config, shape: Shape, in_flight: int, context: int, device: s
     half, offloaded = _computes_in_half(c, device), offloads(config, device)
     trained = shape.adapters(c) or shape.parameters
     rows = min(c.max_tokens_per_batch, config.rollout.batch * context)
-    logits = LOGITS * 4 * min(c.logits_chunk, rows) * shape.vocabulary
+    fused = c.compile and not c.entropy_coef  # the gradient of an entropy bonus is torch's own
+    logit = FUSED_LOGITS * (2 if half else 4) if fused else LOGITS * 4  # bytes
+    logits = logit * min(c.logits_chunk, rows) * shape.vocabulary
     embedding = 4 * shape.vocabulary * shape.hidden if not c.lora else 0
     kept = shape.activations(c) * (HALF if half else 1) * (COMPILED if half and c.compile else 1)
     master = 2 if c.masters == "bfloat16" or (offloaded and half) else 4

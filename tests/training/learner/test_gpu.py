@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import tomllib
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,16 +15,24 @@ import torch
 
 from solostream.agent.engine import Sampling
 from solostream.agent.engines.hf import HFEngine
+from solostream.agent.engines.hf.graphs import GraphedForward
 from solostream.agent.trajectory import TokenRecord, Trajectory
+from solostream.errors import UserError
 from solostream.training.advantages.base import Advantages, per_token
 from solostream.training.batch import Batch
+from solostream.training.config import validate
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.learner import Learner
+from solostream.training.learner.optimizer.on_host import HostMasters
+from solostream.training.run.progress import ProgressDisplay
+from solostream.training.run.train import newest, run
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
+TINY = Path(__file__).parents[1] / "run" / "tiny.toml"
+BUILD = {"hidden_size": 32, "layers": 1, "heads": 2, "kv_heads": 1, "mlp_size": 64}
 NAMES = [name for name in tiny_models.MODELS if name != "gpt2"]
 
 
@@ -84,6 +96,132 @@ def test_the_gradient_in_half_precision_points_the_same_way(checkpointing: bool)
         return caught[0]
 
     assert torch.cosine_similarity(gradient("float32"), gradient("bfloat16"), 0) > 0.99
+
+
+def test_micro_batches_follow_each_other_without_waiting_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Learner(tiny_models.model("qwen3").cuda(), LearnerConfig(dtype="bfloat16", max_tokens_per_batch=64))
+    batch = skewed(learner)
+    learner.update(batch, weighed(batch))  # kernels are loaded at their first use
+    accumulate, packs = Learner._accumulate, []
+
+    def watched(*arguments: Any) -> None:
+        packs.append(arguments)
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            accumulate(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+    monkeypatch.setattr(Learner, "_accumulate", watched)
+    learner.update(batch, weighed(batch), drift=False)
+    assert len(packs) > 2
+
+
+def test_a_compiled_update_gives_the_weights_of_one_that_is_not() -> None:
+    """In float32, so that nothing but the order of sums differs; chunks with a rest, a temperature, several packs."""
+    settings = {"lr": 1e-3, "dtype": "float32", "max_tokens_per_batch": 128, "logits_chunk": 37}
+    weights: list[Any] = []
+    for compiled in (False, True):
+        config = LearnerConfig(**settings, compile=compiled)  # type: ignore[arg-type]
+        learner = Learner(tiny_models.model("qwen3", scale=3.0).cuda(), config, temperature=0.8)
+        if not compiled:
+            batch = skewed(learner)
+        before = learner.logprobs(batch), learner.entropies(batch)
+        found = learner.update(batch, weighed(batch))
+        weights.append((before, found["grad_norm"], learner.weights()))
+    (plain, norm, first), (fused, norm_fused, second) = weights
+    for a, b in zip(plain, fused, strict=True):
+        assert np.abs(np.concatenate(a) - np.concatenate(b)).max() < 1e-4
+    assert norm_fused == pytest.approx(norm, rel=1e-3)
+    for key, a in first.items():
+        assert torch.allclose(a, second[key], atol=2e-4), key
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_optimizer_on_the_host_takes_the_steps_of_the_one_on_the_device(dtype: str) -> None:
+    settings = LearnerConfig(lr=1e-3, dtype=dtype, max_tokens_per_batch=64)  # type: ignore[arg-type]
+    there = Learner(tiny_models.model("qwen3").cuda(), settings)
+    made = tiny_models.model("qwen3")
+    computed = torch.float32 if dtype == "float32" else torch.bfloat16
+    masters = HostMasters(made, torch.device("cuda", 0), computed)
+    here = Learner(made, settings.model_copy(update={"offload_optimizer": True}), masters=masters)
+    batch = skewed(there)
+    before = {name: tensor.detach().clone() for name, tensor in there.optimizer.named.items()}
+    for _ in range(3):
+        norms = [one.update(batch, weighed(batch))["grad_norm"] for one in (there, here)]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-4 if dtype == "float32" else 0.05)
+    assert {p.device.type for p in here.optimizer.parameters} == {"cpu"}
+    moved = [
+        torch.cat([(o.named[n].detach().cpu() - before[n].cpu()).flatten() for n in before])
+        for o in (there.optimizer, here.optimizer)
+    ]
+    assert float(moved[0].abs().max()) > 1e-3
+    assert float(torch.cosine_similarity(*moved, 0)) > (0.9999 if dtype == "float32" else 0.9)
+
+
+def test_a_device_that_is_full_in_the_middle_of_a_run_leaves_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Allocations that do fail: another tenant, which is this test, takes what is free before the fourth update."""
+    sections = {"model": {"device": "cuda", "build": BUILD}, "cold_start": {"phases": []}}
+    config = validate(tomllib.loads(TINY.read_text()) | sections)
+    whole, calls, tenant = Learner.update, iter(range(9)), list[torch.Tensor]()
+
+    def update(self: Learner, *args: Any, **kwargs: Any) -> dict[str, float]:
+        if next(calls) == 3:
+            free = torch.cuda.memory_reserved() + (64 << 20)
+            torch.cuda.set_per_process_memory_fraction(free / torch.cuda.mem_get_info()[1])
+            for size in (4 << 20, 1 << 20, 64 << 10, 512):
+                with suppress(torch.OutOfMemoryError):
+                    while True:
+                        tenant.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(Learner, "update", update)
+    try:
+        with pytest.raises(UserError, match=r"out of memory with max_tokens_per_batch .* checkpoint is kept") as told:
+            run(config, tmp_path / "run", None, ProgressDisplay())
+    finally:
+        tenant.clear()
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "\n" not in str(told.value)
+    monkeypatch.setattr(Learner, "update", whole)
+    kept = newest(tmp_path / "run")
+    assert kept is not None
+    run(config, tmp_path / "run", kept, ProgressDisplay())
+
+
+async def test_graphs_sample_what_steps_of_their_own_sample() -> None:
+    """Turns, idle rows between active ones, new weights in between, and a cache that grows."""
+    from solostream.training.config import BuildConfig
+    from solostream.training.run.model import build_model, build_tokenizer
+
+    tokenizer = build_tokenizer(["a b c d e f g"], 300)
+    shape = BuildConfig(hidden_size=64, layers=2, heads=4, kv_heads=2, mlp_size=96, vocabulary=300)
+    other = {name: tensor * 1.25 for name, tensor in build_model(shape, tokenizer, 4).state_dict().items()}
+    models = [build_model(shape, tokenizer, 3).cuda() for _ in range(2)]  # type: ignore[arg-type]
+    tokenizer.eos_token = None  # every response is as long as it may be
+    said: list[list[Any]] = []
+    for made, graphs in zip(models, (False, True), strict=True):
+        made.generation_config.eos_token_id = made.config.eos_token_id = None
+        engine = HFEngine(made, tokenizer, slots=21, max_len=700, graphs=graphs)
+        assert isinstance(engine._forward, GraphedForward) == graphs
+        found: list[Any] = []
+        for turn, weights in enumerate((None, {name: tensor.cuda() for name, tensor in other.items()})):
+            if weights is not None:
+                await engine.load_weights(weights, 1)
+            asked = []
+            for i in range(13 + 8 * turn):
+                prompt = [5 + i, 6, 7, *(found[i].token_ids if turn and i < 13 else [])]
+                asked.append(engine.generate(prompt, Sampling(40 + 17 * i if not turn else 30, seed=i, key=str(i))))
+            found += await asyncio.gather(*asked)
+        said.append(found)
+        await engine.close()
+    for plain, graphed in zip(*said, strict=True):
+        assert plain.token_ids == graphed.token_ids
+        assert plain.logprobs == pytest.approx(graphed.logprobs, abs=1e-3)
+    assert max(len(one.token_ids) for one in said[0]) > 240  # beyond the first columns of the cache
 
 
 async def test_the_hf_engine_samples_what_the_cpu_samples(tmp_path: Path) -> None:

@@ -85,6 +85,6 @@ def _back(of_logprob: Tensor, logits: Tensor, targets: Tensor, norm: Tensor, tem
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """For chunks of any length. Compiled when it is first wanted: the compiler takes seconds to be imported."""
-    found: Callable[..., Any] = torch.compile(function, dynamic=True)
+    """Once for a vocabulary, chunks of any length; when first wanted, for importing the compiler takes seconds."""
+    found: Callable[..., Any] = torch.compile(function)
     return found
