@@ -218,7 +218,8 @@ def attention_part(size: str, device: str, quick: bool) -> Iterator[dict[str, An
         return packed_attention(torch.nn.Module(), q, k, v, None, layout=layout)[0]
 
     def repeated() -> torch.Tensor:
-        rows = [x[0].transpose(0, 1) for x in (q, k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1))]
+        heads_first = q, k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+        rows = [x[0].transpose(0, 1).contiguous() for x in heads_first]
         return varlen_attn(*rows, borders, borders, layout.longest, layout.longest, window_size=(-1, 0))
 
     def cudnn() -> torch.Tensor:
