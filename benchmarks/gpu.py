@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import sys
 import time
@@ -258,6 +259,7 @@ def memory_part(size: str, device: str, quick: bool) -> Iterator[dict[str, Any]]
         "optimizer on the host": ({"offload_optimizer": True, "max_tokens_per_batch": 16_384}, whole),
     }
     for name, (section, batch) in variants.items():
+        gc.collect()  # gradients' hooks and what they are of refer to each other
         if device == "cuda":
             torch.cuda.empty_cache()
         learner = _learner(size, device, section)
@@ -385,6 +387,7 @@ def main() -> None:
             except Exception:  # a machine is lent for minutes: one part that fails must not take the others with it
                 traceback.print_exc()
             print(f"# {name} {size}: {time.perf_counter() - started:.0f} s", flush=True)
+            gc.collect()
             if options.device == "cuda":
                 torch.cuda.empty_cache()
 
