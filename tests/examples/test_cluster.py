@@ -31,7 +31,8 @@ def test_compose_starts_a_head_with_the_driver_and_two_machines() -> None:
     services = yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]
     assert set(services) == {"head", "worker-1", "worker-2"}
     script = services["head"]["command"][-1].replace("\\\n", " ")
-    start, driver = (line.split() for line in script.strip().splitlines())
+    stop, start, driver = (line.split() for line in script.strip().splitlines())
+    assert stop == ["set", "-e"]  # without a cluster there is nothing to train on
     assert start[:3] == ["ray", "start", "--head"]
     wanted = {"learners": 1, "replicas": 2, "players": 2, "address": "head:6379", "transfer": "memory"}
     assert settings_of(driver[1:]).items() >= wanted.items()
