@@ -155,6 +155,21 @@ print('left')
     expect(seen.stdout == "left\n", "the child is started", seen)  # that none is left is looked at after every case
 
 
+@case("a child that is given to the session's parent: CLONE_PARENT", "orphans")
+async def adopted(arena: Arena) -> None:
+    code = """
+import ctypes, os, time
+number = {'x86_64': 56, 'aarch64': 220}[os.uname().machine]
+for seconds in (0, 60):
+    if ctypes.CDLL(None).syscall(ctypes.c_long(number), ctypes.c_long(0x8000 | 17), 0, 0, 0, 0) == 0:
+        time.sleep(seconds)
+        os._exit(0)
+print('tried')
+"""
+    seen = await arena.run(code)
+    expect(seen.stdout == "tried\n", "the session goes on", seen)  # that it can be closed is looked at afterwards
+
+
 @case("folders with mode 0 go with the session", "orphans", "filesystem")
 async def closed_folders(arena: Arena) -> None:
     code = f"""

@@ -6,6 +6,7 @@ host, share both. Every case asks the host, or a neighbour, whether anything cha
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import socket
@@ -312,3 +313,69 @@ time.sleep(1)
 """
     seen = await arena.run(_LIBC + code)
     expect(seen.stdout == "0\n", "none of the machine's contexts is given", seen)
+
+
+@case("System V objects of the host", "host")
+async def system_v(arena: Arena) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.shmat.restype = ctypes.c_void_p
+    # Made for everyone, and for this user, whom the session may share: shared memory, semaphores, a queue.
+    made = libc.shmget(0, 4096, 0o1666), libc.semget(0, 1, 0o1666), libc.msgget(0, 0o1666)
+    segment = libc.shmat(made[0], None, 0)
+    try:
+        ctypes.memmove(segment, b"canary", 6)
+        code = f"""
+libc.shmat.restype = ctypes.c_void_p
+block = libc.shmat({made[0]}, None, 0)
+if block not in (None, 2**64 - 1):
+    print('reads', ctypes.string_at(block, 6))
+    ctypes.memset(block, 120, 6)
+print(libc.semctl({made[1]}, 0, 16, 7), libc.msgsnd({made[2]}, bytes([1] * 16), 4, 0o4000))
+for remove in (lambda n: libc.shmctl(n, 0, None), lambda n: libc.semctl(n, 0, 0), lambda n: libc.msgctl(n, 0, None)):
+    for number in {made}:
+        remove(number)
+"""
+        seen = await arena.run(_LIBC + code)
+        expect(seen.stdout == "-1 -1\n", "nothing of the host's is reached by its number", seen)
+        expect(ctypes.string_at(segment, 6) == b"canary", "the host's shared memory stays as it was")
+        expect(libc.semctl(made[1], 0, 12) == 0, "its semaphore stays 0")  # GETVAL; -1 when it is gone
+    finally:
+        libc.shmdt(ctypes.c_void_p(segment))
+        for remove, number in zip((libc.shmctl, libc.semctl, libc.msgctl), made, strict=True):
+            remove(number, 0, 0 if remove is libc.semctl else None)
+
+
+@case("the machine's network cards, asked through a socket pair", "network")
+async def cards(arena: Arena) -> None:
+    code = f"""
+import fcntl, socket, struct
+one, other = socket.socketpair()
+for name in {[name for _, name in socket.if_nameindex() if name != "lo"]}:
+    for request in (0x8913, 0x8915, 0x8927):  # flags, address, hardware address
+        if not isinstance(attempt(fcntl.ioctl, one, request, struct.pack('256s', name.encode())), OSError):
+            print(name, hex(request))
+"""
+    seen = await arena.run(_LIBC + code)
+    expect(seen.stdout == "", "no card of the host answers", seen)
+
+
+@case("compiled filters and rules of the kernel's are not taken from other sessions", "sessions")
+async def filters(arena: Arena) -> None:
+    """The machine has one pool of memory for compiled filters; without room in it no session can be confined."""
+    code = """
+import socket, struct
+one, other = socket.socketpair()
+allow = ctypes.create_string_buffer(struct.pack('<HBBI', 6, 0, 0, 0x7FFF0000), 8)
+program = struct.pack('<HxxxxxxQ', 1, ctypes.addressof(allow))
+seccomp = {'x86_64': 317, 'aarch64': 277}[os.uname().machine]
+rules = struct.pack('<QQQ', 1, 0, 0)
+takes = (
+    lambda: isinstance(attempt(one.setsockopt, 1, 26, program), OSError),
+    lambda: libc.prctl(22, 2, program, 0, 0),
+    lambda: libc.syscall(seccomp, 1, 0, program),
+    lambda: libc.syscall(444, rules, ctypes.c_size_t(8), 0) < 0,
+)
+print([bool(take()) for take in takes])
+"""
+    seen = await arena.run(_LIBC + code)
+    expect(seen.stdout == f"{[True] * 4}\n", "none is given", seen)

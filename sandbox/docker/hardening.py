@@ -39,7 +39,7 @@ class Container:
 _FORBIDDEN = """
     acct add_key bpf clock_adjtime clock_settime create_module delete_module fanotify_init fanotify_mark
     finit_module fsconfig fsmount fsopen fspick get_kernel_syms init_module inotify_init inotify_init1 io_setup
-    io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl
+    io_uring_enter io_uring_register io_uring_setup ioperm iopl kexec_file_load kexec_load keyctl
     lookup_dcookie mbind migrate_pages move_mount move_pages name_to_handle_at nfsservctl open_by_handle_at
     open_tree perf_event_open process_vm_readv process_vm_writev ptrace query_module quotactl quotactl_fd reboot
     request_key set_mempolicy setdomainname settimeofday swapoff swapon syslog sysfs uselib userfaultfd ustat

@@ -49,6 +49,7 @@ def main() -> NoReturn:
     worker.reserve_channel()
     sys.argv[:] = [""]
     room = memory.Room.of_container()
+    options["counted"] = groups >= 0
     try:
         confinement = tiers.confinement(options)
     except OSError as error:

@@ -65,7 +65,7 @@ def main() -> int:
 @pytest.mark.parametrize(
     ("tier", "options", "only", "least"),
     [
-        ("namespaces", ["--user", "--no-cgroup"], (*OTHERS, *MEMORY), 30),
+        ("namespaces", ["--user", "--no-cgroup"], (*OTHERS, *MEMORY, "hidden", "CLONE_PARENT"), 40),
         ("namespaces", ["--no-cgroup", "--landlock", "5"], ("trespass", *MEMORY), 20),
         ("landlock", ["--user", "--no-cgroup"], (*OTHERS, *MEMORY), 20),
         ("landlock", ["--user", "--no-cgroup", "--landlock", "1"], OTHERS, 11),  # orphans and the host are not claimed

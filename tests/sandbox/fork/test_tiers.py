@@ -152,32 +152,38 @@ right.recv(1), child, os.getuid()
     assert (await (await sandbox.open()).run(code)).result == "(b'a', '42\\n', 1000)"
 
 
+def interpret(machine: str, code: bytes, number: int, *arguments: int, of: int | None = None) -> int:
+    """What the kernel would make of a call."""
+    program = [struct.unpack("<HBBI", line) for line in _lines(code)]
+    words = {0: number, 4: seccomp._ARCH[machine][1] if of is None else of}
+    for place, value in enumerate((*arguments, 0, 0, 0, 0)[:4]):
+        words |= {16 + 8 * place: value & 0xFFFFFFFF, 20 + 8 * place: value >> 32}
+    at = loaded = 0
+    while True:
+        op, yes, no, k = program[at]
+        if op == 0x06:
+            return int(k)
+        if op == 0x20:
+            loaded, jump = words[k], 0
+        elif op == 0x54:
+            loaded, jump = loaded & k, 0
+        elif op == 0x05:
+            jump = k
+        else:
+            jump = yes if {0x15: loaded == k, 0x35: loaded >= k}[op] else no
+        at += 1 + jump
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_filter_is_well_formed(machine: str, shared: bool) -> None:
     """Interpreted here as the kernel would: every jump lands inside, and the verdicts are the documented ones."""
     column, arch = seccomp._ARCH[machine]
-    program = [struct.unpack("<HBBI", line) for line in _lines(seccomp.build(machine, shared=shared, landlock_abi=2))]
+    program = seccomp.build(machine, shared=shared, landlock_abi=2)
 
     def verdict(number: int | None, *arguments: int, of: int = arch) -> int:
         assert number is not None
-        words = {0: number, 4: of}
-        for place, value in enumerate((*arguments, 0, 0, 0)[:3]):
-            words |= {16 + 8 * place: value & 0xFFFFFFFF, 20 + 8 * place: value >> 32}
-        at = loaded = 0
-        while True:
-            op, yes, no, k = program[at]
-            if op == 0x06:
-                return k
-            if op == 0x20:
-                loaded, jump = words[k], 0
-            elif op == 0x54:
-                loaded, jump = loaded & k, 0
-            elif op == 0x05:
-                jump = k
-            else:
-                jump = yes if {0x15: loaded == k, 0x35: loaded >= k}[op] else no
-            at += 1 + jump
+        return interpret(machine, program, number, *arguments, of=of)
 
     allow, eperm, enosys, kill = 0x7FFF0000, 0x50001, 0x50026, 0x80000000
     clone, ioctl, fcntl = seccomp._CLONE[column], seccomp._IOCTL[column], seccomp._FCNTL[column]
@@ -189,10 +195,18 @@ def test_filter_is_well_formed(machine: str, shared: bool) -> None:
     assert verdict(seccomp._IGNORED["setsid"][column]) == verdict(seccomp._IGNORED["fchmodat"][column]) == success
     assert verdict(seccomp._REFUSED_SHARED["fchownat"][column]) == other
     assert verdict(clone, 0x11) == allow
-    assert verdict(clone, 0x10000011) == eperm
+    assert verdict(clone, 0x10000011) == verdict(clone, 0x8011) == eperm  # CLONE_NEWUSER, CLONE_PARENT
     assert verdict(435) == verdict(0x40000001) == verdict(999) == enosys
     assert verdict(seccomp._ABSENT["epoll_create1"][column]) == enosys
-    assert [verdict(ioctl, 5, request) for request in (0x5412, 0x5413, 0x8901)] == [eperm, allow, eperm]
+    # Type T (0x80045430: TIOCGPTN) without TIOCSTI; FICLONE; FIOSETOWN, FS_IOC_ENABLE_VERITY, BTRFS_IOC_SUBVOL_CREATE
+    asked = [verdict(ioctl, 5, request) for request in (0x5412, 0x5413, 0x80045430, 0x40049409)]
+    assert asked == [eperm, allow, allow, allow]
+    assert {verdict(ioctl, 5, request) for request in (0x8901, 0x40806685, 0x5000940E)} == {0x50019}
+    prctl, einval = seccomp._PRCTL[column], 0x50016
+    asked = [verdict(prctl, option) for option in (1, 15, 56, 63, 22, 35, 57, 62, 78, 0x53564D41)]
+    assert asked == [allow] * 4 + [eperm] * 2 + [einval] * 4
+    attach = seccomp._SETSOCKOPT[column]
+    assert [verdict(attach, 4, 1, option) for option in (26, 50, 7)] == [eperm, eperm, allow]
     assert [verdict(fcntl, 5, command) for command in (1031, 1032, 2)] == [eperm, allow, allow]
     # stream 1, datagram 2, raw 3, seqpacket 5, each with flags; family 1 is AF_UNIX
     assert [verdict(pair, 1, 0o2004000 | kind) for kind in (1, 2, 3, 5)] == [allow, eperm, eperm, allow]
@@ -207,6 +221,23 @@ def test_filter_is_well_formed(machine: str, shared: bool) -> None:
     ]  # fmt: skip
     cut = [verdict(seccomp._OPENAT[column], 0, 0, flags) for flags in (0o1000, 0o1001, 0o1003, 0)]
     assert cut == ([eperm, allow, eperm, allow] if shared else [allow] * 4)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_large_memory_without_a_file_is_shared_only_where_it_is_counted(machine: str) -> None:
+    """MAP_SHARED 1, MAP_PRIVATE 2, MAP_SHARED_VALIDATE 3, MAP_ANONYMOUS 0x20; other flags beside them."""
+    allow, enomem = 0x7FFF0000, 0x5000C
+    number = seccomp._MMAP[{"x86_64": 0, "aarch64": 1}[machine]]
+
+    def verdicts(counted: bool, flags: int) -> list[int]:
+        program = seccomp.build(machine, shared=False, counted=counted)
+        return [interpret(machine, program, number, 0, size, 3, flags) for size in (13, 16_384, 16_385, 1 << 33)]
+
+    for flags in (0x21, 0x23, 0x8021):
+        assert verdicts(False, flags) == [allow, allow, enomem, enomem]
+        assert verdicts(True, flags) == [allow] * 4
+    for flags in (0x22, 0x01, 0x4022):  # private, or of a file
+        assert verdicts(False, flags) == [allow] * 4
 
 
 def _lines(program: bytes) -> list[bytes]:

@@ -38,6 +38,7 @@ class Confinement:
     landlock_abi: int
     seccomp: bytes  # the filter's program, empty where the machine's is not known
     folder: str = "/tmp"  # where sessions write; without namespaces each gets a folder below it
+    counted: bool = True  # a cgroup counts a session's memory
 
     @property
     def isolation(self) -> str:
@@ -79,7 +80,9 @@ class Restriction:
         self._rules: landlock.Rules | None = None
         if confinement.landlock_abi and confinement.tier != "rlimits":
             readable = ["/"] if self._own_pids else rootfs.readable()
-            self._rules = landlock.Rules(confinement.landlock_abi, readable, list(rootfs.DEVICES))
+            # What is mapped of the host's /dev/zero is memory that nobody can count.
+            devices = [d for d in rootfs.DEVICES if self._own_pids or confinement.counted or d != rootfs.ZERO]
+            self._rules = landlock.Rules(confinement.landlock_abi, readable, devices)
 
     def prepare(self, calls: linux.Calls, folder: str, *more: str) -> None:
         """Irrevocable once made, and inherited by all that the caller starts, which may write below `folder` and
@@ -128,6 +131,8 @@ def _limits(confinement: Confinement) -> dict[int, int]:
         resource.RLIMIT_SIGPENDING: _TIMERS,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_RTPRIO: 0,  # of a user whom the machine lets play music, say
+        resource.RLIMIT_NICE: 0,
     }
     if confinement.tier == "namespaces":
         values[resource.RLIMIT_NPROC] = confinement.processes

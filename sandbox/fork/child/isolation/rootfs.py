@@ -17,7 +17,8 @@ from . import init
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _ETC = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime")
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+ZERO = "/dev/zero"
+DEVICES = ("/dev/null", ZERO, "/dev/full", "/dev/random", "/dev/urandom")
 INIT = "/.init"  # process 1 of every session
 _OLD = "/.host"
 _DEEPEST = 64  # folders within folders that are deleted in one go
@@ -86,7 +87,8 @@ def build() -> None:
         _show(path, _READ_ONLY)
     os.mkdir("/dev", 0o755)
     for device in DEVICES:
-        _show(device, linux.MS_RDONLY | linux.MS_NOSUID)
+        # The full device reads as zeros, too, and cannot be mapped: as memory that processes share without a file.
+        _show(device, linux.MS_RDONLY | linux.MS_NOSUID, "/dev/full" if device == ZERO else device)
     for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         os.symlink(f"/proc/self/{target}", f"/dev/{name}")
     os.makedirs("/etc", 0o755, exist_ok=True)
@@ -109,9 +111,9 @@ def build() -> None:
     linux.mount("none", "/", flags=linux.MS_REMOUNT | linux.MS_BIND | _READ_ONLY)
 
 
-def _show(path: str, flags: int) -> None:
-    """Bind the host's `path`; a link stays a link when it is relative or stays within what is shown."""
-    source = _OLD + path
+def _show(path: str, flags: int, what: str = "") -> None:
+    """Bind the host's `path`, or `what`; a link stays a link when it is relative or stays within what is shown."""
+    source = _OLD + (what or path)
     if os.path.islink(source):
         target = os.readlink(source)
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)

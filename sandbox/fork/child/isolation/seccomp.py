@@ -4,7 +4,9 @@ A refused call returns an error, it does not kill: Python reports it as an excep
 family are refused, and so are datagram pairs, which can send to any path, and messages that carry descriptors; stream
 pairs stay. Refused as well: namespaces, mounts, tracing, other processes' memory, kernel keys, System V IPC, memory
 files, BPF, perf, io_uring, and every call newer than this table; and what draws on a pool that the kernel keeps for a
-user or for the machine: inotify, fanotify, asynchronous I/O, epoll (Python falls back to poll), larger pipes, leases.
+user or for the machine: inotify, fanotify, asynchronous I/O, epoll (Python falls back to poll), larger pipes, leases;
+further filters and rules; children that are given to the caller's own parent. Of `prctl` and `ioctl` only what is named
+here is let through.
 
 Where sessions share the host's pid namespace or its user (`shared`), other processes and the modes, owners, times and
 extended attributes of files cannot be reached either: Landlock does not cover them.
@@ -32,6 +34,7 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {  # (x86_64, aarch64)
     "swapon": (167, 224), "swapoff": (168, 225), "reboot": (169, 142), "sethostname": (170, 161),
     "setdomainname": (171, 162), "acct": (163, 89), "quotactl": (179, 60), "quotactl_fd": (443, 443),
     "vhangup": (153, 58), "syslog": (103, 116), "settimeofday": (164, 170), "clock_settime": (227, 112),
+    "statmount": (457, 457), "listmount": (458, 458), "lsm_set_self_attr": (460, 460),
     "adjtimex": (159, 171), "clock_adjtime": (305, 266), "iopl": (172, None), "ioperm": (173, None),
     "modify_ldt": (154, None), "personality": (135, 92), "uselib": (134, None), "sysfs": (139, None),
     "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104),
@@ -42,8 +45,13 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {  # (x86_64, aarch64)
     "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "lookup_dcookie": (212, 18),
     # kernel memory that no limit of the session counts
     "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "memfd_create": (319, 279),
-    "memfd_secret": (447, 447), "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
-    "mbind": (237, 235), "set_mempolicy": (238, 237), "migrate_pages": (256, 238), "move_pages": (279, 239),
+    "memfd_secret": (447, 447), "mbind": (237, 235), "set_mempolicy": (238, 237), "migrate_pages": (256, 238),
+    "move_pages": (279, 239), "set_mempolicy_home_node": (450, 450), "vmsplice": (278, 75),
+    "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445), "landlock_restrict_self": (446, 446),
+    # System V and POSIX objects: whoever guesses a number or a name reaches those of its user
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193),
+    "semctl": (66, 191), "semtimedop": (220, 192), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188),
+    "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181),
     # pools that all processes of a user, or of the machine, share
     "io_setup": (206, 0), "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
     "fanotify_mark": (301, 263), "timer_create": (222, 107),
@@ -52,6 +60,8 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {  # (x86_64, aarch64)
     # descriptors in flight are counted per user; a session has nobody to send one to
     "sendmsg": (46, 211), "sendmmsg": (307, 269),
 }  # fmt: skip
+# The compiled filters of all processes are one pool, too, and each may write to the machine's log.
+_REFUSED_LATER: dict[str, tuple[int | None, int | None]] = {"seccomp": (317, 277)}
 # "There is no such call", so that libraries take another way: the watches of all of a user's epolls are one pool.
 _ABSENT: dict[str, tuple[int | None, int | None]] = {"epoll_create": (213, None), "epoll_create1": (291, 20)}
 # Without a pid namespace a session is killed as a process group, so nothing may leave it. These calls seem to succeed
@@ -76,12 +86,25 @@ _OLD_TRUNCATE = (76, 45)  # Landlock knows of truncation since ABI 3
 _OPEN, _OPENAT, _OPENAT2 = (2, None), (257, 56), 437
 
 _CLONE, _CLONE3, _IOCTL, _FCNTL, _PRCTL = (56, 220), 435, (16, 29), (72, 25), (157, 167)
-_SOCKETPAIR, _SETPRIORITY, _IOPRIO_SET = (53, 199), (141, 140), (251, 30)
+_SOCKETPAIR, _SETSOCKOPT, _SETPRIORITY, _IOPRIO_SET = (53, 199), (54, 208), (141, 140), (251, 30)
 _PRLIMIT, _SETRLIMIT = _ONLY_ITSELF["prlimit64"], (160, 164)
-_NAMESPACES = 0x7E020000  # every CLONE_NEW* flag that clone() takes
-# TIOCSTI, TIOCLINUX: typing into somebody's terminal. FIOSETOWN, SIOCSPGRP: signals to others. FS_IOC_SETFLAGS,
-# FS_IOC_FSSETXATTR, FS_IOC_SET_ENCRYPTION_POLICY: attributes of files that are only open for reading.
-_IOCTLS = (0x5412, 0x541C, 0x8901, 0x8902, 0x40086602, 0x401C5820, 0x800C6613)
+# Every CLONE_NEW* flag that clone() takes, and CLONE_PARENT: a child of the fork server's would be in no account, and
+# its namespace could not end before somebody buries it.
+_CLONES = 0x7E028000
+# Terminals and how much can be read (the requests of type T), without those that type into a terminal, take it or load
+# a driver for it; and FICLONE, FICLONERANGE. Others change files that are only open for reading (flags, verity,
+# subvolumes), send signals, or tell of the machine's network cards through any socket.
+_TERMINAL, _TYPE = 0x5400, 0xFF00
+_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
+_FICLONE, _FICLONERANGE = 0x40049409, 0x4020940D
+# prctl knows an option for everything, memory of the kernel without limit among it (PR_FUTEX_HASH, 78). No math needs
+# one newer than tagged addresses, but for vectors on aarch64 (63, 64); nor memory maps, nor filters.
+_PR_SET_SECCOMP, _PR_SET_MM, _PR_NEWER, _PR_VECTORS = 22, 35, 57, (63, 64)
+_MMAP = (9, 222)
+SMALL_SHARED = 16_384  # bytes
+# SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF: compiled into a pool that the machine shares, and
+# without which no session can be confined.
+_SOL_SOCKET, _ATTACH = 1, (26, 50, 51, 52)
 # F_SETOWN, F_SETSIG, F_SETOWN_EX: signals to others. F_SETLEASE, F_NOTIFY: holding up or watching who uses a file.
 # F_SETPIPE_SZ: the pages of a user's pipes are one pool.
 _FCNTLS = (8, 10, 15, 1024, 1026, 1031)
@@ -93,7 +116,9 @@ _ARCH = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 _LOAD, _EQUAL, _ATLEAST, _RETURN, _AND, _JUMP = 0x20, 0x15, 0x35, 0x06, 0x54, 0x05
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_EPERM, _ENOSYS = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
+_EPERM, _ENOSYS, _ENOTTY, _EINVAL, _ENOMEM = (
+    _ERRNO | number for number in (errno.EPERM, errno.ENOSYS, errno.ENOTTY, errno.EINVAL, errno.ENOMEM)
+)
 _SUCCESS = _ERRNO  # without doing anything
 _NUMBER, _MACHINE = 0, 4
 _SET_SECCOMP, _MODE_FILTER = 22, 2
@@ -104,19 +129,23 @@ _Line = tuple[int, int, int, int]  # code, lines to skip if true, if false, valu
 
 
 class _Test(NamedTuple):
-    """Whether an argument's half (`high`: its upper 32 bits), after a mask, equals a value, or `differs` from it."""
+    """Whether an argument's half (`high`: its upper 32 bits), after a mask, equals a value, or `differs` from it, or is
+    `atleast` it.
+    """
 
     argument: int
     value: int
     differs: bool = False
     mask: int = 0xFFFFFFFF
     high: bool = False
+    atleast: bool = False
 
     def lines(self, otherwise: int) -> list[_Line]:
         """Three lines; where the test fails, `otherwise` lines after them are skipped."""
         yes, no = (otherwise, 0) if self.differs else (0, otherwise)
         offset = 16 + 8 * self.argument + 4 * self.high
-        return [(_LOAD, 0, 0, offset), (_AND, 0, 0, self.mask), (_EQUAL, yes, no, self.value)]
+        compare = _ATLEAST if self.atleast else _EQUAL
+        return [(_LOAD, 0, 0, offset), (_AND, 0, 0, self.mask), (compare, yes, no, self.value)]
 
 
 def supported() -> bool:
@@ -124,16 +153,18 @@ def supported() -> bool:
     return os.uname().machine in _ARCH
 
 
-def build(machine: str, *, shared: bool, epoll: bool = False, landlock_abi: int = 7) -> bytes:
+def build(machine: str, *, shared: bool, epoll: bool = False, landlock_abi: int = 7, counted: bool = True) -> bytes:
     """The filter for "x86_64" or "aarch64" as an array of struct sock_filter.
 
     Args:
         shared: the session has the process numbers and perhaps the user of the host: see above.
-        epoll: leave epoll, without which ZeroMQ does not run.
+        epoll: leave epoll, without which ZeroMQ does not run, and further filters: one more will follow.
         landlock_abi: below 3, calls that truncate are refused here.
+        counted: a cgroup counts the session's memory. Else memory that processes share without a file must be small:
+            nobody can see what of it is held.
     """
     column, arch = _ARCH[machine]
-    refused = {**_REFUSED, **(_REFUSED_SHARED if shared else {})}
+    refused = {**_REFUSED, **(_REFUSED_SHARED if shared else {}), **({} if epoll else _REFUSED_LATER)}
     verdicts = dict.fromkeys((pair[column] for pair in refused.values()), _EPERM)
     verdicts |= dict.fromkeys((pair[column] for pair in _ABSENT.values() if not epoll), _ENOSYS)
     verdicts |= dict.fromkeys((pair[column] for pair in _IGNORED.values() if shared), _SUCCESS)
@@ -143,7 +174,8 @@ def build(machine: str, *, shared: bool, epoll: bool = False, landlock_abi: int 
         verdicts |= {_OLD_TRUNCATE[column]: _EPERM, _OPENAT2: _ENOSYS}
     answers: dict[int, list[_Line]] = {}
     answers |= {n: [(_RETURN, 0, 0, verdict)] for n, verdict in verdicts.items() if n is not None}
-    answers |= {n: _checked(checks) for n, checks in _conditional(column, shared, landlock_abi).items()}
+    conditional = _conditional(column, shared, landlock_abi) | ({} if counted else {_MMAP[column]: _SMALL_SHARED})
+    answers |= {n: _checked(checks) for n, checks in conditional.items()}
     # x86_64: also catches the x32 calls, which start at 0x40000000
     ranges = [*_ranges(answers, _NEWEST), (_NEWEST + 1, [(_RETURN, 0, 0, _ENOSYS)])]
     program = [(_LOAD, 0, 0, _MACHINE), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
@@ -172,9 +204,9 @@ def _search(ranges: list[tuple[int, list[_Line]]]) -> list[_Line]:
 
 
 def build_absent(machine: str) -> bytes:
-    """The filter for what was left open until a program had started: no new epoll."""
+    """The filter for what was left open until a program had started: no new epoll, no further filter."""
     column, arch = _ARCH[machine]
-    numbers = [pair[column] for pair in _ABSENT.values()]
+    numbers = [pair[column] for pair in (*_ABSENT.values(), *_REFUSED_LATER.values())]
     program = [(_LOAD, 0, 0, _MACHINE), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
     for number in numbers:
         if number is not None:
@@ -183,14 +215,33 @@ def build_absent(machine: str) -> bytes:
 
 
 _Checks = list[tuple[list[_Test], int]]
+_IOCTLS: _Checks = [([_Test(1, request)], _EPERM) for request in (_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD)] + [
+    (
+        [
+            _Test(1, _TERMINAL, mask=_TYPE, differs=True),
+            *(_Test(1, request, differs=True) for request in (_FICLONE, _FICLONERANGE)),
+        ],
+        _ENOTTY,
+    )
+]
+_PRCTLS: _Checks = [([_Test(0, option)], _EPERM) for option in (_PR_SET_SECCOMP, _PR_SET_MM)] + [
+    ([_Test(0, _PR_NEWER, atleast=True), *(_Test(0, option, differs=True) for option in _PR_VECTORS)], _EINVAL)
+]
+# MAP_SHARED (or MAP_SHARED_VALIDATE) with MAP_ANONYMOUS, by length.
+_SMALL_SHARED: _Checks = [
+    ([_Test(3, 0x21, mask=0x21), _Test(1, 0, differs=True, high=True)], _ENOMEM),
+    ([_Test(3, 0x21, mask=0x21), _Test(1, SMALL_SHARED + 1, atleast=True)], _ENOMEM),
+]
 
 
 def _conditional(column: int, shared: bool, landlock_abi: int) -> dict[int, _Checks]:
     """Calls whose arguments decide: the first check whose tests all hold gives the verdict, else it is allowed."""
     others: _Checks = [([_Test(0, 0, differs=True)], _EPERM)] if shared else []
     checks: dict[int | None, _Checks] = {pair[column]: others for pair in _ONLY_ITSELF.values()}
-    checks[_CLONE[column]] = [([_Test(0, 0, differs=True, mask=_NAMESPACES)], _EPERM)]
-    checks[_IOCTL[column]] = [([_Test(1, request)], _EPERM) for request in _IOCTLS]
+    checks[_CLONE[column]] = [([_Test(0, 0, differs=True, mask=_CLONES)], _EPERM)]
+    checks[_IOCTL[column]] = _IOCTLS
+    checks[_PRCTL[column]] = _PRCTLS
+    checks[_SETSOCKOPT[column]] = [([_Test(1, _SOL_SOCKET), _Test(2, option)], _EPERM) for option in _ATTACH]
     checks[_FCNTL[column]] = [([_Test(1, command)], _EPERM) for command in _FCNTLS]
     checks[_SOCKETPAIR[column]] = [
         ([_Test(0, 1, differs=True)], _EPERM),  # AF_UNIX only

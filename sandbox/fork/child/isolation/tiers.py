@@ -29,10 +29,11 @@ def confinement(options: dict[str, Any]) -> Confinement:
     if tier == "landlock" and not abi:
         raise OSError("this kernel has no Landlock")
     abi = min(abi, options.get("landlock_abi", landlock.NEWEST))
-    program = b""
+    program, counted = b"", options.get("counted", True)
     if seccomp.supported():
         shared = tier != "namespaces" and not options.get("contained")
-        program = seccomp.build(os.uname().machine, shared=shared, epoll=options.get("epoll", False), landlock_abi=abi)
+        epoll = options.get("epoll", False)
+        program = seccomp.build(os.uname().machine, shared=shared, epoll=epoll, landlock_abi=abi, counted=counted)
     limits = {name: options[name] for name in ("memory_mb", "processes", "disk_mb", "open_files", "output_bytes")}
     folder = "/tmp"
     if tier == "namespaces":
@@ -40,7 +41,7 @@ def confinement(options: dict[str, Any]) -> Confinement:
     else:
         folder = options["folder"] or tempfile.gettempdir()
         _open_python()
-    return Confinement(tier, **limits, landlock_abi=abi, seccomp=program, folder=folder)
+    return Confinement(tier, **limits, landlock_abi=abi, seccomp=program, folder=folder, counted=counted)
 
 
 class ClosedPython(OSError):
