@@ -172,24 +172,16 @@ BUILT_IN: dict[str, dict[str, str]] = {
 _ENGINE = (
     "model", "module", "tokenizer", "slots", "max_len", "seed", "dtype", "reproducible", "lora_rank", "transfer",
 )  # fmt: skip
+_ROLLOUT = (
+    "leaves", "env", "engine", "chat", "sampling", "max_tokens", "task_id", "dispatch", "seed", "retries",
+    "history",
+)  # fmt: skip
 # kind -> the keywords that the run hands over to a factory that asks for them
 GIVEN: dict[str, tuple[str, ...]] = {
     "data": ("what", "seed"),
     "advantage": ("inner", "tracker", "logprobs", "entropies"),
     "sampler": ("task_ids", "tasks", "tracker", "sources", "history", "seed", "batch"),
-    "rollout": (
-        "leaves",
-        "env",
-        "engine",
-        "chat",
-        "sampling",
-        "max_tokens",
-        "task_id",
-        "dispatch",
-        "seed",
-        "retries",
-        "history",
-    ),
+    "rollout": _ROLLOUT,
     "metric": ("trajectories",),
     "tracker": ("name", "folder", "config"),
     "callback": ("folder", "config"),
@@ -296,7 +288,7 @@ def check(kind: str, spec: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def defaults(kind: str, spec: str) -> dict[str, Any]:
     """The component's options and their values where a configuration says nothing; those that TOML can write."""
     own = _options(_factory(kind, spec), GIVEN.get(kind, ()))
-    return {name: _plain(p.default) for name, p in own.items() if _writable(p.default)}
+    return {name: json.loads(json.dumps(p.default)) for name, p in own.items() if _writable(p.default)}
 
 
 def near(word: str, known: Iterable[str], also: str = "") -> str:
@@ -309,7 +301,7 @@ def near(word: str, known: Iterable[str], also: str = "") -> str:
 
 def checked(what: str, factory: Callable[..., Any], options: Mapping[str, Any], given: Iterable[str]) -> dict[str, Any]:
     """`options` as `factory` declares them; names of `given` are no options. Raises UserError, one line."""
-    from pydantic import ConfigDict, ValidationError, create_model
+    from pydantic import ValidationError
 
     if not isinstance(options, Mapping):
         raise UserError(f"{what} has a section of options: key = value, not {options!r}")
@@ -319,12 +311,7 @@ def checked(what: str, factory: Callable[..., Any], options: Mapping[str, Any], 
     for name in options:
         if name not in own:
             raise UserError(f"{what} has no option '{name}'; {near(name, own) if own else 'it has none'}")
-    hints = _hints(factory)
-    fields: dict[str, Any] = {
-        name: (hints.get(name, Any), ... if p.default is p.empty else p.default) for name, p in own.items()
-    }
-    config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
-    model = create_model("Options", __config__=config, **fields)
+    model = _options_model(factory, tuple(own))
     try:
         try:  # as JSON: strict ("3" is no 3), and still a list is a tuple and a text a path
             made = model.model_validate_json(json.dumps(dict(options)), strict=True)
@@ -339,6 +326,19 @@ def checked(what: str, factory: Callable[..., Any], options: Mapping[str, Any], 
         raise UserError(f"{what}: '{key}' cannot be {problem['input']!r}: {reason[:1].lower()}{reason[1:]}") from None
     wanted = {*options, *(name for name, p in own.items() if p.default is p.empty)}
     return {name: getattr(made, name) for name in own if name in wanted}
+
+
+@functools.lru_cache(maxsize=256)
+def _options_model(factory: Callable[..., Any], names: tuple[str, ...]) -> Any:
+    """What checks these keywords of `factory`. Kept: making it takes longer than making most components."""
+    from pydantic import ConfigDict, create_model
+
+    own, hints = _parameters(factory), _hints(factory)
+    fields: dict[str, Any] = {
+        name: (hints.get(name, Any), ... if own[name].default is inspect.Parameter.empty else own[name].default)
+        for name in names
+    }
+    return create_model("Options", __config__=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False), **fields)
 
 
 def _factory(kind: str, spec: str) -> Callable[..., Any]:
@@ -388,10 +388,6 @@ def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
         return typing.get_type_hints(target, include_extras=True)
     except (NameError, TypeError):  # an annotation that exists only for the type checker: unchecked
         return {}
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
 
 
 def _writable(value: Any) -> bool:

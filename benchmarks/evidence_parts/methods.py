@@ -73,4 +73,10 @@ METHODS = {
         baseline=False,
     ),
 }
-PROTOCOL = ("algorithm.stages=[]", 'rollout.mode="sync"')
+# what every method is on top of: the published settings, whatever the recipe that runs begin from recommends
+PROTOCOL = (
+    "algorithm.stages=[]",
+    'algorithm.spo={measure = "token"}',
+    "algorithm.tracker={start_samples = 1}",
+    'rollout.mode="sync"',
+)

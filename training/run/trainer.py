@@ -43,6 +43,7 @@ from solostream.training.rollouts.validation import Validation
 from solostream.training.run import checkpoint, plots, setup
 from solostream.training.run.checkpoint import State
 from solostream.training.run.clock import Clock
+from solostream.training.run.cores import Cores
 from solostream.training.run.interrupt import Interrupt, Interrupted
 from solostream.training.run.metric_logger import MetricLogger
 from solostream.training.run.progress import ProgressBar, ProgressDisplay
@@ -136,17 +137,17 @@ class Trainer:
         """What is left to do; None after the cold start only. Raises Interrupted, SandboxError, EngineError."""
         torch.manual_seed(self.config.run.seed)
         keep_freed_memory()
-        if self.config.rollout.mode != "sync":  # sampling and learning share the cores
-            torch.set_num_threads(max(1, torch.get_num_threads() // 2))
         with locked(self.folder), rare_collections():
             return asyncio.run(self._run(cold_start_only))
 
     async def _run(self, cold_start_only: bool) -> Summary | None:
         self.thread = LearnerThread()
+        self.cores = Cores(self.thread.run, self.config.rollout.mode)
         self.policy, self.episodes = crew.assemble(
             self.config, self.parts, self.placement, still=self.thread.still, engine=self._engine, rollout=self._rollout
         )
         try:
+            await self.cores.share()
             if self.learning.ranks is None:
                 await self.policy.load_weights(LiveWeights(self.parts.model), 0)  # an engine may refuse the model
             return await self._phases(cold_start_only)
@@ -155,6 +156,7 @@ class Trainer:
             await self.policy.close()
             await self.thread.run(self.learning.close)
             self.thread.close()
+            self.cores.leave()
             if self.placement is not None:
                 self.placement.close()
 
@@ -170,7 +172,8 @@ class Trainer:
         """From the checkpoint that there is, or from the start."""
         reinforced = self.saved is not None and self.saved.plain["phase"] == "rl"
         await self.thread.run(self.learning.open, (self.base if reinforced else None) or self.source)
-        learner = await self._cold_start()
+        async with self.cores.alone():
+            learner = await self._cold_start()
         await self._evaluate_before(learner)
         if cold_start_only:
             await self._save(learner)
@@ -271,19 +274,9 @@ class Trainer:
         if resumed is not None:
             kept = resumed.plain["log_bytes"] if config.rollout.mode != "async" else None
         log = TrajectoryLog(self.folder / "trajectories.jsonl", kept)
-        rl = Reinforcement(
-            config,
-            self.parts.train,
-            learner,
-            self.policy,
-            self.episodes,
-            log,
-            self.thread.run,
-            advantage=self._advantage,
-            sampler=self._sampler,
-            own_metrics=self._metrics,
-            traces=self.traces,
-        )
+        hands = self.parts.train, learner, self.policy, self.episodes, log, self.thread.run
+        own = partial(Reinforcement, advantage=self._advantage, sampler=self._sampler, own_metrics=self._metrics)
+        rl = own(config, *hands, traces=self.traces)
         try:
             if self.traces and config.learner.imitation and config.cold_start.verify:
                 await self.traces.verify(self.folder)
@@ -387,7 +380,8 @@ class Trainer:
     async def _interruptible(self, work: Coroutine[Any, Any, T], learner: Learns | None = None) -> T:
         """`work` has no state worth keeping: an interruption ends it, and saves the cold start's where there is one."""
         try:
-            return await self.interrupt.race(work)
+            async with self.cores.alone():
+                return await self.interrupt.race(work)
         except Interrupted:
             if learner is not None:
                 await self._save(learner)
