@@ -35,6 +35,7 @@ from solostream.training.config import Config
 from solostream.training.config.unused import unused
 from solostream.training.losses import Loss
 from solostream.training.observers import RunTracker
+from solostream.training.rollouts.cores import Cores
 from solostream.training.rollouts.learner_thread import LearnerThread
 from solostream.training.rollouts.rare_collections import rare_collections
 from solostream.training.rollouts.task_sampler import Sampler
@@ -43,7 +44,6 @@ from solostream.training.rollouts.validation import Validation
 from solostream.training.run import checkpoint, plots, setup
 from solostream.training.run.checkpoint import State
 from solostream.training.run.clock import Clock
-from solostream.training.run.cores import Cores
 from solostream.training.run.interrupt import Interrupt, Interrupted
 from solostream.training.run.metric_logger import MetricLogger
 from solostream.training.run.progress import ProgressBar, ProgressDisplay

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from solostream.training.rollouts.cores import Cores
 from solostream.training.rollouts.learner_thread import LearnerThread
-from solostream.training.run.cores import Cores
 
 
 @pytest.fixture
