@@ -175,7 +175,8 @@ async def _run_jupyter(sessions: Sessions, body: RunJupyter) -> dict[str, Any]:
     sessions.check_timeout(body.total_timeout)
     start = time.monotonic()
     cells: list[dict[str, Any]] = []
-    timed_out = False
+    timed_out, left_out = False, ""
+    room = _room(sessions)
     async with sessions.once() as session:
         prepared = await _write(session, body.files)
         if prepared.ok:
@@ -190,6 +191,10 @@ async def _run_jupyter(sessions: Sessions, body: RunJupyter) -> dict[str, Any]:
             seen = await sessions.run(session, code, min(left, body.cell_timeout or left))
             cells.append(_cell(seen))
             timed_out = timed_out or seen.status == "timeout"
+            room -= _size(seen)
+            if room < 0 and len(cells) < len(body.cells):
+                left_out = f"the cells say more than a body may hold: {len(body.cells) - len(cells)} are left out"
+                break
         files, missed = await _fetch(session, body.fetch_files, sessions)
     driver = {
         "status": "TimeLimitExceeded" if timed_out else "Finished",
@@ -198,7 +203,20 @@ async def _run_jupyter(sessions: Sessions, body: RunJupyter) -> dict[str, Any]:
         "stdout": "",
         "stderr": "",
     }
-    return _reply("Failed" if timed_out else "Success", missed, driver=driver, cells=cells, files=files)
+    status = "Failed" if timed_out or left_out else "Success"
+    message = "; ".join(filter(None, (left_out, missed)))
+    return _reply(status, message, driver=driver, cells=cells, files=files)
+
+
+def _room(sessions: Sessions) -> int:
+    """Bytes that a reply may gather from several calls: as many as a body may have."""
+    return int(sessions.settings.max_body_mb * (1 << 20))
+
+
+def _size(seen: Execution) -> int:
+    shown = sum(len(form) for bundle in seen.display for form in bundle.values())
+    error = len(seen.error.message) + len(seen.error.traceback) if seen.error else 0
+    return len(seen.stdout) + len(seen.stderr) + len(seen.result or "") + shown + error
 
 
 def _cell(seen: Execution) -> dict[str, Any]:
@@ -233,7 +251,7 @@ async def _fetch(session: Session, paths: list[str], sessions: Sessions) -> tupl
     were not read because the session took its time.
     """
     part = _part(sessions.sandbox.limits.output_bytes)
-    room = int(sessions.settings.max_body_mb * (1 << 20))
+    room = _room(sessions)
     deadline = time.monotonic() + FETCH_S
     files: dict[str, str] = {}
     for number, path in enumerate(paths):

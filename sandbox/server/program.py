@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
-STDIN = ".stdin"
+STDIN = ".solostream-stdin"  # a name that no client gives a file
 _NAMES = ("main.py", "__main__.py", "script.py", ".script.py")
 _BATCH = 4 << 20  # characters of base64 in one call (a multiple of 4: each part decodes by itself)
 

@@ -212,3 +212,21 @@ def test_cell_timeout_total_timeout_and_memory_hold(server: str) -> None:
     assert (seen["status"], len(seen["cells"])) == ("Failed", 1)
     seen = jupyter(server, "x = 'x' * (300 << 20)", memory_limit_MB=100)
     assert seen["cells"][0]["error"][0]["ename"] == "MemoryError"
+
+
+def test_a_reply_gathers_no_more_from_cells_than_a_body_holds(server: str) -> None:
+    """4 MB, of cells that say 1 MB each in different ways; the one that passes the limit is the last."""
+    ways = ["print('o' * 1_000_000)", "'r' * 1_000_000", "raise ValueError('e' * 400_000)", "display('d' * 900_000)"]
+    body = {"cells": [*ways, "print('fifth' * 200_000)", "print('sixth' * 200_000)", "7"]}
+    answer = httpx.post(f"{server}/run_jupyter", json=body, timeout=60).json()
+    assert answer["status"] == "Failed"
+    assert answer["message"] == f"the cells say more than a body may hold: {7 - len(answer['cells'])} are left out"
+    assert 4 <= len(answer["cells"]) <= 6
+    said = "".join(cell["stdout"] for cell in answer["cells"])
+    assert said.startswith("o" * 1_000_000)
+
+
+def test_an_uploaded_file_may_have_any_name(server: str) -> None:
+    code = "print(open('.stdin').read(), input(), open('main.py').read())"
+    seen = run_code(server, code, stdin="typed", files={".stdin": b64("a file"), "main.py": b64("mine")})
+    assert seen["run_result"]["stdout"] == "a file typed mine\n", seen
