@@ -44,9 +44,9 @@ def measure(runs: Path, *, quick: bool = False) -> dict[str, Any]:
             solostream("train", recipe, "--name", folder.name, "--resume", "auto", *sets)
         found[size] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         evaluated.append(runs / f"{folder.name}-eval")
-        samples = str(2 if quick else SAMPLES)
-        model = max((folder / "checkpoints").iterdir())
-        solostream("eval", str(model), "-k", samples, "--concurrency", "128", "--out", str(evaluated[-1]))
+        if not (evaluated[-1] / "summary.json").exists():
+            model, samples = max((folder / "checkpoints").iterdir()), str(2 if quick else SAMPLES)
+            solostream("eval", str(model), "-k", samples, "--concurrency", "128", "--out", str(evaluated[-1]))
     compared = compare(*evaluated)
     one, many = compared.scalar("avg")
     problems = len(compared.rows)
