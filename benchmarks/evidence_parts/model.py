@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 EVERY = 4  # steps between evaluations
 ASPO = ('algorithm.stages=["aspo"]', "algorithm.aspo.delta=-2.0", "algorithm.aspo.k=0.7")
 SHAPING = "algorithm.advantage=evidence_parts.shaping:PaperShaping"
+# what the quickstart learnt with before this protocol spoke
 SHIPPED = ("algorithm.advantage=spo", "algorithm.tracker.start_samples=1", 'algorithm.spo.measure="token"')
 MODEL_METHODS: dict[str, Sequence[str]] = {
     **{name: METHODS[name].settings for name in ("none", "batch", "rloo", "grpo", "dr_grpo", "opo", "spo", "spo_pp")},
