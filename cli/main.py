@@ -158,6 +158,12 @@ def _print_anywhere() -> None:
             stream.reconfigure(errors="replace")
 
 
+def _one_line(error: Exception) -> str:
+    """What an error says, in one line that moves no cursor: it may quote a file that somebody took for another."""
+    text = re.sub(r"\s*\n\s*", " ", str(error)).strip()
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _given() -> list[str]:
     """The command line. Our files are UTF-8, whatever the terminal is: where it differs, Python starts once more."""
     if not sys.flags.utf8_mode and codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
@@ -182,11 +188,11 @@ def main(argv: list[str] | None = None) -> int:
         given, named = _parse(command, name, _complete(rest))
         return int(command(*given, **named) or 0)
     except UserError as error:
-        print(f"solostream: {error}", file=sys.stderr)
+        print(f"solostream: {_one_line(error)}", file=sys.stderr)
         return 2
     except (SandboxError, EngineError) as error:
         part = "sandbox" if isinstance(error, SandboxError) else "engine"
-        print(f"solostream: {part} failed: {error}", file=sys.stderr)
+        print(f"solostream: {part} failed: {_one_line(error)}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])

@@ -10,6 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -197,7 +198,8 @@ def _file_rows(path: Path) -> Iterator[Row]:
         yield from enumerate(table.to_pylist(), 1)
     elif path.suffix == ".csv":
         with _text(path, newline="") as file:
-            yield from _csv_rows(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            yield from _csv_rows(_with_header(path, reader))
     elif path.suffix == ".json":
         try:
             yield from enumerate(json.loads(path.read_text(encoding=_encoding(path))), 1)
@@ -211,6 +213,14 @@ def _file_rows(path: Path) -> Iterator[Row]:
                     yield number, _json_line(line)
     else:
         raise UserError(f"{path}: data must end in one of {', '.join(SUFFIXES)}")
+
+
+def _with_header(path: Path, reader: csv.DictReader[str]) -> csv.DictReader[str]:
+    """Raises UserError where the first line names no columns: the file is something else."""
+    with suppress(csv.Error):  # of the line, not of the file: its row is told as a bad one
+        if re.search("[\0\udc80-\udcff]", "".join(reader.fieldnames or ())):  # bytes that are not UTF-8, see `_text`
+            raise UserError(f"{path} is no CSV file: its first line has to name the columns, in UTF-8")
+    return reader
 
 
 def _csv_rows(reader: csv.DictReader[str]) -> Iterator[Row]:
@@ -232,6 +242,8 @@ def _json_line(line: str) -> Any:
     try:
         line.encode()  # a byte that is not UTF-8 became a lone surrogate
         return json.loads(line)
+    except UnicodeEncodeError:
+        return ValueError("not UTF-8 text")
     except (ValueError, RecursionError) as error:
         return ValueError(f"not JSON ({error})")
 

@@ -92,3 +92,14 @@ def test_every_command_shows_its_options(name: str, capsys: pytest.CaptureFixtur
     shown = capsys.readouterr()
     assert f"usage: solostream {name}" in shown.out
     assert shown.err == ""
+
+
+def test_what_a_mistake_quotes_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file with other columns: their names, of whatever somebody wrote, stay in the one line."""
+    (tmp_path / "odd.csv").write_text('"a\nb","c\x1b[2J"\n1,2\n', encoding="utf-8")
+    assert main(["eval", "scripted:json:loads", "--data", str(tmp_path / "odd.csv")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("solostream: ")
+    assert r"c\x1b[2J" in said
+    assert "\x1b" not in said

@@ -117,7 +117,7 @@ def test_bytes_that_are_no_text_and_cells_without_end_are_bad_rows(tmp_path):
         assert found in str(caught.value)
     assert key(load(csv, skip_bad=True)) == [("1+1?", "2")]
     lines.write_bytes(b'{"prompt": "\xff"}\n' + b"[" * 100_000 + b'\n{"prompt": "x", "answer": NaN}\n')
-    with pytest.raises(UserError, match=r"line 1: not JSON .*line 2: not JSON .*line 3: 'answer' is nan"):
+    with pytest.raises(UserError, match=r"line 1: not UTF-8 text; line 2: not JSON .*line 3: 'answer' is nan"):
         load(lines)
 
 
@@ -391,3 +391,20 @@ def test_the_built_in_problems_have_answers_of_their_own_form():
         found = load(name)
         assert len(found) == n
         assert len({task.id for task in found}) == n
+
+
+@pytest.mark.parametrize(
+    ("suffix", "said"),
+    [
+        (".jsonl", "not UTF-8 text"),
+        (".csv", "is no CSV file: its first line has to name the columns, in UTF-8"),
+        (".json", "is no JSON list"),
+        (".parquet", "is no Parquet file"),
+        ("", "data must end in one of"),
+    ],
+)
+def test_a_file_of_bytes_is_told_as_one(suffix: str, said: str, tmp_path: Path) -> None:
+    place = tmp_path / f"bytes{suffix}"
+    place.write_bytes(b"\x89PNG\r\n\x1a\n\x1b[2J\xa4\xff,\x00\xfe\n" * 3)
+    with pytest.raises(UserError, match=said):
+        load(str(place))
