@@ -1,7 +1,7 @@
 """mutmut over tracker, advantages, losses, collector, parser and sampling, against the tests nearest to them.
 
     pip install "mutmut>=3.8"
-    python benchmarks/house_parts/mutate.py [--every 3] [--offset 0] [--only 'solostream/training/advantages/*']
+    python benchmarks/house_parts/mutate.py [--part losses] [--every 3] [--offset 0] [--only '*/stages/*']
 
 mutmut names a module by its path, so it needs a tree without the links of `solostream/`: this works in a copy where
 each link is the folder that it points to. `--every k` tries each k-th mutant of every file. What changes only the
@@ -28,28 +28,40 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from house_parts.mutants import copy_of_the_tree
 
-MODULES = (
-    "solostream/training/advantages/*",
-    "solostream/training/losses/*",
-    "solostream/training/rollouts/collector.py",
-    "solostream/training/rollouts/landed.py",
-    "solostream/envs/text/parse.py",
-    "solostream/agent/engines/hf/sampling.py",
-)
-TESTS = (
-    "tests/test_formulas.py",
-    "tests/training/advantages",
-    "tests/training/losses",
-    "tests/training/rollouts/test_collector.py",
-    "tests/training/rollouts/test_landed.py",
-    "tests/envs/text/test_parse.py",
-    "tests/envs/text/test_syntaxes.py",
-    "tests/agent/engines/test_sampling.py",
-    "tests/agent/engines/test_hf.py::test_uniform_numbers_are_uniform_and_depend_on_both_arguments",
-    "tests/agent/engines/test_hf.py::test_sampling_by_hand",
-    "tests/agent/engines/test_hf.py::test_tokens_of_probability_zero_are_never_drawn",
-    "tests/agent/engines/test_hf.py::test_what_top_k_and_top_p_keep_is_what_they_are_defined_to_keep",
-)
+ADVANTAGES = ("tests/test_formulas.py", "tests/training/advantages")
+# What is mutated, and the tests nearest to it: a part is tried alone with `--part`, with its own tests only.
+PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "advantages": (("solostream/training/advantages/*",), ADVANTAGES),
+    "losses": (("solostream/training/losses/*",), ("tests/test_formulas.py", "tests/training/losses")),
+    "collector": (
+        ("solostream/training/rollouts/collector.py", "solostream/training/rollouts/landed.py"),
+        (
+            "tests/test_formulas.py",
+            "tests/training/rollouts/test_collector.py",
+            "tests/training/rollouts/test_landed.py",
+            "tests/training/rollouts/test_trees_landing.py",
+        ),
+    ),
+    "samplers": (
+        ("solostream/training/rollouts/samplers/*", "solostream/training/rollouts/task_sampler.py"),
+        ("tests/training/rollouts/test_samplers.py", "tests/training/rollouts/test_task_sampler.py"),
+    ),
+    "parser": (
+        ("solostream/envs/text/parse.py", "solostream/envs/text/near_miss.py"),
+        ("tests/envs/text/test_parse.py", "tests/envs/text/test_syntaxes.py"),
+    ),
+    "sampling": (
+        ("solostream/agent/engines/hf/sampling.py",),
+        (
+            "tests/test_formulas.py",
+            "tests/agent/engines/test_sampling.py",
+            "tests/agent/engines/test_hf.py::test_uniform_numbers_are_uniform_and_depend_on_both_arguments",
+            "tests/agent/engines/test_hf.py::test_sampling_by_hand",
+            "tests/agent/engines/test_hf.py::test_tokens_of_probability_zero_are_never_drawn",
+            "tests/agent/engines/test_hf.py::test_what_top_k_and_top_p_keep_is_what_they_are_defined_to_keep",
+        ),
+    ),
+}
 # Left out for their time: a survivor costs every test that runs it, and these are half of all; they would kill more.
 SLOW = (
     "tests/envs/text/test_parse.py::test_hostile_text_takes_linear_time",
@@ -64,7 +76,7 @@ SURVIVED, UNTESTED = 0, (5, 33)  # mutmut's own exit codes: all tests passed; no
 ORIGINAL = "__mutmut_orig"
 
 
-def copy_without_links(place: Path) -> None:
+def copy_without_links(place: Path, parts: list[str]) -> None:
     copy_of_the_tree(place)
     for link in sorted((place / "solostream").iterdir()):
         if link.is_symlink():
@@ -73,10 +85,10 @@ def copy_without_links(place: Path) -> None:
             shutil.copytree(target, link)
     settings = {
         "source_paths": ["solostream"],
-        "only_mutate": list(MODULES),
+        "only_mutate": [module for part in parts for module in PARTS[part][0]],
         "also_copy": ["benchmarks", "configs", "docs", "examples", "README.md"],
         "pytest_add_cli_args": ["-p", "no:cacheprovider", *(f"--deselect={test}" for test in SLOW)],
-        "pytest_add_cli_args_test_selection": list(TESTS),
+        "pytest_add_cli_args_test_selection": list(dict.fromkeys(test for part in parts for test in PARTS[part][1])),
         "process_isolation": "forkserver",  # torch's threads do not survive a fork
     }
     with (place / "pyproject.toml").open("a", encoding="utf-8") as file:
@@ -120,13 +132,14 @@ def message(lines: list[str]) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this part (may be given again)")
     parser.add_argument("--every", type=int, default=1, help="try each k-th mutant of a file")
     parser.add_argument("--offset", type=int, default=0, help="from this one on")
     parser.add_argument("--only", default="*", help="files, as a pattern")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="solostream-mutants-") as folder:
         place = Path(folder)
-        copy_without_links(place)
+        copy_without_links(place, options.part or list(PARTS))
         mutmut(place, "none")
         versions = {file: functions(place, file) for file in results(place) if fnmatch(file, options.only)}
         chosen, messages = choose(place, versions, options.every, options.offset)
