@@ -30,9 +30,8 @@ def check_advantages(batch: Batch, values: Sequence[np.ndarray], folder: Path, s
     given = [len(of_row) for of_row in values]
     if wanted != given:
         raise ValueError(f"an estimator owes one advantage an action token: {given} for {wanted}")
-    bad = [
-        trajectory.task_id for trajectory, of_row in zip(batch, values, strict=True) if not np.isfinite(of_row).all()
-    ]
+    finite = [np.isfinite(of_row).all() for of_row in values]
+    bad = [trajectory.task_id for trajectory, sound in zip(batch, finite, strict=True) if not sound]
     if bad:
         refuse("advantages", bad, batch, folder, step)
 
@@ -58,6 +57,7 @@ def memory_advice(config: LearnerConfig, section: str = "learner") -> Iterator[N
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
+        # What takes least from the user first: a smaller micro-batch changes no result.
         budget = config.max_tokens_per_batch
         ways = [f"{section}.max_tokens_per_batch = {max(budget // 2, 1)}"]
         if not config.gradient_checkpointing:

@@ -26,17 +26,23 @@ def wrap(model: Any, config: LoraConfig | None) -> Any:
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
     # Before peft renames the layers: which weights stand in more than one place.
     shared = _shared(model)
+    wanted = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
     try:
-        adapted = peft.get_peft_model(
-            model,
-            peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM"),
-        )
+        adapted = peft.get_peft_model(model, wanted)
     except ValueError as error:
         raise UserError(f"lora.targets = {config.targets!r} does not fit this model: {error}") from None
+
+    # An adapter acts at one place only; merged into a weight that stands in two, it would act at both.
     for name, module in adapted.get_base_model().named_modules():
-        others = shared.get(id(getattr(getattr(module, "base_layer", None), "weight", None)))
+        adapted_layer = getattr(module, "base_layer", None)  # what peft has put its adapter around
+        weight = getattr(adapted_layer, "weight", None)
+        others = shared.get(id(weight))
         if others:
-            # The adapter acts at one place only; merged into the one weight, it would act at all of them.
             raise UserError(
                 f"lora.targets = {config.targets!r} reach {name}, whose weight is tied ({' = '.join(others)}): merged,"
                 f" the adapters would be another model than the one that was trained; leave {name} out of lora.targets"

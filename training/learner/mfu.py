@@ -61,8 +61,10 @@ def peak(device_name: str) -> float | None:
 
 def peak_of(device: torch.device, devices: int = 1) -> float | None:
     """FLOP/s of so many of them; None for what the table does not have, and on a CPU."""
-    one = peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    return one and devices * one
+    if device.type != "cuda":
+        return None
+    one = peak(torch.cuda.get_device_name(device))
+    return None if one is None else devices * one
 
 
 def shape_of(model: Any, *, adapters: bool) -> Shape:
@@ -76,14 +78,22 @@ def shape_of(model: Any, *, adapters: bool) -> Shape:
         for name, parameter in model.named_parameters()
         if parameter.ndim >= 2 and id(parameter) not in outside and "lora_" not in name
     )
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Shape(body, head.numel(), config.num_hidden_layers, config.num_attention_heads * size, not adapters)
+    # Heads may be wider than their share of the hidden size; most models do not say.
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Shape(
+        body=body,
+        head=head.numel(),
+        layers=config.num_hidden_layers,
+        width=config.num_attention_heads * head_size,
+        trained=not adapters,
+    )
 
 
 def throughput(
     used: Sequence[Trajectory], passes: int, seconds: float, shape: Shape, peak_flops: float | None
 ) -> dict[str, float]:
     """`tokens`, `tokens_per_s`, and `mfu` where the peak of the hardware is known: of what was trained on."""
+    # Of segments: that is what the model saw at once, and what attention was computed over.
     lengths = [end - start for trajectory in used for start, end in trajectory.segments]
     tokens = passes * sum(lengths)
     metrics = {"tokens": float(tokens), "tokens_per_s": tokens / seconds}

@@ -19,7 +19,13 @@ FILE, SHARDS = "learner.pt", "learner"
 
 
 def state_of(
-    model: nn.Module, optimizer: Optimizer, reference: nn.Module | None, *, adapters: bool, weights: bool, base: bool
+    model: nn.Module,
+    optimizer: Optimizer,
+    reference: nn.Module | None,
+    *,
+    adapters: bool,
+    weights: bool,
+    base: bool,
 ) -> dict[str, Any]:
     """The optimizer with its step, what is trained, the base under adapters, and the reference where there is one.
 
@@ -32,16 +38,21 @@ def state_of(
     if base and adapters:
         state["base"] = _frozen(model)
     if reference is not None:
-        # Under adapters it shares the base.
-        state["reference"] = {n: p for n, p in reference.named_parameters() if not adapters or ".lora_" in n}
+        state["reference"] = _of_reference(reference, adapters)
     return state
 
 
 @torch.no_grad()
 def load_state(
-    state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer, reference: nn.Module | None, *, adapters: bool
+    state: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: Optimizer,
+    reference: nn.Module | None,
+    *,
+    adapters: bool,
 ) -> None:
     """In place. Raises UserError when the state is of another model or another configuration."""
+    # What is trained; where masters are on the host, the copy that computes follows them.
     if "model" in state:
         _copy(state["model"], _detached(optimizer))
         optimizer.publish()
@@ -52,8 +63,9 @@ def load_state(
     if reference is not None:
         if "reference" not in state:
             raise UserError("the checkpoint has no KL reference; resume with the kl_coef it was written with")
-        own = dict(reference.named_parameters())
-        _copy(state["reference"], {n: p for n, p in own.items() if not adapters or ".lora_" in n})
+        _copy(state["reference"], _of_reference(reference, adapters))
+
+    # Last: whatever is refused above leaves the moments as they were.
     optimizer.load_state_dict(state["optimizer"])
 
 
@@ -65,6 +77,12 @@ def _detached(optimizer: Optimizer) -> dict[str, Tensor]:
 def _frozen(model: nn.Module) -> dict[str, Tensor]:
     """What is not trained; each shares its memory with the model."""
     return {name: tensor.detach() for name, tensor in model.named_parameters() if not tensor.requires_grad}
+
+
+def _of_reference(reference: nn.Module, adapters: bool) -> dict[str, Tensor]:
+    """What the reference has of its own: under adapters it shares the base."""
+    every = dict(reference.named_parameters())
+    return {name: parameter for name, parameter in every.items() if not adapters or ".lora_" in name}
 
 
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
@@ -80,7 +98,9 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
 
 def write_model(model: Any, weights: Mapping[str, Tensor], folder: Path, group: RankGroup) -> None:
     """A folder that `AutoModelForCausalLM.from_pretrained` loads. weights: of the plain model, by name."""
+    # A tied weight is written once; loading ties it again.
     tied = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
+    # Every rank takes part in putting the weights together, and the first one writes.
     found = whole_tensors(weights, group, without=tied)
     if group.first:
         model.save_pretrained(folder, state_dict=found)
@@ -107,6 +127,7 @@ def read_state(own: dict[str, Any], folder: Path) -> dict[str, Any]:
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
+    # A checkpoint may lack what a run of now has (a band that was switched on, say): only what is there is asked for.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*single process.*")  # one process reads what several wrote: as is meant
         there = FileSystemReader(folder / SHARDS).read_metadata().state_dict_metadata

@@ -27,7 +27,9 @@ def sft_step(learner: Learner, sequences: Sequence[MaskedTokens]) -> dict[str, f
     with memory_advice(learner.config, "cold_start.learner"), learner.scorer.active():
         for packed in learner.packs(sequences):
             logprob, _ = learner.scorer(packed)  # [n]
-            part = -logprob.sum() / total * bool(packed.members)  # nothing of an idle rank's
+            # An idle rank goes through the same motions, and adds nothing.
+            counts = bool(packed.members)
+            part = -logprob.sum() / total * counts
             part.backward()
             loss += part.detach()
 
@@ -41,6 +43,8 @@ def sft_step(learner: Learner, sequences: Sequence[MaskedTokens]) -> dict[str, f
     lr = learner.optimizer.lr
     with memory_advice(learner.config, "cold_start.learner"), learner.weights().writing():
         learner.optimizer.apply()
+
+    # Each rank has its packs' part of the loss; the tokens are counted from the whole batch.
     tokens = sum(len(ids) for ids, _ in sequences)
     seconds = time.perf_counter() - started
     return {
@@ -58,8 +62,9 @@ def sft_loss(learner: Learner, sequences: Sequence[MaskedTokens]) -> float:
     with learner.scorer.active():
         for packed in learner.packs(sequences):
             logprob, _ = learner.scorer(packed)  # [n]
-            nats -= float(logprob.sum()) * bool(packed.members)
-    return sum(learner.group.gather(nats)) / _masked_tokens(sequences)
+            nats -= float(logprob.sum()) * bool(packed.members)  # of an idle rank nothing
+    of_all_ranks = sum(learner.group.gather(nats))
+    return of_all_ranks / _masked_tokens(sequences)
 
 
 def _masked_tokens(sequences: Sequence[MaskedTokens]) -> int:

@@ -26,21 +26,30 @@ FILTERS = ("void", "overlong", "empty")
 
 def kept(batch: Sequence[Trajectory], config: LearnerConfig) -> tuple[list[bool], dict[str, float]]:
     """Which trajectories are trained on, and how many each filter took (the first that applies)."""
-    causes = [_cause(t, config) for t in batch]
+    causes = [_cause(trajectory, config) for trajectory in batch]
+    wanted = [cause is None for cause in causes]
+    # Filters that took nothing are told too: a metric that is sometimes missing cannot be plotted.
     count = Counter(causes)
-    return [c is None for c in causes], {f"dropped/{name}": float(count[name]) for name in FILTERS}
+    dropped = {f"dropped/{name}": float(count[name]) for name in FILTERS}
+    return wanted, dropped
 
 
 def _cause(trajectory: Trajectory, config: LearnerConfig) -> str | None:
+    """The filter that takes `trajectory` out; None: it is trained on."""
     if config.drop_void and trajectory.void:
         return "void"
     if config.drop_overlong and trajectory.ending == "token_limit":
         return "overlong"
-    return "empty" if trajectory.n_action_tokens == 0 else None
+    # Not a setting: where the policy said nothing there is nothing to learn.
+    if trajectory.n_action_tokens == 0:
+        return "empty"
+    return None
 
 
 def token_corrections(
-    tokens: Tokens, sampler: Tensor, config: LearnerConfig
+    tokens: Tokens,
+    sampler: Tensor,
+    config: LearnerConfig,
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """The weight of each token's loss [n], None where nothing is set; metrics as sums over the tokens.
 
@@ -49,20 +58,30 @@ def token_corrections(
     """
     weight: Tensor | None = None
     metrics: dict[str, Tensor] = {}
+
+    # The tokens are the sampler's, the ratio of the loss is to the learner's policy: this is what lies between the two.
     if config.decoupled:
-        log_ratio = (tokens.old - sampler).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-        ratio = log_ratio.exp()
-        weight = torch.ones_like(ratio)
+        log_ratio = (tokens.old - sampler).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)  # [n]
+        ratio = log_ratio.exp()  # [n]
+        weight = torch.ones_like(ratio)  # [n]
+
+        # Token by token: nothing outside the bounds, at most the cap above.
         if config.mask_outside is not None:
             weight, metrics["mask/sampler"] = sampler_mask(ratio, config.mask_outside)
         if config.tis_cap:
             weight, metrics["tis/clipped"] = truncation(ratio, weight, config)
+
+        # Whole trajectories, by their geometric mean.
         if config.reject_outside is not None:
-            inside = sequence_rejection(tokens.sequence_mean(log_ratio).exp(), config.reject_outside)
-            weight, metrics["tis/rejected"] = weight * inside, (~inside).sum()
+            mean_ratio = tokens.sequence_mean(log_ratio).exp()  # [n]
+            inside = sequence_rejection(mean_ratio, config.reject_outside)  # bool [n]
+            weight = weight * inside
+            metrics["tis/rejected"] = (~inside).sum()
         metrics["tis/weight"] = weight.sum()
+
+    # By the policy of this very step, so it needs no π_old.
     if config.drop_negatives_beyond:
-        stay = off_policy_negatives(tokens, sampler, config.drop_negatives_beyond)
+        stay = off_policy_negatives(tokens, sampler, config.drop_negatives_beyond)  # bool [n]
         weight = stay.to(sampler.dtype) if weight is None else weight * stay
         metrics["mask/negatives"] = (~stay).sum()
     return weight, metrics

@@ -15,5 +15,9 @@ from solostream.training.losses.tokens import Tokens
 
 def off_policy_negatives(tokens: Tokens, sampler: Tensor, delta: float) -> Tensor:
     """bool [n]: whether a token stays. sampler [n]: its log-probabilities. delta: in nats a token."""
-    distance = tokens.sequence_mean(sampler - tokens.logprob.detach())
-    return (tokens.advantage >= 0) | (distance <= delta)
+    # How much less probable its trajectory has become, in nats a token; the same number on each of its tokens.
+    less_likely = sampler - tokens.logprob.detach()  # [n]
+    distance = tokens.sequence_mean(less_likely)  # [n]
+    pulls_up = tokens.advantage >= 0
+    still_likely = distance <= delta
+    return pulls_up | still_likely

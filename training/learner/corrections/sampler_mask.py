@@ -14,5 +14,8 @@ from torch import Tensor
 def sampler_mask(ratio: Tensor, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """(weight [n], how many tokens were masked) from ρ [n]."""
     low, high = bounds
-    inside = (ratio >= low) & (ratio <= high)
-    return torch.where(inside, ratio, torch.zeros_like(ratio)), (~inside).sum()
+    inside = (ratio >= low) & (ratio <= high)  # bool [n]
+    # Inside, the ratio itself is the weight that makes the sampler's tokens count as the learner's.
+    weight = torch.where(inside, ratio, torch.zeros_like(ratio))  # [n]
+    masked = (~inside).sum()
+    return weight, masked

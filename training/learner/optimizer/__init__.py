@@ -25,8 +25,11 @@ def factor(config: LearnerConfig, step: int) -> float:
     if config.schedule == "constant":
         return 1.0
     # The share of the way from the end of the warm-up to the last step; beyond it the rate stays where it ended.
-    done = min((step - config.warmup_steps) / (config.total_steps - config.warmup_steps), 1.0)
-    return 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    scheduled = config.total_steps - config.warmup_steps
+    done = min((step - config.warmup_steps) / scheduled, 1.0)
+    if config.schedule == "linear":
+        return 1 - done
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Optimizer:
@@ -36,7 +39,8 @@ class Optimizer:
     """
 
     def __init__(self, model: nn.Module, config: LearnerConfig, masters: HostMasters | None = None) -> None:
-        self.config, self._masters = config, masters
+        self.config = config
+        self._masters = masters
         self.step = 0
         self._small = config.masters == "bfloat16" or config.moments == "8bit"
         # A tied weight stands in the model twice, and is one parameter, under its first name.
@@ -55,12 +59,17 @@ class Optimizer:
         rest = [parameter for parameter in self.parameters if id(parameter) not in taken]
 
         # Norms and biases are scales and offsets, which decay would pull towards a wrong value.
+        decayed = [parameter for parameter in rest if parameter.ndim >= 2]
+        others = [parameter for parameter in rest if parameter.ndim < 2]
         groups = [
-            {"params": [parameter for parameter in rest if parameter.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [parameter for parameter in rest if parameter.ndim < 2], "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
+        # One kernel for all parameters, where torch has one for them.
         fused = all(parameter.is_floating_point() for parameter in self.parameters)
+
+        # (optimizer, its learning rate) of each.
         self.parts: list[tuple[torch.optim.Optimizer, float]] = []
         if rest:  # adapters are matrices, all of them
             adamw = (
@@ -112,13 +121,19 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """The step, and under each parameter's name its moments: tensors, the optimizer's own."""
-        state = {id(p): of_p for part, _ in self.parts for p, of_p in part.state.items()}
-        return {"step": torch.tensor(self.step), "moments": {name: state[id(p)] for name, p in self.named.items()}}
+        # By name, not by place in a group: a checkpoint does not depend on how parameters are grouped.
+        state = {id(parameter): moments for part, _ in self.parts for parameter, moments in part.state.items()}
+        by_name = {name: state[id(parameter)] for name, parameter in self.named.items()}
+        return {"step": torch.tensor(self.step), "moments": by_name}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`, in place. Raises UserError for the state of another model or optimizer."""
-        own, given = self.state_dict()["moments"], state["moments"]
-        if {name: of.keys() for name, of in own.items()} != {name: of.keys() for name, of in given.items()}:
+        own = self.state_dict()["moments"]
+        given = state["moments"]
+        # Looked at before anything is copied: half a state is none.
+        has = {name: moments.keys() for name, moments in own.items()}
+        comes = {name: moments.keys() for name, moments in given.items()}
+        if has != comes:
             raise UserError("the checkpoint's optimizer has moments of other weights: resume with the same model")
         self.step = int(state["step"])
         for name, moments in own.items():

@@ -32,11 +32,14 @@ def adamw(groups: list[dict[str, Any]], config: LearnerConfig) -> torch.optim.Op
     made: Any = AdamW8bit if config.moments == "8bit" else _AdamW
     rounded = config.masters == "bfloat16"
     optimizer = made(groups, lr=config.lr, betas=config.betas, bf16_stochastic_round=rounded)
+    # Made here as its first step would make them, so that a checkpoint always has the same tensors.
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            # As its first step would make them: signed for the mean, unsigned for the square.
-            moments = {name: optimizer._new_buffer(parameter, name == "exp_avg") for name in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
+            optimizer.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": optimizer._new_buffer(parameter, True),  # a mean of gradients has a sign,
+                "exp_avg_sq": optimizer._new_buffer(parameter, False),  # one of squares has none
+            }
     found: torch.optim.Optimizer = optimizer
     return found
 
@@ -48,6 +51,7 @@ def repeatable(step: int, device: torch.device) -> Iterator[None]:
     On a CPU torchao's step runs as it is written: compiled it would want a compiler of C++, for every shape anew.
     """
     devices = [device] if device.type == "cuda" else []
+    # Forked: what the run draws elsewhere goes on as if nothing had been drawn here.
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(step)
         with torch.compiler.set_stance("default" if devices else "force_eager"):

@@ -28,9 +28,13 @@ def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
     found = found / (found.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     linear, cubic, quintic = COEFFICIENTS
     for _ in range(steps):
-        gram = found @ found.mT
-        found = linear * found + (cubic * gram + quintic * gram @ gram) @ found
-    return (found.mT if tall else found).to(stack.dtype)
+        # a·X + b·(XXᵀ)X + c·(XXᵀ)²X moves every singular value along the same odd polynomial.
+        gram = found @ found.mT  # [m, rows, rows]
+        polynomial = cubic * gram + quintic * gram @ gram
+        found = linear * found + polynomial @ found
+    if tall:
+        found = found.mT
+    return found.to(stack.dtype)
 
 
 def _orthogonal(updates: list[Tensor]) -> list[Tensor]:
@@ -43,10 +47,14 @@ def _orthogonal(updates: list[Tensor]) -> list[Tensor]:
         return list(orthogonalise(torch.stack(updates)))
     from torch.distributed.tensor import distribute_tensor
 
-    rank, ranks = mesh.get_rank(), mesh.size()
-    own = [update for i, update in enumerate(map(whole, updates)) if i % ranks == rank]  # the others' are let go again
+    rank = mesh.get_rank()
+    ranks = mesh.size()
+    # Every rank takes part in making each matrix whole; those of others are let go again at once.
+    own = [update for i, update in enumerate(map(whole, updates)) if i % ranks == rank]
     done = orthogonalise(torch.stack(own)) if own else own
-    blank = torch.empty(first.shape, dtype=first.dtype, device=first.device)  # stands for what another rank sends
+
+    # And in handing each one's shares back: a blank stands for what another rank sends.
+    blank = torch.empty(first.shape, dtype=first.dtype, device=first.device)
     sent = [done[i // ranks] if i % ranks == rank else blank for i in range(len(updates))]
     return [distribute_tensor(one, mesh, first.placements, src_data_rank=i % ranks) for i, one in enumerate(sent)]
 
@@ -75,10 +83,14 @@ class Muon(torch.optim.Optimizer):
                 # The momentum of each, looking one step ahead (Nesterov).
                 updates = []
                 for matrix in matrices:
-                    state, gradient = self.state[matrix], matrix.grad
+                    state = self.state[matrix]
+                    gradient = matrix.grad
                     assert gradient is not None
                     state["momentum"].lerp_(gradient, 1 - group["momentum"])
                     updates.append(torch.lerp(gradient, state["momentum"], group["momentum"]))  # Nesterov
+                # Orthogonal, a tall matrix has smaller entries than a square one with as many columns: made up for.
                 scale = group["lr"] * max(1.0, rows / columns) ** 0.5
+                shrink = 1 - group["lr"] * group["weight_decay"]
                 for matrix, update in zip(matrices, _orthogonal(updates), strict=True):
-                    matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
+                    matrix.mul_(shrink)
+                    matrix.sub_(update, alpha=scale)

@@ -23,24 +23,32 @@ class HostMasters:
     def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
         self.named: dict[str, Tensor] = {}
         self._pairs: list[tuple[Tensor, nn.Parameter]] = []
+        # One gradient at a time leaves the device, so the largest needs room; a device writes to pinned memory at several
+        # times the speed.
         largest = max((parameter.numel() for parameter in model.parameters()), default=0)
-        pinned = device.type == "cuda"  # a device writes to such memory at several times the speed
-        self._landing = torch.empty(largest, dtype=dtype, pin_memory=pinned)
-        for name, parameter in model.named_parameters():  # a tied weight once
+        self._landing = torch.empty(largest, dtype=dtype, pin_memory=device.type == "cuda")
+        # A tied weight comes once, under its first name.
+        for name, parameter in model.named_parameters():
+            # The master is the weight as it was loaded; what stays in the model is a rounded copy on the device.
             master = nn.Parameter(parameter.data)
             parameter.data = master.data.to(device, dtype, copy=True)
+            # Called when the backward pass is done with this weight: its gradient leaves the device at once.
             parameter.register_post_accumulate_grad_hook(_moves_to(master, self._landing))
             self.named[name] = master
             self._pairs.append((master, parameter))
-        model.to(device)  # what is no parameter; positions keep their own precision
+        # What is no parameter goes along: positions keep their own precision.
+        model.to(device)
 
     @torch.no_grad()
     def publish(self) -> None:
         """The masters of now become what computes."""
         for master, parameter in self._pairs:
             parameter.copy_(master, non_blocking=True)
-        if self._pairs and self._pairs[0][1].is_cuda:
-            torch.cuda.synchronize(self._pairs[0][1].device)  # the next step writes to the masters
+        # The copies are under way while this returns, and the next step writes to the masters: wait for them.
+        if self._pairs:
+            _, first = self._pairs[0]
+            if first.is_cuda:
+                torch.cuda.synchronize(first.device)
 
 
 def _moves_to(master: Tensor, landing: Tensor) -> Callable[[Tensor], None]:
@@ -52,7 +60,7 @@ def _moves_to(master: Tensor, landing: Tensor) -> Callable[[Tensor], None]:
         assert parameter.grad is not None
         arrived = landing[: parameter.numel()].view_as(parameter)
         arrived.copy_(parameter.grad)
-        parameter.grad = None
+        parameter.grad = None  # the device holds one gradient at a time
         if master.grad is None:
             master.grad = arrived.to(torch.float32, copy=True)
         else:

@@ -19,15 +19,22 @@ class EntropyBand:
     """low, high: κ_l, κ_r, as shares of the mean entropy so far."""
 
     def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, high
-        self._sum, self._updates = 0.0, 0
+        self.low = low
+        self.high = high
+        # H̄ is a running mean: of all earlier updates, however many there were.
+        self._sum = 0.0
+        self._updates = 0
 
     def outside(self, entropy: Tensor) -> Tensor:
         """How far each of n entropies lies outside the band, in nats, with the gradient that draws it back [n]."""
+        # The first update has nothing that it could be held to.
         if not self._updates:
             return entropy.new_zeros(len(entropy))
         mean = self._sum / self._updates
-        return (self.low * mean - entropy).clamp(min=0) + (entropy - self.high * mean).clamp(min=0)
+        # At most one of the two is above 0, and inside the band neither.
+        below = (self.low * mean - entropy).clamp(min=0)  # [n]
+        above = (entropy - self.high * mean).clamp(min=0)  # [n]
+        return below + above
 
     def record(self, entropy: float) -> None:
         """The mean entropy of the tokens of one update, in nats."""
@@ -40,4 +47,5 @@ class EntropyBand:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self._sum, self._updates = state["sum"], state["updates"]
+        self._sum = state["sum"]
+        self._updates = state["updates"]

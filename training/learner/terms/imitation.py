@@ -32,12 +32,14 @@ def weight_at(config: ImitationConfig, step: int) -> float:
     """μ at optimizer step `step`: `weight`, or from there along a cosine to 0 after `decay_steps`."""
     if not config.decay_steps:
         return config.weight
-    return config.weight * 0.5 * (1 + math.cos(math.pi * min(step / config.decay_steps, 1.0)))
+    done = min(step / config.decay_steps, 1.0)
+    return config.weight * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def losses(config: ImitationConfig, logprob: Tensor, rng: np.random.Generator) -> Tensor:
     """−w(p)·log p of each demonstrated token [n]; logprob [n] carries the gradient."""
-    p = logprob.detach().exp().clamp(max=1.0)
+    # Detached: the weight says how much a token matters, and is not to be learnt itself.
+    p = logprob.detach().exp().clamp(max=1.0)  # [n]
     if config.loss == "sft":
         weight = torch.ones_like(p)
     elif config.loss == "dft":
@@ -45,8 +47,10 @@ def losses(config: ImitationConfig, logprob: Tensor, rng: np.random.Generator) -
     elif config.loss == "chord":
         weight = p * (1 - p)
     else:
-        hits = rng.binomial(config.samples, p.double().cpu().numpy())
-        weight = torch.from_numpy(hits / config.samples).to(p)
+        # How many of K drawn tokens would have been the demonstrated one, without drawing tokens.
+        hits = rng.binomial(config.samples, p.double().cpu().numpy())  # int [n]
+        share = hits / config.samples
+        weight = torch.from_numpy(share).to(p)
     return -weight * logprob
 
 
@@ -68,13 +72,16 @@ class Imitation:
 
     def backward(self, packs: Sequence[PackedBatch], scorer: LogprobComputer, rng: np.random.Generator) -> None:
         """Add the gradient of μ·(mean loss over the tokens of all sequences); packs: those that are this rank's."""
-        total = max(sum(int(mask.sum()) for _, mask in self.sequences), 1)
+        # One denominator for all packs and all ranks: their gradients only add up.
+        masked = sum(int(mask.sum()) for _, mask in self.sequences)
+        total = max(masked, 1)
         said = torch.zeros((), device=scorer.device)
         for packed in packs:
             logprob, _ = scorer(packed)  # [n]
             # A rank that has no more packs takes part, and adds nothing.
             part = losses(self.config, logprob, rng).sum() / total if packed.members else 0 * logprob.sum()
             (self.share * part).backward()
+            # On the device: reading it here would wait for the micro-batch.
             said += part.detach()
         self.said.append(float(said))
 
@@ -82,5 +89,7 @@ class Imitation:
         """The mean over the steps."""
         if not self.said:
             return {}
-        found = math.fsum(sum(of_rank) for of_rank in group.gather(self.said)) / len(self.said)
-        return {"imitation/loss": found, "imitation/weight": self.share}
+        # Each rank has said its part of every step's loss.
+        everything = math.fsum(sum(of_rank) for of_rank in group.gather(self.said))
+        n_steps = len(self.said)
+        return {"imitation/loss": everything / n_steps, "imitation/weight": self.share}
