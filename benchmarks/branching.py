@@ -74,9 +74,12 @@ class Chain:
     def complete(self, text: str) -> int | None:
         return None
 
-    async def areset(self, *, seed: Any = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[str, dict[str, Any]]:
         self.trace, self.said = [], []
         return "Go.", {"task_id": TASK.id, "messages": ({"role": "user", "content": "Go."},)}
+
+    async def areset(self, *, seed: Any = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        return self.reset(seed=seed, options=options)
 
     async def astep(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self.said.append(text)
@@ -90,9 +93,6 @@ class Chain:
         twin = Chain()
         twin.trace, twin.said = list(self.trace), list(self.said)
         return twin
-
-    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[str, dict[str, Any]]:
-        raise NotImplementedError
 
     def close(self) -> None:
         pass

@@ -43,17 +43,26 @@ def near_miss(text: str, names: Sequence[str], hidden: Sequence[Span], first_cal
     for start, end in hidden:
         end = min(end, len(text))
         text = text[:start] + " " * (end - start) + text[end:]
+    # Whatever is told ends with how a call is written here: that is what the policy needs for its next turn.
     how = " ".join(syntax(name).how for name in names)
+
     # The first try in the text is the one that is told. A whole call in another syntax of ours says more than a tag
-    # that no syntax has; a bare block is the weakest sign, and a try only where fences are what is asked for.
+    # that no syntax has.
     found = _TRIES.search(text)
     other = _other(text, names, first_call)
-    if other is not None and (found is None or other[1][0] <= found.start()):
-        return _told(text, other[1], f"this is a call of another kind ({other[0]}). {how}")
+    if other is not None:
+        kind, span = other
+        if found is None or span[0] <= found.start():
+            return _told(text, span, f"this is a call of another kind ({kind}). {how}")
     if found is not None:
-        return _told(text, found.span(), f"{found.group().strip()[:60]!r} begins or ends no call here. {how}")
-    if "fence" in names and (bare := _code(text)):
-        return _told(text, bare, f"the block does not say that it is Python. {how}")
+        tag = found.group().strip()[:60]
+        return _told(text, found.span(), f"{tag!r} begins or ends no call here. {how}")
+
+    # A block without a language is the weakest sign, and a try only where fences are what is asked for.
+    if "fence" in names:
+        bare = _code(text)
+        if bare:
+            return _told(text, bare, f"the block does not say that it is Python. {how}")
     return None
 
 
@@ -61,10 +70,16 @@ def _other(text: str, names: Sequence[str], first_call: FirstCall) -> tuple[str,
     """The first call in another of our syntaxes: (its syntax, its span)."""
     found: list[tuple[Span, str]] = []
     for name in registry.BUILT_IN["syntax"]:
-        if name not in names and any(mark in text for mark in _SIGNS[name]):
+        # To parse a turn in a dozen syntaxes takes time, and most turns show signs of none.
+        possible = name not in names and any(mark in text for mark in _SIGNS[name])
+        if possible:
             span = first_call(text, name)
-            found += [(span, name)] if span else []
-    return (min(found)[1], min(found)[0]) if found else None
+            if span:
+                found.append((span, name))
+    if not found:
+        return None
+    span, name = min(found)
+    return name, span
 
 
 # What a call in each syntax cannot do without: most turns need no parse.
@@ -88,16 +103,21 @@ _SIGNS = {
 def _code(text: str) -> Span | None:
     """The first closed block without a language that is Python and does something."""
     for match in _BARE.finditer(text):
+        # Text that Python can read may be prose of one word, or a result: a block that tries something has more.
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 nodes = list(ast.walk(ast.parse(match[2])))
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             continue
-        if any(isinstance(node, ast.Call | ast.Import | ast.ImportFrom | ast.FunctionDef | ast.For) for node in nodes):
+        acts = ast.Call | ast.Import | ast.ImportFrom | ast.FunctionDef | ast.For
+        if any(isinstance(node, acts) for node in nodes):
             return match.span()
     return None
 
 
 def _told(text: str, span: Span, why: str) -> ToolCall:
-    return ToolCall("", {"raw": text[slice(*span)], "error": why}, span, "malformed")
+    """A call of no tool, whose answer to the policy is `why`."""
+    start, end = span
+    arguments = {"raw": text[start:end], "error": why}
+    return ToolCall("", arguments, span, "malformed")

@@ -57,6 +57,7 @@ class _Grammar:
     partial: re.Pattern[str]
 
 
+# Patterns take long to compile and are the same for every turn of a run.
 @lru_cache
 def _grammar(names: tuple[str, ...]) -> _Grammar:
     chosen = tuple(syntax(name) for name in names)
@@ -100,7 +101,9 @@ def ends_inside(turns: Iterable[str], syntax: Sequence[str], think: Think, opene
     """Whether `turns`, seen without any before them, end in a thought. opened: the template opens one in each."""
     inside = False
     for text in turns:
-        inside = parse(text, syntax, think=begun(think, inside or opened)).inside
+        # Each turn begins where the one before it ended.
+        begins = begun(think, inside or opened)
+        inside = parse(text, syntax, think=begins).inside
     return inside
 
 
@@ -108,8 +111,11 @@ def _first_call(text: str, name: str) -> Span | None:
     """Where the first call in the syntax `name` stands."""
     parser = Parser(name)
     parser.feed(text)
+    # Without the look for near misses: this is a part of it.
     parser._finish()
-    return parser._calls[0].span if parser._calls else None
+    if not parser._calls:
+        return None
+    return parser._calls[0].span
 
 
 class Parser:
@@ -164,6 +170,7 @@ class Parser:
     def finish(self) -> Parsed:
         """The turn is over: what is open now stays unclosed."""
         inside = self._finish()
+
         missed = False
         # A turn without any call may have tried one in a form that is none here: the policy is told, not passed over.
         if not self._calls:
@@ -202,10 +209,10 @@ class Parser:
 
     def _scan(self, final: bool) -> None:
         """Go on as far as the text says what it is; `final`: no more of it will come."""
+        # Inside a block its closer is looked for, outside one the next opener: never both, so a fence in a string of a
+        # call, or a call in a thought, is what it stands in.
         going = True
         while going:
-            # Inside a block its closer is looked for, outside one the next opener: never both, so a fence in a string
-            # of a call, or a call in a thought, is what it stands in.
             going = self._close(final) if self._block else self._open(final)
 
     def _open(self, final: bool) -> bool:
@@ -216,6 +223,7 @@ class Parser:
             partial = self._grammar.partial.search(self._text, self._resume)
             self._resume = partial.start() if partial else len(self._text)
             return False
+
         # The name of the group says what begins: a thought, or a call in the syntax of that number.
         kind = match.lastgroup
         assert kind is not None
@@ -224,6 +232,7 @@ class Parser:
             opens = "/" not in match.group()
             self._mark_think(opens, match.start(), match.end())
         else:
+            # A syntax may find that this is no call after all: then there is no block, and the scan goes on behind it.
             place = int(kind.removeprefix("s"))
             self._syntax = self._grammar.syntaxes[place]
             self._block = self._syntax.enter(match)

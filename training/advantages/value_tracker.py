@@ -38,10 +38,12 @@ Forgetting = Literal["divergence", "snapshot"]
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Evidence:
+    """One outcome of a task, in the order of dispatches."""
+
     event: int
-    reward: float
-    divergence: float | None
-    version: int | None
+    reward: float  # on [0, 1]
+    divergence: float | None  # nats a token, since the policy that acted before; None: as `record_drift` measured
+    version: int | None  # of the policy that acted
 
 
 @dataclass(slots=True)
@@ -110,11 +112,14 @@ class ValueTracker:
         # What the pool learns of its tasks' beginnings: each outcome, and the one before it.
         for before, reward in pairwise([None, *outcomes]):
             self._pool(task_id, _unit(reward, task_id), before)  # type: ignore[arg-type]
-        # Jeffreys' half a success and half a failure keep v0 off 0 and 1, where no later outcome could surprise.
-        alpha, beta = self.pool.prior(self._sources.get(task_id, "")) if self.pool else (0.5, 0.5)
+
+        # The mean of the outcomes and a prior. Jeffreys' half a success and half a failure keep v0 off 0 and 1, where
+        # no later outcome could surprise.
+        alpha, beta = self._first(task_id)
         n = len(outcomes)
         v0 = (math.fsum(outcomes) + alpha) / (n + alpha + beta)
 
+        # How firmly it is believed. Jeffreys' prior is no observation, what a pool knows is some.
         # 1/(1 − ρ) observations is what evidence settles at under a forgetting factor ρ.
         most = 1 / (1 - self.rho_min)
         pooled = alpha + beta if self.pool else 0
@@ -138,6 +143,7 @@ class ValueTracker:
         belief = self._beliefs.get(task_id)
         if belief is None:
             return self._first(task_id)
+
         # The belief is of the version that acted last: what all tasks have learnt since then moves it to now.
         last = belief.events[-1].version if belief.events else belief.start[2]
         source = self._sources.get(task_id, "")
@@ -147,6 +153,7 @@ class ValueTracker:
         """One batch dispatched up to `version`: (task, r, frozen v) of each trajectory. Before its evidence enters."""
         if self.shared is None:
             return
+        # What is shared is shared by the tasks of one source; which task it was does not matter there.
         by_source = [(self._sources.get(task, ""), r, v) for task, r, v in residuals]
         self.shared.update(version, by_source)
 
@@ -168,6 +175,7 @@ class ValueTracker:
         reward = _unit(reward, task_id)
         if divergence is not None and not 0 <= divergence < math.inf:
             raise UserError(f"the divergence of task {task_id} is {divergence}; give a finite D >= 0, in nats a token")
+
         # The first outcome of a task meets the belief that every task begins with.
         belief = self._beliefs.get(task_id)
         if belief is None:
@@ -175,7 +183,10 @@ class ValueTracker:
             belief = _Belief((*first, None), now=first)
             self._beliefs[task_id] = belief
         last = belief.events[-1] if belief.events else None
-        self._pool(task_id, reward, last.reward if last else None)
+
+        # What tasks of one source have in common is learnt from each outcome and the one before it.
+        reward_before = last.reward if last else None
+        self._pool(task_id, reward, reward_before)
 
         # Its place among the task's events: where it was dispatched, or the end.
         source = self._sources.get(task_id, "")
@@ -183,14 +194,15 @@ class ValueTracker:
             event = last.event + 1 if last else 0
         new = _Evidence(event, reward, divergence, version)
 
-        # In order, one line of arithmetic is enough.
         late = last is not None and event <= last.event
         if not late:
+            # In order, one line of arithmetic is enough: nearly all evidence comes so.
             last_version = last.version if last else belief.start[2]
             belief.now = self._apply(*belief.now, source, last_version, new)
             belief.events.append(new)
         else:
             # It finished after episodes that were sent out later: all that followed it is applied again on top of it.
+            # Then the value is what it would have been had all of them arrived in order.
             insort(belief.events, new, key=_order)
             belief.now = self._replay(belief, source)
 
@@ -199,6 +211,7 @@ class ValueTracker:
             oldest = belief.events.pop(0)
             alpha, beta, last_version = belief.start
             alpha, beta = self._apply(alpha, beta, source, last_version, oldest)
+            # `now` stays: it has seen this outcome already.
             belief.start = (alpha, beta, oldest.version)
 
     def record_drift(self, version: int, distance: float) -> None:
@@ -209,6 +222,7 @@ class ValueTracker:
         """
         if self._drift_versions and version <= self._drift_versions[-1]:
             raise ValueError(f"drift of version {version} after that of version {self._drift_versions[-1]}")
+
         # A running sum, so that the travel between any two versions is one difference however many lie between.
         travelled = self._drift_sums[-1] if self._drift_sums else 0.0
         self._drift_versions.append(version)
@@ -220,8 +234,9 @@ class ValueTracker:
         γ = 0 is Eq. 11; the paper's conference version has γ > 0.
         """
         weights = []
-        for alpha, beta in map(self.evidence, task_ids):
-            n = alpha + beta
+        for task_id in task_ids:
+            alpha, beta = self.evidence(task_id)
+            n = alpha + beta  # the effective number of observations
             # Tasks that are neither solved nor hopeless teach most, and those of which little is known yet.
             unsure = sampling_weight(alpha / n, 0.0)
             known = max(n, 1.0) ** gamma
@@ -231,20 +246,26 @@ class ValueTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {
-            "beliefs": {
-                task_id: {
-                    "start": list(belief.start),
-                    "now": list(belief.now),
-                    "events": [[one.event, one.reward, one.divergence, one.version] for one in belief.events],
-                }
-                for task_id, belief in self._beliefs.items()
-            },
+        # `now` is kept, though it follows from the rest: a run that goes on need not replay what it knew.
+        beliefs = {}
+        for task_id, belief in self._beliefs.items():
+            events = [[one.event, one.reward, one.divergence, one.version] for one in belief.events]
+            beliefs[task_id] = {
+                "start": list(belief.start),
+                "now": list(belief.now),
+                "events": events,
+            }
+        state: dict[str, Any] = {
+            "beliefs": beliefs,
             "drift": [list(self._drift_versions), list(self._drift_sums)],
             "sources": dict(self._sources),
-            **({"shared": self.shared.state_dict()} if self.shared else {}),
-            **({"pool": self.pool.state_dict()} if self.pool else {}),
         }
+        # Options that a run does not use leave nothing in its checkpoints.
+        if self.shared is not None:
+            state["shared"] = self.shared.state_dict()
+        if self.pool is not None:
+            state["pool"] = self.pool.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
@@ -257,8 +278,10 @@ class ValueTracker:
             for task_id, saved in state["beliefs"].items()
         }
         versions, sums = state["drift"]
-        self._drift_versions, self._drift_sums = list(versions), list(sums)
+        self._drift_versions = list(versions)
+        self._drift_sums = list(sums)
         self._sources = dict(state["sources"])
+        # A run goes on with the options that it had: others are refused before anything is loaded.
         if self.shared is not None:
             self.shared.load_state_dict(state["shared"])
         if self.pool is not None:
@@ -276,13 +299,21 @@ class ValueTracker:
 
     def _replay(self, belief: _Belief, source: str) -> tuple[float, float]:
         """(α, β) after all kept events, from the start."""
+        # At most `window` of them: a late outcome costs no more however long the run has been.
         alpha, beta, last_version = belief.start
         for evidence in belief.events:
             alpha, beta = self._apply(alpha, beta, source, last_version, evidence)
             last_version = evidence.version
         return alpha, beta
 
-    def _apply(self, alpha: float, beta: float, source: str, last: int | None, new: _Evidence) -> tuple[float, float]:
+    def _apply(
+        self,
+        alpha: float,
+        beta: float,
+        source: str,
+        last: int | None,
+        new: _Evidence,
+    ) -> tuple[float, float]:
         """(α, β) after one more outcome (Eq. 5)."""
         # First to the version that acted: with `shared_drift` the other tasks say how values moved until then.
         alpha, beta = self._moved(alpha, beta, source, last, new.version)
@@ -307,7 +338,14 @@ class ValueTracker:
         halved = math.exp2(-divergence / self.d_half)
         return min(max(halved, self.rho_min), self.rho_max)
 
-    def _moved(self, alpha: float, beta: float, source: str, last: int | None, now: int | None) -> tuple[float, float]:
+    def _moved(
+        self,
+        alpha: float,
+        beta: float,
+        source: str,
+        last: int | None,
+        now: int | None,
+    ) -> tuple[float, float]:
         """The belief of version `last`, as of version `now` (None: the newest), by what all tasks have in common."""
         if self.shared is None:
             return alpha, beta

@@ -15,6 +15,7 @@ a checkpoint names the next event and what was outstanding; whatever the log hol
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +52,7 @@ class AsyncCollector:
         self._source = source
         self._log = log
         # Fewer than a batch in flight could never fill one. A request counts as many episodes as it brings leaves.
-        self._limit = -(-max(in_flight, batch) // source.leaves)
+        self._limit = math.ceil(max(in_flight, batch) / source.leaves)
         self._max_staleness = max_staleness
         self._stale = stale
         self._retry = RetryPolicy(source.play, retries=source.retries, patience=self._limit)
@@ -61,11 +62,18 @@ class AsyncCollector:
         self._flying: dict[int, tuple[RolloutRequest, asyncio.Task[None]]] = {}  # by event
         self._dynamic = dynamic
         discards = self._discards if dynamic else None
-        self._landed = Landed(tokens, _action_tokens, discards) if tokens else Landed(batch, _one, discards)
+        # A batch is so many trajectories, or so many action tokens.
+        if tokens:
+            self._landed = Landed(tokens, _action_tokens, discards)
+        else:
+            self._landed = Landed(batch, _one, discards)
 
-        self._changed = asyncio.Event()  # something landed or was given up since `take` last looked
+        # What `take` waits for, and what ends it.
+        self._changed = asyncio.Event()  # something landed or was given up since it last looked
         self._finished = False
         self._failure: BaseException | None = None
+
+        # How long anything has been in flight.
         self._busy_since = 0.0  # when the first of those in flight started
         self._busy_s = 0.0  # of the times before that
         self.version = 0
@@ -78,7 +86,8 @@ class AsyncCollector:
     @property
     def busy_s(self) -> float:
         """Seconds in which at least one episode was in flight."""
-        return self._busy_s + (time.monotonic() - self._busy_since if self._flying else 0.0)
+        running = time.monotonic() - self._busy_since if self._flying else 0.0
+        return self._busy_s + running
 
     async def take(self) -> list[Trajectory]:
         """The next batch, as soon as it is there; the free places are filled before it is returned."""
@@ -107,14 +116,16 @@ class AsyncCollector:
         self.version = version
         # An episode in flight has sampled nothing older than the version of its dispatch.
         for request, task in list(self._flying.values()):
-            if version - request.dispatch.version > self._max_staleness:
+            age = version - request.dispatch.version
+            if age > self._max_staleness:
                 task.cancel()
                 self._leave(request)
                 self._landed.give_up(request)
                 self._outdate(request)
         # A landed one is as old as its oldest token: it may have outlived several updates.
         for request, played in list(self._landed):
-            if version - min(map(oldest_version, leaves_of(played))) > self._max_staleness:
+            age = version - min(map(oldest_version, leaves_of(played)))
+            if age > self._max_staleness:
                 self._landed.remove(request)
                 self._outdate(request)
 
@@ -123,8 +134,11 @@ class AsyncCollector:
         # Each request is in one of the three, and what has landed stands in the log already.
         in_flight = [request for request, _ in self._flying.values()]
         landed = [request for request, _ in self._landed]
-        outstanding = [request.to_dict() for request in (*in_flight, *landed, *self._queued)]
-        return {"outstanding": outstanding, **({"discarded": self._dynamic.discarded} if self._dynamic else {})}
+        every = (*in_flight, *landed, *self._queued)
+        state: dict[str, Any] = {"outstanding": [request.to_dict() for request in every]}
+        if self._dynamic:
+            state["discarded"] = self._dynamic.discarded
+        return state
 
     def restore(self, state: Mapping[str, Any], finished: Iterable[Trajectory]) -> None:
         """`finished`: the log's trajectories that no checkpointed step has used (`unused`)."""
@@ -132,11 +146,13 @@ class AsyncCollector:
         landed = []
         for played in gathered(finished):
             first = leaves_of(played)[0]
-            landed.append((RolloutRequest(first.task_id, first.seed, first.dispatch), played))
-        if self._dynamic:
-            self._dynamic.discarded = state["discarded"]
+            request = RolloutRequest(first.task_id, first.seed, first.dispatch)
+            landed.append((request, played))
         done = {request.dispatch.event for request, _ in landed}
         outstanding = [RolloutRequest.from_dict(record) for record in state["outstanding"]]
+        if self._dynamic:
+            self._dynamic.discarded = state["discarded"]
+
         # All are expected before the first lands: a group must not look complete while some of it is still to come.
         for request, _ in landed:
             self._landed.expect(request)
@@ -151,7 +167,7 @@ class AsyncCollector:
     def finish(self) -> None:
         """No batch will be taken any more: stop what is in flight, and remember it for a run that goes on."""
         self._finished = True
-        # Not lost: a run that is made longer later plays them, under the same seeds.
+        # Not lost: a run that is made longer later plays them, under the same seeds. `state_dict` names them.
         for request, task in list(self._flying.values()):
             task.cancel()
             self._leave(request)
@@ -177,6 +193,7 @@ class AsyncCollector:
             if not self._flying:
                 self._busy_since = time.monotonic()
             task = asyncio.create_task(self._run(request))
+            # Kept here as well, because asyncio itself holds a task by a weak reference only.
             self._flying[request.dispatch.event] = request, task
 
     def _has_room(self) -> bool:
@@ -219,7 +236,9 @@ class AsyncCollector:
 
     def _leave(self, request: RolloutRequest) -> None:
         """Idempotent: an episode that was given up leaves before its task has noticed."""
-        if self._flying.pop(request.dispatch.event, None) and not self._flying:
+        was_there = self._flying.pop(request.dispatch.event, None)
+        # The last one is here: nothing is in flight until the next departure.
+        if was_there and not self._flying:
             self._busy_s += time.monotonic() - self._busy_since
 
     def _outdate(self, request: RolloutRequest) -> None:

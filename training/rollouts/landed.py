@@ -33,12 +33,21 @@ class Landed:
         size: Callable[[Finished], int],
         discards: Callable[[Sequence[Trajectory]], bool] | None = None,
     ) -> None:
-        self._wanted, self._size, self._discards = wanted, size, discards
-        self._episodes: dict[int, tuple[RolloutRequest, Finished]] = {}  # by event
-        self._expected: dict[int, int] = {}  # group -> members that are queued or in flight
-        self._members: dict[int, dict[int, int]] = {}  # group -> its landed events, each with its arrival number
+        self._wanted = wanted
+        self._size = size
+        self._discards = discards
+
+        # Everything that has landed and is not taken, by event.
+        self._episodes: dict[int, tuple[RolloutRequest, Finished]] = {}
+
+        # Groups: how many members are still queued or in flight, and those that are here, each with its arrival number.
+        self._expected: dict[int, int] = {}  # group -> members
+        self._members: dict[int, dict[int, int]] = {}  # group -> event -> arrival number
+
+        # What is complete, each with the arrival number that it stands at.
         self._singles: dict[int, int] = {}  # event of an episode of its own -> its arrival number
         self._complete: dict[int, int] = {}  # complete group -> arrival number of its last member
+
         # (arrival, is a group, group or event) of everything complete. An entry counts while its arrival number is
         # still the one that `_singles` or `_complete` names; others are left over from a change.
         self._order: list[tuple[int, bool, int]] = []
@@ -71,7 +80,8 @@ class Landed:
 
     def land(self, request: RolloutRequest, played: Finished) -> None:
         """An expected episode is here."""
-        event, group = request.dispatch.event, request.dispatch.group
+        event = request.dispatch.event
+        group = request.dispatch.group
         self._episodes[event] = request, played
         self._arrivals += 1
         # An episode of its own is complete at once; a group may be with this member, or may go on waiting.
@@ -85,10 +95,13 @@ class Landed:
 
     def remove(self, request: RolloutRequest) -> None:
         """A landed episode is not wanted any more; a group is judged by what is left of it."""
-        event, group = request.dispatch.event, request.dispatch.group
+        event = request.dispatch.event
+        group = request.dispatch.group
         if group is None:
+            # Its entry in the order stays, and counts no longer: nothing names its arrival number any more.
+            _, played = self._episodes[event]
             del self._singles[event]
-            self._ready -= self._size(self._episodes[event][1])
+            self._ready -= self._size(played)
         else:
             # Reopened while its size is still that of all members, closed again at the size of those that are left.
             was_complete = self._reopen(group)
@@ -106,17 +119,18 @@ class Landed:
         # From the front of the order; the last group is taken whole, so `found` may end above what was wanted.
         while found < self._wanted:
             arrival, is_group, key = heapq.heappop(self._order)
-            if (self._complete if is_group else self._singles).get(key) != arrival:
-                continue  # it changed after this entry was made
-            if is_group:
-                del self._complete[key]
-                events = list(self._members.pop(key))
-            else:
-                del self._singles[key]
-                events = [key]
+            complete = self._complete if is_group else self._singles
+            # An entry from before a change: the group was opened again, or the episode has gone.
+            if complete.get(key) != arrival:
+                continue
+            del complete[key]
+            events = list(self._members.pop(key)) if is_group else [key]
+
+            # Nobody asks for these any more; a tree is handed out as its leaves.
             taken = [self._episodes.pop(event)[1] for event in events]
             found += sum(map(self._size, taken))
-            batch += [leaf for played in taken for leaf in leaves_of(played)]
+            for played in taken:
+                batch += leaves_of(played)
         self._ready -= found
         return batch
 
@@ -126,6 +140,7 @@ class Landed:
         if left:
             self._expected[group] = left
             return
+        # A complete group is judged once: it is part of a batch from now on, or gone.
         members = self._members.get(group)
         if members and self._discards is not None and self._discards(self._leaves(members)):
             for event in self._members.pop(group):
@@ -143,6 +158,7 @@ class Landed:
         if not members:
             self._members.pop(group, None)
             return
+        # It stands where its last member arrived.
         last = max(members.values())
         self._complete[group] = last
         heapq.heappush(self._order, (last, True, group))
@@ -150,6 +166,7 @@ class Landed:
 
     def _reopen(self, group: int) -> bool:
         """Take `group` out of what is complete; whether it was."""
+        # Its entry in the order is left there, and skipped when it comes up.
         if self._complete.pop(group, None) is None:
             return False
         self._ready -= self._size_of(group)

@@ -19,7 +19,7 @@ class RolloutRequest:
 
     task_id: str
     seed: int
-    dispatch: Dispatch
+    dispatch: Dispatch  # when it was asked for, by which policy, and what was expected of it
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -31,7 +31,9 @@ class RolloutRequest:
         return cls(record["task_id"], record["seed"], Dispatch(**record["dispatch"]))
 
 
-Finished = Trajectory | Tree  # what a request brings
+# What a request brings: an episode, or several that share their beginnings.
+Finished = Trajectory | Tree
+# What runs one: an environment, an engine and a strategy, behind a single call.
 Play = Callable[[RolloutRequest], Awaitable[Finished]]
 
 
@@ -46,9 +48,12 @@ class PromptSource:
     leaves: trajectories that a request brings; more than one where episodes branch.
     """
 
+    # Where requests come from.
     draw: Callable[[], Sequence[RolloutRequest]]
     again: Callable[[RolloutRequest], RolloutRequest]
+
+    # What becomes of them.
     play: Play
-    retries: int
+    retries: int  # of one episode, when the infrastructure failed
     discarded: Callable[[Sequence[Trajectory]], None] = lambda group: None
     leaves: int = 1

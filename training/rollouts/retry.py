@@ -20,7 +20,9 @@ class RetryPolicy(Generic[P]):
 
     def __init__(self, play: Callable[[RolloutRequest], Awaitable[P]], *, retries: int, patience: int) -> None:
         """patience: so many episodes given up in a row end the run."""
-        self._play, self._retries, self._patience = play, retries, patience
+        self._play = play
+        self._retries = retries
+        self._patience = patience
         self._dropped_in_a_row = 0
         self.counts: Counter[str] = Counter()
 
@@ -31,7 +33,8 @@ class RetryPolicy(Generic[P]):
             played = await self._play(request)
             # Where its reward failed, and not its sandbox, another try would be scored no better.
             lost = [one for one in leaves_of(played) if one.ending == "infra"]
-            if any(one.grading is None or not one.grading.failure for one in lost):
+            by_its_sandbox = [one for one in lost if one.grading is None or not one.grading.failure]
+            if by_its_sandbox:
                 raise SandboxError(f"the episode of {request.task_id} ended in an infrastructure failure")
             return played
 
@@ -40,12 +43,14 @@ class RetryPolicy(Generic[P]):
         except (SandboxError, EngineError) as failure:
             self.counts["infra_dropped"] += 1
             self._dropped_in_a_row += 1
+            # An episode is lost now and then; when nothing comes through any more, the run is told.
             if self._dropped_in_a_row < self._patience:
                 return None
-            # An episode is lost now and then; when nothing comes through any more, the run is told.
             said = f"{self._dropped_in_a_row} episodes in a row were given up; the last: {failure}"
             raise type(failure)(said) from None
-        if any(one.ending == "infra" for one in leaves_of(played)):  # told in a line of its own; the run goes on
+
+        # Only its reward failed: told in a line of its own, and the run goes on without it.
+        if any(one.ending == "infra" for one in leaves_of(played)):
             self.counts["reward_failures"] += 1
             return None
         self._dropped_in_a_row = 0

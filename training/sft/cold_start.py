@@ -16,7 +16,6 @@ from solostream.agent.engine import Generation, Sampling, Weights
 from solostream.agent.trajectory import Dispatch
 from solostream.envs.data import Tasks
 from solostream.envs.data.arithmetic import generate
-from solostream.envs.rewards import failed_rewards
 from solostream.envs.types import Task
 from solostream.errors import SandboxError, UserError
 from solostream.sandbox.spec import open_sandbox
@@ -89,11 +88,12 @@ async def _play(sft_batch: SFTBatch, episodes: Episodes, tokenizer: Any) -> list
     for task, style in zip(sft_batch.tasks, sft_batch.styles, strict=True):
         script = Script(demonstration(task, style, rng), tokenizer)
         trajectory = await episodes.play(script, task.id, episodes.sampling(1.0), Dispatch(), 0)
+        # A script makes no mistakes: without a reward it is the settings, or the sandbox, that are at fault.
         if trajectory.ending == "infra":
-            cause = "check the sandbox: solostream sandbox check"
-            if rewards := failed_rewards():
-                cause = f"the warning above says what reward {rewards} lacks; is it the reward for these data?"
-            raise SandboxError(f"the demonstration of {task.id} failed; {cause}")
+            grading = trajectory.grading
+            if grading is not None and grading.failure:
+                raise UserError(f"a demonstration has no reward: {grading.failure}. Is it one for these data?")
+            raise SandboxError(f"the demonstration of {task.id} failed; check the sandbox: solostream sandbox check")
         ids, mask = trajectory.token_ids, trajectory.action_mask
         played += [(ids[start:end], mask[start:end]) for start, end in trajectory.segments]
     return played

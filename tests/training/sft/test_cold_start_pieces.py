@@ -5,10 +5,14 @@ import random
 import pytest
 import torch
 
+from solostream.agent.engine import Sampling
+from solostream.agent.trajectory import TokenRecord
 from solostream.envs.data.arithmetic import generate
-from solostream.errors import UserError
+from solostream.envs.types import Grading
+from solostream.errors import SandboxError, UserError
 from solostream.training.config import BuildConfig, ModelConfig
 from solostream.training.run.model import build_model, build_tokenizer, load_model
+from solostream.training.sft.cold_start import SFTBatch, _play
 from solostream.training.sft.demonstrations import FILLERS, boxed, demonstration, draw_styles, fence
 
 TASKS = generate(200, seed=0)
@@ -74,3 +78,28 @@ def test_styles_are_drawn_with_the_probabilities_of_the_mix() -> None:
     drawn = draw_styles(10_000, {"early": 3.0, "guess": 1.0}, random.Random(0))
     assert set(drawn) == {"early", "guess"}
     assert abs(drawn.count("early") / 10_000 - 0.75) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("failure", "error", "told"),
+    [
+        ("reward 'f' failed on task 't': ValueError: no tests", UserError, "f.*no tests.*one for these data"),
+        (None, SandboxError, "demonstration of .* failed; check the sandbox"),
+    ],
+)
+async def test_a_demonstration_without_a_reward_says_whose_fault_it_is(tokenizer, failure, error, told) -> None:
+    class Pool:
+        """Plays each demonstration, and has no reward for it."""
+
+        def sampling(self, temperature):
+            return Sampling(9, temperature)
+
+        async def play(self, script, task_id, sampling, dispatch, seed):
+            said = await script.generate([], sampling)
+            record = TokenRecord()
+            record.add_observation("user", [1, 2], "?")
+            record.add_action(said.ids, said.logprobs, said.versions, "!")
+            return record.close(task_id, 0.0, "infra", grading=Grading(failure=failure))
+
+    with pytest.raises(error, match=told):
+        await _play(SFTBatch((TASKS[0],), ("guess",), "s"), Pool(), tokenizer)
