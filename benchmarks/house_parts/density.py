@@ -23,6 +23,8 @@ READ_FIRST = {
     "collector": tuple(f"training/rollouts/{name}.py" for name in ("collector", "landed", "request", "retry")),
     "parser": ("envs/text/parse.py", "envs/text/near_miss.py"),
 }
+# Another small code base that newcomers read, nanochat, by this same ruler (docs/results.md): what is wanted of these.
+WANTED_TOKENS, WANTED_COMMENTS = 8.5, 13.1
 LAYOUT = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING,
     tokenize.ENDMARKER,
@@ -68,6 +70,7 @@ def show(parts: dict[str, tuple[Path, ...]]) -> None:
 
 def show_read_first() -> None:
     show({name: tuple(ROOT / place for place in places) for name, places in READ_FIRST.items()})
+    print(f"  wanted: {WANTED_TOKENS} tokens a line, {WANTED_COMMENTS} comment lines of a hundred (nanochat's)")
 
 
 if __name__ == "__main__":

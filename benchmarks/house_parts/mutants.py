@@ -45,8 +45,8 @@ MUTANTS = (
     Mutant(
         "TIS switches itself on",
         "training/learner/learner.py",
-        '            moved = {"drift": self._drift(update)} if drift else {}\n',
-        '            moved = {"drift": self._drift(update)} if drift else {}\n'
+        '            moved = {"drift": update.drift(self._scored(update.first), self.group)} if drift else {}\n',
+        '            moved = {"drift": update.drift(self._scored(update.first), self.group)} if drift else {}\n'
         '        if update.metrics.result(version).get("mismatch/max", 0.0) > 0.01:\n'
         '            self.config = config.model_copy(update={"tis_cap": 2.0})\n',
     ),
