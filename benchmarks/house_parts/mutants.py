@@ -48,7 +48,7 @@ MUTANTS = (
         '            moved = {"drift": update.drift(self._scored(update.first), self.group)} if drift else {}\n',
         '            moved = {"drift": update.drift(self._scored(update.first), self.group)} if drift else {}\n'
         '        if update.metrics.result(version).get("mismatch/max", 0.0) > 0.01:\n'
-        '            self.config = config.model_copy(update={"tis_cap": 2.0})\n',
+        '            self.gradient.config = config.model_copy(update={"tis_cap": 2.0})\n',
     ),
     Mutant(
         "one seed for every request of an episode",

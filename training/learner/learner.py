@@ -29,21 +29,20 @@ from solostream.training.cluster.rank_sharding import base_of, frozen_copy, shar
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import lora
 from solostream.training.learner.corrections import kept
-from solostream.training.learner.device import DTYPES, cast, compile_layers, compute_dtype, upload
+from solostream.training.learner.device import DTYPES, cast, compile_layers, compute_dtype
+from solostream.training.learner.gradient import Gradient
 from solostream.training.learner.guards import check_advantages, memory_advice, refuse
 from solostream.training.learner.logprobs import LogprobComputer
 from solostream.training.learner.mfu import peak_of, shape_of, throughput
-from solostream.training.learner.objective import objective
 from solostream.training.learner.optimizer import Optimizer
 from solostream.training.learner.optimizer.on_host import HostMasters
-from solostream.training.learner.packing import MaskedTokens, PackedBatch, Piece, idle, pack, pieces_of, plan
+from solostream.training.learner.packing import MaskedTokens, PackedBatch, Piece, by_member, idle, pack, pieces_of, plan
 from solostream.training.learner.state import load_state, read_state, state_of, write_model, write_state
 from solostream.training.learner.terms.entropy_band import EntropyBand
 from solostream.training.learner.terms.imitation import beside
 from solostream.training.learner.update import Step, Update, picks
 from solostream.training.losses import Loss
 from solostream.training.losses.aggregation import token_weights
-from solostream.training.losses.tokens import Tokens
 
 LOGPROBS, ENTROPIES = 0, 1  # what a scorer gives
 
@@ -70,7 +69,9 @@ class Learner:
         group: RankGroup = ALONE,
         masters: HostMasters | None = None,
     ) -> None:
-        self.config, self.group, self._masters = config, group, masters
+        self.config = config
+        self.group = group
+        self._masters = masters
         self.temperature = temperature
         self.seed = seed
         self.dump_dir = dump_dir
@@ -108,8 +109,9 @@ class Learner:
         # Where the entropies of earlier updates hold those of the next.
         self.band = EntropyBand(*config.entropy_band) if config.entropy_band else None
 
-        # The policy that the KL penalty pulls towards: a second model in memory, only where it is asked for.
-        self._reference: LogprobComputer | None = None
+        # What adds up the gradient of a step. The policy that the KL penalty pulls towards is a second model in memory:
+        # only where it is asked for.
+        self.gradient = Gradient(self.scorer, self.loss, config, self.band)
         if config.kl_coef:
             self.set_reference()
 
@@ -120,7 +122,9 @@ class Learner:
 
     def set_reference(self) -> None:
         """The KL penalty pulls towards the weights of this moment from now on."""
-        self._reference = self._scorer(frozen_copy(self.model, self.group, partial(lora.wrap, config=self.config.lora)))
+        wrap = partial(lora.wrap, config=self.config.lora)
+        frozen = frozen_copy(self.model, self.group, wrap)
+        self.gradient.reference = self._scorer(frozen)
 
     def update(
         self,
@@ -150,9 +154,10 @@ class Learner:
 
         with memory_advice(config), self.scorer.active():
             # π_old as the learner computes it is only worth a forward pass where the policy moves within the batch;
-            # with one step it is the policy of that step, and `_accumulate` has it anyway.
+            # with one step it is the policy of that step, and the gradient has it anyway.
             several_steps = config.num_mini_batches * config.epochs > 1
-            old = self.logprobs(batch) if config.decoupled and several_steps else sampler
+            own_old = config.decoupled and several_steps
+            old = self.logprobs(batch) if own_old else sampler
             update = Update(batch, advantages.values, keep, sampler, old, rng)
             update.imitation = beside(config.imitation, demonstrations, self.step)
 
@@ -160,16 +165,19 @@ class Learner:
             # How far the policy went is what the tracker forgets by.
             moved = {"drift": update.drift(self._scored(update.first), self.group)} if drift else {}
 
+        # What the update was like, over all its tokens; the band holds the next one by this one's entropy.
         found = update.metrics.result(version, self.group)
         if self.band is not None and update.norms:
             self.band.record(found["entropy"])
         if update.imitation is not None:
             found |= update.imitation.metrics(self.group)
 
+        # What was filtered costs nothing, and counts for nothing in the utilisation.
         seconds = time.perf_counter() - started
         used = [trajectory for trajectory, wanted in zip(batch, keep, strict=True) if wanted]
+        peak = peak_of(self.scorer.device, self.group.world)
         return {
-            **throughput(used, config.epochs, seconds, self.shape, peak_of(self.scorer.device, self.group.world)),
+            **throughput(used, config.epochs, seconds, self.shape, peak),
             **dropped,
             **found,
             **moved,
@@ -181,7 +189,7 @@ class Learner:
     def _take_steps(self, update: Update) -> None:
         """Each pass cuts the batch anew, so that other trajectories share a step; one step takes it as it is."""
         for _ in range(self.config.epochs):
-            order = np.arange(len(update.batch))
+            order = np.arange(len(update.batch))  # places of trajectories
             if self.config.num_mini_batches > 1:
                 order = update.rng.permutation(order)
             for members in np.array_split(order, self.config.num_mini_batches):
@@ -196,26 +204,35 @@ class Learner:
         return self._of_tokens(batch, ENTROPIES)
 
     def _of_tokens(self, batch: Sequence[Trajectory], what: int) -> list[np.ndarray]:
+        # A trajectory may be several pieces, and each rank has computed some of them.
         of_row = [np.empty(trajectory.n_action_tokens, np.float32) for trajectory in batch]
         pieces = pieces_of(batch, range(len(batch)))
-        for of_rank in self.group.gather(self._scored(pieces, what)):
+        own = self._scored(pieces, what)
+        for of_rank in self.group.gather(own):
             for place, values in of_rank.items():
-                of_row[pieces[place].row][pieces[place].tokens] = values
+                piece = pieces[place]
+                of_row[piece.row][piece.tokens] = values
         return of_row
 
     @torch.no_grad()
     def _scored(self, pieces: Sequence[Piece], what: int = LOGPROBS) -> dict[int, np.ndarray]:
         """place in `pieces` -> the values of its action tokens, float32, of the packs that are this rank's."""
         found: dict[int, Tensor] = {}
-        for packed in self.packs([piece.sequence for piece in pieces]):
-            found |= _by_member(packed, pieces, self.scorer(packed)[what])
+        sequences = [piece.sequence for piece in pieces]
+        for packed in self.packs(sequences):
+            values = self.scorer(packed)[what]  # float32 [n]
+            found |= by_member(packed, pieces, values)
+        # Read once everything is on its way: reading each pack would let the device wait for the host.
         return {place: values.cpu().numpy() for place, values in found.items()}
 
     def packs(self, sequences: Sequence[MaskedTokens]) -> list[PackedBatch]:
         """This rank's micro-batches of at most `max_tokens_per_batch` tokens, without padding; the last may idle."""
-        group, device = self.group, self.scorer.device
-        cut = plan([len(ids) for ids, _ in sequences], self.config.max_tokens_per_batch, group.world)
-        return [pack(sequences, one, device) if one else idle(device) for one in cut[group.rank :: group.world]]
+        device = self.scorer.device
+        lengths = [len(ids) for ids, _ in sequences]
+        # The same cut on every rank; they take turns with the packs.
+        cut = plan(lengths, self.config.max_tokens_per_batch, self.group.world)
+        own = cut[self.group.rank :: self.group.world]
+        return [pack(sequences, members, device) if members else idle(device) for members in own]
 
     def weights(self) -> LiveWeights:
         """Every weight under its Hugging Face name (tied heads too, adapters merged in): a live view, copy to keep."""
@@ -235,7 +252,10 @@ class Learner:
         # What computes may be rounded, the masters on the host are not.
         exact = self._live if self._masters is None else {**self._live, **self._masters.named}
         write_model(self.scorer.model, exact, folder, self.group)
-        write_state(self.state_dict(weights=weights, base=base), folder, self.group)
+        state = self.state_dict(weights=weights, base=base)
+        write_state(state, folder, self.group)
+
+        # Every rank has a share of the adapters, and the first one writes them.
         if self.config.lora and on is not None:
             adapters = whole_tensors(self.optimizer.named, self.group)
             if self.group.first:
@@ -250,15 +270,23 @@ class Learner:
 
         weights, base: False leaves out what folders hold: the model that is trained whole, the base under adapters.
         """
-        reference = None if self._reference is None else self._reference.model
+        reference = None if self.gradient.reference is None else self.gradient.reference.model
         state = state_of(
-            self.model, self.optimizer, reference, adapters=bool(self.config.lora), weights=weights, base=base
+            self.model,
+            self.optimizer,
+            reference,
+            adapters=bool(self.config.lora),
+            weights=weights,
+            base=base,
         )
-        return state if self.band is None else {**state, "entropy_band": self.band.state_dict()}
+        # What the band holds the entropy to is a mean over all updates so far.
+        if self.band is not None:
+            state["entropy_band"] = self.band.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises UserError when the state is of another model or another configuration."""
-        reference = None if self._reference is None else self._reference.model
+        reference = None if self.gradient.reference is None else self.gradient.reference.model
         load_state(state, self.model, self.optimizer, reference, adapters=bool(self.config.lora))
         if self.band is not None:
             self.band.load_state_dict(state["entropy_band"])
@@ -270,22 +298,29 @@ class Learner:
         lengths = [len(update.sampler[row]) for row in members]
         weights = token_weights(self.config.aggregation, lengths, self.config.length_norm)
         weight_of = dict(zip(members, weights, strict=True))
+
+        # What is left of the step; some losses choose among its tokens as a whole.
         rows = [row for row in members if update.keep[row]]
         if not rows:
             return
         picked = picks(self.loss, update, rows)
         step = Step(pieces_of(update.batch, rows), weight_of, picked)
 
-        # Gradients of the micro-batches add up: how the step is cut into packs changes nothing but the memory it needs.
-        packs = self.packs([piece.sequence for piece in step.pieces])
+        # The drift is measured on the tokens of the first step.
         if not update.norms:
             update.first = step.pieces
+
+        # Gradients of the micro-batches add up: how the step is cut into packs changes nothing but the memory it needs.
+        packs = self.packs([piece.sequence for piece in step.pieces])
         self.optimizer.zero()  # of a step that an error cut short
         for packed in packs:
-            self._accumulate(update, step, packed)
+            self.gradient.add(update, step, packed)
+
+        # Demonstrations add theirs. `update.rng` is that of all ranks; here each draws for its own tokens.
         if update.imitation is not None:
-            own = np.random.default_rng((self.seed, self.step, self.group.rank))  # `update.rng` is that of all ranks
-            update.imitation.backward(self.packs(update.imitation.sequences), self.scorer, own)
+            own_rng = np.random.default_rng((self.seed, self.step, self.group.rank))
+            demonstrated = self.packs(update.imitation.sequences)
+            update.imitation.backward(demonstrated, self.scorer, own_rng)
 
         # The last look before the weights change.
         norm = self.optimizer.clip()
@@ -295,85 +330,23 @@ class Learner:
             self.optimizer.apply()
         update.norms.append(float(norm))
 
-    def _accumulate(self, update: Update, step: Step, packed: PackedBatch) -> None:
-        """Forward and backward of one micro-batch: its share of the step's loss, and its metrics.
-
-        Every tensor here is float32 [n], one value an action token of the pack. Nothing is read from the device: the
-        host goes on with the next micro-batch while it computes.
-        """
-        pieces = [step.pieces[place] for place in packed.members]
-        if not pieces:
-            self._idle(packed)
-            return
-
-        # The policy of now, under which the gradient is taken; its entropy is mostly a metric.
-        logprob, entropy = self.scorer(packed, entropy_grad=self.config.entropy_coef != 0)
-
-        # The policy that the ratio is taken to. `update` leaves π_old to this place where there is one step: then it
-        # is the policy of now.
-        sampler = self._column(update.sampler, pieces)
-        same_policy = self.config.decoupled and update.old is update.sampler
-        old = logprob.detach() if same_policy else self._column(update.old, pieces)
-
-        # The loss of each token, with all that is added to it.
-        picked = self._column(step.picked, pieces) if step.picked else torch.zeros_like(sampler)
-        tokens = Tokens(
-            logprob=logprob,
-            old=old,
-            advantage=self._column(update.advantages, pieces),
-            segment=packed.segment,
-            sequences=len(pieces),
-            picked=picked.bool(),
-        )
-        reference = self._reference_logprob(packed)
-        losses, sums = objective(
-            tokens, sampler, entropy, reference, loss=self.loss, config=self.config, band=self.band
-        )
-
-        # One weight for all tokens of a trajectory, fixed by the whole step and not by this pack.
-        weights = [np.full(len(piece), step.weights[piece.row], np.float32) for piece in pieces]
-        losses = losses * upload(np.concatenate(weights), self.scorer.device)
-        loss = (1 - update.imitated) * losses.sum()  # a number
-        loss.backward()
-
-        # Before the first step the policy is still the one that should have sampled, up to numerics and staleness.
-        update.metrics.tokens({**sums, "loss": loss}, logprob, old, entropy)
-        if not update.norms:
-            self._remember_start(update, packed, logprob, sampler)
-
-    def _reference_logprob(self, packed: PackedBatch) -> Tensor | None:
-        """Under the weights that the KL penalty pulls towards, float32 [n]; None without a penalty."""
-        if self._reference is None:
-            return None
-        with torch.no_grad():
-            logprob, _ = self._reference(packed)
-        return logprob
-
-    def _idle(self, packed: PackedBatch) -> None:
-        """A rank that has no more packs takes part in what the ranks do together, and adds nothing."""
-        logprob, _ = self.scorer(packed)
-        self._reference_logprob(packed)
-        (0 * logprob.sum()).backward()
-
-    def _remember_start(self, update: Update, packed: PackedBatch, logprob: Tensor, sampler: Tensor) -> None:
-        """Before anything moves: how far the learner is from the sampler, and where the drift is measured from."""
-        pieces = [update.first[place] for place in packed.members]
-        versions = np.concatenate([update.batch[piece.row].versions[piece.span][piece.mask] for piece in pieces])
-        update.metrics.mismatch(logprob - sampler, versions)
-        update.start |= _by_member(packed, update.first, logprob.detach())
-
     def _refuse_gradient(self, update: Update, step: Step, packs: Sequence[PackedBatch]) -> None:
         """Find the micro-batches whose gradient is not finite, name their tasks, dump the batch, raise NotFinite."""
         guilty: list[str] = []
         # Once more, each micro-batch by itself: the sum does not say whose gradient it was.
         for packed in packs:
-            for rank in range(self.group.world):  # one rank at a time, while the others idle
+            # One rank at a time, while the others idle: the norm is that of all ranks together.
+            for rank in range(self.group.world):
                 own = rank == self.group.rank
+                alone = packed if own else idle(self.scorer.device)
                 self.optimizer.zero()
-                self._accumulate(update, step, packed if own else idle(self.scorer.device))
-                if not torch.isfinite(self.optimizer.clip()) and own:
-                    guilty += [update.batch[step.pieces[place].row].task_id for place in packed.members]
+                self.gradient.add(update, step, alone)
+                finite = torch.isfinite(self.optimizer.clip())
+                if own and not finite:
+                    rows = [step.pieces[place].row for place in packed.members]
+                    guilty += [update.batch[row].task_id for row in rows]
         self.optimizer.zero()
+
         # Each may be finite alone while their sum is not: then all of them are named.
         every = [task for of_rank in self.group.gather(guilty) for task in of_rank]
         tasks = every or [update.batch[piece.row].task_id for piece in step.pieces]
@@ -381,17 +354,11 @@ class Learner:
 
     def _scorer(self, model: nn.Module) -> LogprobComputer:
         name = "bfloat16" if self.config.masters == "bfloat16" else self.config.dtype
-        dtype = compute_dtype(name, next(model.parameters()).device)
-        options = {"chunk": self.config.logits_chunk, "temperature": self.temperature, "compiled": self.config.compile}
-        return LogprobComputer(model, dtype=dtype, **options)  # type: ignore[arg-type]
-
-    def _column(self, of_row: Sequence[np.ndarray] | Mapping[int, np.ndarray], pieces: Sequence[Piece]) -> Tensor:
-        """The token values of `pieces`, end to end: float32 [n]."""
-        values = np.concatenate([of_row[piece.row][piece.tokens] for piece in pieces]).astype(np.float32)
-        return upload(values, self.scorer.device)
-
-
-def _by_member(packed: PackedBatch, pieces: Sequence[Piece], values: Tensor) -> dict[int, Tensor]:
-    """place in `pieces` -> its part of `values`, float32 [n] of the pack; a pack is sorted by length, they are not."""
-    counts = [len(pieces[place]) for place in packed.members]
-    return dict(zip(packed.members, values[: sum(counts)].split(counts), strict=True))
+        device = next(model.parameters()).device
+        return LogprobComputer(
+            model,
+            chunk=self.config.logits_chunk,
+            temperature=self.temperature,
+            dtype=compute_dtype(name, device),
+            compiled=self.config.compile,
+        )

@@ -42,10 +42,17 @@ class LogprobComputer:
         # Without peft's wrapper, whose forward pass takes other arguments.
         self.model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.head: Any = self.model.get_output_embeddings()
-        self.chunk, self.temperature, self.dtype, self.compiled = chunk, temperature, dtype, compiled
+        self.chunk = chunk
+        self.temperature = temperature
+        self.dtype = dtype
+        self.compiled = compiled
         self.device = next(model.parameters()).device
+
+        # What this architecture does of its own: its attention, and a limit that some put on their logits.
         self.own_attention = self.model.config._attn_implementation
         self.softcap = getattr(self.model.config, "final_logit_softcapping", None)
+
+        # Through the model's own call, where ranks gather the weights that a forward pass needs.
         self._through_model = as_method(self.model, "score", self._score)
         self.packed = self._exact_kernel()
 
@@ -59,8 +66,8 @@ class LogprobComputer:
         with self.autocast():
             hidden = self._hidden(packed)[0].index_select(0, packed.rows)  # [n, hidden size]
 
-        n_tokens = len(packed.targets)
         # One chunk fits as it is; of several, each one's logits are computed once more in the backward pass.
+        n_tokens = len(packed.targets)
         recompute = torch.is_grad_enabled() and n_tokens > self.chunk
         parts = []
         for start in range(0, n_tokens, self.chunk):
@@ -87,9 +94,13 @@ class LogprobComputer:
         # Only our own attention function knows what to do with a layout.
         extra = {"layout": packed.layout} if self.packed else {}
         with self.active():
-            hidden: Tensor = self.model.base_model(
-                input_ids=packed.token_ids, position_ids=packed.position_ids, use_cache=False, **extra
-            ).last_hidden_state
+            output = self.model.base_model(
+                input_ids=packed.token_ids,
+                position_ids=packed.position_ids,
+                use_cache=False,
+                **extra,
+            )
+        hidden: Tensor = output.last_hidden_state  # [1, T, hidden size]
         return hidden
 
     def _chunk(self, hidden: Tensor, targets: Tensor, entropy_grad: bool) -> tuple[Tensor, Tensor]:
@@ -107,8 +118,11 @@ class LogprobComputer:
             logits = logits / self.temperature
         if not with_gradient:
             return gathered(logits, targets)
-        every = logits.log_softmax(-1)
-        return every.gather(-1, targets[:, None])[:, 0], -(every.exp() * every).sum(-1)
+        # Step by step, where the entropy has a gradient too: torch knows its way back.
+        every = logits.log_softmax(-1)  # [c, vocabulary]
+        logprob = every.gather(-1, targets[:, None])[:, 0]
+        entropy = -(every.exp() * every).sum(-1)
+        return logprob, entropy
 
     def _exact_kernel(self) -> bool:
         """Whether the packed kernel computes this architecture. Raises UserError when nothing here does."""
@@ -119,9 +133,11 @@ class LogprobComputer:
             np.arange(first, first + length) * 7 % vocabulary  # any tokens, no two sequences alike
             for first, length in ((1, 5), (3, 9), (2, 7))
         ]
+        # All but the first token of each are learnt; shortest first, as a pack has them.
         sequences = [(tokens, np.arange(len(tokens)) > 0) for tokens in ids]
         probe = pack(sequences, [0, 2, 1], self.device)
-        plain = torch.cat([self._plain(ids[place]) for place in probe.members])
+        plain = torch.cat([self._plain(ids[place]) for place in probe.members])  # [n]
+
         # The packed kernel first, then the mask of transformers, which any attention understands and which is slower.
         for self.packed in (True, False):
             try:
@@ -129,7 +145,9 @@ class LogprobComputer:
                     difference = (self(probe)[0] - plain).abs().max().item()
             except (NotImplementedError, TypeError):
                 continue
-            if difference < (1e-3 if self.dtype == torch.float32 else 0.3):
+            # Half precision rounds a log-probability in its third digit; a leak changes the first.
+            allowed = 1e-3 if self.dtype == torch.float32 else 0.3
+            if difference < allowed:
                 return self.packed
         raise UserError(
             f"{type(self.model).__name__} cannot be trained packed: its log-probabilities change by {difference:.2g} "
@@ -141,8 +159,10 @@ class LogprobComputer:
         """The model's own log-probabilities of ids[1:], one sequence at a time."""
         tokens = torch.from_numpy(ids).to(self.device)
         with _attention(self.model, self.own_attention), self.autocast():
-            logits: Tensor = self.model(input_ids=tokens[None], use_cache=False).logits[0, :-1]
-        every = (logits.float() / self.temperature).log_softmax(-1)  # [tokens - 1, vocabulary]
+            output = self.model(input_ids=tokens[None], use_cache=False)
+        # The last token's logits predict what is not there.
+        logits: Tensor = output.logits[0, :-1]  # [tokens - 1, vocabulary]
+        every = (logits.float() / self.temperature).log_softmax(-1)
         return every.gather(-1, tokens[1:, None])[:, 0]
 
 

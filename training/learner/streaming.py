@@ -106,7 +106,7 @@ class StreamedUpdate:
         with memory_advice(learner.config), learner.scorer.active():
             for packed in learner.packs([piece.sequence for piece in pieces]):
                 placed = replace(packed, members=[before + place for place in packed.members])
-                learner._accumulate(self._update, step, placed)
+                learner.gradient.add(self._update, step, placed)
         self._busy_s += time.perf_counter() - started
 
     def _weights(self, part: Batch) -> list[float]:

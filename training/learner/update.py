@@ -39,11 +39,8 @@ class UpdateMetrics:
     def tokens(self, sums: Mapping[str, Tensor], logprob: Tensor, old: Tensor, entropy: Tensor) -> None:
         """Add one micro-batch: n tokens, and `sums` over them."""
         log_ratio = (old - logprob.detach()).clamp(-20, 20)  # float32 [n]; e^20 is the largest ratio that is told
-        every = {
-            **sums,
-            **{f"kl/{name}": of_token.sum() for name, of_token in estimates(log_ratio).items()},
-            "entropy": entropy.sum(),
-        }
+        divergences = {f"kl/{name}": of_token.sum() for name, of_token in estimates(log_ratio).items()}
+        every = {**sums, **divergences, "entropy": entropy.sum()}
         # The sums stay on the device: reading one would wait for the micro-batch that is being computed.
         for name, value in every.items():
             self._sums[name] = self._sums[name] + value.detach()
@@ -55,20 +52,25 @@ class UpdateMetrics:
 
     def result(self, version: int | None, group: RankGroup = ALONE) -> dict[str, float]:
         """All of them, by name, over what all ranks of `group` added. version: of the policy that was trained."""
+        # Sums of all ranks over the tokens of all ranks; the tokens go along under a name of their own.
         own = {name: float(value) for name, value in self._sums.items()}
         totals = group.sums({**own, "": self._tokens})
         n_tokens = totals.pop("")
         found = {name: value / max(n_tokens, 1) for name, value in totals.items()}
-        sums, largest = self._of_mismatch(version)
-        sums = group.sums(sums)
+
+        # Of the first step's tokens alone. Where everything was filtered there are none.
+        own_sums, largest = self._of_mismatch(version)
+        sums = group.sums(own_sums)
         if not sums:
             return found
-
         n_first = sums["tokens"]
         found["mismatch/kl"] = sums["kl"] / n_first
         found["mismatch/mean"] = sums["mean"] / n_first
         # Kish's effective sample size, as a share of the tokens: 1 where all weights are equal.
-        found["mismatch/ess"] = sums["weight"] ** 2 / sums["weight²"] / n_first
+        effective = sums["weight"] ** 2 / sums["weight²"]
+        found["mismatch/ess"] = effective / n_first
+
+        # Largest values do not add up: of those of the ranks the largest counts.
         for of_rank in group.gather(largest):
             for name, value in of_rank.items():
                 found[name] = max(value, found.get(name, value))
@@ -80,8 +82,9 @@ class UpdateMetrics:
             return {}, {}
         # In float64: the differences are near 0, and k3 is a difference of numbers near 1.
         parts = torch.cat([difference for difference, _ in self._first])
-        difference = parts.double().clamp(-20, 20).cpu().numpy()  # [n]
-        weight, distance = np.exp(difference), np.abs(difference)
+        difference = parts.double().clamp(-20, 20).cpu().numpy()  # float64 [n]
+        weight = np.exp(difference)  # π_learner/π_sampler, [n]
+        distance = np.abs(difference)  # [n]
         every = {
             "tokens": np.ones_like(weight),
             "kl": weight - 1 - difference,
@@ -91,10 +94,12 @@ class UpdateMetrics:
         }
         largest = {"mismatch/max": float(distance.max())}
         # On tokens of the policy of now nothing but numerics can differ: what is left there is an error of ours.
-        current = np.concatenate([versions for _, versions in self._first]) == version
+        versions = np.concatenate([of_part for _, of_part in self._first])  # int [n]
+        current = versions == version  # bool [n]
         if current.any():
             largest["mismatch/on_policy_max"] = float(distance[current].max())
-        return {name: float(values.sum()) for name, values in every.items()}, largest
+        sums = {name: float(values.sum()) for name, values in every.items()}
+        return sums, largest
 
 
 @dataclass(slots=True)
@@ -129,8 +134,9 @@ class Update:
         after: as `start`, after the last step; the same packs, so this rank has both. Raises NotFinite.
         """
         moved = [values.astype(np.float64) - self.start[place].cpu().numpy() for place, values in after.items()]
-        own = {"nats": float(sum(np.abs(one).sum() for one in moved)), "tokens": sum(map(len, moved))}
-        found = group.sums(own)
+        nats = float(sum(np.abs(one).sum() for one in moved))
+        n_tokens = sum(map(len, moved))
+        found = group.sums({"nats": nats, "tokens": n_tokens})
 
         # The gradient was finite, and the step along it need not be: nothing is sampled with such weights.
         if not np.isfinite(found["nats"]):
@@ -152,8 +158,8 @@ def picks(loss: Loss, update: Update, rows: Sequence[int]) -> dict[int, np.ndarr
     if not isinstance(loss, SelectsTokens):
         return {}
     # A share of the batch's tokens is meant: chosen here, because a micro-batch would see too few of them.
-    logprobs = np.concatenate([update.sampler[row] for row in rows]).astype(np.float64)
-    advantages = np.concatenate([update.advantages[row] for row in rows])
+    logprobs = np.concatenate([update.sampler[row] for row in rows]).astype(np.float64)  # [tokens]
+    advantages = np.concatenate([update.advantages[row] for row in rows])  # [tokens]
     selected = loss.select(covariance(logprobs, advantages), update.rng)  # bool, all rows end to end
 
     # Cut into rows again, where each one ends.

@@ -95,8 +95,14 @@ def packed_attention(
     """
     if layout is None or kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise NotImplementedError("packed attention needs the layout, and neither soft-capping nor sinks")
-    if torch.is_autocast_enabled(query.device.type):  # norms of queries and keys leave float32: half the bytes to move
-        query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
+
+    # Norms of queries and keys leave float32 behind: in half precision there are half the bytes to move.
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = (x.to(dtype) for x in (query, key, value))
+
+    # Where there is a kernel for sequences of any lengths, nothing needs to be padded.
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and VARLEN:
         return _without_padding(query, key, value, layout, scaling, sliding_window), None
 
@@ -116,18 +122,30 @@ def packed_attention(
             x[start:end].unflatten(0, (count, length)).transpose(1, 2) for x in rows
         )  # [count, heads, length, d]
         if repeat > 1:
-            k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+            k = k.repeat_interleave(repeat, 1)
+            v = v.repeat_interleave(repeat, 1)
+
         # Only where the window is shorter than the block does it need a mask, which the fast kernels do not take.
         band = _band(length, sliding_window, q.device) if sliding_window and length > sliding_window else None
         block = F.scaled_dot_product_attention(q, k, v, attn_mask=band, is_causal=band is None, scale=scaling)
-        outputs.append(block.transpose(1, 2).flatten(0, 1))
+        outputs.append(block.transpose(1, 2).flatten(0, 1))  # [count · length, heads, d]
         start = end
+
+    # Back to tokens as they lie, without the padding.
     joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]  # [P, heads, d]
-    return (joined if layout.rows is None else _unpad(joined, layout.rows[1]))[None], None
+    if layout.rows is not None:
+        _, scatter = layout.rows
+        joined = _unpad(joined, scatter)  # [T, heads, d]
+    return joined[None], None
 
 
 def _without_padding(
-    query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout, scaling: float | None, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: BlockLayout,
+    scaling: float | None,
+    window: int | None,
 ) -> Tensor:
     """[1, T, heads, d] by the kernel for sequences of any lengths."""
     # The kernel wants tokens as rows, and where each sequence begins.
@@ -136,18 +154,24 @@ def _without_padding(
     if not grouped and q.shape[1] != k.shape[1]:
         # This torch's kernel cannot share a key head among query heads: each gets a copy.
         repeat = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-    places, longest = (layout.borders, layout.borders), (layout.longest, layout.longest)
-    left = window - 1 if window else -1  # of the keys that a query sees: a window counts the query's own
+        k = k.repeat_interleave(repeat, 1)
+        v = v.repeat_interleave(repeat, 1)
+
+    # Queries and keys are the same tokens: one pair of borders and of lengths for both.
+    borders = (layout.borders, layout.borders)
+    longest = (layout.longest, layout.longest)
+    # A window counts the query's own key, the kernel only those to the left of it; -1 is all of them.
+    left = window - 1 if window else -1
     assert varlen_attn is not None
-    out = varlen_attn(q, k, v, *places, *longest, scale=scaling, window_size=(left, 0), **grouped)
+    out = varlen_attn(q, k, v, *borders, *longest, scale=scaling, window_size=(left, 0), **grouped)
     assert isinstance(out, Tensor)
     return out[None]
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:
+    """bool [length, length]: which keys a query sees, none behind it and none from before its window."""
     places = torch.arange(length, device=device)
-    distance = places[:, None] - places[None]
+    distance = places[:, None] - places[None]  # [queries, keys]
     return (distance >= 0) & (distance < window)
 
 

@@ -71,7 +71,8 @@ class Optimizer:
 
         # (optimizer, its learning rate) of each.
         self.parts: list[tuple[torch.optim.Optimizer, float]] = []
-        if rest:  # adapters are matrices, all of them
+        # Nothing is left for it where Muon has taken everything: adapters are matrices, all of them.
+        if rest:
             adamw = (
                 low_memory.adamw(groups, config)
                 if self._small
@@ -103,7 +104,9 @@ class Optimizer:
             for group in part.param_groups:
                 now = lr * factor(self.config, self.step)
                 group["lr"] = torch.as_tensor(now) if self._small else now  # torchao takes no other
-            with low_memory.repeatable(self.step, self.parameters[0].device) if self._small else nullcontext():
+            # Rounding at random is the one thing here that draws numbers.
+            device = self.parameters[0].device
+            with low_memory.repeatable(self.step, device) if self._small else nullcontext():
                 part.step()
         self.publish()
         self.step += 1
