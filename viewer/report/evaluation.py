@@ -84,7 +84,10 @@ def comparison_page(found: Comparison, made: Sequence[str] = ()) -> str:
     rows = [(r.task_id, f"{r.c_a} / {r.n_a}", f"{r.c_b} / {r.n_b}", r.difference, r.flow)
             for r in sorted(found.rows, key=lambda r: r.difference)]  # fmt: skip
     diagram = charts.sankey(found.flow, found.names, found.k) + f'<table class="data">{flow}</table>'
-    points = lambda end: minus(f"{100 * difference[end]:+.1f}")
+
+    def points(end: str) -> str:
+        return minus(f"{100 * difference[end]:+.1f}")
+
     interval = f"95 % from {points('low')} to {points('high')}"
     facts = [
         (f"avg, {b} − {a}", points("mean"), f"points; {interval}"),
