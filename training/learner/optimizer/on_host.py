@@ -23,7 +23,7 @@ class HostMasters:
     def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
         self.named: dict[str, Tensor] = {}
         self._pairs: list[tuple[Tensor, nn.Parameter]] = []
-        # One gradient at a time leaves the device, so the largest needs room; a device writes to pinned memory at several
+        # One gradient at a time leaves the device: room for the largest. A device writes to pinned memory at several
         # times the speed.
         largest = max((parameter.numel() for parameter in model.parameters()), default=0)
         self._landing = torch.empty(largest, dtype=dtype, pin_memory=device.type == "cuda")
