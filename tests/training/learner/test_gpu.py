@@ -22,6 +22,7 @@ from solostream.training.advantages.base import Advantages, per_token
 from solostream.training.batch import Batch
 from solostream.training.config import validate
 from solostream.training.config.learner import LearnerConfig
+from solostream.training.learner.gradient import Gradient
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.optimizer.on_host import HostMasters
 from solostream.training.run.progress import ProgressDisplay
@@ -102,7 +103,7 @@ def test_micro_batches_follow_each_other_without_waiting_for_the_device(monkeypa
     learner = Learner(tiny_models.model("qwen3").cuda(), LearnerConfig(dtype="bfloat16", max_tokens_per_batch=64))
     batch = skewed(learner)
     learner.update(batch, weighed(batch))  # kernels are loaded at their first use
-    accumulate, packs = Learner._accumulate, []
+    accumulate, packs = Gradient.add, []
 
     def watched(*arguments: Any) -> None:
         packs.append(arguments)
@@ -113,7 +114,7 @@ def test_micro_batches_follow_each_other_without_waiting_for_the_device(monkeypa
         finally:
             torch.cuda.set_sync_debug_mode(before)
 
-    monkeypatch.setattr(Learner, "_accumulate", watched)
+    monkeypatch.setattr(Gradient, "add", watched)
     learner.update(batch, weighed(batch), drift=False)
     assert len(packs) > 2
 
