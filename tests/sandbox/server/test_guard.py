@@ -182,6 +182,49 @@ async def test_a_request_that_never_ends_is_hung_up_on(monkeypatch) -> None:
             await serving
 
 
+async def test_an_answer_that_is_not_read_is_hung_up_on(monkeypatch) -> None:
+    """A client that reads nothing is closed; one that reads slowly gets all of it."""
+    monkeypatch.setattr(connection, "HEAD_S", 0.5)
+    import uvicorn
+
+    size = 24 << 20  # far more than the kernel buffers of a connection
+
+    async def app(scope, receive, send) -> None:
+        head = [(b"content-length", str(size).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    server = uvicorn.Server(uvicorn.Config(app, http=connection.TimedConnection, log_level="error", lifespan="off"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            for _ in range(200):
+                if server.started:
+                    break
+                await asyncio.sleep(0.05)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            for _ in range(200):
+                await asyncio.sleep(0.05)
+                if not server.server_state.connections:
+                    break
+            assert not server.server_state.connections
+            writer.close()
+            monkeypatch.setattr(connection, "HEAD_S", 60)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            got = 0
+            while piece := await reader.read(4 << 20):
+                got += len(piece)
+                await asyncio.sleep(0.002)
+            assert got > size
+            writer.close()
+        finally:
+            server.should_exit = True
+            await serving
+
+
 async def test_a_body_that_does_not_arrive_is_given_up(monkeypatch) -> None:
     from solostream.sandbox.server import guard
 
