@@ -1,7 +1,7 @@
 """How much memory a run takes, part by part, and what would make it fit.
 
 Sums of what is allocated at one time. The constants were measured: on CPUs (docs/results.md, "Memory") and on one GPU
-(the same page, "One GPU": peaks at 0.47 B and 1.48 B, packed and compiled, are met within 4 %).
+(the same page, "One GPU": four of five ways to train are met within 6 %).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ VLLM_CACHE = 256 << 20  # its KV cache on a CPU, where nothing is said
 LOGITS = 3  # float32 copies of a chunk's logits at one time: log-softmax, its gradient, the gradient of the logits
 FUSED_LOGITS = 2  # with learner.compile, in the computation's own precision: the logits and their gradient
 HALF = 0.68  # activations under bfloat16 against float32: norms and the residual stream stay float32
+HALVED = 0.58  # the same on a GPU where the weights themselves are bfloat16: norms are, too
 COMPILED = 0.58  # of these, with learner.compile: what lies between two products is computed again
 LEAN = 64_000_000  # parameters up to which the hf engine keeps fused copies of its own (agent/engines/hf/lean.py)
 LEAN_KINDS = ("qwen3", "qwen2", "llama")
@@ -120,8 +121,9 @@ def memory(config: Config, shape: Shape, in_flight: int, context: int, device: s
     logit = FUSED_LOGITS * (2 if half else 4) if fused else LOGITS * 4  # bytes
     logits = logit * min(c.logits_chunk, rows) * shape.vocabulary
     embedding = 4 * shape.vocabulary * shape.hidden if not c.lora else 0
-    kept = shape.activations(c) * (HALF if half else 1) * (COMPILED if half and c.compile else 1)
     master = 2 if c.masters == "bfloat16" or (offloaded and half) else 4
+    halved = device == "cuda" and (stored if c.lora else master) == 2
+    share = 1.0 if not half else HALF * COMPILED if c.compile else HALVED if halved else HALF
     parts = {
         "program": PROGRAM[device],
         "base": shape.parameters * stored if c.lora else 0,
@@ -133,7 +135,7 @@ def memory(config: Config, shape: Shape, in_flight: int, context: int, device: s
         "gradients": master * (shape.vocabulary * shape.hidden if offloaded else trained),
         "optimizer": 0 if offloaded else moments(c) * trained,
         "reference": master * trained if c.kl_coef else 0,
-        "activations": round(rows * kept),
+        "activations": round(rows * shape.activations(c) * share),
         # The head's gradient stands beside its logits, then the embedding's beside it where the two are tied.
         "logits": max(logits + embedding, 2 * embedding),
     }
