@@ -210,7 +210,7 @@ for _ in range(({arena.limits.memory_mb * 5 // 4} << 20) // size):
 time.sleep(3)
 print('holds', size)
 """
-    await _not_held(arena, code, 50)
+    await _not_held(arena, code, 40)
 
 
 @case("a table of the kernel's that one call makes: PR_FUTEX_HASH", "memory", alone=True)
