@@ -146,7 +146,7 @@ def test_tokens_carry_their_logprob_version_and_advantage(page, place: Path) -> 
     page.locator(f'.tokens [data-i="{i}"]').hover()
     shown = page.locator(".probe").inner_text()
     assert f"id {record['token_ids'][i]}" in shown
-    assert f"logprob {record['logprobs'][i]:.3f}" in shown
+    assert f"logprob {record['logprobs'][i]:.3f}".replace("-", "−") in shown
     assert f"version {record['versions'][i]}" in shown
     assert f"advantage {advantage(place, record):.3f}" in shown
     page.locator('.tokens [data-i="0"]').hover()
