@@ -148,7 +148,7 @@ def test_tokens_carry_their_logprob_version_and_advantage(page, place: Path) -> 
     assert f"id {record['token_ids'][i]}" in shown
     assert f"logprob {record['logprobs'][i]:.3f}".replace("-", "−") in shown
     assert f"version {record['versions'][i]}" in shown
-    assert f"advantage {advantage(place, record):.3f}" in shown
+    assert f"advantage {advantage(place, record):.3f}".replace("-", "−") in shown
     page.locator('.tokens [data-i="0"]').hover()
     assert "forced" in page.locator(".probe").inner_text()
     text = "".join(turn["text"] for turn in record["turns"])
