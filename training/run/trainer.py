@@ -88,7 +88,8 @@ class Trainer:
     ) -> None:
         started = time.monotonic() if started is None else started
         config = config.completed()
-        self.config, self.view = config, (view := view or ProgressDisplay())
+        view = view or ProgressDisplay()
+        self.config, self.view = config, view
         self.folder = folder = folder or Path(config.run.root) / (config.run.name or "run")
         self._advantage, self._sampler, self._rollout, self._engine = advantage, sampler, rollout, engine
         self.loss = loss or registry.make("loss", config.learner.loss, config.loss.get(config.learner.loss))
@@ -274,9 +275,10 @@ class Trainer:
         if resumed is not None:
             kept = resumed.plain["log_bytes"] if config.rollout.mode != "async" else None
         log = TrajectoryLog(self.folder / "trajectories.jsonl", kept)
-        hands = self.parts.train, learner, self.policy, self.episodes, log, self.thread.run
-        own = partial(Reinforcement, advantage=self._advantage, sampler=self._sampler, own_metrics=self._metrics)
-        rl = own(config, *hands, traces=self.traces)
+        rl = Reinforcement(
+            config, self.parts.train, learner, self.policy, self.episodes, log, self.thread.run,
+            advantage=self._advantage, sampler=self._sampler, own_metrics=self._metrics, traces=self.traces,
+        )  # fmt: skip
         try:
             if self.traces and config.learner.imitation and config.cold_start.verify:
                 await self.traces.verify(self.folder)
