@@ -45,6 +45,7 @@ def main(host_socket: str, groups: str | None = None) -> NoReturn:
         host.connect(host_socket)
     data, fds, _, _ = socket.recv_fds(host, 65536, len(kernel_app.CHANNELS) + 2)
     settings = json.loads(data)
+    settings["confinement"]["counted"] = groups is not None
     if groups is not None:
         memory.Group(int(groups), "kernel", settings["memory_mb"] + _OWN_MB).join()
         os.close(int(groups))
