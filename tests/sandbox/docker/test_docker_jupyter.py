@@ -43,6 +43,7 @@ async def test_a_kernel_in_its_own_container(image):
 
 SAMPLE = (
     "N processes times the memory limit",
+    "shared memory of which only a page stays mapped",
     "disk fill",
     "double-forked",
     "TCP out",
