@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -40,8 +41,9 @@ def _packages() -> Iterator[Row]:
 def _machine() -> Iterator[Row]:
     found = gpus()
     yield "GPU", bool(found), ", ".join(found) or "no NVIDIA driver answers: models run on the CPU"
-    strong, isolation = _fork()
+    strong, isolation, unseen = _fork()
     yield "sandbox fork", strong, isolation
+    yield "packages in it", not unseen, unseen or "numpy, sympy"
     yield "user namespaces", *_namespaces()
     grouped = "cgroup" in isolation
     yield "cgroups", grouped, "in use" if grouped else "none of ours to write: memory is bounded process by process"
@@ -50,14 +52,23 @@ def _machine() -> Iterator[Row]:
     yield "Chromium", browser is not None, browser or "apt install chromium (only for the viewer's own tests)"
 
 
-def _fork() -> tuple[bool, str]:
+def _fork() -> tuple[bool, str, str]:
+    """Whether it holds all that it can, what is in force, and what is wrong with the packages that sessions see."""
     from solostream.sandbox.fork import ForkSandbox
 
+    async def started(sandbox: ForkSandbox) -> None:
+        try:
+            await (await sandbox.open()).close()
+        finally:
+            await sandbox.close()
+
     try:
-        sandbox = ForkSandbox()
-        return sandbox.tier == "namespaces", f"tier {sandbox.tier}: {sandbox.isolation}"
+        sandbox = ForkSandbox(preimport=("numpy", "sympy"))
+        strong, isolation = sandbox.tier == "namespaces", f"tier {sandbox.tier}: {sandbox.isolation}"
+        asyncio.run(started(sandbox))
     except (UserError, SandboxError) as error:
-        return False, str(error)
+        return False, str(error), "no session was started"
+    return strong, isolation, f"not to be imported in a session: {', '.join(sandbox.unseen)}" if sandbox.unseen else ""
 
 
 def _namespaces() -> tuple[bool, str]:

@@ -9,9 +9,12 @@ said in docs/sandbox.md and left out of `claims`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib.util
 import logging
 import os
 import resource
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,6 +35,7 @@ PREIMPORT = (
     *("statistics", "operator", "re", "string", "json", "heapq", "bisect", "datetime", "time", "typing", "dataclasses"),
     *("subprocess", "textwrap", "copy", "threading", "tempfile", "glob", "multiprocessing", "asyncio", "inspect"),
 )
+_told: set[str] = set()  # modules of which it was said that sessions cannot import them
 _TIERS = ("auto", "namespaces", "landlock", "rlimits")
 _LOST: dict[str, frozenset[Claim]] = {  # what a tier does not hold
     "namespaces": frozenset(),
@@ -44,6 +48,16 @@ def _confines_signals(isolation: str) -> bool:
     """Without a pid namespace, only Landlock since ABI 6 (Linux 6.12) and seccomp together do."""
     version = next((word[8:] for word in isolation.split("+") if word.startswith("landlock")), "0")
     return int(version) >= 6 and "seccomp" in isolation
+
+
+def _importable(names: list[str]) -> tuple[str, ...]:
+    """Those that this process can import."""
+    found = []
+    for name in names:
+        with contextlib.suppress(ImportError, ValueError):  # of a parent; a module without a spec
+            if importlib.util.find_spec(name) is not None:
+                found.append(name)
+    return tuple(found)
 
 
 def _crashes_start_helpers() -> bool:
@@ -91,6 +105,9 @@ class ForkSandbox:
         self._options = Options(isolation, self.limits, snapshot, pool, tuple(preimport), landlock_abi)
         self._allow_unisolated = allow_unisolated
         self._server: Server | None = None
+        self.unseen: tuple[
+            str, ...
+        ] = ()  # of `preimport`: what this process can import and sessions cannot, once started
         self._starting = threading.Lock()
         self._sessions: set[ForkSession] = set()
 
@@ -165,7 +182,23 @@ class ForkSandbox:
                     self.isolation,
                 )
             self._server = Server(replace(self._options, isolation=tier))
+            self._tell_unseen(self._server)
             return self._server
+
+    def _tell_unseen(self, server: Server) -> None:
+        """Say once a process which modules this Python can import and its sessions cannot."""
+        self.unseen = _importable(sorted(set(self._options.preimport) - server.resident))
+        if news := tuple(name for name in self.unseen if name not in _told):
+            _told.update(news)
+            log.warning(
+                "code in the sandbox cannot import %s, although this program can: sessions see the packages of %s, "
+                "not PYTHONPATH, packages of a user, or folders of a .pth file; remedy: a virtual environment, or "
+                "%s -I -m pip install %s",
+                " and ".join(news),
+                sys.prefix,
+                sys.executable,
+                " ".join(name.partition(".")[0] for name in news),
+            )
 
     def _forget(self, session: ForkSession) -> None:
         self._sessions.discard(session)

@@ -59,7 +59,8 @@ class Server:
             self._tidy()
             raise
         self.isolation: str = hello["isolation"]
-        log.info("fork server ready: %s; imported: %s", self.isolation, ", ".join(hello["resident"]) or "nothing")
+        self.resident = frozenset[str](hello["resident"])
+        log.info("fork server ready: %s; imported: %s", self.isolation, ", ".join(sorted(self.resident)) or "nothing")
 
     @property
     def alive(self) -> bool:

@@ -61,7 +61,18 @@ def test_init_writes_a_configuration_that_is_one(
 def test_doctor_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    for what in ("train", "server", "vLLM", "GPU", "sandbox fork", "user namespaces", "cgroups", "Docker", "Chromium"):
+    for what in (
+        "train",
+        "server",
+        "vLLM",
+        "GPU",
+        "sandbox fork",
+        "packages in it",
+        "user namespaces",
+        "cgroups",
+        "Docker",
+        "Chromium",
+    ):
         assert f" {what} " in shown
     assert "✓ train " in shown
     assert "torch" in shown.splitlines()[0]

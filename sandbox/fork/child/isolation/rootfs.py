@@ -20,6 +20,7 @@ _ETC = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.
 ZERO = "/dev/zero"
 DEVICES = ("/dev/null", ZERO, "/dev/full", "/dev/random", "/dev/urandom")
 INIT = "/.init"  # process 1 of every session
+_PACKAGES = ("site-packages", "dist-packages")  # what installers call the folders that hold packages and nothing else
 _OLD = "/.host"
 _DEEPEST = 64  # folders within folders that are deleted in one go
 _READ_ONLY = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
@@ -29,6 +30,8 @@ _READ_ONLY = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
 def readable() -> list[str]:
     """What a session may read: the system's programs and libraries, and this Python with its packages."""
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
+    # A `.pth` file may add another environment's packages. A project that it adds is not shown: it may hold anything.
+    prefixes |= {path for path in sys.path if os.path.basename(path) in _PACKAGES and os.path.isdir(path)}
     prefixes |= {os.path.realpath(prefix) for prefix in prefixes}
     # The interpreter's symbolic link may pass through other folders (a venv made from a linked python).
     prefixes.add(os.path.dirname(os.path.dirname(os.path.realpath(sys.executable))))
@@ -77,13 +80,14 @@ def build() -> None:
     """Replace this mount namespace's root. Needs CAP_SYS_ADMIN over the namespace; /proc stays the host's until
     `mount_proc` covers it.
     """
+    shown = readable()  # asked while the host's folders can still be looked at
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=1m,mode=755")
     os.mkdir("/tmp" + _OLD, 0o700)
     linux.pivot_root("/tmp", "/tmp" + _OLD)
     os.chdir("/")
     os.umask(0o022)
-    for path in readable():
+    for path in shown:
         _show(path, _READ_ONLY)
     os.mkdir("/dev", 0o755)
     for device in DEVICES:
