@@ -10,10 +10,11 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from solostream.agent.engine import Generation, Sampling, Weights
-from solostream.agent.trajectory import Dispatch
+from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.envs.data import Tasks
 from solostream.envs.data.arithmetic import generate
 from solostream.envs.types import Task
@@ -23,7 +24,7 @@ from solostream.training.config import Config, Phase
 from solostream.training.learner.packing import MaskedTokens
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.run.setup import Components
-from solostream.training.sft.demonstrations import STYLES, Style, demonstration, draw_styles
+from solostream.training.sft.demonstrations import RIGHT, STYLES, Style, demonstration, draw_styles
 from solostream.training.sft.shared_session import SharedSession
 
 AHEAD = 4  # batches of demonstrations that may wait for the learner
@@ -86,17 +87,47 @@ async def _play(sft_batch: SFTBatch, episodes: Episodes, tokenizer: Any) -> list
     rng = random.Random(f"{sft_batch.seed}/texts")
     played = []
     for task, style in zip(sft_batch.tasks, sft_batch.styles, strict=True):
-        script = Script(demonstration(task, style, rng), tokenizer)
-        trajectory = await episodes.play(script, task.id, episodes.sampling(1.0), Dispatch(), 0)
-        # A script makes no mistakes: without a reward it is the settings, or the sandbox, that are at fault.
-        if trajectory.ending == "infra":
-            grading = trajectory.grading
-            if grading is not None and grading.failure:
-                raise UserError(f"a demonstration has no reward: {grading.failure}. Is it one for these data?")
-            raise SandboxError(f"the demonstration of {task.id} failed; check the sandbox: solostream sandbox check")
+        texts = demonstration(task, style, rng)
+        play = partial(_speak, texts, task.id, episodes, tokenizer)
+        trajectory = await play()
+        if style in RIGHT and _fault(trajectory) is not None:
+            trajectory = await play()  # a loaded machine may have cut a call off
+            if fault := _fault(trajectory):
+                raise UserError(f"the demonstration of {task.id} is right, and {fault}, or remove cold_start.phases")
         ids, mask = trajectory.token_ids, trajectory.action_mask
         played += [(ids[start:end], mask[start:end]) for start, end in trajectory.segments]
     return played
+
+
+async def _speak(texts: Sequence[str], task_id: str, episodes: Episodes, tokenizer: Any) -> Trajectory:
+    """One demonstration, played. Raises UserError, SandboxError where it could not be."""
+    script = Script(texts, tokenizer)
+    trajectory = await episodes.play(script, task_id, episodes.sampling(1.0), Dispatch(), 0)
+    if trajectory.ending == "infra":
+        grading = trajectory.grading
+        if grading is not None and grading.failure:
+            raise UserError(f"a demonstration has no reward: {grading.failure}. Is it one for these data?")
+        raise SandboxError(f"the demonstration of {task_id} failed; check the sandbox: solostream sandbox check")
+    return trajectory
+
+
+def _fault(trajectory: Trajectory) -> str | None:
+    """What went wrong where code and answer are right, and the remedy: it would teach that."""
+    for execution in (execution for turn in trajectory.turns for execution in turn.executions):
+        if execution is not None and execution.error is not None:
+            error = " ".join(f"{execution.error.name}: {execution.error.message}".split())[:200]
+            return f"its code failed in the sandbox with {error}; see what sessions lack (solostream doctor)"
+    if trajectory.reward > 0:
+        return None
+    return (
+        f"it ended as {trajectory.ending} with {_read(trajectory.answer)} and no reward; it calls in a ```python fence "
+        "and answers in \\boxed{}: let env.options (syntax, answer) and the reward take these, and env.max_turns and "
+        "env.episode_tokens leave room"
+    )
+
+
+def _read(answer: str | None) -> str:
+    return "no answer that was read" if answer is None else f"the answer {answer[:40]}"
 
 
 class Script:

@@ -14,6 +14,7 @@ from solostream.envs.types import Task
 
 Style = Literal["early", "late", "guess", "bug"]
 STYLES: tuple[Style, ...] = get_args(Style)
+RIGHT: frozenset[Style] = frozenset({"early", "late"})  # their code runs, and their answer is the problem's
 
 FILLERS = (
     "Let me think about this step by step.",
