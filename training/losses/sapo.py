@@ -30,6 +30,6 @@ class SAPO:
     def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """The gated loss of each token [n]; the sum of `clip/gate`, the share of the gradient that is left."""
         ratio, a = tokens.log_ratio.exp(), tokens.advantage  # [n], [n]
-        tau = torch.where(a > 0, self.tau_positive, self.tau_negative).to(ratio.dtype)
+        tau = torch.full_like(ratio, self.tau_negative).masked_fill(a > 0, self.tau_positive)
         gate = (tau * (ratio - 1)).sigmoid()
         return -4 / tau * gate * a, {"clip/gate": (4 * gate * (1 - gate)).detach().sum()}

@@ -41,6 +41,19 @@ def tokens(picked: tuple[int, ...] = ()) -> Tokens:
     )
 
 
+def tokens_of(new: tuple[float, ...], old: tuple[float, ...], advantage: tuple[float, ...]) -> Tokens:
+    """One trajectory of tokens whose probabilities went from `old` to `new`."""
+    logs = (torch.tensor(row, dtype=torch.float64).log() for row in (new, old))
+    n = len(new)
+    return Tokens(
+        *logs,
+        torch.tensor(advantage, dtype=torch.float64),
+        torch.zeros(n, dtype=torch.int64),
+        1,
+        torch.zeros(n, dtype=torch.bool),
+    )
+
+
 def counts(metrics: dict[str, torch.Tensor]) -> dict[str, int]:
     return {name: int(value) for name, value in metrics.items()}
 
@@ -86,6 +99,16 @@ def test_dcpo() -> None:
     assert float(PPOClip()(rare)[0]) == pytest.approx(-1.28)
 
 
+def test_dcpo_counts_what_left_its_bounds_and_has_something_to_lose() -> None:
+    """ε_low = .3 and ε_high = 1: [.5, 1.618] at q = 1 and [.5, 2] at q = .5, which a ratio may reach."""
+    new, old = (0.4, 0.4, 0.4, 0.5, 1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.5)
+    signs = (-0.3, 0.6, 0.0, -0.4, 0.7, -0.2, 0.0, 0.8)
+    loss = DCPO(clip_low=0.3, clip_high=1.0, dual_clip=0)
+    low, high = loss.bounds(torch.tensor([1.0, 0.5], dtype=torch.float64))
+    assert (low.tolist(), high.tolist()) == ([0.5, 0.5], pytest.approx([1.618034, 2.0]))
+    assert counts(loss(tokens_of(new, old, signs))[1]) == {"clip/low": 1, "clip/high": 1}
+
+
 def test_r2vpo_draws_back_what_went_far() -> None:
     """L = −ρA + λ/2·(ρ − 1)², so dL/dlog π = ρ·(λ(ρ − 1) − A): of a far token it turns its sign."""
     given = tokens()
@@ -113,6 +136,13 @@ def test_sapo_fades() -> None:
     )
     assert float(metrics["clip/gate"]) == pytest.approx(sum(left))
     assert left[6] == pytest.approx(1.8157e-4, rel=1e-3)
+
+
+def test_sapo_takes_an_advantage_of_zero_for_a_negative_one_and_tau_as_exactly_as_the_ratio() -> None:
+    loss, metrics = SAPO(tau_positive=0.3, tau_negative=1.7)(tokens_of((0.8, 0.8), (0.5, 0.5), (0.0, 0.9)))
+    gates = [1 / (1 + math.exp(-tau * (0.8 / 0.5 - 1))) for tau in (1.7, 0.3)]
+    assert loss.tolist() == pytest.approx([0.0, -4 / 0.3 * gates[1] * 0.9], rel=1e-12)
+    assert float(metrics["clip/gate"]) == pytest.approx(sum(4 * g * (1 - g) for g in gates), rel=1e-12)
 
 
 def test_aepo_is_ppo_with_a_gradient_above_the_upper_bound() -> None:
@@ -146,6 +176,15 @@ def test_dppo_counts_what_moved_too_far_on_either_side() -> None:
     loss, metrics = DPPO()(given)
     assert counts(metrics) == {"clip/low": 2, "clip/high": 1}
     wanted = [0, 0, 0, 0, -1.2 * 0.9 * math.log(0.6), 0.5 * 0.3 * math.log(0.1)]
+    assert loss.tolist() == pytest.approx(wanted)
+
+
+def test_dppo_keeps_what_moved_just_so_far_and_what_its_advantage_would_draw_back() -> None:
+    """1 less .5 is exactly δ. A token that lost .75 and is to gain stays, whatever its advantage is."""
+    given = tokens_of((1.0, 0.5, 0.25, 0.125), (0.5, 1.0, 1.0, 1.0), (0.7, -0.6, 0.4, -0.3))
+    loss, metrics = DPPO(delta_low=0.5, delta_high=0.5)(given)
+    assert counts(metrics) == {"clip/low": 1, "clip/high": 0}
+    wanted = [0.0, 0.5 * 0.6 * math.log(0.5), -0.25 * 0.4 * math.log(0.25), 0.0]
     assert loss.tolist() == pytest.approx(wanted)
 
 
