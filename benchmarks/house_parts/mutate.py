@@ -32,6 +32,15 @@ ADVANTAGES = ("tests/test_formulas.py", "tests/training/advantages")
 # What is mutated, and the tests nearest to it: a part is tried alone with `--part`, with its own tests only.
 PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "advantages": (("solostream/training/advantages/*",), ADVANTAGES),
+    "credit": (
+        ("solostream/training/advantages/credit/*",),
+        ("tests/training/advantages/test_credit.py", "tests/training/advantages/test_credit_toys.py"),
+    ),
+    "trees": (("solostream/training/advantages/tree/*",), ("tests/training/advantages/tree",)),
+    "passk": (
+        ("solostream/training/advantages/passk.py", "solostream/training/advantages/stages/tool_cost.py"),
+        ("tests/training/advantages/test_passk_and_cost.py",),
+    ),
     "losses": (("solostream/training/losses/*",), ("tests/test_formulas.py", "tests/training/losses")),
     "collector": (
         ("solostream/training/rollouts/collector.py", "solostream/training/rollouts/landed.py"),
@@ -48,7 +57,11 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "parser": (
         ("solostream/envs/text/parse.py", "solostream/envs/text/near_miss.py"),
-        ("tests/envs/text/test_parse.py", "tests/envs/text/test_syntaxes.py"),
+        (
+            "tests/envs/text/test_parse.py",
+            "tests/envs/text/test_parse_turns.py",
+            "tests/envs/text/test_syntaxes.py",
+        ),
     ),
     "sampling": (
         ("solostream/agent/engines/hf/sampling.py",),
@@ -68,10 +81,17 @@ SLOW = (
     "tests/envs/text/test_parse.py::test_any_text_in_any_pieces_parses_alike",
     "tests/envs/text/test_syntaxes.py::test_every_syntax_is_found_through_the_registry_and_one_from_outside_plays",
     "tests/envs/text/test_syntaxes.py::test_a_thought_that_a_call_interrupted_goes_on",
+    "tests/training/rollouts/test_samplers.py::test_hints_and_reformulations_reach_what_is_never_solved_without",
+    "tests/training/advantages/test_passk_and_cost.py::test_with_the_price_easy_problems_are_answered_at_once_and_hard_ones_with_the_tool",
+    "tests/training/advantages/test_passk_and_cost.py::test_passk_keeps_the_second_way_where_grpo_gives_it_up",
+    "tests/training/advantages/test_credit_toys.py::test_bnpo_has_the_least_variance_of_all_beta_densities_and_less_than_none",
+    "tests/training/advantages/test_credit_toys.py::test_seed_learns_what_is_within_reach_and_follows_luck_less",
     "tests/training/advantages/test_toy_policy.py::test_spo_is_unbiased_whatever_the_baseline",
     "tests/training/advantages/test_toy_policy.py::test_a_baseline_that_saw_the_outcome_is_biased",
     "tests/training/advantages/test_toy_policy.py::test_rloo_is_unbiased_and_the_group_mean_is_not",
 )
+# pytest looks for plugins in everything that is installed, which takes longer than most tests: those of ours are named.
+PLUGINS = ("pytest_asyncio.plugin", "pytest_timeout", "xdist.plugin")
 SURVIVED, UNTESTED = 0, (5, 33)  # mutmut's own exit codes: all tests passed; no test runs the line
 ORIGINAL = "__mutmut_orig"
 
@@ -83,11 +103,12 @@ def copy_without_links(place: Path, parts: list[str]) -> None:
             target = link.resolve()
             link.unlink()
             shutil.copytree(target, link)
+    plugins = [word for name in PLUGINS for word in ("-p", name)]
     settings = {
         "source_paths": ["solostream"],
         "only_mutate": [module for part in parts for module in PARTS[part][0]],
         "also_copy": ["benchmarks", "configs", "docs", "examples", "README.md"],
-        "pytest_add_cli_args": ["-p", "no:cacheprovider", *(f"--deselect={test}" for test in SLOW)],
+        "pytest_add_cli_args": ["-p", "no:cacheprovider", *plugins, *(f"--deselect={test}" for test in SLOW)],
         "pytest_add_cli_args_test_selection": list(dict.fromkeys(test for part in parts for test in PARTS[part][1])),
         "process_isolation": "forkserver",  # torch's threads do not survive a fork
     }
@@ -97,7 +118,12 @@ def copy_without_links(place: Path, parts: list[str]) -> None:
 
 def mutmut(place: Path, *names: str) -> None:
     """Generate what is not there yet, and run the mutants `names`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+    }
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", *names]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
     if done.returncode and (names[0] != "none" or not results(place)):
