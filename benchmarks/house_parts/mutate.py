@@ -92,8 +92,14 @@ SLOW = (
 )
 # pytest looks for plugins in everything that is installed, which takes longer than most tests: those of ours are named.
 PLUGINS = ("pytest_asyncio.plugin", "pytest_timeout", "xdist.plugin")
-SURVIVED, UNTESTED = 0, (5, 33)  # mutmut's own exit codes: all tests passed; no test runs the line
-ORIGINAL = "__mutmut_orig"
+PYTEST = [
+    *("-p", "no:cacheprovider"),
+    *(word for name in PLUGINS for word in ("-p", name)),
+    *(f"--deselect={test}" for test in SLOW),
+]
+SURVIVED, UNTESTED = 0, 33  # exit codes: all tests passed; no test runs the function
+ORIGINAL, SUFFIX = "__mutmut_orig", "__mutmut_"
+STATS = "mutants/mutmut-stats.json"
 
 
 def copy_without_links(place: Path, parts: list[str]) -> None:
@@ -103,38 +109,67 @@ def copy_without_links(place: Path, parts: list[str]) -> None:
             target = link.resolve()
             link.unlink()
             shutil.copytree(target, link)
-    plugins = [word for name in PLUGINS for word in ("-p", name)]
     settings = {
         "source_paths": ["solostream"],
         "only_mutate": [module for part in parts for module in PARTS[part][0]],
         "also_copy": ["benchmarks", "configs", "docs", "examples", "README.md"],
-        "pytest_add_cli_args": ["-p", "no:cacheprovider", *plugins, *(f"--deselect={test}" for test in SLOW)],
-        "pytest_add_cli_args_test_selection": list(dict.fromkeys(test for part in parts for test in PARTS[part][1])),
-        "process_isolation": "forkserver",  # torch's threads do not survive a fork
+        "pytest_add_cli_args": PYTEST,
+        "pytest_add_cli_args_test_selection": tests_of(parts),
     }
     with (place / "pyproject.toml").open("a", encoding="utf-8") as file:
         file.write("\n[tool.mutmut]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
 
 
-def mutmut(place: Path, *names: str) -> None:
-    """Generate what is not there yet, and run the mutants `names`."""
-    environment = {
+def tests_of(parts: list[str]) -> list[str]:
+    """The tests nearest to all of `parts`, as pytest is given them."""
+    return list(dict.fromkeys(test for part in parts for test in PARTS[part][1]))
+
+
+def environment() -> dict[str, str]:
+    return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
     }
-    command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", *names]
-    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode and (names[0] != "none" or not results(place)):
+
+
+def make(place: Path) -> None:
+    """Let mutmut write the mutants, and run all tests once to see which functions each of them reaches."""
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", "none"]  # no mutant is called that
+    done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, check=False)
+    if not (place / STATS).exists() or not results(place):
         raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
 
 
-def results(place: Path) -> dict[str, dict[str, int | None]]:
-    """File -> {mutant: mutmut's exit code, None where it has not run}."""
+def run(place: Path, parts: list[str], mutants: list[str]) -> dict[str, int]:
+    """Mutant -> exit code."""
+    stats = json.loads((place / STATS).read_text(encoding="utf-8"))
+    reach: dict[str, list[str]] = stats["tests_by_mangled_function_name"]
+    seconds: dict[str, float] = stats["duration_by_test"]
+    tests = {name: sorted(reach.get(name.rpartition(SUFFIX)[0], ()), key=lambda one: seconds[one]) for name in mutants}
+    found = {name: UNTESTED for name, reached_by in tests.items() if not reached_by}
+    chosen, log = place / "chosen.json", place / "found.jsonl"
+    chosen.write_text(json.dumps({name: tests[name] for name in mutants if name not in found}), encoding="utf-8")
+    runner = Path(__file__).with_name("mutant_runner.py")
+    command = [sys.executable, str(runner), str(chosen), str(log), "-q", "--rootdir=.", *PYTEST, *tests_of(parts)]
+    done = subprocess.run(
+        command, cwd=place / "mutants", env=environment(), capture_output=True, text=True, check=False
+    )
+    lines = log.read_text(encoding="utf-8").splitlines()
+    if len(lines) + len(found) != len(mutants):
+        raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+    return found | dict(map(json.loads, lines))
+
+
+def results(place: Path) -> dict[str, list[str]]:
+    """File -> its mutants."""
     name = lambda path: str(path.relative_to(place / "mutants")).removesuffix(".meta")
-    read = lambda path: json.loads(path.read_text(encoding="utf-8"))
-    return {name(path): read(path)["exit_code_by_key"] for path in sorted((place / "mutants").rglob("*.meta"))}
+    read = lambda path: json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"]
+    # While tests run, a mutant of a package goes by the package's name.
+    keys = lambda path: [key.replace("__init__.", "") for key in read(path)]
+    found = {name(path): keys(path) for path in sorted((place / "mutants").rglob("*.meta"))}
+    return {file: mutants for file, mutants in found.items() if mutants}
 
 
 def functions(place: Path, file: str) -> dict[str, ast.AST]:
@@ -165,38 +200,37 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="solostream-mutants-") as folder:
         place = Path(folder)
-        copy_without_links(place, options.part or list(PARTS))
-        mutmut(place, "none")
+        parts = options.part or list(PARTS)
+        copy_without_links(place, parts)
+        make(place)
         versions = {file: functions(place, file) for file in results(place) if fnmatch(file, options.only)}
         chosen, messages = choose(place, versions, options.every, options.offset)
         print(f"{len(chosen)} mutants chosen; {messages} that change only a message left out", flush=True)
-        mutmut(place, *chosen)
-        report(results(place), versions)
+        report(run(place, parts, chosen), versions)
 
 
 def choose(place: Path, versions: dict[str, dict[str, ast.AST]], every: int, offset: int) -> tuple[list[str], int]:
     """(the mutants to try, how many change only a message)."""
     chosen, messages = list[str](), 0
     for file, of_file in versions.items():
-        mutants = list(results(place)[file])
+        mutants = results(place)[file]
         worth = [one for one in mutants if not message(change(of_file, one))]
         messages += len(mutants) - len(worth)
         chosen += worth[offset::every]
     return chosen, messages
 
 
-def report(found: dict[str, dict[str, int | None]], versions: dict[str, dict[str, ast.AST]]) -> None:
+def report(codes: dict[str, int], versions: dict[str, dict[str, ast.AST]]) -> None:
+    kinds = {SURVIVED: "survived", UNTESTED: "untested"}
     for file, of_file in versions.items():
-        ran = {name: code for name, code in found[file].items() if code is not None}
-        kinds = Counter(
-            "untested" if c in UNTESTED else "survived" if c == SURVIVED else "killed" for c in ran.values()
-        )
-        print(
-            f"{file}: {len(ran)} tried, "
-            + ", ".join(f"{kinds[kind]} {kind}" for kind in ("killed", "survived", "untested"))
-        )
-        for name in (name for name, code in ran.items() if code == SURVIVED or code in UNTESTED):
-            print("\n    ".join([f"  {name}", *(line for line in change(of_file, name) if line[0] != "@")]))
+        module = file.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        ran = {name: code for name, code in codes.items() if name.rpartition(".")[0] == module}
+        count = Counter(kinds.get(code, "killed") for code in ran.values())
+        told = ", ".join(f"{count[kind]} {kind}" for kind in ("killed", "survived", "untested"))
+        print(f"{file}: {len(ran)} tried, {told}")
+        for name in (name for name, code in ran.items() if code in kinds):
+            lines = [line for line in change(of_file, name) if line[0] != "@"]
+            print("\n    ".join([f"  {kinds[codes[name]]} {name}", *lines]))
 
 
 if __name__ == "__main__":

@@ -57,14 +57,18 @@ def base_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 
 def sampler_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     """Of the weights that sample. Raises UserError for bfloat16 on a GPU that has none."""
+    # Sampling moves weights more than it computes: half the bytes are nearly half the time.
     automatic = "bfloat16" if _has_bfloat16(device) else config.dtype
-    return _on(device, automatic if config.sampler_dtype == "auto" else config.sampler_dtype, "model.sampler_dtype")
+    wanted = automatic if config.sampler_dtype == "auto" else config.sampler_dtype
+    return _on(device, wanted, "model.sampler_dtype")
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     """Of the learner's computation. Raises UserError for bfloat16 on a GPU that has none."""
+    # Of matrix products alone: the weights and all that follows the logits stay float32.
     automatic = "bfloat16" if _has_bfloat16(device) else "float32"
-    return _on(device, automatic if name == "auto" else name, "learner.dtype")
+    wanted = automatic if name == "auto" else name
+    return _on(device, wanted, "learner.dtype")
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -73,6 +77,7 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def _on(device: torch.device, dtype: str, setting: str) -> torch.dtype:
+    # Refused and not replaced: who asked for half the memory would run out of it in the middle of a run.
     if dtype == "bfloat16" and device.type == "cuda" and not _has_bfloat16(device):
         raise UserError(f'{torch.cuda.get_device_name(device)} has no bfloat16: set {setting} = "float32"')
     return DTYPES[dtype]
@@ -81,6 +86,7 @@ def _on(device: torch.device, dtype: str, setting: str) -> torch.dtype:
 def upload(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
     """`array` on `device`, without waiting for what a GPU still computes (from memory that may be paged it would)."""
     tensor = torch.from_numpy(array)
+    # Only from pinned memory can a GPU fetch by itself, while the host goes on.
     if torch.device(device).type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -98,5 +104,6 @@ def compile_layers(model: Any) -> None:
     if layers is None:
         name = type(base_of(model)).__name__
         raise UserError(f"learner.compile: {name} has no list of layers: set learner.compile = false")
+    # Dynamic: packs have as many tokens as their sequences happen to have.
     for layer in layers:
         layer.compile(dynamic=True)

@@ -38,6 +38,7 @@ def check_advantages(batch: Batch, values: Sequence[np.ndarray], folder: Path, s
 
 def refuse(what: str, task_ids: Sequence[str], batch: Batch, folder: Path, step: int) -> NoReturn:
     """Write the batch to `folder` and raise NotFinite."""
+    # Each task once, in the order of the batch: several of its trajectories may be at fault.
     names = ", ".join(dict.fromkeys(task_ids))
     raise NotFinite(
         f"{what} that are not finite, tasks {names}; no step was taken, the batch is in {dump(batch, folder, step)}: "
@@ -76,6 +77,7 @@ def device_told() -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
+        # torch says first what did not fit, and then a page about its allocator.
         said = next(iter(str(error).splitlines()), "").partition(". ")[0] or "the CPU's memory is full"
         raise UserError(
             f"out of memory ({said}): --dry-run lists what the run takes and what would make it fit; look at what else "

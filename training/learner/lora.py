@@ -19,6 +19,7 @@ def wrap(model: Any, config: LoraConfig | None) -> Any:
     """
     if config is None:
         return model
+    # Loaded here, because most runs train all weights and need not have it.
     try:
         import peft
     except ImportError:
@@ -53,6 +54,7 @@ def wrap(model: Any, config: LoraConfig | None) -> Any:
 def _shared(model: Any) -> dict[int, list[str]]:
     """id of each parameter that stands in more than one place -> its names."""
     names: dict[int, list[str]] = {}
+    # torch leaves the second name of a tied weight out, unless it is asked for.
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return {key: places for key, places in names.items() if len(places) > 1}
@@ -65,5 +67,6 @@ def merge_adapters(model: Any) -> Any:
 
 def save(model: Any, adapters: dict[str, Any], folder: Path, base: Path) -> None:
     """A folder that `peft.PeftModel.from_pretrained(base model, folder)` loads. adapters: whole, by name in `model`."""
+    # peft would name the folder that the model was loaded from, which need not be there any more.
     model.peft_config["default"].base_model_name_or_path = str(base)
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=adapters)

@@ -63,6 +63,7 @@ def peak_of(device: torch.device, devices: int = 1) -> float | None:
     """FLOP/s of so many of them; None for what the table does not have, and on a CPU."""
     if device.type != "cuda":
         return None
+    # An unknown device has no utilisation: a guessed peak would make the number worthless where it matters.
     one = peak(torch.cuda.get_device_name(device))
     return None if one is None else devices * one
 
@@ -70,6 +71,7 @@ def peak_of(device: torch.device, devices: int = 1) -> float | None:
 def shape_of(model: Any, *, adapters: bool) -> Shape:
     """Of a causal language model of transformers, without the adapters' own small matrices."""
     config = model.config.get_text_config()
+    # By identity: a tied head is the embedding itself, and is counted as the head alone.
     head = model.get_output_embeddings().weight
     outside = {id(head), id(model.get_input_embeddings().weight)}
     # Matrices of the layers alone: embeddings are looked up, and norms and biases cost next to nothing.
@@ -97,6 +99,7 @@ def throughput(
     lengths = [end - start for trajectory in used for start, end in trajectory.segments]
     tokens = passes * sum(lengths)
     metrics = {"tokens": float(tokens), "tokens_per_s": tokens / seconds}
+    # The head is applied to what the policy said; to what it read it would be computed for nothing.
     if peak_flops:
         action_tokens = sum(trajectory.n_action_tokens for trajectory in used)
         needed = passes * flops(shape, lengths, action_tokens)

@@ -35,8 +35,10 @@ def state_of(
     # A model that is trained whole lies in the checkpoint as a folder that transformers loads: not twice.
     if weights or adapters:
         state["model"] = _detached(optimizer)
+    # Adapters fit one base only, so it goes along, unless a folder has it for all checkpoints of the run.
     if base and adapters:
         state["base"] = _frozen(model)
+    # The reference is of a moment that a resumed run cannot come back to.
     if reference is not None:
         state["reference"] = _of_reference(reference, adapters)
     return state
@@ -60,6 +62,7 @@ def load_state(
         raise UserError("the checkpoint has no adapters: resume with the learner.lora that it was written with")
     if "base" in state:
         _copy(state["base"], _frozen(model))
+    # A penalty that was switched on since has nothing to pull towards.
     if reference is not None:
         if "reference" not in state:
             raise UserError("the checkpoint has no KL reference; resume with the kl_coef it was written with")
@@ -86,6 +89,7 @@ def _of_reference(reference: nn.Module, adapters: bool) -> dict[str, Tensor]:
 
 
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    # All or nothing: a model of which half was loaded would train on without a word.
     if source.keys() != target.keys():
         odd = sorted(source.keys() ^ target.keys())[:3]
         raise UserError(
@@ -108,6 +112,7 @@ def write_model(model: Any, weights: Mapping[str, Tensor], folder: Path, group: 
 
 def write_state(state: Mapping[str, Any], folder: Path, group: RankGroup) -> None:
     """One process: a file; several ranks: `folder`/learner of torch's distributed checkpoints, each rank its share."""
+    # One process needs no shards: a plain file, which anybody can look into.
     if group.world == 1:
         torch.save(dict(state), folder / FILE)
         return
@@ -121,6 +126,7 @@ def read_state(own: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     Raises UserError when the state is of another model or another configuration.
     """
+    # Mapped, not read: of a file as large as the model each tensor is copied where it belongs.
     if not (folder / SHARDS).is_dir():
         found: dict[str, Any] = torch.load(folder / FILE, map_location="cpu", weights_only=True, mmap=True)
         return found

@@ -59,6 +59,7 @@ def sft_step(learner: Learner, sequences: Sequence[MaskedTokens]) -> dict[str, f
 def sft_loss(learner: Learner, sequences: Sequence[MaskedTokens]) -> float:
     """The same loss, in nats a token, of what is not trained on."""
     nats = 0.0
+    # As in a step, over the same packs: the two losses can be compared.
     with learner.scorer.active():
         for packed in learner.packs(sequences):
             logprob, _ = learner.scorer(packed)  # [n]

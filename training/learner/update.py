@@ -38,8 +38,13 @@ class UpdateMetrics:
 
     def tokens(self, sums: Mapping[str, Tensor], logprob: Tensor, old: Tensor, entropy: Tensor) -> None:
         """Add one micro-batch: n tokens, and `sums` over them."""
-        log_ratio = (old - logprob.detach()).clamp(-20, 20)  # float32 [n]; e^20 is the largest ratio that is told
-        divergences = {f"kl/{name}": of_token.sum() for name, of_token in estimates(log_ratio).items()}
+        # How far the policy of now is from π_old. e^20 is the largest ratio that is told: one token far away would hide
+        # all others in a mean.
+        log_ratio = (old - logprob.detach()).clamp(-20, 20)  # float32 [n]
+        divergences = {}
+        for name, of_token in estimates(log_ratio).items():
+            divergences[f"kl/{name}"] = of_token.sum()
+
         every = {**sums, **divergences, "entropy": entropy.sum()}
         # The sums stay on the device: reading one would wait for the micro-batch that is being computed.
         for name, value in every.items():
@@ -56,7 +61,8 @@ class UpdateMetrics:
         own = {name: float(value) for name, value in self._sums.items()}
         totals = group.sums({**own, "": self._tokens})
         n_tokens = totals.pop("")
-        found = {name: value / max(n_tokens, 1) for name, value in totals.items()}
+        divisor = max(n_tokens, 1)
+        found = {name: value / divisor for name, value in totals.items()}
 
         # Of the first step's tokens alone. Where everything was filtered there are none.
         own_sums, largest = self._of_mismatch(version)
@@ -81,8 +87,11 @@ class UpdateMetrics:
         if not self._first:
             return {}, {}
         # In float64: the differences are near 0, and k3 is a difference of numbers near 1.
-        parts = torch.cat([difference for difference, _ in self._first])
-        difference = parts.double().clamp(-20, 20).cpu().numpy()  # float64 [n]
+        parts = [of_part for of_part, _ in self._first]
+        exact = torch.cat(parts).double()
+        difference = exact.clamp(-20, 20).cpu().numpy()  # float64 [n]
+
+        # Everything that adds up over the ranks, as sums: whoever needs a mean divides in the end.
         weight = np.exp(difference)  # π_learner/π_sampler, [n]
         distance = np.abs(difference)  # [n]
         every = {
@@ -92,13 +101,15 @@ class UpdateMetrics:
             "weight": weight,
             "weight²": weight**2,
         }
+        sums = {name: float(values.sum()) for name, values in every.items()}
+
+        # And what does not add up.
         largest = {"mismatch/max": float(distance.max())}
         # On tokens of the policy of now nothing but numerics can differ: what is left there is an error of ours.
         versions = np.concatenate([of_part for _, of_part in self._first])  # int [n]
         current = versions == version  # bool [n]
         if current.any():
             largest["mismatch/on_policy_max"] = float(distance[current].max())
-        sums = {name: float(values.sum()) for name, values in every.items()}
         return sums, largest
 
 
@@ -133,9 +144,14 @@ class Update:
         is the one of SPO's code (`_get_spo_rho`), which D_half = 0.06 belongs to; a KL would be about half its square.
         after: as `start`, after the last step; the same packs, so this rank has both. Raises NotFinite.
         """
-        moved = [values.astype(np.float64) - self.start[place].cpu().numpy() for place, values in after.items()]
-        nats = float(sum(np.abs(one).sum() for one in moved))
-        n_tokens = sum(map(len, moved))
+        nats = 0.0
+        n_tokens = 0
+        for place, values in after.items():
+            # In float64: small numbers are added up over a whole batch.
+            before = self.start[place].cpu().numpy()  # float32 [n]
+            moved = values.astype(np.float64) - before
+            nats += float(np.abs(moved).sum())
+            n_tokens += len(moved)
         found = group.sums({"nats": nats, "tokens": n_tokens})
 
         # The gradient was finite, and the step along it need not be: nothing is sampled with such weights.

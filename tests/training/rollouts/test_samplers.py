@@ -12,14 +12,17 @@ import pytest
 
 from benchmarks import curriculum
 from solostream import registry
+from solostream.agent.rollout import seed_of
 from solostream.agent.trajectory import Dispatch
 from solostream.envs.data import Tasks
 from solostream.envs.types import Task
 from solostream.errors import UserError
 from solostream.training.advantages.value_tracker import ValueTracker
+from solostream.training.config import Config, assign, validate
 from solostream.training.rollouts.samplers.dump import Dump
 from solostream.training.rollouts.samplers.history import History, Outcome
-from solostream.training.rollouts.task_sampler import TaskSampler
+from solostream.training.rollouts.samplers.inner import sampler_of_run
+from solostream.training.rollouts.task_sampler import Prioritized, TaskSampler, Uniform
 
 SOLUTION = {"solution": "first this, then that, after it a third thing and so the answer"}
 TASKS = Tasks(Task(f"t{i}", f"problem {i}", str(700 + 13 * i), "ab"[i % 2], SOLUTION) for i in range(8))
@@ -184,6 +187,72 @@ def test_the_sampler_inside_is_named_with_its_options() -> None:
         made("hints", of="prioritized")
     with pytest.raises(UserError, match="no option 'epsilonn'"):
         made("hints", tracker, of={"sampler": "prioritized", "epsilonn": 1})
+
+
+class Given:
+    """From outside: it keeps what the run hands over."""
+
+    def __init__(self, task_ids: Any, tasks: Any, tracker: Any, sources: Any, history: History, seed: int, batch: int):
+        self.given = (task_ids, tasks, tracker, sources, seed, batch)
+        self.history = history
+
+    def next(self) -> str:
+        return "t0"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Own:
+    """An environment that draws its problems by its seed."""
+
+    def __init__(self, max_turns: int = 3) -> None:
+        self.max_turns = max_turns
+
+
+def run_of(*settings: str) -> Config:
+    return validate(assign({}, ["rollout.batch=12", "run.seed=5", *settings]))
+
+
+def test_a_run_hands_its_sampler_the_pool_its_tracker_a_seed_and_the_draws_of_an_update() -> None:
+    tracker = ValueTracker()
+    spec = f"{__name__}:Given"
+    for uses_tracker, group, draws in ((True, 1, 12), (False, 4, 3)):
+        config = run_of(f"algorithm.sampler={spec}", f"algorithm.group_size={group}")
+        made: Any = sampler_of_run(config, TASKS, tracker, uses_tracker=uses_tracker)
+        ids, tasks, handed, sources, seed, batch = made.given
+        assert list(ids) == [f"t{i}" for i in range(8)]
+        assert tasks["t3"].prompt == "problem 3"
+        assert handed is tracker
+        assert (sources["t3"], sources["t4"]) == ("b", "a")
+        assert (seed, batch) == (seed_of(5, "sampler"), draws)
+        assert made.history.source("t5") == "b"
+        # A tracker that no advantage keeps says nothing about a task.
+        assert made.history.tracker is (tracker if uses_tracker else None)
+
+
+def test_a_run_that_names_no_sampler_draws_by_the_tracker_where_there_is_one() -> None:
+    tracker = ValueTracker()
+    by_values = sampler_of_run(run_of(), TASKS, tracker, uses_tracker=True)
+    assert isinstance(by_values, Prioritized)
+    assert by_values.tracker is tracker
+    assert isinstance(sampler_of_run(run_of(), TASKS, tracker, uses_tracker=False), Uniform)
+    options = ("algorithm.sampler=bands", "sampler.bands.hard=0.31")
+    bands: Any = sampler_of_run(run_of(*options), TASKS, tracker, uses_tracker=True)
+    assert [bands.band(t) for t in TASKS.by_id] == [1] * 8
+    tracker.initialize("t0", [0, 0, 0, 1])  # 1.5/5: below .31, above the default
+    assert bands.band("t0") == 0
+
+
+def test_forms_are_for_environments_that_are_given_tasks() -> None:
+    own = f"env.id={__name__}:Own"
+    for name in ("hints", "reformulate", "direct"):
+        with pytest.raises(UserError, match=f"sampler '{name}' asks for other forms of problems"):
+            sampler_of_run(run_of(f"algorithm.sampler={name}", own), TASKS, ValueTracker(), uses_tracker=True)
+    assert isinstance(sampler_of_run(run_of(own), TASKS, ValueTracker(), uses_tracker=False), Uniform)
 
 
 @pytest.mark.parametrize("name", ["dump", "bands", "hints", "reformulate", "direct"])

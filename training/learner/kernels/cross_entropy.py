@@ -35,18 +35,25 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """logits: float32 [c, vocabulary]; targets: int64 [c]. Two float32 [c]."""
-        every = logits.log_softmax(-1)
-        entropy = every.exp().mul_(every).sum(-1).neg_()
+        every = logits.log_softmax(-1)  # [c, vocabulary]
+        # In place: the products are written over the probabilities, so that there is no third matrix for them.
+        products = every.exp().mul_(every)
+        entropy = products.sum(-1).neg_()  # [c]
+        # The log-probabilities alone are kept: probabilities follow from them on the way back.
         ctx.save_for_backward(every, targets)
         ctx.mark_non_differentiable(entropy)
-        return every.gather(-1, targets[:, None])[:, 0], entropy
+        logprob = every.gather(-1, targets[:, None])[:, 0]  # [c]
+        return logprob, entropy
 
     @staticmethod
     def backward(ctx: Any, of_logprob: Tensor, _: Tensor) -> tuple[Tensor, None]:
         """of_logprob: float32 [c]. The gradient of the logits, float32 [c, vocabulary]."""
         every, targets = ctx.saved_tensors
-        of_logits = every.exp_().mul_(-of_logprob[:, None])
-        of_logits.scatter_add_(-1, targets[:, None], of_logprob[:, None])
+        upstream = of_logprob[:, None]  # [c, 1]
+        # −p of every token of the vocabulary, over what was kept ...
+        of_logits = every.exp_().mul_(-upstream)
+        # ... and 1 more at the token itself.
+        of_logits.scatter_add_(-1, targets[:, None], upstream)
         return of_logits, None
 
 
@@ -66,20 +73,29 @@ class _Fused(torch.autograd.Function):
 
 def _there(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies and log Σ e^z, float32 [c] each."""
-    z = logits.float() / temperature
-    top = z.amax(-1, keepdim=True)
+    z = logits.float() / temperature  # [c, vocabulary]
+    # The largest logit is taken off before the exponential, which would overflow, and put back behind the logarithm.
+    top = z.amax(-1, keepdim=True)  # [c, 1]
     weights = (z - top).exp()
-    total = weights.sum(-1)
+    total = weights.sum(-1)  # [c]
     norm = total.log() + top[:, 0]
-    entropy = norm - (weights * z).sum(-1) / total
-    return z.gather(-1, targets[:, None])[:, 0] - norm, entropy, norm
+
+    # Σ p z, with p as the weights over their sum: the matrix p itself is never needed.
+    mean_logit = (weights * z).sum(-1) / total
+    entropy = norm - mean_logit
+    of_targets = z.gather(-1, targets[:, None])[:, 0]
+    return of_targets - norm, entropy, norm
 
 
 def _back(of_logprob: Tensor, logits: Tensor, targets: Tensor, norm: Tensor, temperature: float) -> Tensor:
     """The gradient of the logits, [c, vocabulary] in their precision."""
-    p = (logits.float() / temperature - norm[:, None]).exp()
+    z = logits.float() / temperature  # [c, vocabulary]
+    p = (z - norm[:, None]).exp()
+    # Compared and not scattered: a comparison can be a part of the one kernel that writes the gradient.
     tokens = torch.arange(logits.shape[-1], device=logits.device)
-    of_logits = ((tokens == targets[:, None]).float() - p) * (of_logprob / temperature)[:, None]
+    is_target = (tokens == targets[:, None]).float()
+    upstream = (of_logprob / temperature)[:, None]  # [c, 1]
+    of_logits = (is_target - p) * upstream
     return of_logits.to(logits.dtype)
 
 

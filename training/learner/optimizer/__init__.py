@@ -42,21 +42,27 @@ class Optimizer:
         self.config = config
         self._masters = masters
         self.step = 0
+        # What torchao's optimizers are asked for, and torch's are not.
         self._small = config.masters == "bfloat16" or config.moments == "8bit"
+
         # A tied weight stands in the model twice, and is one parameter, under its first name.
-        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        trained = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                trained[name] = parameter
         self.named: dict[str, Any] = trained if masters is None else masters.named
         self.parameters = list(self.named.values())
 
         # Muon's step is that of a linear map between activations; the rest (and all of it without Muon) is AdamW's.
         embedded = {id(module.weight) for module in _embeddings(model)}
-        matrices = [
-            parameter
-            for parameter in self.parameters
-            if config.optimizer == "muon" and parameter.ndim == 2 and id(parameter) not in embedded
-        ]
-        taken = set(map(id, matrices))
-        rest = [parameter for parameter in self.parameters if id(parameter) not in taken]
+        matrices = []
+        rest = []
+        for parameter in self.parameters:
+            is_map = parameter.ndim == 2 and id(parameter) not in embedded
+            if is_map and config.optimizer == "muon":
+                matrices.append(parameter)
+            else:
+                rest.append(parameter)
 
         # Norms and biases are scales and offsets, which decay would pull towards a wrong value.
         decayed = [parameter for parameter in rest if parameter.ndim >= 2]
@@ -81,9 +87,13 @@ class Optimizer:
             self.parts.append((adamw, config.lr))
         # Moments from the start, not from the first step on: a checkpoint always has the same tensors.
         for parameter in () if self._small else rest:
-            count = torch.zeros((), device=parameter.device if fused else "cpu")
-            moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-            adamw.state[parameter] = {"step": count, **moments}
+            # Where one kernel takes all parameters it counts the steps itself, on the device.
+            counted_on = parameter.device if fused else "cpu"
+            adamw.state[parameter] = {
+                "step": torch.zeros((), device=counted_on),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
         if matrices:
             muon = Muon(matrices, config.muon_lr, weight_decay=config.weight_decay)
             self.parts.append((muon, config.muon_lr))
@@ -103,7 +113,8 @@ class Optimizer:
         for part, lr in self.parts:
             for group in part.param_groups:
                 now = lr * factor(self.config, self.step)
-                group["lr"] = torch.as_tensor(now) if self._small else now  # torchao takes no other
+                # torchao takes a tensor only: for each new number its compiled step would be compiled anew.
+                group["lr"] = torch.as_tensor(now) if self._small else now
             # Rounding at random is the one thing here that draws numbers.
             device = self.parameters[0].device
             with low_memory.repeatable(self.step, device) if self._small else nullcontext():
@@ -125,7 +136,10 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """The step, and under each parameter's name its moments: tensors, the optimizer's own."""
         # By name, not by place in a group: a checkpoint does not depend on how parameters are grouped.
-        state = {id(parameter): moments for part, _ in self.parts for parameter, moments in part.state.items()}
+        state = {}
+        for part, _ in self.parts:
+            for parameter, moments in part.state.items():
+                state[id(parameter)] = moments
         by_name = {name: state[id(parameter)] for name, parameter in self.named.items()}
         return {"step": torch.tensor(self.step), "moments": by_name}
 

@@ -29,6 +29,7 @@ def adamw(groups: list[dict[str, Any]], config: LearnerConfig) -> torch.optim.Op
     check(config)
     from torchao.optim import AdamW8bit, _AdamW
 
+    # With rounding at random the weights can be bfloat16 themselves, without masters beside them.
     made: Any = AdamW8bit if config.moments == "8bit" else _AdamW
     rounded = config.masters == "bfloat16"
     optimizer = made(groups, lr=config.lr, betas=config.betas, bf16_stochastic_round=rounded)

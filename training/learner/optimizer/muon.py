@@ -50,13 +50,22 @@ def _orthogonal(updates: list[Tensor]) -> list[Tensor]:
     rank = mesh.get_rank()
     ranks = mesh.size()
     # Every rank takes part in making each matrix whole; those of others are let go again at once.
-    own = [update for i, update in enumerate(map(whole, updates)) if i % ranks == rank]
+    own: list[Tensor] = []
+    for i, update in enumerate(updates):
+        complete = whole(update)
+        if i % ranks == rank:
+            own.append(complete)
     done = orthogonalise(torch.stack(own)) if own else own
 
     # And in handing each one's shares back: a blank stands for what another rank sends.
     blank = torch.empty(first.shape, dtype=first.dtype, device=first.device)
-    sent = [done[i // ranks] if i % ranks == rank else blank for i in range(len(updates))]
-    return [distribute_tensor(one, mesh, first.placements, src_data_rank=i % ranks) for i, one in enumerate(sent)]
+    shares: list[Tensor] = []
+    for i in range(len(updates)):
+        sender = i % ranks
+        sent = done[i // ranks] if sender == rank else blank
+        share = distribute_tensor(sent, mesh, first.placements, src_data_rank=sender)
+        shares.append(share)
+    return shares
 
 
 class Muon(torch.optim.Optimizer):
@@ -88,6 +97,7 @@ class Muon(torch.optim.Optimizer):
                     assert gradient is not None
                     state["momentum"].lerp_(gradient, 1 - group["momentum"])
                     updates.append(torch.lerp(gradient, state["momentum"], group["momentum"]))  # Nesterov
+
                 # Orthogonal, a tall matrix has smaller entries than a square one with as many columns: made up for.
                 scale = group["lr"] * max(1.0, rows / columns) ** 0.5
                 shrink = 1 - group["lr"] * group["weight_decay"]

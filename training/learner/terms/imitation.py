@@ -30,6 +30,7 @@ from solostream.training.learner.packing import MaskedTokens, PackedBatch
 
 def weight_at(config: ImitationConfig, step: int) -> float:
     """μ at optimizer step `step`: `weight`, or from there along a cosine to 0 after `decay_steps`."""
+    # Without a decay demonstrations weigh as much in the last step as in the first.
     if not config.decay_steps:
         return config.weight
     done = min(step / config.decay_steps, 1.0)
@@ -56,6 +57,7 @@ def losses(config: ImitationConfig, logprob: Tensor, rng: np.random.Generator) -
 
 def beside(config: ImitationConfig | None, sequences: Sequence[MaskedTokens], step: int) -> Imitation | None:
     """What the update at optimizer step `step` imitates; None where nothing is."""
+    # A run may have asked for imitation and have no demonstrations left over for this step.
     if config is None or not sequences:
         return None
     return Imitation(config, sequences, weight_at(config, step))
