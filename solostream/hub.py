@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+_ABSENT = "it is not in the cache, and the Hub cannot be reached"
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -22,18 +26,25 @@ class _Retries(logging.Filter):
 
 
 _RETRIES, _CLIENT = _Retries(), logging.getLogger("huggingface_hub.utils._http")
-_asking, _count_lock = 0, threading.Lock()
+_CONNECT_S = 5.0  # for each address of the Hub
+_asking, _offline, _count_lock = 0, False, threading.Lock()
 
 
 @contextmanager
-def asked() -> Iterator[None]:
-    """Held around a request to the Hub. Its client logs two lines for each time that it tries again, for half a minute,
-    before the one error that we tell in a line; a script or a notebook that asks by itself hears them as before.
+def asked(name: str) -> Iterator[None]:
+    """Held around a request to the Hub for `name`, which may also be a file or a folder.
+
+    Its client logs two lines for each time that it tries again, for half a minute a file, before the one error that we
+    tell in a line; where nothing answers at all only its cache is looked through, at once. A script or a notebook that
+    asks by itself finds its client as before.
     """
     global _asking
+    alone = not Path(name).exists() and _unreachable()
     with _count_lock:
         _asking += 1
         _CLIENT.addFilter(_RETRIES)  # once, however often it is added
+        if alone:
+            _go_offline(True)
     try:
         yield
     finally:
@@ -41,6 +52,31 @@ def asked() -> Iterator[None]:
             _asking -= 1
             if not _asking:  # another thread may be in the middle of a download
                 _CLIENT.removeFilter(_RETRIES)
+                if _offline:
+                    _go_offline(False)
+
+
+def _unreachable() -> bool:
+    """Whether no connection to the Hub can be made. What a proxy reaches is left to their client."""
+    from huggingface_hub import constants
+
+    address = urlsplit(constants.ENDPOINT)
+    if constants.is_offline_mode() or {address.scheme, "all"} & set(getproxies()):
+        return False
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), _CONNECT_S).close()
+    except OSError:
+        return True
+    return False
+
+
+def _go_offline(on: bool) -> None:
+    """What HF_HUB_OFFLINE does for a whole process."""
+    global _offline
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = _offline = on
 
 
 def why(name: str, error: BaseException, kind: str = "") -> str:
@@ -58,7 +94,7 @@ def why(name: str, error: BaseException, kind: str = "") -> str:
         return f"the Hub has no such repository, or a private one: check the spelling; for a private one {LOGIN}"
     absent = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"} & causes
     if absent or "reach" in said or "connect" in said:
-        return "it is not in the cache, and the Hub cannot be reached"
+        return _ABSENT
     return _first_line(error)
 
 
@@ -66,7 +102,9 @@ def no_model(name: str, error: BaseException) -> str:
     """As `why`, of a model that may have been meant as a folder."""
     if Path(name).exists():
         return _first_line(error)
-    return f"no such folder, and as a Hugging Face id: {why(name, error)}"
+    reason = why(name, error)
+    bring = f": check the network, or bring it here with `hf download {name}`" if reason == _ABSENT else ""
+    return f"no such folder, and as a Hugging Face id: {reason}{bring}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -22,7 +22,7 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with hub.asked():
+        with hub.asked(name):
             return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UserError(no_model(name, error)) from None

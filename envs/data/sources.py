@@ -256,7 +256,7 @@ def hub_rows(path: str, config: str | None, split: str) -> Iterator[Row]:
         raise UserError(f"loading {path} needs the datasets library: pip install 'solostream[train]'") from None
     for place in (*_snapshot(path), path):
         try:
-            with hub.asked():
+            with hub.asked(place):
                 rows = datasets.load_dataset(place, config, split=split)
             break
         except Exception as error:  # a snapshot of which a part is missing, offline mode, the HTTP client's own errors

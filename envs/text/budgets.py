@@ -65,7 +65,7 @@ def _named(name: str) -> TokenCounter:
         raise UserError("counting with a model's tokenizer needs it: pip install tokenizers") from None
     local = Path(name, "tokenizer.json") if Path(name).is_dir() else Path(name)
     try:
-        with hub.asked():
+        with hub.asked(name):
             return _Plain(Tokenizer.from_file(str(local)) if local.is_file() else Tokenizer.from_pretrained(name))
     except (
         Exception

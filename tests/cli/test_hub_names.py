@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -91,3 +92,51 @@ def test_in_a_notebook_a_busy_hub_is_one_line_too(what: str, hub: str, tmp_path:
     assert retried == "True"
     assert done.stderr.count("Retrying in") == 1, done.stderr  # of the last request
     assert done.stderr.count("thrown while requesting") == 2  # and its two tries
+
+
+NO_NETWORK = """
+import sys, time, solostream
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
+from solostream.agent.engines.pretrained import load_tokenizer
+from solostream.envs.data import load
+waits = []
+_http.time.sleep = waits.append
+for ask in (lambda: load_tokenizer("nobody/thing"), lambda: load("nobody/rows")):
+    try:
+        ask()
+    except solostream.errors.UserError as error:
+        print(error)
+print(load_tokenizer("here/thing").encode("b a"))
+print(waits, constants.is_offline_mode())
+"""
+
+
+def test_without_a_network_what_is_in_the_cache_loads_and_the_rest_is_told_at_once(tmp_path: Path) -> None:
+    """Nobody listens at the Hub's address: no pause between tries."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    plain = Tokenizer(models.WordLevel({"a": 5, "b": 3, "?": 0}, unk_token="?"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    kept = tmp_path / "hub" / "models--here--thing"
+    snapshot = kept / "snapshots" / ("1" * 40)
+    PreTrainedTokenizerFast(tokenizer_object=plain).save_pretrained(snapshot)
+    (snapshot / "config.json").write_text('{"model_type": "qwen2"}')
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("1" * 40)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # and does not listen
+        env = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{held.getsockname()[1]}", "HF_HOME": str(tmp_path),
+               "HF_HUB_OFFLINE": "0", "no_proxy": "*"}  # fmt: skip
+        env = {name: value for name, value in env.items() if name.lower() not in ("http_proxy", "all_proxy")}
+        done = subprocess.run([sys.executable, "-c", NO_NETWORK], capture_output=True, text=True, env=env, cwd=tmp_path,
+                              timeout=300)  # fmt: skip
+    model, data, ids, state = done.stdout.splitlines()
+    assert "hf download nobody/thing" in model
+    assert "hf download --repo-type dataset nobody/rows" in data
+    for line in (model, data):
+        assert line.count("not in the cache, and the Hub cannot be reached") == 1
+    assert ids == "[3, 5]"
+    assert state == "[] False"
+    assert done.stderr == ""

@@ -100,7 +100,7 @@ def _hub_config(path: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        with hub.asked():
+        with hub.asked(path):
             return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f'model.path = "{path}": {hub.no_model(path, error)}') from None

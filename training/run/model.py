@@ -104,7 +104,7 @@ def load_model(
         built = build_tokenizer(corpus, config.build.vocabulary)
         return build_model(config.build, built, seed).to(device), built  # type: ignore[arg-type]
     try:
-        with hub.asked():
+        with hub.asked(config.path):
             tokenizer = AutoTokenizer.from_pretrained(config.path)
             if shape_only:
                 shape = AutoConfig.from_pretrained(config.path)

@@ -114,7 +114,7 @@ def load_model(name: str, dtype: str = "auto") -> PreTrainedModel:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = "float32" if dtype == "auto" and device == "cpu" else dtype
     try:
-        with hub.asked():
+        with hub.asked(name):
             model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=wanted)
     except (OSError, ValueError) as error:
         raise UserError(no_model(name, error)) from None
