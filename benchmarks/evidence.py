@@ -1,6 +1,6 @@
 """Which single stream is the better one: the protocol of docs/evidence.md, on a table policy and on a small model.
 
-    python benchmarks/evidence.py [--quick | --short] [--stage noise table probes model report]
+    python benchmarks/evidence.py [--quick | --short] [--stage noise table probes model clock report]
                                   [--populations …] [--methods NAME …] [--processes N] [--out FOLDER]
 
 Every cell is a line of FOLDER/cells.jsonl: a killed run goes on, and what is there is not computed again.
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -26,7 +27,7 @@ from evidence_parts.table_run import noise, play
 from evidence_parts.tuning import best_rate
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("noise", "table", "probes", "model", "report")
+STAGES = ("noise", "table", "probes", "model", "clock", "report")
 TUNING_SEEDS = (100, 101)
 CHECKPOINTS = (0, 5, 10, 20)
 NOISE_SEEDS = 3
@@ -54,11 +55,13 @@ class Size:
     model_rates: tuple[float, ...] = (1.25e-4, 2.5e-4, 5e-4, 1e-3)
     model_tuning_seeds: tuple[int, ...] = TUNING_SEEDS
     model_settings: tuple[str, ...] = ()
+    clock_seeds: int = 3
+    clock_steps: int = 40
 
 
 SIZES = {
     # shows that it runs
-    "quick": Size(2560, 4, RATES[1:3], 1, 6, (2.5e-4, 5e-4), TUNING_SEEDS[:1], TINY),
+    "quick": Size(2560, 4, RATES[1:3], 1, 6, (2.5e-4, 5e-4), TUNING_SEEDS[:1], TINY, 1, 3),
     # whole cold starts and runs, but three seeds, two rates on one seed, and a pool that is visited twelve times
     "short": Size(2560, 4, RATES[1:3], 3, 24, (5e-4, 1e-3), TUNING_SEEDS[:1], ("data.train=256", "data.test=200")),
     "full": Size(),
@@ -92,6 +95,22 @@ def table_noise(out: Path, population: str, names: list[str], seed: int) -> None
         ("noise", population, seed, list(CHECKPOINTS), names),
         lambda: noise(population, names, seed, checkpoints=CHECKPOINTS),
     )
+
+
+def _clock(out: Path, names: Sequence[str] | None, size: Size) -> None:
+    """One run after the other: two would share the cores."""
+    from evidence_parts import wall_clock
+    from evidence_parts.model import ModelRuns
+
+    runs = ModelRuns(out / "runs", size.model_settings)
+    found: dict[str, dict[int, dict]] = {}
+    for seed in range(size.clock_seeds):
+        for name in names or wall_clock.CONTESTANTS:
+            key = ("clock", name, seed, size.clock_steps)
+            cold = runs.cold_start("equal", seed)
+            one = Cells(out).get(key, partial(wall_clock.run, runs, name, cold, seed, size.clock_steps))
+            found.setdefault(name, {})[seed] = one
+    print("", *wall_clock.table(found), sep="\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,6 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rates, tuning = size.model_rates, size.model_tuning_seeds
         plan = Plan(out, a.populations, methods, rates, tuning, size.model_seeds, size.model_steps, size.model_settings)
         tune_and_run(plan, a.processes)
+    if "clock" in a.stage:
+        _clock(out, a.methods, size)
     if "report" in a.stage:
         text = report.write(Cells(out))
         (out / "evidence.md").write_text(text, encoding="utf-8")

@@ -60,7 +60,8 @@ class ModelRuns:
     out: Path
     settings: Sequence[str]
 
-    def _configure(self, population: str, seed: int, settings: Sequence[str]) -> config.Config:
+    def configure(self, seed: int, settings: Sequence[str]) -> config.Config:
+        """The quickstart's recipe, set back to the published settings, with `settings` on top."""
         where = (f"run.root={json.dumps(str(self.out))}", f"run.seed={seed}", f"eval.every={EVERY}")
         given = (*PROTOCOL, "eval.greedy=true", *self.settings, *where, *settings)
         return config.load(ROOT / "configs/recipes/quickstart.toml", [s for s in given if s])
@@ -68,7 +69,7 @@ class ModelRuns:
     def cold_start(self, population: str, seed: int) -> Path:
         """The folder that every run of this population and seed starts from."""
         folder = self.out / f"cold-{population}-{seed}"
-        wanted = self._configure(population, seed, POPULATIONS[population][0])
+        wanted = self.configure(seed, POPULATIONS[population][0])
         if not is_done(folder, wanted, "before"):
             work(folder, wanted, cold_start_only=True)
         return checkpoint.newest(folder / "checkpoints")[0]
@@ -77,13 +78,13 @@ class ModelRuns:
         """One run of as many trajectories as `steps` batches hold, the start's counted."""
         begin = ("cold_start={}", f"model.path={json.dumps(str(self.cold_start(population, seed)))}")
         chosen = (*begin, *POPULATIONS[population][1], *MODEL_METHODS[method], f"learner.lr={rate}")
-        made = self._configure(population, seed, chosen)
+        made = self.configure(seed, chosen)
         starts = made.data.train * made.algorithm.tracker.start_samples if made.algorithm.uses_tracker else 0
         left = steps - -(-starts // made.rollout.batch)
         if left < 1:
             return {"episodes": [0, steps * made.rollout.batch], "sampled": [0.0, 0.0], "greedy": [0.0, 0.0]}
         name = f"{population}-{method.replace(' + ', '-').replace(' ', '-')}-{rate:g}-{seed}-{steps}"
-        wanted = self._configure(population, seed, (*chosen, f"run.steps={left}"))
+        wanted = self.configure(seed, (*chosen, f"run.steps={left}"))
         folder = self.out / name
         if not is_done(folder, wanted, "summary"):
             work(folder, wanted)
