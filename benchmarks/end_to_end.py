@@ -5,10 +5,12 @@ float32, AdamW at 5e-4 with a linear schedule, one update a batch, one thread a 
 is (SPO + ASPO, asynchronous), without the episodes that initialize the tracker; TRL is GRPO with groups of 8, DAPO's
 loss, transformers' `generate` in rounds (`end_to_end_parts/trl_loop.py`; its vLLM modes need a GPU).
 
-CPU s is of all processes (trainer, interpreters, their keeper): the median over steps, the first left out. Accuracy
-is of the held-out problems, T = 1, under the weights after the last step: after equally many trajectories.
+CPU s is of all processes (trainer, interpreters, their keeper): the median over steps without the first, and all of
+them with their start, shared out among the steps (an asynchronous run plays ahead: its first step has paid for the
+last ones). Accuracy is of the held-out problems, T = 1, under the weights after the last step: after equally many
+trajectories.
 
-    pip install 'solostream[trl]'
+    pip install trl
     python benchmarks/end_to_end.py [--steps 12] [--problems 400] [--sides solostream,trl] [--model FOLDER]
         [--out runs/end_to_end]
 
@@ -50,11 +52,16 @@ class Clock:
     """CPU seconds of this process and of all that it has started, at every step."""
 
     def __init__(self) -> None:
-        self.cpu, self.wall, self.rewards = [], [], []  # type: list[float], list[float], list[float]
+        self.cpu: list[float] = []  # at the start and after each step
+        self.wall: list[float] = []
+        self.rewards: list[float] = []  # means, one a step
 
-    def tell(self, step: int, reward: float) -> None:
+    def on_start(self, step: int = 0) -> None:
         self.cpu.append(time.process_time() + children_s())
         self.wall.append(time.monotonic())
+
+    def tell(self, step: int, reward: float) -> None:
+        self.on_start(step)
         self.rewards.append(reward)
         print(f"step {step}  reward {reward:.3f}  {self.cpu[-1]:.1f} CPU s in all", file=sys.stderr, flush=True)
 
@@ -62,8 +69,10 @@ class Clock:
         self.tell(step, sum(t.reward for t in batch) / len(batch))
 
     def row(self) -> dict[str, Any]:
-        steps = lambda moments: [b - a for a, b in itertools.pairwise(moments[1:])]
-        return {"cpu_s": median(steps(self.cpu)), "wall_s": median(steps(self.wall)), "rewards": self.rewards}
+        took = [after - before for before, after in itertools.pairwise(self.cpu)]
+        every = (self.cpu[-1] - self.cpu[0]) / len(took)
+        wall = (self.wall[-1] - self.wall[0]) / len(took)
+        return {"cpu_s": median(took[1:]), "all_s": every, "wall_s": wall, "rewards": self.rewards}
 
 
 def settings(out: Path, model: Path | None, steps: int, problems: int) -> configuration.Config:
@@ -91,7 +100,7 @@ def theirs(config: configuration.Config, folder: Path, clock: Clock) -> Path:
     from benchmarks.end_to_end_parts.trl_loop import learn
 
     train, test = setup.problems(config)
-    learn(config, setup.build(config, train, test, []), config.run.steps, BATCH, clock.tell, folder)
+    learn(config, setup.build(config, train, test, []), config.run.steps, BATCH, clock, folder)
     return folder
 
 
@@ -124,19 +133,21 @@ def one(side: str, model: Path, out: Path, steps: int, problems: int) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=12, help="two or more")
     parser.add_argument("--problems", type=int, default=400, help="held out, of which accuracy is")
     parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--model", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / "runs/end_to_end")
     parser.add_argument("--one", choices=SIDES, help=argparse.SUPPRESS)  # in this process
     a = parser.parse_args()
+    if a.steps < 2:
+        parser.error("--steps: the first one is left out, give 2 or more")
     model, out = a.model or cold_start(a.out), a.out.resolve()
     if a.one:
         print(json.dumps(one(a.one, model, out, a.steps, a.problems)))
         return
     print(
-        f"{'':<12}{'CPU s a step':>14}{'wall s':>9}{'trajectories':>14}{'accuracy':>10}   reward, step by step",
+        f"{'':<12}{'CPU s a step':>14}{'with start':>12}{'wall s':>9}{'trajectories':>14}{'accuracy':>10}   rewards",
         flush=True,
     )
     for side in a.sides.split(","):
@@ -147,7 +158,8 @@ def main() -> None:
             sys.exit(done.returncode)
         row = json.loads(done.stdout.splitlines()[-1])
         rewards = " ".join(f"{r:.2f}" for r in row["rewards"])
-        cells = f"{row['cpu_s']:>14.2f}{row['wall_s']:>9.2f}{a.steps * BATCH:>14}{row['accuracy']:>10.1%}"
+        cells = f"{row['cpu_s']:>14.2f}{row['all_s']:>12.2f}{row['wall_s']:>9.2f}"
+        cells += f"{a.steps * BATCH:>14}{row['accuracy']:>10.1%}"
         print(f"{side:<12}{cells}   {rewards}", flush=True)
     print(f"bar: solostream at most {BAR_S} CPU s a step of {BATCH} trajectories")
 
