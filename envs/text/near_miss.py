@@ -78,6 +78,7 @@ def _other(text: str, names: Sequence[str], first_call: FirstCall) -> tuple[str,
                 found.append((span, name))
     if not found:
         return None
+    # By where they stand: what the policy wrote first is what it tried.
     span, name = min(found)
     return name, span
 
@@ -118,6 +119,7 @@ def _code(text: str) -> Span | None:
 
 def _told(text: str, span: Span, why: str) -> ToolCall:
     """A call of no tool, whose answer to the policy is `why`."""
+    # Of no tool, for nothing says surely which was meant: what stands there goes along as it is.
     start, end = span
     arguments = {"raw": text[start:end], "error": why}
     return ToolCall("", arguments, span, "malformed")

@@ -75,7 +75,9 @@ def _grammar(names: tuple[str, ...]) -> _Grammar:
 
 def stops(names: Sequence[str]) -> tuple[str, ...]:
     """Strings that may end a call in these syntaxes: hints for an engine. Whether one did, a parser says."""
-    return tuple(dict.fromkeys(stop for name in names for stop in syntax(name).stops))
+    # Several syntaxes may end alike: an engine looks for each string once.
+    every = [stop for name in names for stop in syntax(name).stops]
+    return tuple(dict.fromkeys(every))
 
 
 def names_tools(names: Sequence[str]) -> bool:
@@ -85,6 +87,7 @@ def names_tools(names: Sequence[str]) -> bool:
 
 def parse(text: str, syntax: str | Sequence[str] = "fence", *, think: Think = "run") -> Parsed:
     """All calls of one whole turn. Never raises on any text; raises UserError on an unknown syntax."""
+    # The scanner that reads a turn while it is sampled, fed at once: whole texts cannot be read differently.
     parser = Parser(syntax, think=think)
     parser.feed(text)
     return parser.finish()
@@ -94,6 +97,7 @@ def begun(think: Think, inside: bool) -> Think:
     """What `think` says of a turn that begins inside a thought (the template opened one, or a call interrupted it)."""
     if not inside:
         return think
+    # What calls in thoughts mean stays what it was; only where the turn begins is another place.
     return "prefilled" if think in ("skip", "prefilled") else "prefilled-run"
 
 

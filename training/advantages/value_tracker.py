@@ -77,6 +77,7 @@ class ValueTracker:
         shared_drift: float = 0.0,
         pooled: bool = False,
     ) -> None:
+        # With ρ = 1 evidence of a policy long gone would count for ever, with ρ = 0 the last outcome alone.
         if not 0 < rho_min <= rho_max < 1 or d_half <= 0 or window < 1:
             raise UserError(
                 "the tracker needs 0 < rho_min <= rho_max < 1, d_half > 0 and window >= 1; "
@@ -106,6 +107,7 @@ class ValueTracker:
         paper has n = N0 = 8). No outcomes: Beta(0.5, 0.5). version: of the policy that earned them, from which the
         travel to the first observation counts; None: it counts as 0.
         """
+        # Nothing to start from: the task is as one never seen.
         if not outcomes:
             self._beliefs.pop(task_id, None)
             return
@@ -130,6 +132,7 @@ class ValueTracker:
 
     def place(self, task_id: str, source: str) -> None:
         """Say which tasks share what `shared_drift` and `pooled` learn; untold, a task goes with the population."""
+        # Not kept for those without one: a checkpoint of a million tasks would name each for nothing.
         if source:
             self._sources[task_id] = source
 
@@ -220,6 +223,7 @@ class ValueTracker:
         Travel between two versions is the sum of the steps between them: exact while all steps point the same way, and
         too large where they turn back, which forgets sooner.
         """
+        # Versions are found by bisection, so they have to be in order.
         if self._drift_versions and version <= self._drift_versions[-1]:
             raise ValueError(f"drift of version {version} after that of version {self._drift_versions[-1]}")
 

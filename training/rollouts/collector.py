@@ -197,6 +197,7 @@ class AsyncCollector:
             self._flying[request.dispatch.event] = request, task
 
     def _has_room(self) -> bool:
+        # What has landed takes a place too, so that rollouts do not run ahead of a learner that is slower than they.
         return len(self._flying) + len(self._landed) < self._limit
 
     def _starved(self) -> bool:
@@ -205,6 +206,7 @@ class AsyncCollector:
 
     def _discards(self, group: Sequence[Trajectory]) -> bool:
         assert self._dynamic is not None
+        # A group whose rewards are all alike has advantages of 0: the next one takes its place in the batch.
         if not self._dynamic.discards(group):
             return False
         # The sampler hears of it, and the metrics: what was played for nothing is not to be overlooked.
@@ -215,6 +217,7 @@ class AsyncCollector:
 
     def _enqueue(self, request: RolloutRequest) -> None:
         self._queued.append(request)
+        # From now on, and not from its start: a group waits for members that are still in the queue.
         self._landed.expect(request)
 
     async def _run(self, request: RolloutRequest) -> None:

@@ -68,8 +68,10 @@ class Landed:
     def expect(self, request: RolloutRequest) -> None:
         """`request` will land or be given up: until then its group is not complete."""
         group = request.dispatch.group
+        # An episode of its own waits for nobody.
         if group is None:
             return
+        # One more member is to come, of a group that may have looked complete without it.
         self._reopen(group)
         self._expected[group] = self._expected.get(group, 0) + 1
 

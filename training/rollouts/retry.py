@@ -53,9 +53,11 @@ class RetryPolicy(Generic[P]):
         if any(one.ending == "infra" for one in leaves_of(played)):
             self.counts["reward_failures"] += 1
             return None
+        # Something came through: what was given up before were single losses.
         self._dropped_in_a_row = 0
         return played
 
     def _count(self, error: Exception, left: int) -> None:
+        # Every try is counted, not only the last: a sandbox that works at the second try is a sandbox to look at.
         self.counts["infra_failures"] += 1
         self.counts["engine_failures"] += isinstance(error, EngineError)
