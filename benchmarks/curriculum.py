@@ -36,7 +36,7 @@ from solostream.training.advantages.base import Advantages
 from solostream.training.batch import Batch
 from solostream.training.config import assign, validate
 from solostream.training.rollouts.dynamic_sampling import DynamicSampling
-from solostream.training.rollouts.samplers.history import History, Outcome
+from solostream.training.rollouts.samplers.history import Outcome, OutcomeHistory
 from solostream.training.rollouts.task_sampler import TaskSampler
 
 STEPS, TOKENS, EACH, BATCH, GOAL = 4, 5, 24, 64, 0.8
@@ -143,7 +143,7 @@ class Run:
             for i, (task_id, name) in enumerate(ids.items())
         }
         self.tracker = a.tracker.make()
-        history = History(ids, self.tracker if a.uses_tracker else None)
+        history = OutcomeHistory(ids, self.tracker if a.uses_tracker else None)
         given: dict[str, Any] = {"task_ids": list(ids), "tasks": tasks, "tracker": self.tracker, "sources": ids}
         options = self.config.sampler.get(a.task_sampler)
         made = registry.make(

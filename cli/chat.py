@@ -23,7 +23,7 @@ from solostream.envs.text.observation import observe
 from solostream.envs.text.prompts import system_prompt
 from solostream.envs.text.syntax import framed, syntaxes
 from solostream.errors import SandboxError
-from solostream.evaluation.options import PRESETS, Preset, json_object
+from solostream.evaluation.options import PRESETS, SamplingPreset, json_object
 
 # Escape sequences and other controls stay off the terminal: a model could recolour, retitle or rewrite it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -91,11 +91,13 @@ def _settings(run: RunSettings | None, **options: Any) -> dict[str, Any]:
     return {**registered(run.env), **run.under(given)} if run else given
 
 
-def _preset(run: RunSettings | None, endpoint: bool, max_tokens: int, options: Mapping[str, Any]) -> Preset:
+def _preset(run: RunSettings | None, endpoint: bool, max_tokens: int, options: Mapping[str, Any]) -> SamplingPreset:
     """How it samples: options that were given, else as the run evaluated. Raises ValueError for what cannot be."""
-    like = run or (Preset(1.0, 1.0, 0) if endpoint else PRESETS["sampled"])  # an endpoint has defaults of its own
+    like = run or (
+        SamplingPreset(1.0, 1.0, 0) if endpoint else PRESETS["sampled"]
+    )  # an endpoint has defaults of its own
     chosen = {name: getattr(like, name) if value is None else value for name, value in options.items()}
-    preset = Preset(max_tokens=max_tokens, **chosen)
+    preset = SamplingPreset(max_tokens=max_tokens, **chosen)
     checked(preset.turn())
     return preset
 
@@ -103,7 +105,7 @@ def _preset(run: RunSettings | None, endpoint: bool, max_tokens: int, options: M
 def _converse(
     run: RunSettings | None,
     settings: Mapping[str, Any],
-    preset: Preset,
+    preset: SamplingPreset,
     seed: int | None,
     opening: Callable[[], Coroutine[Any, Any, tuple[Engine, Any]]],
     rendering: Callable[[Any], Chat],

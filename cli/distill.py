@@ -18,11 +18,11 @@ from solostream.envs.data import is_made, training_split
 from solostream.errors import UserError
 from solostream.evaluation.folder import SAMPLES
 from solostream.evaluation.metrics import SOLVED
-from solostream.evaluation.options import Options
+from solostream.evaluation.options import EvalOptions
 
 
 def distill(
-    options: Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
+    options: Annotated[EvalOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")],
     traces: Path | None = None,
     per_problem: int = 4,
     tool_only: bool = False,
@@ -55,7 +55,7 @@ def distill(
     return code
 
 
-def _of_training(options: Options) -> Options:
+def _of_training(options: EvalOptions) -> EvalOptions:
     """Where no split is named, the one to learn from. Raises UserError where only what tests a run is there."""
     if options.data is None and run_settings(options.model) is not None:
         raise UserError("distill needs --data here: without it the problems are those that the run is tested with")

@@ -19,12 +19,12 @@ from solostream.agent.run_settings import run_settings
 from solostream.envs.rewards import failed_rewards
 from solostream.evaluation.evaluate import Progress
 from solostream.evaluation.evaluate import evaluate as run_evaluation
-from solostream.evaluation.options import Options
+from solostream.evaluation.options import EvalOptions
 
 WAIT_LINES_S = 30.0  # between two lines of a log that say that requests wait
 
 
-def evaluate(options: Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]) -> int:
+def evaluate(options: Annotated[EvalOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]) -> int:
     """avg@k, pass@k, maj@k and tool behaviour of a model, a server or a script.
 
     Writes summary.json, samples.jsonl, samples.parquet and report.html. Interrupt it at will: the same command goes on.

@@ -17,7 +17,7 @@ from solostream.sandbox.server.settings import SERVER_LIMITS, Settings
 from solostream.sandbox.types import Execution, Limits
 
 if TYPE_CHECKING:
-    from solostream.sandbox.conformance.suite import Verdict
+    from solostream.sandbox.conformance.suite import CaseVerdict
 
 # status -> exit code of `sandbox run`; 124 is what timeout(1) says, 137 what a shell says of SIGKILL
 _EXIT = {"ok": 0, "error": 1, "timeout": 124, "memory": 137, "killed": 137}
@@ -51,7 +51,7 @@ def check(
     return 1 if report.failed else 0
 
 
-def _tell(verdict: Verdict) -> None:
+def _tell(verdict: CaseVerdict) -> None:
     detail = f"  {verdict.detail}" if verdict.detail else ""
     print(f"{verdict.status:<4} {verdict.ms:>6} ms  {verdict.group:<9}  {verdict.name}{detail}", flush=True)
 

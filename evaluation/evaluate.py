@@ -28,9 +28,9 @@ from solostream.envs.rewards.grading import equivalent
 from solostream.envs.text.prompts import system_prompt
 from solostream.envs.tool_env import ToolEnv
 from solostream.envs.types import Task
-from solostream.evaluation.folder import SAMPLES, Found, line_of, locked, open_folder
+from solostream.evaluation.folder import SAMPLES, FolderContents, line_of, locked, open_folder
 from solostream.evaluation.metrics import Sample, summarize
-from solostream.evaluation.options import ENV, Options
+from solostream.evaluation.options import ENV, EvalOptions
 from solostream.evaluation.own_metrics import measured
 from solostream.evaluation.players import Player, open_player
 from solostream.evaluation.samples import reduce
@@ -72,7 +72,7 @@ class Progress:
         return sampled / max(time.monotonic() - self.started, 1e-9)
 
 
-async def evaluate(options: Options, report: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
+async def evaluate(options: EvalOptions, report: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
     """Play what is missing and write samples.jsonl, summary.json and (with pyarrow) samples.parquet; the summary.
 
     report: called after every sample. Raises UserError before anything is played, also while another process plays in
@@ -107,7 +107,9 @@ async def evaluate(options: Options, report: Callable[[Progress], None] = lambda
     return summary
 
 
-def _asked(options: Options, tasks: Sequence[Task], found: Found) -> tuple[Progress, list[tuple[Task, int]]]:
+def _asked(
+    options: EvalOptions, tasks: Sequence[Task], found: FolderContents
+) -> tuple[Progress, list[tuple[Task, int]]]:
     """Where the evaluation stands before it begins, and the samples that are missing."""
     wanted = [(task, i) for i in range(options.k) for task in tasks[: options.limit]]
     missing = [(task, i) for task, i in wanted if (task.id, i) not in found.keys]
@@ -122,7 +124,7 @@ async def _play(
     player: Player,
     make: Callable[[], Any],
     missing: Sequence[tuple[Task, int]],
-    options: Options,
+    options: EvalOptions,
     progress: Progress,
     report: Callable[[Progress], None],
 ) -> None:
@@ -156,7 +158,7 @@ async def _play(
             raise _first(errors) from None
 
 
-def _environment(options: Options) -> tuple[Sequence[Task], Callable[[Any], Any]]:
+def _environment(options: EvalOptions) -> tuple[Sequence[Task], Callable[[Any], Any]]:
     """The problems, and what makes one more environment given the tokenizer. Raises UserError."""
     env, settings = options.env or ENV, options.settings()
     defaults = registered(env)
@@ -189,7 +191,7 @@ def _native(env: str, defaults: Mapping[str, Any], settings: dict[str, Any]) -> 
     return {**native, **settings, "syntax": "hermes"}
 
 
-def _write_summary(folder: Path, options: Options, progress: Progress) -> dict[str, Any]:
+def _write_summary(folder: Path, options: EvalOptions, progress: Progress) -> dict[str, Any]:
     metrics = summarize(progress.samples, equivalent)
     if options.metric:
         metrics["own"] = _own(folder / SAMPLES, options.metric)

@@ -27,7 +27,7 @@ SAMPLES, IDENTITY, REPLACED = "samples.jsonl", "identity.json", "replaced.jsonl"
 
 
 @dataclass(slots=True)
-class Found:
+class FolderContents:
     """What was in the folder. keys: (task id, number of the sample). replaced: samples of problems that were edited."""
 
     samples: list[Sample] = field(default_factory=list)
@@ -56,7 +56,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise
 
 
-def open_folder(folder: Path, identity: Mapping[str, Any], tasks: Sequence[Task]) -> Found:
+def open_folder(folder: Path, identity: Mapping[str, Any], tasks: Sequence[Task]) -> FolderContents:
     """What is there already, of all `tasks` of the data set. A torn last line is cut off.
 
     Raises UserError when the samples of an evaluation with another identity are there.
@@ -67,7 +67,7 @@ def open_folder(folder: Path, identity: Mapping[str, Any], tasks: Sequence[Task]
     place.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
     path.touch()
     hashes = {task.id: content_hash(task) for task in tasks}
-    found, stale, end = Found(), [], 0
+    found, stale, end = FolderContents(), [], 0
     for line in read_lines(path):
         end = line.offset + line.length
         if line.trajectory is None or line.record is None:

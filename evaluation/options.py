@@ -25,7 +25,7 @@ ENV = "solostream/Math-v0"
 
 
 @dataclass(frozen=True, slots=True)
-class Preset:
+class SamplingPreset:
     """Sampling of a kind of evaluation; max_tokens is of the whole episode, prompt included; turn_tokens of a turn."""
 
     temperature: float
@@ -42,11 +42,14 @@ class Preset:
 
 
 # "sampled" is the papers' setting (SPO arXiv 2509.13232, ASPO arXiv 2508.19201).
-PRESETS: Mapping[str, Preset] = {"sampled": Preset(0.6, 0.95, 20), "greedy": Preset(0.0, 1.0, 0)}
+PRESETS: Mapping[str, SamplingPreset] = {
+    "sampled": SamplingPreset(0.6, 0.95, 20),
+    "greedy": SamplingPreset(0.0, 1.0, 0),
+}
 
 
 @dataclass(frozen=True)
-class Options:
+class EvalOptions:
     """What `solostream eval` takes. A model that a run saved is played as in that run, unless options say otherwise."""
 
     model: tyro.conf.Positional[str]
@@ -116,7 +119,7 @@ class Options:
     price_per_hour: float = 0.0
     """What an hour of the machine costs on which an engine of your own plays; counted into the cost."""
 
-    def settled(self) -> Options:
+    def settled(self) -> EvalOptions:
         """With the settings of the run that saved the model, if one did, where the options say nothing. Settling twice
         changes nothing more. Raises UserError.
         """
@@ -178,11 +181,13 @@ class Options:
             raise UserError(f"--rollout {name} grows trees to learn from: an evaluation plays independent episodes")
         return registry.bind("rollout", name, options)
 
-    def sampling(self) -> Preset:
+    def sampling(self) -> SamplingPreset:
         """The preset with the options' own values. Raises UserError."""
         base = PRESETS[self.preset or "sampled"]
         own = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "max_tokens", "turn_tokens")}
-        chosen = Preset(**{name: getattr(base, name) if value is None else value for name, value in own.items()})
+        chosen = SamplingPreset(
+            **{name: getattr(base, name) if value is None else value for name, value in own.items()}
+        )
         checked(chosen.turn())
         self._check(chosen.temperature)
         return chosen

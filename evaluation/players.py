@@ -17,7 +17,7 @@ from solostream.agent.rollout import rollout, seed_of
 from solostream.agent.trajectory import Trajectory
 from solostream.envs.types import Task
 from solostream.errors import UserError
-from solostream.evaluation.options import Options, Preset
+from solostream.evaluation.options import EvalOptions, SamplingPreset
 from solostream.retry import retry
 
 if TYPE_CHECKING:  # at run time where one is opened: `openai` is an extra
@@ -51,7 +51,7 @@ class Player(Protocol):
         """Give back the engine or the connections."""
 
 
-async def open_player(options: Options, on_wait: Callable[[], None]) -> Player:
+async def open_player(options: EvalOptions, on_wait: Callable[[], None]) -> Player:
     """The player of settled options. on_wait: called when `waiting` changes. Raises UserError, EngineError."""
     play = options.strategy()
     if options.endpoint:
@@ -80,7 +80,7 @@ class EnginePlayer:
 
     waiting, trouble = 0, ""
 
-    def __init__(self, engine: Engine, chat: Chat, preset: Preset, seed: int, strategy: Any = rollout) -> None:
+    def __init__(self, engine: Engine, chat: Chat, preset: SamplingPreset, seed: int, strategy: Any = rollout) -> None:
         """strategy: what plays an episode (see `agent.rollout.rollout`)."""
         self.tokenizer = chat.tokenizer
         self._engine, self._chat, self._seed, self._strategy = engine, chat, seed, strategy

@@ -11,7 +11,7 @@ from typing import Any
 
 from solostream.evaluation.evaluate import Progress
 from solostream.evaluation.evaluate import evaluate as run
-from solostream.evaluation.options import Options
+from solostream.evaluation.options import EvalOptions
 from solostream.sandbox.interpreter import in_any_thread
 
 
@@ -48,7 +48,7 @@ def evaluate(
 
     Raises UserError before anything is played; EngineError when the engine stays down.
     """
-    chosen = Options(
+    chosen = EvalOptions(
         model,
         env_options=json.dumps(dict(env_options or {})),
         columns=json.dumps(dict(columns or {})),

@@ -51,7 +51,7 @@ class Columns:
         return next((value for value in self.column(name) if value is not None), None)
 
 
-class Metrics:
+class RunMetrics:
     """Of one run; no file, or one that may not be read, is no rows. Damaged lines (the last is often half-written) are
     skipped.
     """

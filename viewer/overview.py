@@ -16,10 +16,10 @@ from solostream.evaluation.metrics import independent_change, paired_change
 from solostream.evaluation.training_curves import ACCURACY, HELD_OUT, HELD_OUT_PROBLEMS
 from solostream.evaluation.writer import seen
 from solostream.provenance import rent_of
-from solostream.viewer.metric_columns import Columns, Metrics
+from solostream.viewer.metric_columns import Columns, RunMetrics
 
 
-def facts(place: Path, metrics: Metrics) -> dict[str, Any]:
+def facts(place: Path, metrics: RunMetrics) -> dict[str, Any]:
     """One row of the start page. place: the run's folder or file.
 
     `before`, `after`: accuracy in [0, 1]; `cost`: money, where prices were given; `wall_s`: seconds; `date`, `changed`:
@@ -84,7 +84,9 @@ def _common(kind: str, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _training(folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any], metrics: Metrics) -> dict[str, Any]:
+def _training(
+    folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any], metrics: RunMetrics
+) -> dict[str, Any]:
     phases = metrics.phases()
     run, data, rl, evaluated = config.get("run", {}), config.get("data", {}), phases.get("rl"), phases.get("eval")
     times = [t for columns in phases.values() for t in (columns.first("time"), columns.last("time")) if t is not None]
@@ -107,7 +109,7 @@ def _training(folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any
     }
 
 
-def before_and_after(metrics: Metrics, folder: Path) -> list[dict[str, Any]]:
+def before_and_after(metrics: RunMetrics, folder: Path) -> list[dict[str, Any]]:
     """Rows of the held-out table: values before training and at the last evaluation, with intervals where written.
 
     `change`, `change_low`, `change_high`: after less before, with its 95 % interval where one can be told; `paired`:

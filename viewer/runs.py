@@ -14,14 +14,14 @@ from pathlib import Path
 from solostream.agent.trajectory_file import FILE_NAMES, find_file
 from solostream.errors import UserError
 from solostream.viewer.index import Index
-from solostream.viewer.metric_columns import Metrics
+from solostream.viewer.metric_columns import RunMetrics
 from solostream.viewer.tokens import Pieces, find_tokenizer
 
 # What a run and an evaluation write before their first trajectory -> the file that this will be in.
 BEGUN = {"config.toml": "trajectories.jsonl", "identity.json": "samples.jsonl"}
 
 
-class Source:
+class ViewedRun:
     """One run that can be looked at: its index, its metrics and its tokenizer.
 
     name: of its own among the runs of a server, part of its pages' addresses. trouble: why its file cannot be followed
@@ -32,7 +32,7 @@ class Source:
         self.place, self.name = place, name
         self.path = _file(place)
         self.index = Index(self.path)
-        self.metrics = Metrics(self.path.with_name("metrics.jsonl"))
+        self.metrics = RunMetrics(self.path.with_name("metrics.jsonl"))
         self.trouble: str | None = None
         self._pieces = Pieces(tokenizer) if tokenizer else None
 
@@ -50,7 +50,7 @@ class Runs:
     def __init__(self, places: Sequence[Path], tokenizer: Path | None = None) -> None:
         self._tokenizer = tokenizer
         self._folders = [place for place in places if not _is_run(place) and _holds_runs(place)]
-        self.sources: list[Source] = []
+        self.sources: list[ViewedRun] = []
         self._known: set[Path] = set()
         for place in places:
             if place not in self._folders:
@@ -62,7 +62,7 @@ class Runs:
     def discover(self) -> None:
         """Take in the runs that have begun in the folders since the last look; the others keep their numbers."""
         with self._changed:
-            new: list[Source] = []
+            new: list[ViewedRun] = []
             for folder in self._folders:
                 for place in sorted(path for path in folder.iterdir() if path.is_dir() and _is_run(path)):
                     if _file(place).resolve() not in self._known:
@@ -73,20 +73,20 @@ class Runs:
                 self._follower = _Follower(self.sources)
 
     @property
-    def only(self) -> Source | None:
+    def only(self) -> ViewedRun | None:
         """The one run that was named, when there is nothing else to show and nothing will come."""
         return self.sources[0] if len(self.sources) == 1 and not self._folders else None
 
-    def find(self, name: str) -> Source | None:
+    def find(self, name: str) -> ViewedRun | None:
         """The run of that name, as the list shows it."""
         return next((source for source in self.sources if source.name == name), None)
 
-    def _source(self, place: Path, more: Sequence[str] = ()) -> Source:
+    def _source(self, place: Path, more: Sequence[str] = ()) -> ViewedRun:
         """more: names that are taken besides those of `sources`."""
         taken = {source.name for source in self.sources} | set(more)
         plain = place.resolve().name
         name = next(n for n in chain([plain], (f"{plain}-{i}" for i in count(2))) if n not in taken)
-        source = Source(place, name, self._tokenizer)
+        source = ViewedRun(place, name, self._tokenizer)
         self._known.add(source.path.resolve())
         return source
 
@@ -106,7 +106,7 @@ class Runs:
 class _Follower:
     """The process that indexes; see `solostream.viewer.follow`."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[ViewedRun]) -> None:
         for source in sources:
             try:
                 source.index.refresh(100)  # the first page is there when the first request comes

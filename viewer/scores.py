@@ -11,18 +11,18 @@ from solostream.envs.rewards.grading import equivalent
 from solostream.evaluation.compare import compare
 from solostream.evaluation.metrics import by_problem, summarize
 from solostream.evaluation.samples import read_samples
-from solostream.viewer.runs import Source
+from solostream.viewer.runs import ViewedRun
 
 _known: dict[tuple[str | int | None, ...], tuple[tuple[int, ...], dict[str, Any]]] = {}  # question -> sizes, answer
 _lock = threading.Lock()
 
 
-def evaluation(source: Source) -> dict[str, Any]:
+def evaluation(source: ViewedRun) -> dict[str, Any]:
     """`metrics` (see `evaluation.metrics.summarize`) and `problems`, the hardest first. Raises UserError."""
     return _once([source], None, lambda: _evaluation(source))
 
 
-def _once(sources: Sequence[Source], k: int | None, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _once(sources: Sequence[ViewedRun], k: int | None, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Reading and grading everything takes a while: again only when a file has grown."""
     key = (*(str(source.path.resolve()) for source in sources), k)
     sizes = tuple(source.path.stat().st_size if source.path.exists() else 0 for source in sources)
@@ -32,7 +32,7 @@ def _once(sources: Sequence[Source], k: int | None, compute: Callable[[], dict[s
         return _known[key][1]
 
 
-def _evaluation(source: Source) -> dict[str, Any]:
+def _evaluation(source: ViewedRun) -> dict[str, Any]:
     samples, damage = read_samples(source.path)
     problems = sorted(by_problem(samples), key=lambda p: (p.c / p.n, p.task_id))
     prompts = _prompts(source)
@@ -52,12 +52,12 @@ def _evaluation(source: Source) -> dict[str, Any]:
     return {"metrics": summarize(samples, equivalent), "problems": rows, "damaged": len(damage)}
 
 
-def comparison(a: Source, b: Source, k: int | None) -> dict[str, Any]:
+def comparison(a: ViewedRun, b: ViewedRun, k: int | None) -> dict[str, Any]:
     """The fields of `evaluation.compare.Comparison`, and the prompt of each problem. Raises UserError."""
     return _once([a, b], k, lambda: _comparison(a, b, k))
 
 
-def _comparison(a: Source, b: Source, k: int | None) -> dict[str, Any]:
+def _comparison(a: ViewedRun, b: ViewedRun, k: int | None) -> dict[str, Any]:
     found = asdict(compare(a.path, b.path, k=k, same=equivalent))
     prompts = _prompts(a)
     for row in found["rows"]:
@@ -65,5 +65,5 @@ def _comparison(a: Source, b: Source, k: int | None) -> dict[str, Any]:
     return {**found, "names": [a.name, b.name]}
 
 
-def _prompts(source: Source) -> dict[str, str]:
+def _prompts(source: ViewedRun) -> dict[str, str]:
     return dict(source.index.select("SELECT task_id, prompt FROM tasks"))

@@ -26,7 +26,7 @@ from solostream.evaluation.training_curves import CHARTS
 from solostream.viewer import aggregates, export, overview, scores, trees
 from solostream.viewer.index import FILTERS, NARROW
 from solostream.viewer.report import write_report
-from solostream.viewer.runs import Runs, Source
+from solostream.viewer.runs import Runs, ViewedRun
 
 STATIC = Path(__file__).parent / "static"
 PAGES = {"/": "runs", "/run": "page", "/trajectories": "trajectories", "/compare": "page"}
@@ -92,7 +92,7 @@ def _page(shown: Runs, name: str) -> Callable[[], Response]:
     return page
 
 
-def _source(shown: Runs, run: str) -> Source:
+def _source(shown: Runs, run: str) -> ViewedRun:
     if (found := shown.find(run)) is None:
         raise HTTPException(404, f"there is no run '{run}'")
     return found
@@ -134,7 +134,7 @@ def _of_all(api: APIRouter, shown: Runs, recipes: Recipes) -> None:
         return overview.flat(recipes[name]())
 
 
-def _about(source: Source) -> dict[str, Any]:
+def _about(source: ViewedRun) -> dict[str, Any]:
     index = source.index.status()
     facts = overview.facts(source.place, source.metrics)
     return {"name": source.name, "path": str(source.path), "trouble": source.trouble, **facts, **index}
@@ -237,7 +237,7 @@ def _of_trajectories(api: APIRouter, shown: Runs) -> None:
         return _download(export.inspect_log(fields, record, model, here.name), f"{run}-{row}.json", "application/json")
 
 
-def _record(here: Source, row: int) -> tuple[dict[str, Any], dict[str, Any], Trajectory]:
+def _record(here: ViewedRun, row: int) -> tuple[dict[str, Any], dict[str, Any], Trajectory]:
     try:
         found = here.index.record(row)
         if found is None:

@@ -53,7 +53,7 @@ class Limb:
     grading: Grading | None = None
 
 
-class Plan(Protocol):
+class TreePlan(Protocol):
     """Where a tree forks. leaves: how many it grows; tokens: sampled by all of it, 0 for no limit."""
 
     leaves: int
@@ -77,7 +77,7 @@ class Growth:
     """One tree while it grows; the limbs in the order in which they began."""
 
     def __init__(
-        self, plan: Plan, engine: Engine, chat: Chat, sampling: Sampling, max_tokens: int, seed: int, seedling: Any
+        self, plan: TreePlan, engine: Engine, chat: Chat, sampling: Sampling, max_tokens: int, seed: int, seedling: Any
     ) -> None:
         """seedling: the environment, reset; it is copied, never stepped."""
         self.plan, self.pruned = plan, 0
@@ -180,7 +180,7 @@ class Growth:
 
 
 async def grow(
-    plan: Plan,
+    plan: TreePlan,
     env: TextEnv,
     engine: Engine,
     chat: Chat,

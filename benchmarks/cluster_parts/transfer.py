@@ -13,7 +13,7 @@ from solostream.agent.engine import Generation
 from solostream.agent.replicas import Replicas
 from solostream.training.cluster.handles import share
 from solostream.training.cluster.placement import Placement, versions
-from solostream.training.cluster.samplers import Sampler, by_memory, open_remote
+from solostream.training.cluster.samplers import SamplerReplica, by_memory, open_remote
 from solostream.training.config.cluster import ClusterConfig
 
 LAYERS, WIDTH, ROWS = 24, 896, 151_936  # about those of Qwen2.5-0.5B: 24 layers, a vocabulary of 152 k
@@ -65,7 +65,7 @@ async def measure() -> dict[str, float]:
     del target
     placement = Placement(ClusterConfig(replicas=2))
     try:
-        actors = [placement.actor(Sampler, open_holder, versions(), who=f"the replica {i}") for i in range(2)]
+        actors = [placement.actor(SamplerReplica, open_holder, versions(), who=f"the replica {i}") for i in range(2)]
         replicas = Replicas([partial(open_remote, actor, share) for actor in actors], send=by_memory)
         await replicas.load_weights(sent, 0)
         while replicas.n_open < 2:  # noqa: ASYNC110

@@ -46,7 +46,7 @@ def equals_vllm(
 
 async def _rate_limited(requests: int, refused: float) -> dict[str, Any]:
     from solostream.evaluation.evaluate import evaluate
-    from solostream.evaluation.options import Options
+    from solostream.evaluation.options import EvalOptions
 
     asked = {"all": 0, "answered": 0}
     with tempfile.TemporaryDirectory() as place:
@@ -55,7 +55,9 @@ async def _rate_limited(requests: int, refused: float) -> dict[str, Any]:
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         start = time.perf_counter()
         async with _limiting_server(refused, asked) as url:
-            summary = await evaluate(Options(f"chat:{url}#m", data=str(data), out=Path(place) / "out", concurrency=32))
+            summary = await evaluate(
+                EvalOptions(f"chat:{url}#m", data=str(data), out=Path(place) / "out", concurrency=32)
+            )
     return {
         "requests": asked["all"],
         "answered": asked["answered"],
@@ -109,18 +111,18 @@ async def _equals_vllm(folder: Path, model: Path, data: Path, k: int, turn_token
     from solostream.envs.rewards.grading import equivalent
     from solostream.evaluation.compare import compare
     from solostream.evaluation.evaluate import evaluate
-    from solostream.evaluation.options import Options
+    from solostream.evaluation.options import EvalOptions
 
     # The same words in both: nothing in the prompt says how to call, the chat template does, or the server.
     common: dict[str, Any] = {"data": str(data), "k": k, "concurrency": 16, "max_tokens": 1024, **SAME}
     common["turn_tokens"] = turn_tokens
     hermes = json.dumps({"syntax": "hermes", "parallel_calls": True, "system_prompt": ""})
-    inside = Options(f"vllm:{model}", out=folder / "vllm", env_options=hermes, top_k=0, seed=1, **common)
+    inside = EvalOptions(f"vllm:{model}", out=folder / "vllm", env_options=hermes, top_k=0, seed=1, **common)
     one = await evaluate(inside)
     async with served(str(model), 16, 1024, FLAGS) as (url, _):
         native = json.dumps({"system_prompt": ""})
         spec = f"chat:{url}/v1#{model}"
-        other = await evaluate(Options(spec, out=folder / "chat", env_options=native, seed=2, **common))
+        other = await evaluate(EvalOptions(spec, out=folder / "chat", env_options=native, seed=2, **common))
     found = compare(folder / "vllm", folder / "chat", same=equivalent)
     pick = lambda summary: {
         "avg": summary["metrics"]["avg"],

@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     options = parser.parse_args()
     from solostream.evaluation.evaluate import evaluate
-    from solostream.evaluation.options import Options
+    from solostream.evaluation.options import EvalOptions
 
     with tempfile.TemporaryDirectory() as place:
         folder = options.out or Path(place)
@@ -92,7 +92,7 @@ def main() -> None:
             out = folder / name.replace(" ", "")
             common: dict[str, Any] = {"data": str(data), "turn_tokens": 64, "max_tokens": 640, "concurrency": 100}
             asyncio.run(
-                evaluate(Options(str(options.model), out=out, env_options=json.dumps(VARIANTS[name]), **common))
+                evaluate(EvalOptions(str(options.model), out=out, env_options=json.dumps(VARIANTS[name]), **common))
             )
             found = shares(out / "samples.jsonl", data)
             cells = (f"{value:.0%}" for key, value in found.items() if key != "episodes")

@@ -33,7 +33,7 @@ _MARKS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Preset:
+class DataPreset:
     """Where a well-known data set lives. `answer_after`: the answer is what follows the last of these strings.
 
     What a policy is tested with that was trained on it: its `split` where it has a `train_split` as well, else the
@@ -49,29 +49,29 @@ class Preset:
     tested_with: str | None = None
 
 
-def _arena(path: str) -> Preset:
-    return Preset(f"MathArena/{path}", "train", {"prompt": "problem", "answer": "answer", "id": "problem_idx"})
+def _arena(path: str) -> DataPreset:
+    return DataPreset(f"MathArena/{path}", "train", {"prompt": "problem", "answer": "answer", "id": "problem_idx"})
 
 
-PRESETS: Mapping[str, Preset] = {
-    "dapo-math-17k": Preset(
+PRESETS: Mapping[str, DataPreset] = {
+    "dapo-math-17k": DataPreset(
         "open-r1/DAPO-Math-17k-Processed",
         "train",
         {"prompt": "prompt", "answer": "solution"},
         config="en",
         tested_with="aime25",
     ),
-    "aime24": Preset("HuggingFaceH4/aime_2024", "train", {"prompt": "problem", "answer": "answer", "id": "id"}),
+    "aime24": DataPreset("HuggingFaceH4/aime_2024", "train", {"prompt": "problem", "answer": "answer", "id": "id"}),
     "aime25": _arena("aime_2025"),
     "hmmt25": _arena("hmmt_feb_2025"),
     "brumo25": _arena("brumo_2025"),
-    "beyond-aime": Preset("ByteDance-Seed/BeyondAIME", "test", {"prompt": "problem", "answer": "answer"}),
-    "math-500": Preset(
+    "beyond-aime": DataPreset("ByteDance-Seed/BeyondAIME", "test", {"prompt": "problem", "answer": "answer"}),
+    "math-500": DataPreset(
         "HuggingFaceH4/MATH-500",
         "test",
         {"prompt": "problem", "answer": "answer", "id": "unique_id", "level": "level", "subject": "subject"},
     ),
-    "gsm8k": Preset(
+    "gsm8k": DataPreset(
         "openai/gsm8k",
         "test",
         {"prompt": "question", "answer": "answer"},

@@ -19,7 +19,7 @@ from typing import Any
 _LENGTH = struct.Struct("<Q")
 
 
-class Worker:
+class RewardWorker:
     """One process. `ask` blocks; `kill` from another thread makes it raise."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
@@ -70,19 +70,19 @@ class Processes:
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self._name, self._options = name, options
-        self._idle: list[Worker] = []
+        self._idle: list[RewardWorker] = []
         self._lock = threading.Lock()
 
-    def take(self) -> Worker:
+    def take(self) -> RewardWorker:
         """An idle worker, else a new one. Give it back."""
         with self._lock:
             while self._idle:
                 worker = self._idle.pop()
                 if worker.alive:
                     return worker
-        return Worker(self._name, self._options)
+        return RewardWorker(self._name, self._options)
 
-    def give(self, worker: Worker) -> None:
+    def give(self, worker: RewardWorker) -> None:
         """Keep a worker for the next call; a dead one is dropped."""
         if worker.alive:
             with self._lock:

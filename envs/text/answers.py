@@ -49,7 +49,7 @@ _FENCE_LINE = re.compile(r"^ {0,3}(?P<ticks>`{3,})(?P<info>[^`\n]*)$", re.MULTIL
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundAnswer:
     """An answer, where it begins in the text, and the style that matched."""
 
     answer: str
@@ -86,7 +86,7 @@ def final_answer(text: str, parsed: Parsed, style: AnswerStyle = "boxed") -> tup
     return (found.answer, found.position) if found else None
 
 
-def find_answer(text: str, parsed: Parsed, style: AnswerStyle = "boxed") -> Found | None:
+def find_answer(text: str, parsed: Parsed, style: AnswerStyle = "boxed") -> FoundAnswer | None:
     """`final_answer`, and the style by which it was found: with `auto`, one of the others."""
     hidden = bytearray(len(text))
     for start, end in {call.span for call in parsed.calls} | {*parsed.thinking, *_fenced(text)}:
@@ -96,7 +96,7 @@ def find_answer(text: str, parsed: Parsed, style: AnswerStyle = "boxed") -> Foun
             continue  # numbers beside a call are on the way to an answer
         for answer, start in reversed(list(extractor(name)(text))):
             if answer.strip() and not hidden[start]:
-                return Found(answer.strip(), start, name)
+                return FoundAnswer(answer.strip(), start, name)
     return None
 
 

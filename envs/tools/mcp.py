@@ -60,7 +60,7 @@ def open_mcp(
     if timeout_s <= 0:
         raise UserError(f"tool 'mcp': timeout_s is more than 0, not {timeout_s:g}")
     words = tuple(shlex.split(command)) if isinstance(command, str) else tuple(command or ())
-    server = Server(words, url, tuple(sorted((env or {}).items())), cwd, token_env, timeout_s, per_episode)
+    server = McpServer(words, url, tuple(sorted((env or {}).items())), cwd, token_env, timeout_s, per_episode)
     listed = _listed(server)
     if unknown := set(only or ()) - {tool.name for tool in listed}:
         names = ", ".join(tool.name for tool in listed)
@@ -68,7 +68,7 @@ def open_mcp(
     return [McpTool(tool, server, prefix) for tool in listed if only is None or tool.name in only]
 
 
-class Server:
+class McpServer:
     """How to reach one. Two with the same settings are the same."""
 
     def __init__(
@@ -90,7 +90,7 @@ class Server:
             raise UserError(f"tool 'mcp': the variable {token_env} holds no token for {url}")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Server) and self.key == other.key
+        return isinstance(other, McpServer) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -102,7 +102,7 @@ class Server:
 class Connection:
     """A session with a server, in a task of its own: the client has to be closed by the task that opened it."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: McpServer) -> None:
         self._server = server
         self._stop = asyncio.Event()
         self._client: asyncio.Future[mcp.Client] = asyncio.get_running_loop().create_future()
@@ -143,7 +143,7 @@ class Connection:
 class McpTool:
     """One tool of a server."""
 
-    def __init__(self, listed: mcp.Tool, server: Server, prefix: str) -> None:
+    def __init__(self, listed: mcp.Tool, server: McpServer, prefix: str) -> None:
         """Raises UserError for a schema that describes no arguments."""
         self.name = prefix + listed.name
         self.description = (listed.description or listed.title or listed.name).strip()
@@ -177,7 +177,7 @@ class McpTool:
         return _execution(result)
 
 
-def _transport(server: Server, log: Any) -> Any:
+def _transport(server: McpServer, log: Any) -> Any:
     if server.url is not None:
         headers = {"Authorization": f"Bearer {server.token}"} if server.token else {}
         return streamable_http_client(
@@ -188,7 +188,7 @@ def _transport(server: Server, log: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _listed(server: Server) -> tuple[mcp.Tool, ...]:
+def _listed(server: McpServer) -> tuple[mcp.Tool, ...]:
     """What it lists; asked once a process. Raises UserError."""
 
     async def ask() -> tuple[mcp.Tool, ...]:

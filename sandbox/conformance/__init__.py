@@ -22,9 +22,9 @@ from solostream.sandbox.conformance import (
     trespass,
 )
 from solostream.sandbox.conformance.case import CASES, Arena, Case, Skip, case, expect
-from solostream.sandbox.conformance.suite import LIMITS, Report, Verdict, check
+from solostream.sandbox.conformance.suite import LIMITS, CaseVerdict, Report, check
 
-__all__ = ["CASES", "LIMITS", "Arena", "Case", "Report", "Skip", "Verdict", "case", "check", "expect"]
+__all__ = ["CASES", "LIMITS", "Arena", "Case", "CaseVerdict", "Report", "Skip", "case", "check", "expect"]
 __all__ += [
     "bombs",
     "escapes",

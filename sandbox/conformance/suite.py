@@ -25,7 +25,7 @@ JOBS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CaseVerdict:
     """How one case ended: `detail` says why it was skipped or what broke; `ms` is its wall time."""
 
     name: str
@@ -41,10 +41,10 @@ class Report:
 
     backend: str
     isolation: str
-    cases: tuple[Verdict, ...]
+    cases: tuple[CaseVerdict, ...]
 
     @property
-    def failed(self) -> tuple[Verdict, ...]:
+    def failed(self) -> tuple[CaseVerdict, ...]:
         """The cases that did not pass."""
         return tuple(verdict for verdict in self.cases if verdict.status == "fail")
 
@@ -61,7 +61,7 @@ async def check(
     name: str | None = None,
     only: str | tuple[str, ...] = "",
     jobs: int = JOBS,
-    tell: Callable[[Verdict], None] = lambda verdict: None,
+    tell: Callable[[CaseVerdict], None] = lambda verdict: None,
 ) -> Report:
     """Judge a backend by every case whose name contains `only` (or one of several), or whose group it is.
 
@@ -82,9 +82,9 @@ async def check(
     called = str(name or spec or getattr(backend, "__name__", "sandbox"))
     secret = "canary" + secrets.token_hex(8)
     children, descriptors = set(host.descendants(os.getpid())), host.descriptors()
-    verdicts: list[Verdict] = []
+    verdicts: list[CaseVerdict] = []
 
-    def add(verdict: Verdict) -> None:
+    def add(verdict: CaseVerdict) -> None:
         verdicts.append(verdict)
         tell(verdict)
 
@@ -114,7 +114,7 @@ def _arenas(sandbox: Sandbox, spec: str | None, secret: str, hidden: tuple[str, 
 
 
 async def _run_all(
-    chosen: list[Case], make: Callable[[], Arena], witness: Witness, jobs: int, add: Callable[[Verdict], None]
+    chosen: list[Case], make: Callable[[], Arena], witness: Witness, jobs: int, add: Callable[[CaseVerdict], None]
 ) -> None:
     free = asyncio.Semaphore(jobs)
 
@@ -128,10 +128,10 @@ async def _run_all(
             add(await _judge(case, make(), witness))
 
 
-async def _judge(case: Case, arena: Arena, witness: Witness) -> Verdict:
+async def _judge(case: Case, arena: Arena, witness: Witness) -> CaseVerdict:
     missing = case.needs - arena.sandbox.claims
     if missing:
-        return Verdict(case.name, "skip", f"not claimed: {', '.join(sorted(missing))}", 0, case.group)
+        return CaseVerdict(case.name, "skip", f"not claimed: {', '.join(sorted(missing))}", 0, case.group)
 
     async def body() -> None:
         async with _no_stall():
@@ -147,7 +147,7 @@ async def _judge(case: Case, arena: Arena, witness: Witness) -> Verdict:
     return await _timed(case.name, case.group, body)
 
 
-async def _timed(name: str, group: str, body: Callable[[], Awaitable[None]]) -> Verdict:
+async def _timed(name: str, group: str, body: Callable[[], Awaitable[None]]) -> CaseVerdict:
     start = time.monotonic()
     status: Literal["pass", "fail", "skip"] = "pass"
     detail = ""
@@ -163,7 +163,7 @@ async def _timed(name: str, group: str, body: Callable[[], Awaitable[None]]) -> 
         status, detail = "fail", f"hostile code became an infrastructure failure: {error}"
     except Exception as error:
         status, detail = "fail", f"{type(error).__name__}: {error}"
-    return Verdict(name, status, detail, round(1000 * (time.monotonic() - start)), group)
+    return CaseVerdict(name, status, detail, round(1000 * (time.monotonic() - start)), group)
 
 
 async def _clean(arena: Arena) -> None:

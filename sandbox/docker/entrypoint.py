@@ -18,7 +18,7 @@ from solostream.sandbox.fork import ForkSandbox, ForkSession
 from solostream.sandbox.types import Limits
 
 
-class Server:
+class SessionServer:
     """Answers each request in its own task, so that one session's long call holds up nobody."""
 
     def __init__(self, sandbox: ForkSandbox, writer: asyncio.StreamWriter) -> None:
@@ -93,7 +93,7 @@ async def main(path: str) -> None:
         hello["failed"] = str(error)
     writer.write(frames.pack(hello))
     try:
-        await Server(sandbox, writer).serve(reader)
+        await SessionServer(sandbox, writer).serve(reader)
     finally:
         await sandbox.close()
 

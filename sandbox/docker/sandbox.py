@@ -32,7 +32,7 @@ _PROCESSES = 4096  # of all sessions together; each has its own limit below that
 GRACE_S = 15.0  # beyond a call's time-out, before the host gives up on the container
 
 
-class Server:
+class RunningContainer:
     """One running container and the connection to the server in it."""
 
     def __init__(self, daemon: Daemon, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -123,7 +123,7 @@ class Server:
             await self.end(f"the server in the container broke the protocol: {error}")
 
 
-async def start_server(daemon: Daemon, limits: Limits, options: dict[str, Any]) -> Server:
+async def start_server(daemon: Daemon, limits: Limits, options: dict[str, Any]) -> RunningContainer:
     """Raises SandboxError, with what the container said last."""
     name, connection = await connect(
         daemon,
@@ -133,7 +133,7 @@ async def start_server(daemon: Daemon, limits: Limits, options: dict[str, Any]) 
         MaskedPaths=[],
         ReadonlyPaths=[],
     )
-    server = Server(daemon, name, *await asyncio.open_unix_connection(sock=connection))
+    server = RunningContainer(daemon, name, *await asyncio.open_unix_connection(sock=connection))
     try:
         await server.greet(limits, options)
     except BaseException:
@@ -180,8 +180,8 @@ class DockerSandbox:
         # Of the strongest tier, which is what `isolation` says, until a container has told both.
         self.claims: frozenset[Claim] = frozenset(get_args(Claim))
         self._daemon: Daemon | None = None
-        self._servers: set[Server] = set()
-        self._current: Server | None = None
+        self._servers: set[RunningContainer] = set()
+        self._current: RunningContainer | None = None
         self._starting = asyncio.Lock()
         self._closed = False
 
@@ -208,7 +208,7 @@ class DockerSandbox:
                 daemon, self._daemon = self._daemon, None
                 await asyncio.to_thread(daemon.close)
 
-    async def _server(self) -> Server:
+    async def _server(self) -> RunningContainer:
         """A server with a place for one session more; the place is taken."""
         async with self._starting:
             if self._closed:
@@ -225,7 +225,7 @@ class DockerSandbox:
             server.live += 1
             return server
 
-    async def _left(self, server: Server) -> None:
+    async def _left(self, server: RunningContainer) -> None:
         """A session is over. The last one of a container that takes no more ends it."""
         server.live -= 1
         if server.live == 0 and (server.opened >= self.recycle_after or server is not self._current):
@@ -236,7 +236,7 @@ class DockerSandbox:
 class DockerSession:
     """One interpreter in a container that others may share."""
 
-    def __init__(self, sandbox: DockerSandbox, server: Server, number: int) -> None:
+    def __init__(self, sandbox: DockerSandbox, server: RunningContainer, number: int) -> None:
         self.isolation = server.isolation
         self._sandbox = sandbox
         self._server = server

@@ -21,7 +21,7 @@ from solostream.sandbox.fork.channel import readable, receive
 from solostream.sandbox.fork.child import wire
 
 if TYPE_CHECKING:
-    from solostream.sandbox.fork.server import Server
+    from solostream.sandbox.fork.server import ForkServer
 
 _FORK_S = 20.0  # a session that has not copied itself by then is stuck in a thread of its own
 _END_S = 30.0
@@ -31,7 +31,7 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid as seen from here, uid, 
 class Family:
     """Counts who lives. The fork server keeps the namespaces, or the process group, until it is told to let go."""
 
-    def __init__(self, server: Server, number: int, channel: socket.socket) -> None:
+    def __init__(self, server: ForkServer, number: int, channel: socket.socket) -> None:
         """`channel`: the original's; its end is the end of all of them."""
         self.living = 1
         self._server, self._number = server, number

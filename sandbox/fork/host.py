@@ -24,7 +24,7 @@ from typing import get_args
 from solostream.errors import SandboxError, UserError
 from solostream.sandbox.fork.child.isolation import landlock
 from solostream.sandbox.fork.process import Process
-from solostream.sandbox.fork.server import Options, Server, probe
+from solostream.sandbox.fork.server import ForkOptions, ForkServer, probe
 from solostream.sandbox.types import Claim, Execution, Limits
 
 log = logging.getLogger("solostream.sandbox.fork")
@@ -102,9 +102,9 @@ class ForkSandbox:
         if pool < 1:
             raise UserError(f"pool={pool} must be at least 1")
         self.limits = limits or Limits()
-        self._options = Options(isolation, self.limits, snapshot, pool, tuple(preimport), landlock_abi)
+        self._options = ForkOptions(isolation, self.limits, snapshot, pool, tuple(preimport), landlock_abi)
         self._allow_unisolated = allow_unisolated
-        self._server: Server | None = None
+        self._server: ForkServer | None = None
         self.unseen: tuple[
             str, ...
         ] = ()  # of `preimport`: what this process can import and sessions cannot, once started
@@ -164,7 +164,7 @@ class ForkSandbox:
             server = await asyncio.to_thread(self._start)
         return await Process.take(server, self.limits.output_bytes)
 
-    def _start(self) -> Server:
+    def _start(self) -> ForkServer:
         with self._starting:
             old = self._server
             if old is not None and old.alive:
@@ -181,11 +181,11 @@ class ForkSandbox:
                     "sandbox",
                     self.isolation,
                 )
-            self._server = Server(replace(self._options, isolation=tier))
+            self._server = ForkServer(replace(self._options, isolation=tier))
             self._tell_unseen(self._server)
             return self._server
 
-    def _tell_unseen(self, server: Server) -> None:
+    def _tell_unseen(self, server: ForkServer) -> None:
         """Say once a process which modules this Python can import and its sessions cannot."""
         self.unseen = _importable(sorted(set(self._options.preimport) - server.resident))
         if news := tuple(name for name in self.unseen if name not in _told):

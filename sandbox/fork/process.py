@@ -19,7 +19,7 @@ from solostream.errors import SandboxError
 from solostream.sandbox.fork.channel import readable, receive
 from solostream.sandbox.fork.child import wire
 from solostream.sandbox.fork.family import Family, branch, end_group
-from solostream.sandbox.fork.server import Server
+from solostream.sandbox.fork.server import ForkServer
 from solostream.sandbox.fork.streams import Streams, sealed, text
 from solostream.sandbox.types import CodeError, Execution, Status
 
@@ -33,7 +33,7 @@ _PIECE_S = 10.0  # for each further frame of a reply
 class Process:
     """Born confined and ready; dies once."""
 
-    def __init__(self, server: Server, channel: socket.socket, pidfd: int, streams: Streams) -> None:
+    def __init__(self, server: ForkServer, channel: socket.socket, pidfd: int, streams: Streams) -> None:
         self.isolation = server.isolation
         self.dead = False
         self._server, self._channel, self._pidfd, self._streams = server, channel, pidfd, streams
@@ -43,7 +43,7 @@ class Process:
         self._running = self._released = False
 
     @classmethod
-    async def take(cls, server: Server, room: int) -> Process:
+    async def take(cls, server: ForkServer, room: int) -> Process:
         """The next session of the pool; its texts are cut at `room` bytes. Raises SandboxError."""
         with server.ask() as answer:
             if not await readable(answer.fileno(), _OPEN_S):
@@ -295,7 +295,7 @@ class Process:
         os.close(self._pidfd)
 
 
-async def _dies(server: Server) -> bool:
+async def _dies(server: ForkServer) -> bool:
     """After an end without a word: whether the fork server is going down, with all its sessions, or this was alone."""
     for _ in range(20):
         if not server.alive:

@@ -32,7 +32,7 @@ _BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); import child.zygote as
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ForkOptions:
     """What the fork server is told."""
 
     isolation: str
@@ -43,10 +43,10 @@ class Options:
     landlock_abi: int
 
 
-class Server:
+class ForkServer:
     """One running fork server. Thread-safe: every question has a socket of its own."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ForkOptions) -> None:
         """Blocks until the server is ready (about a second). Raises SandboxError, UserError."""
         self.owner = os.getpid()
         self.folder = "" if options.isolation == "namespaces" else _session_folder()
@@ -108,7 +108,7 @@ class Server:
 @functools.cache
 def probe(isolation: str, landlock_abi: int = landlock.NEWEST) -> tuple[str, str]:
     """(tier, what is in force) that this machine grants, found by trying it. Raises UserError, SandboxError."""
-    process, control, hello = _launch(Options(isolation, Limits(), False, 0, (), landlock_abi), None, None)
+    process, control, hello = _launch(ForkOptions(isolation, Limits(), False, 0, (), landlock_abi), None, None)
     control.close()
     process.wait()
     return hello["tier"], hello["isolation"] + ("+cgroup" if cgroup.parent(os.getpid()) else "")
@@ -131,7 +131,7 @@ def _session_folder() -> str:
 
 
 def _launch(
-    options: Options, folder: str | None, groups: Path | None
+    options: ForkOptions, folder: str | None, groups: Path | None
 ) -> tuple[subprocess.Popen[bytes], socket.socket, dict[str, Any]]:
     """Start a fork server, or without `folder` a probe that only reports its tier. Raises SandboxError, UserError."""
     told = {**asdict(options.limits), "folder": folder}

@@ -83,7 +83,7 @@ def repair_streams() -> None:
             setattr(sys, f"__{name}__", made)
 
 
-class Shell(ZMQInteractiveShell):
+class CellShell(ZMQInteractiveShell):
     """IPython's, with what makes a cell mean what it means with every backend."""
 
     home = os.getpid()
@@ -145,10 +145,10 @@ def _exit_code(error: BaseException | None) -> int:
     return int(error is not None)
 
 
-class Kernel(IPythonKernel):
-    """IPython's, with `Shell`, capped replies and no standard input."""
+class CellKernel(IPythonKernel):
+    """IPython's, with `CellShell`, capped replies and no standard input."""
 
-    shell_class = Shell
+    shell_class = CellShell
 
     shell: Any
 
@@ -193,7 +193,7 @@ def finish_contexts() -> None:
 class App(IPKernelApp):
     """ipykernel's application on the host's sockets, without files, heartbeat and the debugger's socket."""
 
-    kernel_class = Kernel
+    kernel_class = CellKernel
     fds: list[int]
     shell: Any
 

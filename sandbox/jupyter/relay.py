@@ -16,7 +16,7 @@ _CHUNK = 65_536
 _FRAMES = 64  # of one message; an honest one has seven
 
 
-class TooLarge(ValueError):
+class MessageTooLarge(ValueError):
     """What arrives is more than any honest kernel sends."""
 
 
@@ -50,7 +50,7 @@ class Meter:
         self._size += self._body
         self._frames += 1
         if self._size > self._cap or self._frames > _FRAMES:
-            raise TooLarge
+            raise MessageTooLarge
         if not self._head[0] & _MORE:
             self._size = self._frames = 0
         self._head.clear()
@@ -80,7 +80,7 @@ async def relay(here: str, there: str, cap: int) -> asyncio.Server:
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, meter: Meter | None) -> None:
-    with contextlib.suppress(OSError, TooLarge):
+    with contextlib.suppress(OSError, MessageTooLarge):
         while data := await reader.read(_CHUNK):
             if meter is not None:
                 meter.feed(data)

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from solostream.errors import SandboxError, UserError
 from solostream.sandbox.server import fusion
 from solostream.sandbox.server.guard import ClientGone, Guard, unless_gone
-from solostream.sandbox.server.metrics import Metrics
+from solostream.sandbox.server.metrics import ServerMetrics
 from solostream.sandbox.server.peers import Peers
 from solostream.sandbox.server.replies import AsciiJSON
 from solostream.sandbox.server.sessions import Busy, Gone, Sessions
@@ -28,13 +28,13 @@ from solostream.sandbox.types import Sandbox
 HEARTBEAT_S = 1.0
 
 
-class Server(Protocol):
+class UvicornServer(Protocol):
     """The part of `uvicorn.Server` that the application needs."""
 
     should_exit: bool
 
 
-def create_app(settings: Settings, open_sandbox: Callable[[], Sandbox], peers: Peers, server: Server) -> FastAPI:
+def create_app(settings: Settings, open_sandbox: Callable[[], Sandbox], peers: Peers, server: UvicornServer) -> FastAPI:
     """The application. Its sandbox opens when it starts and closes when it stops.
 
     Args:
@@ -50,7 +50,7 @@ def create_app(settings: Settings, open_sandbox: Callable[[], Sandbox], peers: P
             await (await sandbox.open()).close()  # only now are its claims sure, and an image that is missing known
         except (SandboxError, UserError) as error:
             app.state.failure, server.should_exit = error, True
-        sessions = app.state.sessions = Sessions(sandbox, settings, Metrics(), peers.name)
+        sessions = app.state.sessions = Sessions(sandbox, settings, ServerMetrics(), peers.name)
         expiry = asyncio.create_task(sessions.expire())
         try:
             yield

@@ -13,7 +13,7 @@ from solostream.sandbox.types import Execution
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
-class Metrics:
+class ServerMetrics:
     """Counters under the prefix `solostream_`."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from solostream.errors import UserError
-from solostream.sandbox.server.metrics import Metrics
+from solostream.sandbox.server.metrics import ServerMetrics
 from solostream.sandbox.server.settings import Settings
 from solostream.sandbox.types import Execution, Sandbox, Session
 
@@ -44,7 +44,7 @@ class Sessions:
 
     sandbox: Sandbox
     settings: Settings
-    metrics: Metrics
+    metrics: ServerMetrics
     name: str = "0"
     waiting: int = 0
     opening: int = 0

@@ -48,9 +48,9 @@ def test_right_samples_become_traces_that_can_be_learnt(tmp_path: Path) -> None:
 
 def test_what_is_imitated_is_never_what_tests() -> None:
     from solostream.cli.distill import _of_training
-    from solostream.evaluation.options import Options
+    from solostream.evaluation.options import EvalOptions
 
-    chosen = lambda **given: _of_training(Options("model", **given)).split
+    chosen = lambda **given: _of_training(EvalOptions("model", **given)).split
     assert chosen(data="reasoning-gym:gcd") == "train"
     assert chosen(data="GSM8K") == "train"
     assert chosen(data="gsm8k", split="test") == "test"
@@ -62,8 +62,8 @@ def test_a_runs_own_model_is_not_taught_what_tests_it(tmp_path: Path) -> None:
     from solostream.agent.run_settings import RunSettings
     from solostream.cli.distill import distill
     from solostream.errors import UserError
-    from solostream.evaluation.options import Options
+    from solostream.evaluation.options import EvalOptions
 
     RunSettings("mine", "solostream/Math-v0", {"tasks": "sample"}, 1.0, 1.0, 0, 64, 256).write(tmp_path)
     with pytest.raises(UserError, match="needs --data"):
-        distill(Options(str(tmp_path)))
+        distill(EvalOptions(str(tmp_path)))

@@ -18,7 +18,7 @@ from solostream.agent.trajectory_file import read_lines
 from solostream.errors import UserError
 from solostream.evaluation import players
 from solostream.evaluation.evaluate import Progress, evaluate
-from solostream.evaluation.options import Options
+from solostream.evaluation.options import EvalOptions
 
 PROBLEMS = [(f"What is {a} * {b}?", a * b) for a, b in [(6, 7), (12, 12), (31, 9), (8, 8), (5, 13), (4, 4)]]
 
@@ -53,7 +53,7 @@ def calculator(body: Any, n: int = 0) -> Answer:
 async def play(tmp_path: Path, data: str, say: Any, **fields: Any) -> tuple[dict[str, Any], Any]:
     report = fields.pop("report", lambda progress: None)
     async with serving(say) as server:
-        options = Options(f"chat:{server.url}#m", data=data, out=tmp_path / "out", **fields)
+        options = EvalOptions(f"chat:{server.url}#m", data=data, out=tmp_path / "out", **fields)
         return await evaluate(options, report), server
 
 

@@ -16,7 +16,7 @@ from solostream.agent.trajectory import Trajectory
 from solostream.agent.trajectory_file import read_lines
 from solostream.errors import UserError
 from solostream.evaluation.evaluate import evaluate
-from solostream.evaluation.options import Options
+from solostream.evaluation.options import EvalOptions
 
 MISSING = importlib.util.find_spec("vllm") is None
 pytestmark = [
@@ -37,10 +37,10 @@ async def test_native_calls_of_a_real_server(tmp_path: Path, monkeypatch: pytest
     data = tool_model.problems(tmp_path / "problems.jsonl")
     greedy: dict[str, Any] = {"data": str(data), "preset": "greedy", "max_tokens": 600}
     hermes = json.dumps({"syntax": "hermes", "parallel_calls": True, **BARE})
-    await evaluate(Options(str(model), out=tmp_path / "here", env_options=hermes, **greedy))
+    await evaluate(EvalOptions(str(model), out=tmp_path / "here", env_options=hermes, **greedy))
     async with served(str(model), 16, 600, endpoint.FLAGS) as (url, _):
         spec = f"chat:{url}/v1#{model}"
-        summary = await evaluate(Options(spec, out=tmp_path / "there", env_options=json.dumps(BARE), **greedy))
+        summary = await evaluate(EvalOptions(spec, out=tmp_path / "there", env_options=json.dumps(BARE), **greedy))
         here, there = played(tmp_path / "here"), played(tmp_path / "there")
         assert here.keys() == there.keys()
         assert sum(one.n_calls for one in there.values()) >= 8  # of 16 problems
@@ -61,11 +61,11 @@ async def test_native_calls_of_a_real_server(tmp_path: Path, monkeypatch: pytest
         for name, limits in (("free", {}), ("bounded", {"turn_tokens": 599})):  # more than beside any prompt
             out = tmp_path / name
             more: dict[str, Any] = {"data": str(mixed), "env_options": json.dumps(BARE), **limits}
-            found = await evaluate(Options(spec, out=out, preset="greedy", **more))
+            found = await evaluate(EvalOptions(spec, out=out, preset="greedy", **more))
             assert found["complete"]
             endings = {task: one.ending for task, one in played(out).items()}
             assert endings.pop("long") == "token_limit"
             assert endings == {task: there[task].ending for task in endings}
 
         with pytest.raises(UserError, match=r"has no model 'nobody'.*\(404\)"):
-            await evaluate(Options(f"chat:{url}/v1#nobody", data=str(data), out=tmp_path / "none"))
+            await evaluate(EvalOptions(f"chat:{url}/v1#nobody", data=str(data), out=tmp_path / "none"))

@@ -19,7 +19,7 @@ from solostream.agent.trajectory_file import read_lines
 from solostream.envs.data import loader as tasks
 from solostream.errors import UserError
 from solostream.evaluation.evaluate import evaluate
-from solostream.evaluation.options import PRESETS, Options
+from solostream.evaluation.options import PRESETS, EvalOptions
 from solostream.evaluation.samples import read_samples
 
 PROBLEMS = [("What is 6 * 7?", 42), ("What is 2 * 3?", 6), ("What is 12 * 12?", 144), ("What is 5 * 5?", 99)]
@@ -34,8 +34,8 @@ def data(tmp_path: Path) -> str:
     return str(path)
 
 
-def options(tmp_path: Path, data: str, policy: str = "calculator", **fields) -> Options:
-    return Options(f"scripted:evaluation_policies:{policy}", data=data, out=tmp_path / "out", **fields)
+def options(tmp_path: Path, data: str, policy: str = "calculator", **fields) -> EvalOptions:
+    return EvalOptions(f"scripted:evaluation_policies:{policy}", data=data, out=tmp_path / "out", **fields)
 
 
 async def test_results_by_hand(tmp_path: Path, data: str) -> None:
@@ -203,8 +203,8 @@ async def test_bad_options_name_the_remedy(tmp_path: Path, data: str, fields: di
 def test_presets_are_the_papers() -> None:
     sampled = PRESETS["sampled"]
     assert (sampled.temperature, sampled.top_p, sampled.top_k, sampled.max_tokens) == (0.6, 0.95, 20, 32_768)
-    assert Options("m", preset="greedy").sampling().temperature == 0
-    assert Options("m", top_k=0).sampling() == type(sampled)(0.6, 0.95, 0)
+    assert EvalOptions("m", preset="greedy").sampling().temperature == 0
+    assert EvalOptions("m", top_k=0).sampling() == type(sampled)(0.6, 0.95, 0)
 
 
 def test_seeds_depend_on_the_sample_alone() -> None:
@@ -248,15 +248,15 @@ def test_an_unreachable_model_is_one_line(tmp_path: Path, data: str, model: str,
 
 def test_the_strategy_of_an_evaluation(tmp_path: Path) -> None:
     """As the run played where that is the policy's way to act, else what is named; a plain episode by default."""
-    assert Options("m").strategy() is rollout
-    assert Options("m", rollout="window", rollout_options='{"pinned": 2}').strategy().keywords == {"pinned": 2}
+    assert EvalOptions("m").strategy() is rollout
+    assert EvalOptions("m", rollout="window", rollout_options='{"pinned": 2}').strategy().keywords == {"pinned": 2}
     RunSettings("r", "solostream/Math-v0", {}, 1.0, 1.0, 0, 9, 99, {}, None, "window", {"turns": 3}).write(tmp_path)
-    settled = Options(str(tmp_path)).settled()
+    settled = EvalOptions(str(tmp_path)).settled()
     assert settled.strategy().keywords == {"turns": 3}
     assert settled.settled() == settled
-    assert Options(str(tmp_path), rollout="episode").settled().strategy() is rollout
-    assert "rollout" not in Options("m").identity()
-    assert Options("m", rollout="window").identity()["rollout"] == "window"
+    assert EvalOptions(str(tmp_path), rollout="episode").settled().strategy() is rollout
+    assert "rollout" not in EvalOptions("m").identity()
+    assert EvalOptions("m", rollout="window").identity()["rollout"] == "window"
     for wrong, says in (
         ({"rollout": "windw"}, "did you mean 'window'"),
         ({"rollout_options": '{"turns": 2}'}, "--rollout-options are of --rollout"),
@@ -264,4 +264,4 @@ def test_the_strategy_of_an_evaluation(tmp_path: Path) -> None:
         ({"model": "chat:http://h#m", "rollout": "window"}, "a chat endpoint has its own context"),
     ):
         with pytest.raises(UserError, match=says):
-            Options(**{"model": "m", **wrong}).strategy()
+            EvalOptions(**{"model": "m", **wrong}).strategy()

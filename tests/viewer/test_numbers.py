@@ -23,7 +23,7 @@ from solostream.evaluation.tool_use import observe
 from solostream.sandbox.types import CodeError
 from solostream.viewer import aggregates, export, overview
 from solostream.viewer.index import Index
-from solostream.viewer.metric_columns import Metrics
+from solostream.viewer.metric_columns import RunMetrics
 from solostream.viewer.report import charts, first_page
 from solostream.viewer.report.page import number, percent
 from solostream.viewer.runs import Runs
@@ -161,7 +161,7 @@ def test_errors_over_steps(index: Index, records: list[dict]) -> None:
 
 def test_metrics_come_a_row_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    metrics = Metrics(path)
+    metrics = RunMetrics(path)
     assert metrics.since({}) == {"born": 0, "phases": {}}
     rows = [{"phase": "rl", "step": 1, "a": 0.5}, {"phase": "eval", "step": 1, "accuracy": 0.2}]
     rows += [{"phase": "rl", "step": 2, "a": None, "b": 3}, {"phase": "rl", "step": 3, "a": 1.5}]
@@ -180,7 +180,7 @@ def test_metrics_come_a_row_at_a_time(tmp_path: Path) -> None:
 def test_what_the_start_page_says_of_a_run(run: Path) -> None:
     config = '[run]\nsteps = 9\ntags = ["first"]\n[model]\npath = "tiny"\n[data]\npath = "gsm8k"\n'
     (run / "config.toml").write_text(config)
-    found = overview.facts(run, Metrics(run / "metrics.jsonl"))
+    found = overview.facts(run, RunMetrics(run / "metrics.jsonl"))
     shown = {k: found[k] for k in ("kind", "model", "data", "steps", "planned", "before", "after", "status", "tags")}
     assert shown == {
         "kind": "training", "model": "tiny", "data": "gsm8k", "steps": 6, "planned": 9, "before": 0.25, "after": 0.75,
@@ -199,7 +199,7 @@ def test_a_change_is_judged_by_problem_where_the_same_problems_were_played(tmp_p
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
     def told() -> list[tuple]:
-        rows = overview.before_and_after(Metrics(tmp_path / "metrics.jsonl"), tmp_path)
+        rows = overview.before_and_after(RunMetrics(tmp_path / "metrics.jsonl"), tmp_path)
         return [tuple(r[k] for k in ("change", "change_low", "change_high", "paired")) for r in rows]
 
     # Without rewards by problem the two stand apart: 0.1 − √(0.3² + 0.3²) and 0.1 + √(0.2² + 0.3²).
@@ -221,7 +221,7 @@ def test_before_is_the_first_evaluation_also_where_it_had_no_number(tmp_path: Pa
     lines = [{"phase": "eval", "step": i, "accuracy": 0.1 * i, "first_call_token": at} for i, at in enumerate(calls)]
     for until, after in ((3, 12.5), (4, None)):
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines[:until]))
-        rows = overview.before_and_after(Metrics(tmp_path / "metrics.jsonl"), tmp_path)
+        rows = overview.before_and_after(RunMetrics(tmp_path / "metrics.jsonl"), tmp_path)
         calls_row = next(row for row in rows if "first call" in row["label"])
         assert [calls_row[k] for k in ("before", "after", "change")] == [None, after, None]
         told = next(row for row in rows if "accuracy" in row["label"])
@@ -234,13 +234,13 @@ def test_the_status_is_the_lock_s_and_not_a_guess(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def status() -> str:
-        return overview.facts(tmp_path, Metrics(tmp_path / "metrics.jsonl"))["status"]
+        return overview.facts(tmp_path, RunMetrics(tmp_path / "metrics.jsonl"))["status"]
 
     assert status() == "unknown"  # nobody ever held the folder
     with writer.locked(tmp_path):
         assert status() == "running"  # though its files are of 1970
     assert status() == "stopped"
-    facts = overview.facts(tmp_path, Metrics(tmp_path / "metrics.jsonl"))
+    facts = overview.facts(tmp_path, RunMetrics(tmp_path / "metrics.jsonl"))
     assert facts["writer"].startswith(f"process {os.getpid()} on ")
     assert facts["cost"] == pytest.approx(200 / 3600 * 1.8)  # of the 200 s that its steps took so far
     elsewhere = {"process": 7, "host": "another", "boot": "b", "started": 1.0}
@@ -326,7 +326,7 @@ def test_a_fall_is_written_with_the_minus_sign_of_print(tmp_path: Path) -> None:
         {"phase": "eval", "step": 20, "accuracy": 0.714, "accuracy_low": 0.7, "accuracy_high": 0.73},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics = RunMetrics(tmp_path / "metrics.jsonl")
     rows = overview.before_and_after(metrics, tmp_path)
     assert "(−3.6 points, 95 % from −8.8 to +1.6" in first_page.verdict(rows, metrics)
     assert "−3.6 points (−8.8 – +1.6)" in first_page.before_and_after(rows)

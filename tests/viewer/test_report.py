@@ -15,7 +15,7 @@ from solostream.cli import eval as commands
 from solostream.errors import UserError
 from solostream.evaluation.compare import compare
 from solostream.viewer.report import charts, write_report
-from solostream.viewer.report.charts import Scale, Series
+from solostream.viewer.report.charts import Axis, Series
 from solostream.viewer.report.evaluation import comparison_page
 from solostream.viewer.report.training import Attempts, Seen
 
@@ -108,11 +108,11 @@ def test_problems_are_ranked_by_hand() -> None:
 
 
 def test_scale_and_ticks_by_hand() -> None:
-    scale = Scale(0, 10, 100, 200)
+    scale = Axis(0, 10, 100, 200)
     assert scale(2.5) == 125
     assert scale.ticks(5) == [0, 2, 4, 6, 8, 10]
-    assert Scale(0, 1, 0, 1).ticks(5) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert Scale(3, 3, 0, 100)(3) == 50
+    assert Axis(0, 1, 0, 1).ticks(5) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert Axis(3, 3, 0, 100)(3) == 50
 
 
 def test_a_gap_breaks_the_line() -> None:

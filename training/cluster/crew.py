@@ -22,9 +22,9 @@ from solostream.envs.data import Tasks
 from solostream.errors import UserError
 from solostream.training.cluster.handles import Actor, own_address, share
 from solostream.training.cluster.placement import Placement, versions
-from solostream.training.cluster.players import Player, PlayerLost, Players
+from solostream.training.cluster.players import EpisodePlayer, PlayerLost, Players
 from solostream.training.cluster.ranks import refuse_too_many
-from solostream.training.cluster.samplers import ByTransfer, Sampler, by_memory, open_remote
+from solostream.training.cluster.samplers import ByTransfer, SamplerReplica, by_memory, open_remote
 from solostream.training.config import Config
 from solostream.training.learner.device import device_of, sampler_dtype
 from solostream.training.rollouts.env_pool import Episodes, Plays
@@ -85,7 +85,7 @@ def assemble(
     plain = replace(parts, model=None)
     players = [
         placement.actor(
-            Player, config, plain, tasks, samplers, rollout, who=f"the player {i}", cpus=1, lost=PlayerLost,
+            EpisodePlayer, config, plain, tasks, samplers, rollout, who=f"the player {i}", cpus=1, lost=PlayerLost,
             scheduling_strategy="SPREAD",
         )
         for i in range(config.cluster.players)
@@ -143,7 +143,7 @@ def _samplers(config: Config, parts: Components, placement: Placement, engine: O
     made = [partial(_make, share, plain, slots, engine, module) for share in _shares(config)]
     return [
         placement.actor(
-            Sampler, make, versions(), who=f"the replica {i}", cpus=1, gpus=gpus, env=_threads(config, gpus)
+            SamplerReplica, make, versions(), who=f"the replica {i}", cpus=1, gpus=gpus, env=_threads(config, gpus)
         )
         for i, make in enumerate(made)
     ]

@@ -31,7 +31,7 @@ class PlayerLost(EngineError):
     """Its process or its machine is gone, and with it the episodes that it was playing."""
 
 
-class Player:
+class EpisodePlayer:
     """Plays episodes; lives in a process of its own. samplers: the replicas, which the owner of the run opens."""
 
     def __init__(
@@ -84,7 +84,7 @@ class _Seat:
 
 
 class Players:
-    """`Episodes` for the trainer, played by the `Player` behind each of `handles`: the one with the fewest in hand."""
+    """`Episodes` for the trainer, each played by that `EpisodePlayer` of `handles` that has the fewest in hand."""
 
     def __init__(self, config: Config, handles: Sequence[Handle], leaves: int = 1) -> None:
         """leaves: of the strategy, see `Episodes.leaves`."""

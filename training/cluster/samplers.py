@@ -1,4 +1,4 @@
-"""Replicas in processes of their own: what runs there (`Sampler`), and what stands for it here (`RemoteEngine`).
+"""Replicas in processes of their own: what runs there (`SamplerReplica`), and what stands for it here (`RemoteEngine`).
 
 And how new weights get to them: through Ray's object store (`by_memory`), or by one of vLLM's transfers (`ByTransfer`).
 """
@@ -40,7 +40,7 @@ class Opened:
     workers: int = 1
 
 
-class Sampler:
+class SamplerReplica:
     """One engine. make: opens it. It is opened, and given its weights, by the owner of the run and by nobody else."""
 
     def __init__(self, make: Callable[[], Any], wanted: dict[str, str]) -> None:
@@ -112,7 +112,7 @@ class Published:
 
 
 class RemoteEngine:
-    """An `Engine` whose tokens are sampled by the `Sampler` behind `handle`, which is there and open.
+    """An `Engine` whose tokens are sampled by the `SamplerReplica` behind `handle`, which is there and open.
 
     share: makes of a value a reference for many processes. None: a guest, who samples there and no more; weights and
     closing are the owner's. opened: what the sampler says of its engine.

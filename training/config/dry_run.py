@@ -11,7 +11,7 @@ from solostream.training.config import Config, colocation
 from solostream.training.config.memory import (
     PASSING,
     SHARE,
-    Shape,
+    ModelShape,
     available,
     host_memory,
     memory,
@@ -31,7 +31,7 @@ JSON_BYTES = 24  # a token in trajectories.jsonl: id, mask, logprob, version, te
 class Plan:
     """Upper bounds: episodes, tokens, bytes."""
 
-    shape: Shape
+    shape: ModelShape
     in_flight: int
     start: int
     evaluations: int
@@ -98,7 +98,7 @@ def refuse_too_large(config: Config, device: str) -> None:
         )
 
 
-def _refuse_on_host(config: Config, shape: Shape, kind: str) -> None:
+def _refuse_on_host(config: Config, shape: ModelShape, kind: str) -> None:
     wanted, total = sum(host_memory(config, shape).values()), available("cpu")[1]
     if offloads(config, kind) and wanted > total:
         raise UserError(
@@ -120,7 +120,7 @@ def shared_device(config: Config, device: str) -> dict[str, Any]:
     return {"gpu_memory_utilization": share, **colocation.sleeping(config)}
 
 
-def _at_least(config: Config, shape: Shape, kind: str, total: int) -> dict[str, int]:
+def _at_least(config: Config, shape: ModelShape, kind: str, total: int) -> dict[str, int]:
     """Part -> bytes, where vLLM takes no more than it must of what the learner leaves it."""
     wanted = 0 if colocation.takes_the_rest(config) else total
     return memory(config, shape, _in_flight(config), _context(config), kind, wanted)
@@ -161,7 +161,7 @@ def _memory_rows(config: Config, p: Plan, device: str, free: int, total: int) ->
     ]
 
 
-def _host_rows(config: Config, shape: Shape, kind: str) -> list[tuple[str, str]]:
+def _host_rows(config: Config, shape: ModelShape, kind: str) -> list[tuple[str, str]]:
     """What an optimizer on the host takes there."""
     if not offloads(config, kind):
         idle = config.learner.offload_optimizer

@@ -33,7 +33,7 @@ FIRST_COLUMNS = 256  # of the hf engine's KV cache, which doubles them when an e
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """Of a causal language model; sizes in units. normed: queries and keys have norms of their own."""
 
     kind: str
@@ -64,7 +64,7 @@ class Shape:
         return layer + 4 * self.hidden * self.layers if config.gradient_checkpointing else layer * self.layers
 
 
-def shape_of(config: Config) -> Shape:
+def shape_of(config: Config) -> ModelShape:
     """Raises UserError for an unknown model."""
     if config.model.path == "build":
         b = config.model.build
@@ -73,7 +73,7 @@ def shape_of(config: Config) -> Shape:
         rows = math.ceil(b.vocabulary / 64) * 64
         parameters = rows * b.hidden_size + b.layers * layer + b.hidden_size
         sizes = b.layers, b.hidden_size, b.heads, b.kv_heads, b.head_dim, b.mlp_size, rows
-        return Shape("qwen3", parameters, *sizes, normed=True)
+        return ModelShape("qwen3", parameters, *sizes, normed=True)
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -82,7 +82,7 @@ def shape_of(config: Config) -> Shape:
         model = AutoModelForCausalLM.from_config(whole)
     c = whole.get_text_config()
     heads = c.num_attention_heads
-    return Shape(
+    return ModelShape(
         c.model_type,
         model.num_parameters(),
         c.num_hidden_layers,
@@ -106,7 +106,7 @@ def _hub_config(path: str) -> Any:
         raise UserError(f'model.path = "{path}": {hub.no_model(path, error)}') from None
 
 
-def memory(config: Config, shape: Shape, in_flight: int, context: int, device: str, total: int) -> dict[str, int]:
+def memory(config: Config, shape: ModelShape, in_flight: int, context: int, device: str, total: int) -> dict[str, int]:
     """Part -> bytes on the device at the peak; an upper bound where a batch fills its token budget.
 
     in_flight: episodes. context: tokens of the longest. device: "cpu" or "cuda". total: bytes that the device has; of a
@@ -155,7 +155,7 @@ def _computes_in_half(c: LearnerConfig, device: str) -> bool:
     return "bfloat16" in (c.dtype, c.masters) or (c.dtype == "auto" and device == "cuda")
 
 
-def host_memory(config: Config, shape: Shape) -> dict[str, int]:
+def host_memory(config: Config, shape: ModelShape) -> dict[str, int]:
     """Part -> bytes in the CPU's memory, where the optimizer is there and the model is not."""
     sizes = {"program": PROGRAM["cpu"], "masters": 4 * shape.parameters, "gradients": 4 * shape.parameters}
     return {**sizes, "optimizer": moments(config.learner) * shape.parameters}
@@ -169,7 +169,9 @@ def peak(config: Config, parts: dict[str, int]) -> int:
     return both - min(sum(parts.get(name, 0) for name in PASSING), parts.get(SHARE, 0))
 
 
-def _vllm_on_gpu(config: Config, shape: Shape, context: int, total: int, learner: dict[str, int]) -> dict[str, int]:
+def _vllm_on_gpu(
+    config: Config, shape: ModelShape, context: int, total: int, learner: dict[str, int]
+) -> dict[str, int]:
     """vLLM takes a share of the whole device; where it gets the rest, at least its weights and the longest episode."""
     if not colocation.takes_the_rest(config):
         return {SHARE: round(total * float(config.engine.get("vllm", {}).get("gpu_memory_utilization") or 0.9))}
@@ -187,7 +189,7 @@ def _sampled(config: Config, device: str) -> int:
     return {"float32": 4, "bfloat16": 2}.get(config.model.sampler_dtype, automatic)
 
 
-def _cached(shape: Shape) -> int:
+def _cached(shape: ModelShape) -> int:
     """Numbers that the KV cache keeps of a token."""
     return 2 * shape.layers * shape.kv_heads * shape.head_dim
 
@@ -197,7 +199,7 @@ def moments(config: LearnerConfig) -> int:
     return 2 if config.moments == "8bit" else 2 * (2 if config.masters == "bfloat16" else 4)
 
 
-def _sampler(config: Config, shape: Shape, in_flight: int, context: int, device: str) -> dict[str, int]:
+def _sampler(config: Config, shape: ModelShape, in_flight: int, context: int, device: str) -> dict[str, int]:
     engine, options = config.run.engine, config.engine.get(config.run.engine, {})
     stored, sampled = 2 if config.model.dtype == "bfloat16" else 4, _sampled(config, device)
     if engine == "vllm":

@@ -19,7 +19,7 @@ from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.batch import Batch
 from solostream.training.losses import SelectsTokens
 from solostream.training.losses.tokens import Tokens
-from solostream.training.rollouts.samplers.history import History, Outcome
+from solostream.training.rollouts.samplers.history import Outcome, OutcomeHistory
 from solostream.training.rollouts.task_sampler import TaskSampler
 
 Promises = list[tuple[str, bool]]
@@ -117,7 +117,7 @@ def sampler(spec: str, options: dict[str, Any]) -> Promises:
         tracker = ValueTracker()
         for i in range(9):
             tracker.observe(f"task-{i}", float(i % 2), event=i)
-        given = {"tasks": tasks, "tracker": tracker, "sources": sources, "history": History(sources, tracker)}
+        given = {"tasks": tasks, "tracker": tracker, "sources": sources, "history": OutcomeHistory(sources, tracker)}
         made = registry.make("sampler", spec, options, task_ids=list(tasks), seed=seed, **given)
         return TaskSampler(list(tasks), made)
 

@@ -18,7 +18,7 @@ from solostream.training.learner.logprobs import LogprobComputer
 from solostream.training.learner.objective import objective
 from solostream.training.learner.packing import PackedBatch, by_member, column
 from solostream.training.learner.terms.entropy_band import EntropyBand
-from solostream.training.learner.update import Step, Update
+from solostream.training.learner.update import OptimizerStep, Update
 from solostream.training.losses import Loss
 from solostream.training.losses.tokens import Tokens
 
@@ -42,7 +42,7 @@ class Gradient:
         self.band = band
         self.reference: LogprobComputer | None = None
 
-    def add(self, update: Update, step: Step, packed: PackedBatch) -> None:
+    def add(self, update: Update, step: OptimizerStep, packed: PackedBatch) -> None:
         """Forward and backward of one micro-batch: its share of the step's loss, and its metrics."""
         pieces = [step.pieces[place] for place in packed.members]
         if not pieces:

@@ -40,7 +40,7 @@ from solostream.training.learner.packing import MaskedTokens, PackedBatch, Piece
 from solostream.training.learner.state import load_state, read_state, state_of, write_model, write_state
 from solostream.training.learner.terms.entropy_band import EntropyBand
 from solostream.training.learner.terms.imitation import beside
-from solostream.training.learner.update import Step, Update, picks
+from solostream.training.learner.update import OptimizerStep, Update, picks
 from solostream.training.losses import Loss
 from solostream.training.losses.aggregation import token_weights
 
@@ -304,7 +304,7 @@ class Learner:
         if not rows:
             return
         picked = picks(self.loss, update, rows)
-        step = Step(pieces_of(update.batch, rows), weight_of, picked)
+        step = OptimizerStep(pieces_of(update.batch, rows), weight_of, picked)
 
         # The drift is measured on the tokens of the first step.
         if not update.norms:
@@ -330,7 +330,7 @@ class Learner:
             self.optimizer.apply()
         update.norms.append(float(norm))
 
-    def _refuse_gradient(self, update: Update, step: Step, packs: Sequence[PackedBatch]) -> None:
+    def _refuse_gradient(self, update: Update, step: OptimizerStep, packs: Sequence[PackedBatch]) -> None:
         """Find the micro-batches whose gradient is not finite, name their tasks, dump the batch, raise NotFinite."""
         guilty: list[str] = []
         # Once more, each micro-batch by itself: the sum does not say whose gradient it was.

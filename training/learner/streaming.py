@@ -26,7 +26,7 @@ from solostream.training.learner.guards import check_advantages, memory_advice, 
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.mfu import peak_of, throughput
 from solostream.training.learner.packing import pieces_of
-from solostream.training.learner.update import Step, Update
+from solostream.training.learner.update import OptimizerStep, Update
 from solostream.training.losses import Loss, SelectsTokens
 from solostream.training.losses.aggregation import token_weights
 
@@ -100,7 +100,7 @@ class StreamedUpdate:
         before = len(self._update.first)
         self._update.first += pieces
         weights = dict(enumerate(self._weights(part), first))
-        step = Step(self._update.first, weights, {})
+        step = OptimizerStep(self._update.first, weights, {})
 
         # The gradient stays where it is and grows; the step along it is taken in `finish`.
         with memory_advice(learner.config), learner.scorer.active():

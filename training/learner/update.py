@@ -161,7 +161,7 @@ class Update:
 
 
 @dataclass(slots=True)
-class Step:
+class OptimizerStep:
     """One optimizer step's share of an update: its sequences, and what their tokens weigh."""
 
     pieces: list[Piece]  # of the trajectories that were kept

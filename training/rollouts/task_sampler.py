@@ -21,7 +21,7 @@ from pydantic import Field
 from solostream.envs.data.forms import base_of
 from solostream.errors import UserError
 from solostream.training.advantages.value_tracker import ValueTracker
-from solostream.training.rollouts.samplers.history import History, Outcome
+from solostream.training.rollouts.samplers.history import Outcome, OutcomeHistory
 
 
 @runtime_checkable
@@ -132,7 +132,7 @@ class TaskSampler:
         if streams < 1:
             raise UserError(f"the sampler needs streams >= 1; got {streams}")
         self._known, self.sampler, self.streams = set(task_ids), sampler, streams
-        self.history: History | None = getattr(sampler, "history", None)
+        self.history: OutcomeHistory | None = getattr(sampler, "history", None)
         self._task, self._left, self._group = "", 0, -1
 
     def draw(self) -> tuple[str, int]:

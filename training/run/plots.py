@@ -14,7 +14,7 @@ INK, LINE, SECOND, PALE, GRID = "#22303c", "#2563a6", "#c2571a", "#9db7d5", "#d9
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class CurveStyle:
     """How a curve is drawn."""
 
     curve: curves.Curve
@@ -29,30 +29,30 @@ class Plot:
 
     title: str
     unit: str
-    lines: tuple[Line, ...]
+    lines: tuple[CurveStyle, ...]
     share: bool = False
 
 
 PLOTS = {
-    "reward": Plot("Reward of the training batches", "mean reward", (Line(curves.REWARD),), share=True),
+    "reward": Plot("Reward of the training batches", "mean reward", (CurveStyle(curves.REWARD),), share=True),
     "accuracy": Plot(
         "Held-out accuracy",
         "share of problems solved",
         (
-            Line(curves.ACCURACY, marker="o"),
-            Line(curves.ACCURACY_GREEDY, SECOND, marker="s"),
-            Line(curves.TRAIN_ACCURACY, PALE, 1.0),
+            CurveStyle(curves.ACCURACY, marker="o"),
+            CurveStyle(curves.ACCURACY_GREEDY, SECOND, marker="s"),
+            CurveStyle(curves.TRAIN_ACCURACY, PALE, 1.0),
         ),
         share=True,
     ),
-    "first_call": Plot("When the policy first calls Python", "token of the response", (Line(curves.FIRST_CALL),)),
-    "entropy": Plot("Entropy of the policy", "nats a token", (Line(curves.ENTROPY),)),
+    "first_call": Plot("When the policy first calls Python", "token of the response", (CurveStyle(curves.FIRST_CALL),)),
+    "entropy": Plot("Entropy of the policy", "nats a token", (CurveStyle(curves.ENTROPY),)),
     "tracker_value": Plot(
         "What the tracker expects, and what came",
         "success rate",
         (
-            Line(curves.TRACKED_VALUE),
-            Line(curves.REWARD, SECOND, 1.0),
+            CurveStyle(curves.TRACKED_VALUE),
+            CurveStyle(curves.REWARD, SECOND, 1.0),
         ),
         share=True,
     ),

@@ -31,7 +31,7 @@ class Series:
     dots: bool = False
 
 
-class Scale:
+class Axis:
     """Maps [low, high] to pixels, and says where ticks go."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
@@ -69,8 +69,8 @@ def lines(
     bottom = min(ys) if low is None else low
     top = max(ys) if high is None else high
     margin = (top - bottom) * 0.06
-    across = Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
-    up = Scale(bottom - (margin if low is None else 0), top + (margin if high is None else 0), HEIGHT - BOTTOM, TOP)
+    across = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    up = Axis(bottom - (margin if low is None else 0), top + (margin if high is None else 0), HEIGHT - BOTTOM, TOP)
     parts = [_axes(across, up, x, y, whole)]
     for s in series:
         if s.low is not None and s.high is not None:
@@ -96,8 +96,8 @@ def histogram(
     """Bars between edges."""
     if not counts or not any(counts):
         return _empty(x)
-    across = Scale(edges[0], edges[-1], LEFT, WIDTH - RIGHT)
-    up = Scale(0, max(counts) * 1.05, HEIGHT - BOTTOM, TOP)
+    across = Axis(edges[0], edges[-1], LEFT, WIDTH - RIGHT)
+    up = Axis(0, max(counts) * 1.05, HEIGHT - BOTTOM, TOP)
     bars = []
     for i, count in enumerate(counts):
         left, right, top = across(edges[i]) + 0.5, across(edges[i + 1]) - 0.5, up(count)
@@ -114,7 +114,7 @@ def calibration(bins: Sequence[tuple[float, float, int]]) -> str:
     """What was predicted (mean), what came (mean), and of how many: dots on the diagonal are calibrated."""
     if not bins:
         return _empty("tracked value")
-    across, up = Scale(0, 1, LEFT, WIDTH - RIGHT), Scale(0, 1, HEIGHT - BOTTOM, TOP)
+    across, up = Axis(0, 1, LEFT, WIDTH - RIGHT), Axis(0, 1, HEIGHT - BOTTOM, TOP)
     largest = max(n for _, _, n in bins)
     dots = "".join(
         f'<circle class="dot c1" cx="{across(p)}" cy="{up(o)}" r="{3 + 9 * math.sqrt(n / largest):.1f}">'
@@ -201,7 +201,7 @@ def _svg(inside: str, label: str, data: Mapping[str, Any] | None = None) -> str:
     return f'<svg class="chart" {box}{points}>{inside}</svg>'
 
 
-def _axes(across: Scale, up: Scale, x: str, y: str, whole: bool = False) -> str:
+def _axes(across: Axis, up: Axis, x: str, y: str, whole: bool = False) -> str:
     parts = []
     for tick in up.ticks(5):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(tick)}" y2="{up(tick)}"/>')
@@ -218,7 +218,7 @@ def _axes(across: Scale, up: Scale, x: str, y: str, whole: bool = False) -> str:
     return "".join(parts)
 
 
-def _pieces(s: Series, across: Scale, up: Scale) -> list[list[tuple[float, float]]]:
+def _pieces(s: Series, across: Axis, up: Axis) -> list[list[tuple[float, float]]]:
     pieces: list[list[tuple[float, float]]] = [[]]
     for a, b in zip(s.xs, s.ys, strict=True):
         if b is None:

@@ -10,7 +10,7 @@ from typing import Any
 from solostream.evaluation import training_curves as curves
 from solostream.provenance import told
 from solostream.viewer import overview
-from solostream.viewer.metric_columns import Columns, Metrics
+from solostream.viewer.metric_columns import Columns, RunMetrics
 from solostream.viewer.report import charts
 from solostream.viewer.report.charts import Series
 from solostream.viewer.report.page import card, grid, minus, number, percent, table
@@ -18,7 +18,7 @@ from solostream.viewer.report.page import card, grid, minus, number, percent, ta
 Row = Mapping[str, Any]
 
 
-def verdict(rows: Sequence[Row], metrics: Metrics) -> str:
+def verdict(rows: Sequence[Row], metrics: RunMetrics) -> str:
     """What training did to the held-out problems, in one sentence; HTML. rows: of `overview.before_and_after`."""
     row = next((row for row in rows if row["change"] is not None), None)
     if row is None:
@@ -77,7 +77,7 @@ def settings(folder: Path) -> str:
     return f'<table class="facts">{rows}</table>'
 
 
-def pictures(metrics: Metrics, reward: Series, first_call: Series, calibration: str) -> str:
+def pictures(metrics: RunMetrics, reward: Series, first_call: Series, calibration: str) -> str:
     """Held-out accuracy, reward, first call, and how well the tracker knew; what a run did not write is left out."""
     evaluated = metrics.phases().get("eval", Columns())
     held_out = [

@@ -23,7 +23,7 @@ from solostream.evaluation.training_curves import Curve
 from solostream.provenance import told
 from solostream.viewer import overview
 from solostream.viewer.index import Index
-from solostream.viewer.metric_columns import Metrics
+from solostream.viewer.metric_columns import RunMetrics
 from solostream.viewer.report import charts, first_page
 from solostream.viewer.report.charts import Series
 from solostream.viewer.report.evaluation import evaluation_page
@@ -106,7 +106,7 @@ def training_page(folder: Path, index: Index, notes: Sequence[str]) -> str:
     problems: dict[str, Attempts] = {}
     for one in seen:
         problems.setdefault(one.task_id, Attempts(one.task_id)).seen.append(one)
-    rows, metrics = read_metrics(folder / "metrics.jsonl"), Metrics(folder / "metrics.jsonl")
+    rows, metrics = read_metrics(folder / "metrics.jsonl"), RunMetrics(folder / "metrics.jsonl")
     held_out = overview.before_and_after(metrics, folder)
     xs, groups = _by_step(seen)
     reward = Series("trajectories", xs, [fmean(s.reward for s in g) for g in groups])

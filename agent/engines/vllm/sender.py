@@ -57,7 +57,7 @@ class TransferFailed(Exception):
         return self.message
 
 
-class Source:
+class LearnerWeights:
     """A `vllm.distributed.weight_transfer.base.WeightSource` over the weights of a learner, whole and in one dtype.
 
     To make a tensor whole is a collective of the ranks: all of them go through it, to the end, whatever happens.
@@ -191,7 +191,7 @@ class Sender:
         if fresh:
             self.close()
             self._control = Control(to, self._timeout_s)
-            self._source = Source(to.dtype, "cpu" if self._backend == "gloo" else None)
+            self._source = LearnerWeights(to.dtype, "cpu" if self._backend == "gloo" else None)
         control, source = self._control, self._source
         control.clear()
         control.version, source.weights, source.failed, self._hangs = version, weights, None, False

@@ -40,7 +40,7 @@ _HEAVY = re.compile(r"\^|\*\*|!|\\int|\\sum|\\prod|\\lim|factorial|binom|Sum|Pro
 
 
 @dataclass(slots=True, order=True)
-class Comparison:
+class QueuedComparison:
     """One comparison; the simplest is the least."""
 
     weight: int
@@ -49,12 +49,12 @@ class Comparison:
     asked: float = field(compare=False)
 
 
-class Worker:
+class GradingWorker:
     """A forked process that answers one question at a time; `comparison` is the one it is at."""
 
-    def __init__(self, seconds: float, nice: int, others: list[Worker]) -> None:
+    def __init__(self, seconds: float, nice: int, others: list[GradingWorker]) -> None:
         ours, its = socket.socketpair()
-        self.socket, self.comparison = ours, None  # type: socket.socket, Comparison | None
+        self.socket, self.comparison = ours, None  # type: socket.socket, QueuedComparison | None
         self.pid = os.fork()
         if self.pid == 0:
             for other in others:
@@ -63,7 +63,7 @@ class Worker:
             _work(its, seconds, nice)
         its.close()
 
-    def ask(self, comparison: Comparison) -> None:
+    def ask(self, comparison: QueuedComparison) -> None:
         """Send it the comparison. One that died meanwhile is seen by the server, as the end of its socket."""
         self.comparison = comparison
         with suppress(BrokenPipeError):
@@ -96,14 +96,14 @@ def _work(channel: socket.socket, seconds: float, nice: int) -> None:
     os._exit(0)
 
 
-class Server:
+class GradingServer:
     """Hands questions to workers until stdin closes. One thread; `step` is one turn of its loop."""
 
     def __init__(self) -> None:
         self._fast = max(2, os.cpu_count() or 1)
-        self._waiting: list[Comparison] = []  # a heap
-        self._slow: deque[Comparison] = deque()
-        self._workers: dict[bool, list[Worker]] = {True: [], False: []}  # slow or not -> workers
+        self._waiting: list[QueuedComparison] = []  # a heap
+        self._slow: deque[QueuedComparison] = deque()
+        self._workers: dict[bool, list[GradingWorker]] = {True: [], False: []}  # slow or not -> workers
         self._selector = selectors.DefaultSelector()
         self._selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
         self._unread = b""
@@ -135,7 +135,7 @@ class Server:
         for line in lines:
             number, question = json.loads(line)
             weight = min(9, len(_HEAVY.findall(question[1])))
-            heapq.heappush(self._waiting, Comparison(weight, number, question, time.monotonic()))
+            heapq.heappush(self._waiting, QueuedComparison(weight, number, question, time.monotonic()))
         return bool(chunk)
 
     def _hand_out(self) -> None:
@@ -147,12 +147,12 @@ class Server:
                     break
                 if free is None:
                     others = [*self._workers[True], *self._workers[False]]
-                    free = Worker(SECONDS, 10, others) if slow else Worker(SLICE, 0, others)
+                    free = GradingWorker(SECONDS, 10, others) if slow else GradingWorker(SLICE, 0, others)
                     workers.append(free)
                     self._selector.register(free.socket, selectors.EVENT_READ, (free, slow))
                 free.ask(self._slow.popleft() if slow else heapq.heappop(self._waiting))
 
-    def _receive(self, worker: Worker, slow: bool) -> None:
+    def _receive(self, worker: GradingWorker, slow: bool) -> None:
         """A verdict, or the end of a worker that the kernel's timer (or something else) killed."""
         line = b""
         with suppress(ConnectionError):
@@ -172,7 +172,7 @@ class Server:
         else:
             self._slow.append(comparison)
 
-    def _drop(self, worker: Worker, slow: bool) -> None:
+    def _drop(self, worker: GradingWorker, slow: bool) -> None:
         self._selector.unregister(worker.socket)
         self._workers[slow].remove(worker)
         worker.end()
@@ -186,7 +186,7 @@ class Server:
         """Seconds until the next comparison is too old; None: none waits for a second try."""
         return max(0.0, self._slow[0].asked + WAIT - time.monotonic() + 0.01) if self._slow else None
 
-    def _answer(self, comparison: Comparison, equal: bool, rule: str) -> None:
+    def _answer(self, comparison: QueuedComparison, equal: bool, rule: str) -> None:
         print(json.dumps([comparison.number, equal, rule]), flush=True)
 
 
@@ -213,7 +213,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # what is here stays where it is: a fork copies fewer pages
     print("ready", flush=True)
-    Server().run()
+    GradingServer().run()
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class _Asked:
     process: subprocess.Popen[str]
 
 
-class Pool:
+class GradingPool:
     """Starts the server with the first comparison. Raises UserError without math-verify, SandboxError when it fails."""
 
     def __init__(self, command: tuple[str, ...] = _COMMAND) -> None:
@@ -128,7 +128,7 @@ class Pool:
             future.set_exception(failure)
 
 
-_pool = Pool()
+_pool = GradingPool()
 
 
 @atexit.register
@@ -141,5 +141,5 @@ def submit(gold: str, answer: str, rules: Rules) -> Future[Verdict]:
     """The verdict to come, from this process's own pool."""
     global _pool
     if _pool.pid != os.getpid():
-        _pool = Pool()
+        _pool = GradingPool()
     return _pool.submit(gold, answer, rules)

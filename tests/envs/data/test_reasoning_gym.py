@@ -16,7 +16,7 @@ from solostream.envs.rewards.episode import Episode
 from solostream.envs.rewards.grading import Rules
 from solostream.envs.types import Step, Task
 from solostream.errors import UserError
-from solostream.evaluation.options import Options
+from solostream.evaluation.options import EvalOptions
 from solostream.training import config as configuration
 from solostream.training.run import setup
 
@@ -69,7 +69,9 @@ def test_a_run_divides_them_and_an_evaluation_takes_the_held_out_ones() -> None:
     ]
     assert len(numbers) == 30
     assert min(numbers) >= 500
-    options = Options("model", data="reasoning-gym:gcd", limit=5, data_options='{"config": {"gcd": {"max_value": 50}}}')
+    options = EvalOptions(
+        "model", data="reasoning-gym:gcd", limit=5, data_options='{"config": {"gcd": {"max_value": 50}}}'
+    )
     chosen = data.tasks(options.tasks() or {})
     assert len(chosen) == 5
     assert {t.prompt for t in chosen} <= {

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from solostream.envs.rewards import grading
 from solostream.envs.rewards.grading import Rules, agrade, equivalent, grade, pool, quick
-from solostream.envs.rewards.grading.pool import DEADLINE, Pool
+from solostream.envs.rewards.grading.pool import DEADLINE, GradingPool
 from solostream.errors import SandboxError, UserError
 
 CASES = [
@@ -206,7 +206,7 @@ def test_a_server_that_something_else_killed_costs_no_verdict():
 
 
 def test_a_server_that_dies_over_an_answer_again_is_an_infrastructure_failure():
-    dies = Pool((sys.executable, "-c", "print('ready', flush=True); input()"))
+    dies = GradingPool((sys.executable, "-c", "print('ready', flush=True); input()"))
     future = dies.submit("1", "2", Rules())
     with pytest.raises(SandboxError, match="died twice"):
         future.result(30)
@@ -221,7 +221,7 @@ def test_a_server_that_dies_over_an_answer_again_is_an_infrastructure_failure():
 )
 def test_a_server_that_cannot_start_is_no_wrong_answer(program, error, remedy):
     with pytest.raises(error, match=remedy):
-        Pool((sys.executable, "-c", program)).submit("1", "2", Rules())
+        GradingPool((sys.executable, "-c", program)).submit("1", "2", Rules())
 
 
 def test_safe_outside_the_main_thread():

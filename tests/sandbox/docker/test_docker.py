@@ -13,7 +13,7 @@ import pytest
 from solostream.sandbox import SandboxError, UserError
 from solostream.sandbox.conformance import check
 from solostream.sandbox.docker import DockerSandbox, frames, hardening
-from solostream.sandbox.docker.sandbox import Server
+from solostream.sandbox.docker.sandbox import RunningContainer
 from solostream.sandbox.types import Claim, Limits
 
 pytestmark = pytest.mark.docker
@@ -250,7 +250,7 @@ async def test_a_hostile_server_only_breaks_itself(answer, why):
     async with listener:
         host, port = listener.sockets[0].getsockname()
         daemon = Nowhere()
-        server = Server(daemon, "name", *await asyncio.open_connection(host, port))  # type: ignore[arg-type]
+        server = RunningContainer(daemon, "name", *await asyncio.open_connection(host, port))  # type: ignore[arg-type]
         await server.greet(LIMITS, {})
         assert len(server.isolation) < 200
         box = DockerSandbox(limits=LIMITS, preimport=())
@@ -281,7 +281,7 @@ async def test_claims_follow_the_tier_inside(said, lacking, caplog):
     listener = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with listener:
         pair = await asyncio.open_connection(*listener.sockets[0].getsockname())
-        server = Server(None, "name", *pair)  # type: ignore[arg-type]
+        server = RunningContainer(None, "name", *pair)  # type: ignore[arg-type]
         await server.greet(LIMITS, {})
         assert server.claims == set(get_args(Claim)) - lacking
         words = "".join(caplog.messages)
@@ -300,7 +300,7 @@ async def test_an_image_of_another_version_is_refused():
     listener = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with listener:
         pair = await asyncio.open_connection(*listener.sockets[0].getsockname())
-        server = Server(None, "name", *pair)  # type: ignore[arg-type]
+        server = RunningContainer(None, "name", *pair)  # type: ignore[arg-type]
         with pytest.raises(SandboxError, match="build it again"):
             await server.greet(LIMITS, {})
         pair[1].close()

@@ -7,7 +7,7 @@ import resource
 
 import pytest
 
-from solostream.sandbox.jupyter.relay import Meter, TooLarge
+from solostream.sandbox.jupyter.relay import MessageTooLarge, Meter
 from solostream.sandbox.jupyter.sandbox import JupyterSandbox
 from solostream.sandbox.types import Limits
 
@@ -26,7 +26,7 @@ def fed(stream: bytes, chunk: int, cap: int = 1000) -> int:
     for at in range(0, len(stream), chunk):
         try:
             meter.feed(stream[at : at + chunk])
-        except TooLarge:
+        except MessageTooLarge:
             return at
     return len(stream)
 

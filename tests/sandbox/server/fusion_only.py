@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from solostream.sandbox import open_sandbox
 from solostream.sandbox.server import fusion
 from solostream.sandbox.server.app import answer_errors
-from solostream.sandbox.server.metrics import Metrics
+from solostream.sandbox.server.metrics import ServerMetrics
 from solostream.sandbox.server.sessions import Sessions
 from solostream.sandbox.server.settings import Settings
 from solostream.sandbox.types import Limits
@@ -20,7 +20,7 @@ from solostream.sandbox.types import Limits
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI):
     sandbox = open_sandbox("fork", limits=Limits(output_bytes=1 << 20))
-    app.state.sessions = Sessions(sandbox, Settings(), Metrics())
+    app.state.sessions = Sessions(sandbox, Settings(), ServerMetrics())
     yield
     await sandbox.close()
 

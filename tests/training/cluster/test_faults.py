@@ -26,7 +26,7 @@ from solostream.training.cluster import samplers
 from solostream.training.cluster.handles import Dead, share
 from solostream.training.cluster.placement import Placement, versions
 from solostream.training.cluster.players import PlayerLost, Players
-from solostream.training.cluster.samplers import Sampler, by_memory, open_remote
+from solostream.training.cluster.samplers import SamplerReplica, by_memory, open_remote
 from solostream.training.config import Config
 from solostream.training.config.cluster import ClusterConfig
 from solostream.training.rollouts.collector import AsyncCollector
@@ -76,12 +76,12 @@ async def test_what_is_made_of_something_large_is_restarted_as_often_as_it_dies(
 
 
 class Fleet:
-    """Replicas over two `Sampler`s in processes of their own, and what one can do to them."""
+    """Replicas over two `SamplerReplica`s in processes of their own, and what one can do to them."""
 
     def __init__(self, placement: Placement, folder: Path, **options: Any) -> None:
         self.folder = folder
         self.actors = [
-            placement.actor(Sampler, OpenFileEngine(folder, i), versions(), who=f"the replica {i}", **options)
+            placement.actor(SamplerReplica, OpenFileEngine(folder, i), versions(), who=f"the replica {i}", **options)
             for i in range(2)
         ]
         self.replicas = Replicas([partial(open_remote, actor, share) for actor in self.actors], send=by_memory)
@@ -230,8 +230,8 @@ async def test_a_machine_dies_with_a_replica_and_a_player_and_another_joins_late
     spare = {"num_cpus": 4, "resources": {"spare": 8}, "object_store_memory": 80 << 20, "include_dashboard": False}
     machine = ray_cluster.add_node(**spare)
     there: dict[str, Any] = {"resources": {"spare": 1}}
-    moved = placement.actor(Sampler, OpenFileEngine(tmp_path, 0), versions(), who="the replica 0", **there)
-    stays = placement.actor(Sampler, OpenFileEngine(tmp_path, 1), versions(), who="the replica 1")
+    moved = placement.actor(SamplerReplica, OpenFileEngine(tmp_path, 0), versions(), who="the replica 0", **there)
+    stays = placement.actor(SamplerReplica, OpenFileEngine(tmp_path, 1), versions(), who="the replica 1")
     sampler = Replicas([partial(open_remote, one, share) for one in (moved, stays)], send=by_memory)
     players = Players(
         Config(),
@@ -288,10 +288,10 @@ def announce_the_end_of(machine: Any) -> None:
 async def test_a_replica_that_was_started_again_says_that_it_has_no_weights(
     placement: Placement, tmp_path: Path
 ) -> None:
-    actor = placement.actor(Sampler, OpenFileEngine(tmp_path, 0), versions(), who="the replica 0")
+    actor = placement.actor(SamplerReplica, OpenFileEngine(tmp_path, 0), versions(), who="the replica 0")
     with pytest.raises(EngineError, match="no weights yet"):
         await actor.call("generate", torch.tensor([1]).numpy(), Sampling(1))
-    other = placement.actor(Sampler, OpenFileEngine(tmp_path, 0), {"Python": "2.7"}, who="the replica 1")
+    other = placement.actor(SamplerReplica, OpenFileEngine(tmp_path, 0), {"Python": "2.7"}, who="the replica 1")
     with pytest.raises(EngineError, match=r"this machine has .*, the run \{'Python': '2\.7'\}: install the same"):
         await other.call("open")
 

@@ -24,7 +24,7 @@ from solostream.training.cluster.lifeline import Lifeline
 from solostream.training.cluster.parcels import n_bytes, pack, unpack
 from solostream.training.cluster.placement import Placement, processors, refuse_other_versions, versions
 from solostream.training.cluster.players import PlayerLost, Players
-from solostream.training.cluster.samplers import Sampler, by_memory, open_remote, reach_remote
+from solostream.training.cluster.samplers import SamplerReplica, by_memory, open_remote, reach_remote
 from solostream.training.config import Config
 from solostream.training.config.cluster import ClusterConfig
 
@@ -146,7 +146,7 @@ async def test_calls_end_with_the_process_even_those_that_nobody_would_ever_answ
 
 
 async def test_a_player_samples_from_what_the_owner_opened_and_closes_nothing_of_it(tmp_path: Path) -> None:
-    samplers = [Local(Sampler(OpenFileEngine(tmp_path, i), versions())) for i in range(2)]
+    samplers = [Local(SamplerReplica(OpenFileEngine(tmp_path, i), versions())) for i in range(2)]
     owner = Replicas([partial(open_remote, one, lambda value: value) for one in samplers], send=by_memory)
     guest = Replicas([partial(reach_remote, one) for one in samplers])
     turn = asyncio.ensure_future(guest.generate([4, 9], Sampling(4, seed=5, key="a")))

@@ -20,7 +20,7 @@ from solostream.errors import UserError
 from solostream.training.cluster import crew
 from solostream.training.cluster.handles import Local
 from solostream.training.cluster.placement import versions
-from solostream.training.cluster.samplers import ByTransfer, Sampler, open_remote
+from solostream.training.cluster.samplers import ByTransfer, SamplerReplica, open_remote
 from solostream.training.config import Config
 
 MISSING = importlib.util.find_spec("vllm") is None
@@ -75,7 +75,7 @@ class Fleet:
         self.folder, self.said = folder, list[str]()
         self.engines: dict[int, Receives] = {}  # by number, those that were opened last
         self.opened = 0
-        handles = [Local(Sampler(partial(self._make, i), versions())) for i in range(2)]
+        handles = [Local(SamplerReplica(partial(self._make, i), versions())) for i in range(2)]
         send = ByTransfer("gloo", patience_s, lambda: "127.0.0.1", self.said.append)
         openers = [partial(open_remote, one, lambda value: value, "gloo") for one in handles]
         self.replicas = Replicas(openers, send=send)
@@ -157,7 +157,7 @@ async def test_an_engine_without_the_transfer_is_refused_when_it_is_opened(tmp_p
     async def make() -> FileEngine:
         return FileEngine(tmp_path, 0)
 
-    opener = partial(open_remote, Local(Sampler(make, versions())), lambda value: value, "nccl")
+    opener = partial(open_remote, Local(SamplerReplica(make, versions())), lambda value: value, "nccl")
     with pytest.raises(UserError, match=r'"nccl", but this engine takes weights by memory alone: set run\.engine'):
         await Replicas([opener]).load_weights({"w": torch.ones(5)}, 1)
 

@@ -20,7 +20,7 @@ from solostream.errors import UserError
 from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.config import Config, assign, validate
 from solostream.training.rollouts.samplers.dump import Dump
-from solostream.training.rollouts.samplers.history import History, Outcome
+from solostream.training.rollouts.samplers.history import Outcome, OutcomeHistory
 from solostream.training.rollouts.samplers.inner import sampler_of_run
 from solostream.training.rollouts.task_sampler import Prioritized, TaskSampler, Uniform
 
@@ -29,8 +29,8 @@ TASKS = Tasks(Task(f"t{i}", f"problem {i}", str(700 + 13 * i), "ab"[i % 2], SOLU
 SOURCES = {task.id: task.source for task in TASKS}
 
 
-def made(name: str, tracker: ValueTracker | None = None, seed: int = 0, **options: Any) -> tuple[Any, History]:
-    history = History(SOURCES, tracker)
+def made(name: str, tracker: ValueTracker | None = None, seed: int = 0, **options: Any) -> tuple[Any, OutcomeHistory]:
+    history = OutcomeHistory(SOURCES, tracker)
     given: Mapping[str, Any] = {"tasks": TASKS.by_id, "tracker": tracker, "sources": SOURCES, "history": history}
     return registry.make("sampler", name, options, task_ids=list(SOURCES), seed=seed, batch=1, **given), history
 
@@ -85,7 +85,7 @@ def test_dump_leaves_a_source_that_has_nothing_to_teach_and_still_looks_in() -> 
 
 def test_dump_wants_several_sources() -> None:
     with pytest.raises(UserError, match="mix several data sets"):
-        Dump(["x", "y"], History({"x": "s", "y": "s"}))
+        Dump(["x", "y"], OutcomeHistory({"x": "s", "y": "s"}))
 
 
 def test_bands_take_their_shares_and_an_empty_ones_go_to_the_others() -> None:
@@ -135,7 +135,7 @@ def test_a_hint_grows_while_a_problem_is_hopeless_and_fades_when_it_is_not() -> 
 
 def test_a_problem_without_a_solution_has_no_hints() -> None:
     bare = Tasks([Task("x", "why?", "7", "s")])
-    history = History({"x": "s"})
+    history = OutcomeHistory({"x": "s"})
     history.learn(lost("x", 8))
     given = {"tasks": bare.by_id, "history": history, "task_ids": ["x"]}
     assert set(drawn(registry.make("sampler", "hints", {}, **given), 20)) == {"x"}
@@ -192,7 +192,9 @@ def test_the_sampler_inside_is_named_with_its_options() -> None:
 class Given:
     """From outside: it keeps what the run hands over."""
 
-    def __init__(self, task_ids: Any, tasks: Any, tracker: Any, sources: Any, history: History, seed: int, batch: int):
+    def __init__(
+        self, task_ids: Any, tasks: Any, tracker: Any, sources: Any, history: OutcomeHistory, seed: int, batch: int
+    ):
         self.given = (task_ids, tasks, tracker, sources, seed, batch)
         self.history = history
 
@@ -376,7 +378,7 @@ def climbed(name: str, draws: int = 1800) -> float:
     logits = {t: {"never": -9.0, "sometimes": -1.1, "always": 4.0}[kind] for t, kind in starts.items()}
     for t, kind in starts.items():
         tracker.initialize(t, {"never": [0] * 8, "sometimes": [1, 1, 0, 0, 0, 0, 0, 0], "always": [1] * 8}[kind])
-    given = {"tasks": {}, "tracker": tracker, "sources": {}, "history": History({}, tracker)}
+    given = {"tasks": {}, "tracker": tracker, "sources": {}, "history": OutcomeHistory({}, tracker)}
     sampler = registry.make("sampler", name, {}, task_ids=list(starts), seed=1, batch=1, **given)
     for event in range(draws):
         task_id = sampler.next()

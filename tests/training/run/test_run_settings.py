@@ -15,7 +15,7 @@ from solostream.agent.run_settings import FILE
 from solostream.agent.trajectory import Dispatch, Trajectory
 from solostream.agent.trajectory_file import read_lines
 from solostream.cli.main import main
-from solostream.evaluation.options import Options
+from solostream.evaluation.options import EvalOptions
 from solostream.training.config import load
 from solostream.training.rollouts.env_pool import Episodes
 from solostream.training.run import checkpoint, setup
@@ -103,11 +103,11 @@ def test_options_come_first(saved: Path, tmp_path: Path) -> None:
 
 def test_settling_twice_is_settling_once_and_another_sandbox_has_its_own_options(saved: Path) -> None:
     for fields in ({}, {"data": "math-500"}, {"env": "solostream/Math-v0"}, {"env_options": '{"sandbox": "docker"}'}):
-        once = Options(str(saved), **fields).settled()
+        once = EvalOptions(str(saved), **fields).settled()
         assert once == once.settled()
     assert "sandbox_options" not in once.settings()
-    assert Options(f"vllm:{saved}").settled().settings()["sandbox_options"] == {"preimport": ["math"]}
-    assert Options(str(saved)).folder().name == "own-step-000000-Arithmetic-v0"
+    assert EvalOptions(f"vllm:{saved}").settled().settings()["sandbox_options"] == {"preimport": ["math"]}
+    assert EvalOptions(str(saved)).folder().name == "own-step-000000-Arithmetic-v0"
 
 
 def test_chat_speaks_as_the_run_does(

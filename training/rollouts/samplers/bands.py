@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from solostream.errors import UserError
-from solostream.training.rollouts.samplers.history import History
+from solostream.training.rollouts.samplers.history import OutcomeHistory
 from solostream.training.rollouts.task_sampler import restore, state_of
 
 GUESSES = 64  # tasks that are looked at before all are
@@ -29,7 +29,7 @@ class Bands:
     def __init__(
         self,
         task_ids: Sequence[str],
-        history: History,
+        history: OutcomeHistory,
         seed: int = 0,
         *,
         hard: Annotated[float, Field(ge=0, le=1)] = 0.2,

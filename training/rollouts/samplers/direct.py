@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from solostream.envs.data.forms import MARK
-from solostream.training.rollouts.samplers.history import History
+from solostream.training.rollouts.samplers.history import OutcomeHistory
 from solostream.training.rollouts.samplers.inner import Of, inner
 from solostream.training.rollouts.task_sampler import restore, state_of
 
@@ -31,7 +31,7 @@ class Direct:
     def __init__(
         self,
         task_ids: Sequence[str],
-        history: History,
+        history: OutcomeHistory,
         seed: int = 0,
         batch: int = 1,
         *,

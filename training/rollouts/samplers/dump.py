@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from solostream.errors import UserError
-from solostream.training.rollouts.samplers.history import History
+from solostream.training.rollouts.samplers.history import OutcomeHistory
 from solostream.training.rollouts.task_sampler import Uniform, restore, state_of
 
 
@@ -28,7 +28,7 @@ class Dump:
     def __init__(
         self,
         task_ids: Sequence[str],
-        history: History,
+        history: OutcomeHistory,
         seed: int = 0,
         *,
         temperature: Annotated[float, Field(gt=0)] = 0.1,

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from solostream.envs.data.forms import MARK, make_form
 from solostream.envs.types import Task
-from solostream.training.rollouts.samplers.history import History
+from solostream.training.rollouts.samplers.history import OutcomeHistory
 from solostream.training.rollouts.samplers.inner import Of, inner
 from solostream.training.rollouts.task_sampler import restore, state_of
 
@@ -32,7 +32,7 @@ class Hints:
         self,
         task_ids: Sequence[str],
         tasks: Mapping[str, Task],
-        history: History,
+        history: OutcomeHistory,
         seed: int = 0,
         batch: int = 1,
         *,

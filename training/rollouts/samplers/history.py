@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
     size: float
 
 
-class History:
+class OutcomeHistory:
     """sources: task id -> source, of the pool. tracker: where an advantage keeps one."""
 
     def __init__(self, sources: Mapping[str, str], tracker: ValueTracker | None = None) -> None:

@@ -12,7 +12,7 @@ from solostream.envs.making import takes_tasks
 from solostream.errors import UserError
 from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.config import Config
-from solostream.training.rollouts.samplers.history import History
+from solostream.training.rollouts.samplers.history import OutcomeHistory
 from solostream.training.rollouts.task_sampler import Sampler
 
 Of = str | dict[str, Any]  # a sampler's name, or {"sampler": name, its options}
@@ -30,14 +30,14 @@ def sampler_of_run(config: Config, tasks: Tasks, tracker: ValueTracker, *, uses_
             "set algorithm.sampler to another"
         )
     ids, sources = [task.id for task in tasks], {task.id: task.source for task in tasks}
-    history = History(sources, tracker if uses_tracker else None)
+    history = OutcomeHistory(sources, tracker if uses_tracker else None)
     given = {"task_ids": ids, "tasks": tasks.by_id, "tracker": tracker, "sources": sources, "history": history}
     given |= {"seed": seed_of(config.run.seed, "sampler"), "batch": max(config.rollout.batch // a.group_size, 1)}
     made: Sampler = registry.make("sampler", name, config.sampler.get(name), **given)
     return made
 
 
-def inner(of: Of, task_ids: Sequence[str], history: History, seed: int, batch: int) -> Sampler:
+def inner(of: Of, task_ids: Sequence[str], history: OutcomeHistory, seed: int, batch: int) -> Sampler:
     """The sampler that `of` names. Raises UserError, also for one that needs a tracker where none is kept."""
     options: Mapping[str, Any] = {"sampler": of} if isinstance(of, str) else of
     if "sampler" not in options:

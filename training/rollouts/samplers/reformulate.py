@@ -18,7 +18,7 @@ from pydantic import Field
 
 from solostream.envs.data.forms import MARK, make_form
 from solostream.envs.types import Task
-from solostream.training.rollouts.samplers.history import RECENT, History
+from solostream.training.rollouts.samplers.history import RECENT, OutcomeHistory
 from solostream.training.rollouts.samplers.inner import Of, inner
 
 
@@ -31,7 +31,7 @@ class Reformulate:
         self,
         task_ids: Sequence[str],
         tasks: Mapping[str, Task],
-        history: History,
+        history: OutcomeHistory,
         seed: int = 0,
         batch: int = 1,
         *,
