@@ -10,7 +10,7 @@ import pytest
 from unsafe import UnsafeSandbox
 
 from solostream.errors import UserError
-from solostream.sandbox.conformance import CASES, Verdict, check
+from solostream.sandbox.conformance import CASES, CaseVerdict, check
 
 # What the plain child process really does, and what it cannot.
 HOLDS = [
@@ -57,7 +57,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-async def verdict(name: str) -> Verdict:
+async def verdict(name: str) -> CaseVerdict:
     report = await check(UnsafeSandbox, only=name)
     return next(v for v in report.cases if v.name == name)
 
