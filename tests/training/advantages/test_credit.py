@@ -284,7 +284,68 @@ def test_d3s_keeps_the_extremes_and_their_uncertain_tokens() -> None:
     assert sum(np.count_nonzero(v) for v in again(batch).values) == 5
 
 
+class Keeper(Given):
+    """With a metric and a state of its own."""
+
+    def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
+        return Advantages(super().__call__(batch).values, {"mine": 1.25})
+
+    def load_state_dict(self, state: dict) -> None:
+        self.loaded = state
+
+
+def test_aepo_by_default_and_what_it_tells() -> None:
+    """H = 1, 3, 2, 2, 5: mean 2.6, deviation √1.84; α = .2. The inner metrics go along."""
+    got = AEPO(Keeper(1.5, -0.5))([played(("done", [1.0, 3.0])), played(("done", [2.0, 2.0, 5.0]))])
+    factors = [1 + 0.2 * (h - 2.6) / 1.84**0.5 for h in (1.0, 3.0, 2.0, 2.0, 5.0)]
+    assert np.concatenate(got.values).tolist() == pytest.approx(
+        [a * f for a, f in zip((1.5, 1.5, -0.5, -0.5, -0.5), factors, strict=True)]
+    )
+    assert got.metrics == {"mine": 1.25, "aepo/entropy": pytest.approx(2.6)}
+
+
+def test_d3s_chooses_within_groups_where_there_are_any() -> None:
+    """Of (.1, .2, .3, .25) and (2, −1.9, 1.5, −1) two each; without groups four of all eight."""
+    advantages = (0.1, 0.2, 0.3, 0.25, 2.0, -1.9, 1.5, -1.0)
+
+    def kept(group: bool, **options: Any) -> tuple[list[float], dict[str, float]]:
+        batch = [played(("done", [0.7]), group=place // 4 if group else None) for place in range(8)]
+        stage = D3S(Keeper(*advantages), **options)
+        first, again = stage(batch), stage(batch)
+        assert [v.tolist() for v in first.values] == [v.tolist() for v in again.values]  # nothing is relaxed
+        return [float(v[0]) for v in first.values], dict(first.metrics)
+
+    told = {"mine": 1.25, "d3s/trajectories": 0.5}
+    assert kept(True, tokens=0.75) == ([0, 0, 0.3, 0, 2.0, -1.9, 0, 0], {**told, "d3s/tokens": 0.75})
+    assert kept(True) == ([0, 0, 0, 0, 2.0, -1.9, 0, 0], {**told, "d3s/tokens": 0.5})
+    assert kept(True, tokens=0.1) == ([0, 0, 0, 0, 2.0, 0, 0, 0], {**told, "d3s/tokens": 0.25})
+    assert kept(False, tokens=1.0) == ([0, 0, 0, 0, 2.0, -1.9, 1.5, -1.0], {**told, "d3s/tokens": 1.0})
+
+
+def test_d3s_takes_exact_entropies_and_gives_its_inner_state_back() -> None:
+    batch = [played(("done", [0.7, 0.7])), played(("done", [0.7]))]
+    exact = [np.array([0.1, 5.0]), np.array([0.3])]
+    stage = D3S(Keeper(1.0, -1.0), tokens=0.3, entropy="exact", entropies=lambda batch: exact)
+    assert [v.tolist() for v in stage(batch).values] == [[0.0, 1.0], [0.0]]
+    stage.load_state_dict({"inner": {"a": 7}, "batches": 3})
+    assert stage.inner.loaded == {"a": 7}  # type: ignore[attr-defined]
+
+
 # ---- DCPO, BNPO, SEED ----
+
+
+def test_bnpo_tells_what_it_divided_by() -> None:
+    """Two groups, the second all right: one of two is alike. The stream tells its α and β."""
+    batch = [*rewarded([1, 0, 0]), *rewarded([1, 1], group=1)]
+    metrics = BNPO()(batch).metrics
+    assert metrics["advantage/degenerate"] == 0.5
+    assert len(metrics) > 1
+    stream = [played(("done", [0.1]), reward=r, value=v, event=e) for e, (r, v) in enumerate([(1, 0.2), (0, 0.7)])]
+    alpha, beta = shape([0.2, 0.7])
+    told = BNPOStream(ValueTracker())(stream).metrics
+    assert (told["bnpo/alpha"], told["bnpo/beta"]) == (alpha, beta)
+    # At the border a density of powers 0 is whole, any other is nothing.
+    assert [density(p, 1.0, 2.0) for p in (0.0, 1.0)] == pytest.approx([2.0, 0.0])
 
 
 def rewarded(rewards: Sequence[float], **fields: Any) -> list[Trajectory]:
