@@ -1,4 +1,4 @@
-"""The C library's memory, told to keep what it frees."""
+"""The C library's memory, told to keep what it frees, or to give it back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import ctypes
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 _KEPT = 512 << 20  # bytes that may lie unused at the end of the heap
 _LARGE = 32 << 20  # bytes of a block that is still mapped by itself; glibc takes no more
+_SMALL = 1 << 20  # the same, where memory counts more than time
 
 
 def keep_freed_memory() -> None:
@@ -16,7 +17,20 @@ def keep_freed_memory() -> None:
     of them faults anew: 46,000 faults a second while a small model samples and learns, a fifth of the time. Nothing
     happens with another C library.
     """
+    _tell({_MMAP_THRESHOLD: _LARGE, _TRIM_THRESHOLD: _KEPT, _TOP_PAD: 64 << 20})
+
+
+def return_freed_memory() -> None:
+    """For this process and for good: the kernel has a block of more than a megabyte back when its tensor is gone.
+
+    By default glibc comes to keep blocks of up to 32 MB on its heap, where those of one size leave holes that those of
+    another do not fill: a checkpointed update of 16,384 tokens held 608 MB of which 302 were in use.
+    """
+    _tell({_MMAP_THRESHOLD: _SMALL})
+
+
+def _tell(settings: dict[int, int]) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for name, value in ((_MMAP_THRESHOLD, _LARGE), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, 64 << 20)):
+        for name, value in settings.items():
             mallopt(name, value)

@@ -61,7 +61,14 @@ class ModelShape:
         """Bytes a token that the backward pass keeps, in float32: counted on Llama, Qwen2 and Qwen3."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         layer = 4 * (6 * (self.hidden + q) + 2 * kv + 4 * self.mlp - (0 if self.normed else 2 * (q + kv)))
-        return layer + 4 * self.hidden * self.layers if config.gradient_checkpointing else layer * self.layers
+        if not config.gradient_checkpointing:
+            return layer * self.layers
+        return layer + self.returning + 4 * self.hidden * self.layers
+
+    @property
+    def returning(self) -> int:
+        """Bytes a token on the way back through a layer that is still whole: of its gate and its residual stream."""
+        return 4 * (2 * self.mlp + self.hidden)
 
 
 def shape_of(config: Config) -> ModelShape:
@@ -136,14 +143,23 @@ def memory(config: Config, shape: ModelShape, in_flight: int, context: int, devi
         "optimizer": 0 if offloaded else moments(c) * trained,
         "reference": master * trained if c.kl_coef else 0,
         "activations": round(rows * shape.activations(c) * share),
-        # The head's gradient stands beside its logits, then the embedding's beside it where the two are tied.
-        "logits": max(logits + embedding, 2 * embedding),
+        "logits": _logits(c, shape, logits, embedding, round(rows * share)),
     }
     if config.run.engine == "vllm" and device == "cuda":
         parts |= _vllm_on_gpu(config, shape, context, total, parts)
     else:
         parts |= _sampler(config, shape, in_flight, context, device)
     return {name: size for name, size in parts.items() if size}
+
+
+def _logits(config: LearnerConfig, shape: ModelShape, logits: int, embedding: int, tokens: int) -> int:
+    """Bytes beside the activations. logits: of a chunk. embedding: of its gradient. tokens: that weigh float32."""
+    # A layer that is computed again finds the logits gone: its own activations count there already.
+    again = 0
+    if config.gradient_checkpointing:
+        again = tokens * (shape.activations(config) - 4 * shape.hidden * shape.layers)
+    # The head's gradient stands beside its logits and stays; then the embedding's beside it where the two are tied.
+    return max(logits + embedding - again, embedding, 2 * embedding - again)
 
 
 def offloads(config: Config, device: str) -> bool:

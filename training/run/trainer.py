@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from solostream import provenance, registry
-from solostream.agent.engines.allocator import keep_freed_memory
+from solostream.agent.engines.allocator import keep_freed_memory, return_freed_memory
 from solostream.agent.engines.live_weights import LiveWeights
 from solostream.agent.exploration.tree import sampled_once
 from solostream.agent.trajectory_file import TrajectoryLog, read_lines
@@ -137,7 +137,7 @@ class Trainer:
     def run(self, *, cold_start_only: bool = False) -> Summary | None:
         """What is left to do; None after the cold start only. Raises Interrupted, SandboxError, EngineError."""
         torch.manual_seed(self.config.run.seed)
-        keep_freed_memory()
+        (return_freed_memory if self.config.learner.gradient_checkpointing else keep_freed_memory)()
         with locked(self.folder), rare_collections():
             return asyncio.run(self._run(cold_start_only))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from solostream.errors import UserError
@@ -39,6 +42,37 @@ def model() -> Qwen3ForCausalLM:
 def planned(*settings: str) -> Any:
     config = validate(assign({"model": {"build": SIZES}}, settings))
     return plan(config, config.data.train or 512, config.data.test)
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make, until they are gone; `peak` is the most at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [x.untyped_storage()._cdata for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+        found = operation(*args, **(kwargs or {}))
+        for tensor in tree_flatten(found)[0]:
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage(), given)
+        return found
+
+    def _count(self, storage: torch.UntypedStorage, given: list[int]) -> None:
+        place, nbytes = storage._cdata, storage.nbytes()
+        if place in given or place in self.known:
+            return
+        self.known.add(place)
+        self.now += nbytes
+        self.peak = max(self.peak, self.now)
+
+        def gone() -> None:
+            self.known.discard(place)
+            self.now -= nbytes
+
+        weakref.finalize(storage, gone)
 
 
 def size(state: Any) -> int:
@@ -97,8 +131,32 @@ def test_the_activations_that_the_backward_pass_keeps(checkpointing: bool) -> No
     assert hidden.requires_grad
     a_token = sum(storage.nbytes() for storage in kept.values()) / 800
     shape = planned().shape
-    one_layer = shape.activations(LearnerConfig()) / shape.layers
+    one_layer = shape.activations(LearnerConfig()) / shape.layers + shape.returning
     assert shape.activations(config) - (one_layer if checkpointing else 0) == pytest.approx(a_token, rel=0.1, abs=700)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "checkpointing"),
+    [(320, True), (320, False), (6400, True), (6400, False)],  # a layer that is computed again, or the logits
+)
+def test_the_most_that_an_update_holds_at_one_time(vocabulary: int, checkpointing: bool) -> None:
+    """Every storage that comes and goes, counted while an update runs, against the plan's passing parts."""
+    sizes = {**SIZES, "vocabulary": vocabulary}
+    tokens = 2000
+    settings = {"max_tokens_per_batch": tokens, "gradient_checkpointing": checkpointing, "logits_chunk": 500}
+    config = validate({"model": {"build": sizes}, "learner": settings, "env": {"episode_tokens": tokens}})
+    shape = shape_of(config)
+    parts = memory(config, shape, 1, tokens, "cpu", 0)
+
+    built = model()
+    built.resize_token_embeddings(vocabulary, mean_resizing=False)
+    learner = Learner(built, LearnerConfig(lr=1e-3, **settings))
+    short = [(np.arange(9), np.arange(9) > 2)]
+    sft_step(learner, short)  # gradients and moments are there from now on
+    with Live() as live:
+        sft_step(learner, [(np.arange(tokens) % 300, np.arange(tokens) > 2)])
+    passing = parts["activations"] + parts["logits"]
+    assert live.peak == pytest.approx(passing, rel=0.12)
 
 
 def test_what_bounds_the_parts() -> None:
