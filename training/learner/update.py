@@ -42,8 +42,8 @@ class UpdateMetrics:
         # all others in a mean.
         log_ratio = (old - logprob.detach()).clamp(-20, 20)  # float32 [n]
         divergences = {}
-        for name, of_token in estimates(log_ratio).items():
-            divergences[f"kl/{name}"] = of_token.sum()
+        for estimator, of_token in estimates(log_ratio).items():
+            divergences[f"kl/{estimator}"] = of_token.sum()
 
         every = {**sums, **divergences, "entropy": entropy.sum()}
         # The sums stay on the device: reading one would wait for the micro-batch that is being computed.

@@ -46,7 +46,7 @@ class Optimizer:
         self._small = config.masters == "bfloat16" or config.moments == "8bit"
 
         # A tied weight stands in the model twice, and is one parameter, under its first name.
-        trained = {}
+        trained: dict[str, Any] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 trained[name] = parameter
