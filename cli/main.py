@@ -18,6 +18,7 @@ from typing import Any
 
 import solostream
 from solostream.agent.engine import EngineError
+from solostream.disk import FULL
 from solostream.errors import SandboxError, UserError
 from solostream.registry import EXTRAS
 
@@ -164,6 +165,15 @@ def _one_line(error: Exception) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def _of_file(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno in FULL:
+        remedy = "make room; what is whole was kept: train goes on with --resume, eval with the same command"
+    else:
+        remedy = "give another path, or make it usable"
+    return f"{place}{error.strerror}; {remedy}"
+
+
 def _given() -> list[str]:
     """The command line. Our files are UTF-8, whatever the terminal is: where it differs, Python starts once more."""
     if not sys.flags.utf8_mode and codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
@@ -203,10 +213,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has gone; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:  # a file where a folder should be, a folder that may not be written, …
-        if error.filename is None:
+    except OSError as error:  # a file where a folder should be, a folder that may not be written, a full disk, …
+        if error.filename is None and error.errno not in FULL:
             raise
-        print(f"solostream: {error.filename}: {error.strerror}; give another path, or make it usable", file=sys.stderr)
+        print(f"solostream: {_of_file(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("solostream: interrupted", file=sys.stderr)

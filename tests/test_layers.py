@@ -23,7 +23,7 @@ BELOW: dict[str, set[str]] = {
     "cli": {"sandbox", "envs", "agent", "evaluation", "training", "viewer"},
     "integrations": {"sandbox", "envs", "agent", "evaluation", "training"},
 }
-SHARED = {"errors", "hub", "provenance", "registry", "retry"}
+SHARED = {"disk", "errors", "hub", "provenance", "registry", "retry"}
 # library -> the files or folders that may import it
 ONLY_IN = {
     "torch": {

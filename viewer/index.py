@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import tempfile
 import zlib
@@ -26,6 +27,7 @@ from solostream.evaluation.samples import reduce
 from solostream.viewer import trees
 
 _VERSION = 8  # of the schema below: an index of another version is thrown away
+_ROOM = 1 << 20  # bytes free, below which a disk counts as full
 _SCHEMA = f"""{trees.SCHEMA}
 CREATE TABLE tasks (id INTEGER PRIMARY KEY, task_id TEXT UNIQUE, prompt TEXT);
 CREATE TABLE words (id INTEGER PRIMARY KEY, kind TEXT, word TEXT, UNIQUE (kind, word));
@@ -86,11 +88,11 @@ class Index:
     """The trajectories of one JSONL file. Every method may be called from any thread and process at any time."""
 
     def __init__(self, path: Path, place: Path | None = None) -> None:
-        """place: of the index itself; default: beside the file, or a temporary folder where that cannot be written."""
+        """place: of the index itself; default: beside the file; without right or room there, in a temporary folder."""
         self.path = path
         if place is None:
             place = path.with_name(f".{path.name}.index")
-            if not os.access(path.parent, os.W_OK):
+            if not os.access(path.parent, os.W_OK) or shutil.disk_usage(path.parent).free < _ROOM:
                 self._folder = tempfile.TemporaryDirectory(prefix="solostream-view-")  # goes when this object goes
                 place = Path(self._folder.name) / place.name
         self.place = place

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from solostream.disk import writing
 from solostream.envs.data import Tasks
 from solostream.envs.few_shot import fingerprint
 from solostream.errors import UserError
@@ -47,8 +48,9 @@ def save(root: Path, state: State, write_model: Callable[[Path], None], keep: in
     draft = root / f".draft-{state.step:06d}"
     draft.mkdir()
     try:
-        write_model(draft)
-        torch.save(dict(state.tensors), draft / "trainer.pt")
+        with writing(draft):
+            write_model(draft)
+            torch.save(dict(state.tensors), draft / "trainer.pt")
         (draft / "trainer.json").write_text(json.dumps({"step": state.step, **state.plain}), encoding="utf-8")
         files = sorted(p for p in draft.rglob("*") if p.is_file())
         manifest = {str(p.relative_to(draft)): [p.stat().st_size, _digest(p)] for p in files}

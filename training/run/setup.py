@@ -17,6 +17,7 @@ from solostream.agent.engines.pretrained import vocabulary_hash
 from solostream.agent.engines.spec import opened
 from solostream.agent.rollout import fit_to
 from solostream.agent.run_settings import RunSettings, run_settings
+from solostream.disk import writing
 from solostream.envs import data, making
 from solostream.envs.data import Tasks
 from solostream.envs.data.forms import make_form
@@ -121,8 +122,9 @@ def write_base(base: Path, folder: Path, parts: Components, write: Callable[[Pat
     """Once a run, where they are new: built, or of a cold start. write: the model, into a folder."""
     if base.parent == folder and not base.exists():
         draft = base.with_name(".draft-base")
-        write(draft)
-        parts.tokenizer.save_pretrained(draft)
+        with writing(folder):
+            write(draft)
+            parts.tokenizer.save_pretrained(draft)
         draft.rename(base)
 
 
@@ -252,8 +254,9 @@ async def open_engine(config: Config, parts: Components, slots: int, module: Cal
     options = {**shared_device(config, str(device_of(config.model.device))), **config.engine.get(name, {})}
     with tempfile.TemporaryDirectory(prefix="solostream-model-") as folder:
         if path == "build" and not registry.asks("engine", name, "module"):  # it reads the shapes from a folder
-            module().save_pretrained(folder)
-            parts.tokenizer.save_pretrained(folder)
+            with writing(Path(folder)):
+                module().save_pretrained(folder)
+                parts.tokenizer.save_pretrained(folder)
             path = folder
         engine = await opened(
             name,

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from solostream import provenance, registry
+from solostream import disk, provenance, registry
 from solostream.agent.engines.allocator import keep_freed_memory, return_freed_memory
 from solostream.agent.engines.live_weights import LiveWeights
 from solostream.agent.exploration.tree import sampled_once
@@ -200,6 +200,7 @@ class Trainer:
         """What lives as long as the run, and needs its event loop."""
         config, parts = self.config, self.parts
         self.folder.mkdir(parents=True, exist_ok=True)
+        disk.need_room(self.folder)  # before what is there is written over
         (self.folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         provenance.write(self.folder, seed=config.run.seed)
         self.interrupt = Interrupt()
