@@ -47,6 +47,16 @@ class Given:
     def load_state_dict(self, state: dict) -> None: ...
 
 
+class Keeper(Given):
+    """With a metric and a state of its own."""
+
+    def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
+        return Advantages(super().__call__(batch).values, {"mine": 1.25})
+
+    def load_state_dict(self, state: dict) -> None:
+        self.loaded = state
+
+
 def played(
     *turns: tuple[str, list[float]],
     paid: Sequence[float] = (),
@@ -100,6 +110,23 @@ def test_actions_are_calls_and_states_are_what_the_interpreter_knows() -> None:
     assert len(set(states(one))) == 3
 
 
+def test_a_call_is_what_was_run_and_a_turn_without_one_what_was_said() -> None:
+    """Words around a call, the order of its arguments and calls that were refused do not make another action."""
+    run = lambda status="ok", **arguments: ToolCall("python", arguments, (0, 1), status=status)
+
+    def turn(text: str, *calls: ToolCall) -> str:
+        ledger = TokenRecord()
+        ledger.add_observation("user", [1], "question")
+        ledger.add_action([3], [-0.1], [0], text, list(calls), [Execution()] * len(calls), [0] * len(calls))
+        return actions(ledger.close("t", 0.0, "answered", dispatch=Dispatch(0, None, 0, 0)))[0]
+
+    asked = turn("so", run(code="a", lang="py"))
+    assert turn("thus", run(lang="py", code="a")) == asked
+    assert turn("so", run(code="b", lang="py")) != asked
+    assert turn("so", run("malformed", code="b"), run(code="a", lang="py")) == asked
+    assert turn(" said\n", run("malformed", code="b")) == turn("said") == "said"
+
+
 def test_entropy_of_turns_and_after_tools() -> None:
     one = played(("a", [0.5, 1.5]), ("b", [2.0, 0.25, 0.75]), ("done", [0.125]))
     assert of_turns(sampled(one), one).tolist() == pytest.approx([1.0, 1.0, 0.125])
@@ -127,7 +154,10 @@ def test_minus_log_pi_estimates_the_entropy_without_bias() -> None:
 def test_empg_worked_numbers() -> None:
     """algorithms.md: H = (.2, .6, 1), k = k' = 1, ζ = .1, A = 1."""
     batch = [played(("a", [0.2, 0.2]), ("b", [0.3, 0.9]), ("done", [1.0]))]
-    got = EMPG(Given(1.0))(batch).values[0]
+    found = EMPG(Keeper(1.0))(batch)
+    # H = .2, .6, 1, so h = 0, ½, 1: the least of exp(−h) over their mean
+    assert found.metrics == {"mine": 1.25, "empg/weight_min": pytest.approx(0.55902, abs=5e-5)}
+    got = found.values[0]
     assert got.tolist() == pytest.approx([0.54761, 0.54761, -0.07410, -0.07410, -0.47351], abs=2e-5)
 
 
@@ -178,6 +208,17 @@ def test_dual_level_compares_within_groups_where_there_are_any() -> None:
     assert [v[0] for v in DualLevel(Given(0.0, 0.0, 0.0, 0.0))(grouped).values] == [0.0] * 4
     alone = [float(v[0]) for v in DualLevel(Given(0.0, 0.0, 0.0, 0.0))(stream).values]
     assert alone == pytest.approx([-0.4330, -0.4330, 0.4330, 0.4330], abs=1e-4)
+
+
+def test_dual_level_tells_how_many_turns_stood_alone() -> None:
+    """First turns are three, second ones two, and one answer has three more: 3 of 8."""
+    batch = [played(*[("x", [0.1])] * n) for n in (1, 2, 5)]
+    got = DualLevel(Keeper(0.0, 0.0, 0.0))(batch)
+    assert got.metrics == {"mine": 1.25, "dual_level/alone": pytest.approx(3 / 8)}
+    # what stands alone is not moved, and what a filter takes out is no company
+    assert got.values[2].tolist()[2:] == [0.0, 0.0, 0.0]
+    masked = DualLevel(Keeper(0.0, 0.0, 0.0))(Batch(batch, [True, True, False]))
+    assert masked.metrics["dual_level/alone"] == pytest.approx(1 / 3)
 
 
 def test_dual_level_tells_the_turn_that_was_paid() -> None:
@@ -282,16 +323,6 @@ def test_d3s_keeps_the_extremes_and_their_uncertain_tokens() -> None:
     again = D3S(Given(1.0, 0.2, -2.0, 0.1), trajectories=0.5, tokens=0.6, relax_over=2)
     again.load_state_dict({"inner": {}, "batches": 1})
     assert sum(np.count_nonzero(v) for v in again(batch).values) == 5
-
-
-class Keeper(Given):
-    """With a metric and a state of its own."""
-
-    def __call__(self, batch: Sequence[Trajectory]) -> Advantages:
-        return Advantages(super().__call__(batch).values, {"mine": 1.25})
-
-    def load_state_dict(self, state: dict) -> None:
-        self.loaded = state
 
 
 def test_aepo_by_default_and_what_it_tells() -> None:
@@ -407,6 +438,8 @@ def test_seed_is_careful_where_the_answers_differ() -> None:
     given = (1.0, -1.0, 1.0, -2.0, 3.0)
     linear = [float(v[0]) for v in SEED(Given(*given), alpha=0.4)(batch).values]
     assert linear == pytest.approx([1.0, -1.0, 0.6, -1.2, 3.0])
+    told = SEED(Keeper(*given))(batch).metrics
+    assert told == {"mine": 1.25, "seed/semantic_entropy": pytest.approx(0.5)}  # of two groups that can differ
     smooth = [float(v[0]) for v in SEED(Given(*given), alpha=0.4, form="exponential")(batch).values]
     assert smooth[2:4] == pytest.approx([math.exp(-0.4), -2 * math.exp(-0.4)])
 

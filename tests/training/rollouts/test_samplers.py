@@ -71,6 +71,41 @@ def test_dump_looks_at_the_last_three_hundred_and_at_a_form_as_at_its_problem() 
     assert history.size("b") == 0.0
 
 
+def test_the_history_counts_what_was_tried_and_solved() -> None:
+    _, history = made("dump")
+    history.learn(Outcome("t3", reward, 0.25) for reward in (0.5, 0.51, 1.0, 0.0, 0.75))
+    assert (history.tried("t3"), history.solved("t3")) == (5, 3)
+    assert (history.tried("t4"), history.solved("t4")) == (0, 0)
+    assert (history.source("t3"), history.source("t3~hint=0.5"), history.source("of nobody")) == ("b", "b", "")
+    assert history.state_dict()["tasks"] == {"t3": [5, 3, [0.5, 0.51, 1.0, 0.0, 0.75]]}
+    # what was loaded forgets like what was learnt
+    copy = OutcomeHistory(SOURCES)
+    copy.load_state_dict(history.state_dict())
+    copy.learn([Outcome("t3", 1.0, 0.75)] * 300)
+    assert copy.size("b") == 0.75
+
+
+def test_a_sampler_that_tells_and_remembers_is_heard() -> None:
+    sampler, history = made("dump")
+    tasks = TaskSampler(list(SOURCES), sampler)
+    told = tasks.learn([Outcome("t0", 1.0, 0.4), Outcome("t1", 0.0, 0.1)])
+    assert tasks.history is history
+    assert (history.tried("t0"), history.size("b")) == (1, 0.1)
+    assert told == sampler.metrics()
+    assert set(told) == {"sampler/a", "sampler/b"}
+
+
+@pytest.mark.parametrize("name", ["uniform", "prioritized", "bands", "direct", "dump", "hints", "reformulate"])
+def test_the_seed_decides_the_draws(name: str) -> None:
+    tracker = ValueTracker()
+    for task_id in list(SOURCES)[:5]:
+        tracker.initialize(task_id, [0] * 8)  # hopeless: some samplers look there only now and then
+    again, same, other = (made(name, tracker, seed)[0] for seed in (5, 5, 6))
+    draws = [again.next() for _ in range(40)]
+    assert [same.next() for _ in range(40)] == draws
+    assert [other.next() for _ in range(40)] != draws
+
+
 def test_dump_leaves_a_source_that_has_nothing_to_teach_and_still_looks_in() -> None:
     sampler, history = made("dump", seed=3)
     for _ in range(60):
