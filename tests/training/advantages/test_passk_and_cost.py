@@ -134,6 +134,21 @@ def test_calls_are_free_until_the_policy_without_a_tool_is_known_to_do() -> None
     assert one_each(ToolCost(GRPO(divide=False), tracker, known=0.95)(batch))[:2] == [0.0, 0.0]
 
 
+def test_what_a_filter_takes_out_is_not_compared_with_after_the_price_either() -> None:
+    tracker = ValueTracker()
+    batch = Batch([trajectory("x", r, event=i, group=0) for i, r in enumerate((1.0, 0.0, 0.25))], [True, False, True])
+    assert one_each(ToolCost(GRPO(divide=False), tracker)(batch))[::2] == pytest.approx([0.375, -0.375])
+
+
+def test_a_tracker_that_is_kept_two_stages_further_in_is_not_told_twice() -> None:
+    tracker, alone = ValueTracker(), ValueTracker()
+    stage = estimator("spo", ("negative_weight", "tool_cost"), {}, tracker, lambda batch: [])[-1]
+    batch = Batch([trajectory("x", float(i % 3 == 0), event=i, group=0) for i in range(5)])
+    stage(batch)
+    SPO(alone)(batch)
+    assert tracker.evidence("x") == alone.evidence("x")
+
+
 @pytest.mark.parametrize("inner", ["spo", "grpo"])
 def test_evidence_enters_the_tracker_once_whoever_keeps_it(inner: str) -> None:
     tracker, alone = ValueTracker(), ValueTracker()

@@ -230,9 +230,22 @@ def _without(t: Trajectory) -> Trajectory:
 @pytest.mark.parametrize("advantage", ["spo", "grpo", "dr_grpo", "none", "reinforce_pp", "opo"])
 def test_every_stage_combines_with_every_estimator_that_may(name: str, advantage: str) -> None:
     chain = estimator(advantage, ("aspo", name), {}, ValueTracker(), lambda given: [])
-    found = chain[-1](batch(1, 0.25, 0, 0.5)).values
-    assert all(np.isfinite(v).all() for v in found)
-    assert any((v != 0).any() for v in found)
+    given = batch(1, 0.25, 0, 0.5)
+    got = chain[-1](given)
+    assert all(np.isfinite(v).all() for v in got.values)
+    assert any((v != 0).any() for v in got.values)
+    # what the estimators inside tell is handed on
+    plain = estimator(advantage, ("aspo",), {}, ValueTracker(), lambda given: [])[-1](given).metrics
+    assert plain.keys() <= got.metrics.keys()
+    assert {"aspo/shaped", "advantage/mean"} <= got.metrics.keys()
+
+
+def test_evidence_comes_in_the_order_of_the_dispatches() -> None:
+    """A batch has its trees as they landed: the later one first, and the second leaf of a trunk before the first."""
+    later = [leaf(i, r, tree=20) for i, r in ((1, 0.25), (0, 1.0))]
+    first = [leaf(i, r, tree=5) for i, r in ((3, 0.5), (2, 0.9))]
+    given = Batch([*later, *first])
+    assert observations(given, [t.reward for t in given]) == [(3, pytest.approx(0.7)), (1, pytest.approx(0.625))]
 
 
 def test_without_a_tree_a_stage_says_what_to_set() -> None:
