@@ -106,7 +106,9 @@ def _wrong_uses(folder: Path, command: str) -> Bar:
 
 
 def _tests(name: str, file: str) -> Callable[[Path], Iterator[Bar]]:
-    return lambda folder: iter([_command(name, [sys.executable, "-m", "pytest", "-q", f"tests/docs/{file}"])])
+    return lambda folder: iter(
+        [_command(name, [sys.executable, "-m", "pytest", "-p", "no:warnings", f"tests/docs/{file}"])]
+    )
 
 
 def _endpoint(name: str, which: str) -> Callable[[Path], Iterator[Bar]]:
