@@ -93,9 +93,8 @@ def _settings(run: RunSettings | None, **options: Any) -> dict[str, Any]:
 
 def _preset(run: RunSettings | None, endpoint: bool, max_tokens: int, options: Mapping[str, Any]) -> SamplingPreset:
     """How it samples: options that were given, else as the run evaluated. Raises ValueError for what cannot be."""
-    like = run or (
-        SamplingPreset(1.0, 1.0, 0) if endpoint else PRESETS["sampled"]
-    )  # an endpoint has defaults of its own
+    # An endpoint has defaults of its own.
+    like = run or (SamplingPreset(1.0, 1.0, 0) if endpoint else PRESETS["sampled"])
     chosen = {name: getattr(like, name) if value is None else value for name, value in options.items()}
     preset = SamplingPreset(max_tokens=max_tokens, **chosen)
     checked(preset.turn())

@@ -105,9 +105,8 @@ class ForkSandbox:
         self._options = ForkOptions(isolation, self.limits, snapshot, pool, tuple(preimport), landlock_abi)
         self._allow_unisolated = allow_unisolated
         self._server: ForkServer | None = None
-        self.unseen: tuple[
-            str, ...
-        ] = ()  # of `preimport`: what this process can import and sessions cannot, once started
+        # Of `preimport`, once started: what this process can import and sessions cannot.
+        self.unseen: tuple[str, ...] = ()
         self._starting = threading.Lock()
         self._sessions: set[ForkSession] = set()
 
