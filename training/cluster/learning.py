@@ -72,7 +72,12 @@ class Learning:
             self.ranks.open(self._model(found), setup.only_adapters(self._config))
 
     def begin(self, phase: str) -> Learns:
-        """A learner for the phase "cold_start" or "rl", on the model as it is now."""
+        """A learner for the phase "cold_start" or "rl", on the model as it is now.
+
+        Where nothing is trained but adapters, the first phase has a learner of the second kind, too: one that could
+        train all weights would make them float32, and moments for each.
+        """
+        phase = "rl" if setup.only_adapters(self._config) else phase
         if self.ranks is None:
             gc.collect()  # the learner before, with its moments, should a cycle hold it: searches are rare in a run
             p = self._parts

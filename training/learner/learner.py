@@ -242,7 +242,7 @@ class Learner:
         """Merge the adapters into the model for good, so that another learner can train it; the end of this one."""
         if self.config.lora:
             with self._live.writing():
-                lora.merge_adapters(self.model)
+                lora.merge_adapters(self.model, learnt=self.step > 0)
 
     def save(self, folder: Path, *, weights: bool = False, base: bool = True, on: Path | None = None) -> None:
         """A folder for `from_pretrained`, and beside the model what training goes on from (see `state_dict`).

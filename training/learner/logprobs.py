@@ -146,7 +146,7 @@ class LogprobComputer:
             except (NotImplementedError, TypeError):
                 continue
             # Half precision rounds a log-probability in its third digit; a leak changes the first.
-            allowed = 1e-3 if self.dtype == torch.float32 else 0.3
+            allowed = 0.3 if torch.bfloat16 in (self.dtype, self.model.dtype) else 1e-3
             if difference < allowed:
                 return self.packed
         raise UserError(

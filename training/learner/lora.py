@@ -60,9 +60,11 @@ def _shared(model: Any) -> dict[int, list[str]]:
     return {key: places for key, places in names.items() if len(places) > 1}
 
 
-def merge_adapters(model: Any) -> Any:
-    """The plain model inside `model`, in place, with the adapters merged into its weights."""
-    return model.merge_and_unload().requires_grad_(True)
+def merge_adapters(model: Any, *, learnt: bool) -> None:
+    """Leave the plain model inside `model`, in place, its weights with what the adapters have `learnt` merged in."""
+    plain = model.merge_and_unload() if learnt else model.unload()
+    for parameter in plain.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())  # for another learner, which may train them all
 
 
 def save(model: Any, adapters: dict[str, Any], folder: Path, base: Path) -> None:

@@ -29,7 +29,7 @@ from solostream import hub
 from solostream.agent.chat_template import CHATML
 from solostream.errors import UserError
 from solostream.training.config import BuildConfig, ModelConfig
-from solostream.training.learner.device import base_dtype, device_of
+from solostream.training.learner.device import base_dtype, cast, device_of
 
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 PROTOCOL = ("```python\n", "\n```\n", "```output\n", "\\boxed{")
@@ -102,7 +102,9 @@ def load_model(
     device = torch.device("cpu") if on_host else device_of(config.device)
     if config.path == "build":
         built = build_tokenizer(corpus, config.build.vocabulary)
-        return build_model(config.build, built, seed).to(device), built  # type: ignore[arg-type]
+        fresh = build_model(config.build, built, seed).to(device)  # type: ignore[arg-type]
+        cast(fresh, base_dtype(config, device) if adapters else torch.float32)
+        return fresh, built
     try:
         with hub.asked(config.path):
             tokenizer = AutoTokenizer.from_pretrained(config.path)

@@ -372,7 +372,10 @@ class Trainer:
         state = State(rl.step if rl else 0, plain, {"torch_rng": torch.get_rng_state()})
 
         def write(draft: Path) -> None:
-            learner.save(draft, base=rl is None, on=self.base)  # reinforced adapters have a folder for their base
+            apart = rl is not None or setup.only_adapters(
+                self.config
+            )  # the base has a folder, or is what the draft has
+            learner.save(draft, base=not apart, on=self.base)
             setup.write_settings(self.config, self.folder.name, self.parts, draft)
 
         await self.thread.run(partial(checkpoint.save, self.folder / "checkpoints", state, write, self.config.run.keep))

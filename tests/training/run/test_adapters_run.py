@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -10,6 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM as Auto
 
 from solostream.cli.main import main
+from solostream.training.config import load
+from solostream.training.run.interrupt import Interrupted
+from solostream.training.run.progress import ProgressDisplay
+from solostream.training.run.trainer import Trainer
 
 TINY = Path(__file__).parent / "tiny.toml"
 LORA = (
@@ -51,6 +56,47 @@ def test_adapters_are_kept_apart_from_a_base_that_is_written_once(tmp_path: Path
     parts = train(tmp_path, "parts", *LORA, "run.steps=2", resume=True)
     one, two = (Auto.from_pretrained(folder / "step-000002").state_dict() for folder in (whole, parts))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+ADAPTED = (
+    "model.dtype=bfloat16",
+    "cold_start.phases=[]",
+    "learner.lora.rank=3",
+    "learner.entropy_coef=0.1",
+    "rollout.batch=4",
+    "data.test=2",
+    "algorithm.tracker.start_samples=0",
+    "eval.greedy=false",
+    "run.steps=1",
+)
+
+
+def adapted(root: Path, name: str, **options: Any) -> Trainer:
+    return Trainer(load(TINY, [*ADAPTED, f"run.root={root}", f"run.name={name}"]), **options)
+
+
+def test_a_base_that_nothing_trains_stays_in_its_dtype_also_when_stopped_before_the_first_step(tmp_path: Path) -> None:
+    class Stopping(ProgressDisplay):
+        def stage(self, title: str, total: int, done: int = 0) -> Any:
+            if title == "before":
+                trainer.stop()
+            return super().stage(title, total, done)
+
+    whole = adapted(tmp_path, "whole")
+    whole.run()
+    trainer = adapted(tmp_path, "parts", view=Stopping())
+    with pytest.raises(Interrupted):
+        trainer.run()
+    left = tmp_path / "parts/checkpoints/step-000000"
+    assert "base" not in torch.load(left / "learner.pt", weights_only=True)
+    parts = adapted(tmp_path, "parts", source=left)
+    parts.run()
+    for run in (whole, trainer, parts):
+        of_base = {p.dtype for name, p in run.parts.model.named_parameters() if ".lora_" not in name}
+        assert of_base == {torch.bfloat16}
+    one, two = (torch.load(tmp_path / name / "checkpoints/step-000001/learner.pt") for name in ("whole", "parts"))
+    assert all(torch.equal(tensor, two["model"][name]) for name, tensor in one["model"].items())
+    assert any(tensor.abs().max() > 1e-4 for name, tensor in one["model"].items() if "lora_B" in name)
 
 
 @pytest.fixture(autouse=True)
