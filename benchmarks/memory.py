@@ -31,12 +31,15 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "learner": {"max_tokens_per_batch": 512},
     "eval": {"greedy": False},
 }
-VARIANTS: dict[str, dict[str, Any]] = {
+LORA = {"learner": {"lora": {"rank": 16}}}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
-    "gradient checkpointing": {"gradient_checkpointing": True},
-    "LoRA, rank 16": {"lora": {"rank": 16}},
-    "8-bit moments": {"moments": "8bit"},
-    "bfloat16, 8-bit moments": {"masters": "bfloat16", "moments": "8bit"},
+    "gradient checkpointing": {"learner": {"gradient_checkpointing": True}},
+    "LoRA, rank 16": LORA,
+    "LoRA, base in bfloat16": {**LORA, "model": {"dtype": "bfloat16"}},
+    "LoRA, base in 4 bits": {**LORA, "model": {"dtype": "4bit"}},
+    "8-bit moments": {"learner": {"moments": "8bit"}},
+    "bfloat16, 8-bit moments": {"learner": {"masters": "bfloat16", "moments": "8bit"}},
 }
 SCRIPT = """
 import json, resource, sys
@@ -67,11 +70,8 @@ def main() -> None:
     subprocess.run([sys.executable, Path(__file__).parents[1] / "scripts/smollm2.py", options.folder], check=True)
     print("variant                     measured   planned   off by")
     for name in options.only:
-        sections = {
-            **SECTIONS,
-            "model": {**SECTIONS["model"], "path": str(options.folder)},
-            "learner": {**SECTIONS["learner"], **VARIANTS[name]},
-        }
+        sections = {**SECTIONS, "model": {**SECTIONS["model"], "path": str(options.folder)}}
+        sections |= {part: {**sections[part], **changes} for part, changes in VARIANTS[name].items()}
         parts = plan(validate(sections), SECTIONS["data"]["train"], SECTIONS["data"]["test"]).memory
         planned, peak = sum(parts.values()), measured(sections)
         verdict = "" if name != "default" else ("   held" if peak <= BAR_GB * 1e9 else f"   missed: bar {BAR_GB} GB")

@@ -195,6 +195,7 @@ EXTRAS = {
     **dict.fromkeys(("jupyter_client", "ipykernel", "zmq"), "jupyter"),
     "docker": "docker",
     "torchao": "low-memory",
+    **dict.fromkeys(("bitsandbytes", "accelerate"), "4bit"),
     "openai": "endpoint",
     "mcp": "mcp",
     "vllm": "vllm",

@@ -39,6 +39,7 @@ ONLY_IN = {
     "mcp": {"envs/tools/mcp.py"},
     "fastapi": {"sandbox/server", "viewer/server.py"},
     "torchao": {"training/learner/optimizer/low_memory.py"},
+    "bitsandbytes": {"agent/engines/four_bit.py"},
     "trl": {"integrations/trl.py"},
     "ray": {"training/cluster/handles.py", "training/cluster/placement.py", "integrations/verl.py"},
     "verl": {"integrations/verl.py"},

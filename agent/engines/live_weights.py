@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from solostream.agent.engines import four_bit
+
 
 @dataclass(frozen=True, slots=True)
 class Adapters:
@@ -30,8 +32,8 @@ class Adapters:
 class LiveWeights(Mapping[str, Any]):
     """The weights of `model`, a plain model of transformers or one whose layers peft has adapted.
 
-    As a mapping: Hugging Face name -> tensor, tied heads too, with adapters merged in (each when it is asked for); a
-    live view, copy to keep.
+    As a mapping: Hugging Face name -> tensor, tied heads too, whole where they lie in 4 bits, with adapters merged in
+    (each when it is asked for); a live view, copy to keep.
     """
 
     def __init__(self, model: Any) -> None:
@@ -44,14 +46,16 @@ class LiveWeights(Mapping[str, Any]):
             if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer")
         }
         self._adapted = {name.removesuffix(".base_layer.weight"): module for name, module in adapted.items()}
+        packed = {f"{name}.weight": m.weight for name, m in model.named_modules() if four_bit.is_packed(m)}
         self._places = {
-            name.replace(".base_layer.", "."): (tensor.detach(), adapted.get(name))
+            name.replace(".base_layer.", "."): (packed.get(name, tensor.detach()), adapted.get(name))
             for name, tensor in model.state_dict().items()
-            if ".lora_" not in name
+            if ".lora_" not in name and name.rpartition(".weight.")[0] + ".weight" not in packed  # scales of those
         }
 
     def __getitem__(self, name: str) -> Any:
-        tensor, adapted = self._places[name]
+        place, adapted = self._places[name]
+        tensor = four_bit.whole(place)
         if adapted is None:
             return tensor
         return tensor + adapted.get_delta_weight("default").detach().to(tensor.dtype)

@@ -20,6 +20,7 @@ from solostream.training.config.memory import (
     peak,
     remedies,
     shape_of,
+    wide,
 )
 from solostream.training.config.unused import unused
 
@@ -56,7 +57,7 @@ def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int 
     evaluations = 2 + ((config.run.steps - 1) // config.eval.every if config.eval.every else 0)
     # what is in flight when the last batch is taken stops there; the last evaluation plays once more without the tool
     episodes = start + config.run.steps * batch + evaluations * held_out + tests
-    weight = 2 if config.model.dtype == "bfloat16" else 4
+    weight = wide(config.model)  # also of a base in 4 bits, which a checkpoint has whole
     trained = shape.adapters(c) or shape.parameters
     master = 2 if c.masters == "bfloat16" else 4
     reference = master * trained if c.kl_coef else 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from solostream import registry
 from solostream.training.config.section import Bounds, Count, Decay, Names, Positive, Rate, Section
+
+if TYPE_CHECKING:
+    from solostream.training.config.models import Config
 
 Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum"]
 
@@ -19,6 +22,27 @@ class LoraConfig(Section):
     alpha: Positive = 32  # an adapter's product is scaled by alpha / rank
     # names of linear layers, or all of them
     targets: str | Names = "all-linear"
+
+
+def check_base(config: Config) -> None:
+    """Raises ValueError where a base in 4 bits would have to be trained, or cannot be had."""
+    if config.model.dtype != "4bit":
+        return
+    cold = config.cold_start
+    other = 'or model.dtype = "bfloat16"'
+    if config.learner.lora is None:
+        raise ValueError(
+            f'model.dtype = "4bit" is of a base under adapters: set learner.lora = {{ rank = 16 }}, {other}'
+        )
+    if config.model.path == "build":
+        raise ValueError(f'model.dtype = "4bit" is of a model that is loaded: set model.path, {other}')
+    if cold.phases or cold.data:
+        raise ValueError(
+            'a cold start changes the base, and model.dtype = "4bit" has no room for changes: run it first, with '
+            'model.dtype = "bfloat16" (`solostream sft`), and set model.path to its checkpoint'
+        )
+    if config.cluster.learners > 1:
+        raise ValueError(f'model.dtype = "4bit" is for one learner: set cluster.learners = 1, {other}')
 
 
 class ImitationConfig(Section):

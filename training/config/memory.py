@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from solostream import hub
+from solostream.agent.engines import four_bit
 from solostream.errors import UserError
 from solostream.training.config import colocation
 from solostream.training.config.learner import LearnerConfig, LoraConfig
-from solostream.training.config.models import Config
+from solostream.training.config.models import Config, ModelConfig
 
 PROGRAM = {"cpu": 480 << 20, "cuda": 600 << 20}  # Python with torch and transformers; what CUDA takes for itself
 VLLM_PROGRAM = 900 << 20  # its process on a CPU, without weights and cache
@@ -34,7 +35,10 @@ FIRST_COLUMNS = 256  # of the hf engine's KV cache, which doubles them when an e
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Of a causal language model; sizes in units. normed: queries and keys have norms of their own."""
+    """Of a causal language model; sizes in units. normed: queries and keys have norms of their own.
+
+    linear: weights of linear layers but the head, which can lie in 4 bits.
+    """
 
     kind: str
     parameters: int
@@ -46,6 +50,7 @@ class ModelShape:
     mlp: int
     vocabulary: int
     normed: bool
+    linear: int = 0
 
     def adapters(self, config: LearnerConfig) -> int:
         """Parameters of LoRA; targets that this does not know are counted as all linear layers."""
@@ -100,7 +105,15 @@ def shape_of(config: Config) -> ModelShape:
         getattr(c, "intermediate_size", None) or 4 * c.hidden_size,
         c.vocab_size,
         normed=any(name.endswith("q_norm.weight") for name, _ in model.named_parameters()),
+        linear=_linear(model),
     )
+
+
+def _linear(model: Any) -> int:
+    from torch.nn import Linear
+
+    head = model.get_output_embeddings()
+    return sum(m.weight.numel() for m in model.modules() if isinstance(m, Linear) and m is not head)
 
 
 def _hub_config(path: str) -> Any:
@@ -108,9 +121,16 @@ def _hub_config(path: str) -> Any:
 
     try:
         with hub.asked(path):
-            return AutoConfig.from_pretrained(path)
+            found = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f'model.path = "{path}": {hub.no_model(path, error)}') from None
+    quantized = (getattr(found, "quantization_config", None) or {}).get("quant_method", "mxfp4")
+    if quantized != "mxfp4":  # that of gpt-oss, which transformers makes whole where it is loaded
+        raise UserError(
+            f'model.path = "{path}" is quantized ({quantized}), which cannot be trained: take the weights that it was '
+            'made from, with model.dtype = "4bit" under learner.lora where memory is short'
+        )
+    return found
 
 
 def memory(config: Config, shape: ModelShape, in_flight: int, context: int, device: str, total: int) -> dict[str, int]:
@@ -119,8 +139,7 @@ def memory(config: Config, shape: ModelShape, in_flight: int, context: int, devi
     in_flight: episodes. context: tokens of the longest. device: "cpu" or "cuda". total: bytes that the device has; of a
     share that `rollout.colocate` leaves to vLLM 0 gives the least.
     """
-    c, m = config.learner, config.model
-    stored = 2 if m.dtype == "bfloat16" else 4
+    c, stored = config.learner, wide(config.model)
     half, offloaded = _computes_in_half(c, device), offloads(config, device)
     trained = shape.adapters(c) or shape.parameters
     rows = min(c.max_tokens_per_batch, config.rollout.batch * context)
@@ -133,7 +152,7 @@ def memory(config: Config, shape: ModelShape, in_flight: int, context: int, devi
     share = 1.0 if not half else HALF * COMPILED if c.compile else HALVED if halved else HALF
     parts = {
         "program": PROGRAM[device],
-        "base": shape.parameters * stored if c.lora else 0,
+        "base": _base(config, shape) if c.lora else 0,
         "weights": master * trained,
         "half copy": 2 * shape.parameters
         if half and master == 4
@@ -150,6 +169,16 @@ def memory(config: Config, shape: ModelShape, in_flight: int, context: int, devi
     else:
         parts |= _sampler(config, shape, in_flight, context, device)
     return {name: size for name, size in parts.items() if size}
+
+
+def wide(model: ModelConfig) -> int:
+    """Bytes of a number that is not trained and not in 4 bits."""
+    return 4 if model.dtype == "float32" else 2
+
+
+def _base(config: Config, shape: ModelShape) -> int:
+    packed = shape.linear if config.model.dtype == "4bit" else 0
+    return round(four_bit.BYTES * packed) + wide(config.model) * (shape.parameters - packed)
 
 
 def _logits(config: LearnerConfig, shape: ModelShape, logits: int, embedding: int, tokens: int) -> int:
@@ -200,8 +229,7 @@ def _vllm_on_gpu(
 
 def _sampled(config: Config, device: str) -> int:
     """Bytes of one number of the sampler's."""
-    stored = 2 if config.model.dtype == "bfloat16" else 4
-    automatic = 2 if device == "cuda" else stored
+    automatic = 2 if device == "cuda" else wide(config.model)
     return {"float32": 4, "bfloat16": 2}.get(config.model.sampler_dtype, automatic)
 
 
@@ -217,7 +245,7 @@ def moments(config: LearnerConfig) -> int:
 
 def _sampler(config: Config, shape: ModelShape, in_flight: int, context: int, device: str) -> dict[str, int]:
     engine, options = config.run.engine, config.engine.get(config.run.engine, {})
-    stored, sampled = 2 if config.model.dtype == "bfloat16" else 4, _sampled(config, device)
+    sampled = _sampled(config, device)
     if engine == "vllm":
         cache = int(options.get("cache_bytes") or VLLM_CACHE)
         return {"vLLM": VLLM_PROGRAM, "sampler": sampled * shape.parameters, "KV cache": cache}
@@ -226,7 +254,7 @@ def _sampler(config: Config, shape: ModelShape, in_flight: int, context: int, de
     lean = shape.kind in LEAN_KINDS and shape.parameters <= LEAN
     c = config.learner
     half = c.masters == "bfloat16" or (offloads(config, device) and _computes_in_half(c, device))
-    learned = stored if c.lora else 2 if half else 4
+    learned = wide(config.model) if c.lora else 2 if half else 4
     steps = c.num_mini_batches * c.epochs
     second = sampled != learned or (config.rollout.mode == "async" and steps > 1)
     columns = min(FIRST_COLUMNS, context + 1) if config.rollout.mode == "async" else context + 1
@@ -271,20 +299,31 @@ def remedies(config: Config, need: Any, free: int) -> list[str]:
         "learner.gradient_checkpointing = true": {"gradient_checkpointing": True},
     }
     elsewhere = {"learner.offload_optimizer = true": {"offload_optimizer": True}} if _can_offload(config) else {}
-    adapters = {"learner.lora = { rank = 16 } with model.dtype = bfloat16": {"lora": c.lora or LoraConfig()}}
 
-    def changed(*chosen: dict[str, Any]) -> Config:
-        learner = c.model_copy(update={key: value for one in chosen for key, value in one.items()})
-        dtype = "bfloat16" if learner.lora else config.model.dtype
-        return config.model_copy(update={"learner": learner, "model": config.model.model_copy(update={"dtype": dtype})})
+    def adapters(dtype: str) -> dict[str, dict[str, Any]]:
+        lora = c.lora or LoraConfig()
+        return {f"learner.lora = {{ rank = 16 }} with model.dtype = {dtype}": {"lora": lora, "base": dtype}}
 
-    alone = [name for name, change in {**changes, **elsewhere, **adapters}.items() if need(changed(change)) <= free]
-    if alone:
-        return alone
-    together = [
-        {**changes, **last} for last in (elsewhere, adapters) if last
-    ]  # never both: adapters have no use for it
-    return [" and ".join(chosen) for chosen in together if need(changed(*chosen.values())) <= free]
+    def fits(*chosen: dict[str, Any]) -> bool:
+        settings = {key: value for one in chosen for key, value in one.items()}
+        model = config.model.model_copy(update={"dtype": settings.pop("base", config.model.dtype)})
+        changed = {"learner": c.model_copy(update=settings), "model": model}
+        return bool(need(config.model_copy(update=changed)) <= free)
+
+    half, packed = adapters("bfloat16"), adapters("4bit") if _can_pack(config) else {}
+    alone = [{name: change} for name, change in {**changes, **elsewhere, **half}.items()]
+    # never both: adapters have no use for an optimizer elsewhere
+    together = [{**changes, **last} for last in (elsewhere, half) if last]
+    for ways in (alone, [packed], together, [{**changes, **packed}]):
+        if found := [" and ".join(way) for way in ways if way and fits(*way.values())]:
+            return found
+    return []
+
+
+def _can_pack(config: Config) -> bool:
+    """Whether a base in 4 bits is possible."""
+    cold = config.cold_start
+    return config.model.path != "build" and not (cold.phases or cold.data) and config.cluster.learners == 1
 
 
 def _can_offload(config: Config) -> bool:

@@ -17,7 +17,7 @@ from solostream.training.config import branching, colocation, turn_rewards
 from solostream.training.config.algorithm import AlgorithmConfig
 from solostream.training.config.cluster import ClusterConfig
 from solostream.training.config.components import Options, beside_keys, complete, options_of
-from solostream.training.config.learner import LearnerConfig
+from solostream.training.config.learner import LearnerConfig, check_base
 from solostream.training.config.section import Count, Levels, Names, Positive, Rate, Section
 
 
@@ -38,6 +38,7 @@ class ModelConfig(Section):
     """`path`: a Hugging Face id, a local folder, or "build" for a new model of the shape `build`.
 
     dtype: of weights that stay as they are (the base under adapters, the KL reference); what is trained is float32.
+    4bit: the base's linear layers in NF4 (bitsandbytes), the rest of it bfloat16; only under `learner.lora`.
     sampler_dtype: of the weights that sample. auto: bfloat16 on a GPU, else that of the model.
     """
 
@@ -47,7 +48,7 @@ class ModelConfig(Section):
     date: str | None = None  # that a template which prints today's is told; default: the day on which the run began
     build: BuildConfig = BuildConfig()
     device: str = "auto"  # "cuda" where there is one, else "cpu"; or "cpu", "cuda", "cuda:1"
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of weights that are not trained
+    dtype: Literal["float32", "bfloat16", "4bit"] = "float32"  # of weights that are not trained
     sampler_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the weights that sample
 
 
@@ -299,6 +300,7 @@ class Config(Section):
                 f"trajectories, less than one group of {self.algorithm.group_size}: set it to "
                 f"{self.algorithm.group_size / self.rollout.batch:.3g} or more (3: three batches), or to 0"
             )
+        check_base(self)
         branching.check(self)
         colocation.check(self)
         turn_rewards.check(self)

@@ -52,13 +52,18 @@ def describe(device: torch.device) -> str:
 
 def base_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     """Of weights that are not trained. Raises UserError for bfloat16 on a GPU that has none."""
-    return _on(device, config.dtype, "model.dtype")
+    return _on(device, _wide(config), "model.dtype")
+
+
+def _wide(config: ModelConfig) -> str:
+    """Of what 4 bits leave out, and of what they are computed in."""
+    return "bfloat16" if config.dtype == "4bit" else config.dtype
 
 
 def sampler_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     """Of the weights that sample. Raises UserError for bfloat16 on a GPU that has none."""
     # Sampling moves weights more than it computes: half the bytes are nearly half the time.
-    automatic = "bfloat16" if _has_bfloat16(device) else config.dtype
+    automatic = "bfloat16" if _has_bfloat16(device) else _wide(config)
     wanted = automatic if config.sampler_dtype == "auto" else config.sampler_dtype
     return _on(device, wanted, "model.sampler_dtype")
 

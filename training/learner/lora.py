@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from solostream.agent.engines import four_bit
 from solostream.errors import UserError
 from solostream.training.config.learner import LoraConfig
 
@@ -19,6 +20,7 @@ def wrap(model: Any, config: LoraConfig | None) -> Any:
     """
     if config is None:
         return model
+    four_bit.quiet()
     # Loaded here, because most runs train all weights and need not have it.
     try:
         import peft

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from solostream.agent.engines import four_bit
 from solostream.agent.trajectory import Trajectory
 
 # Part of `torch.cuda.get_device_name()` -> dense bfloat16 FLOP/s, from the makers' data sheets; the first match counts.
@@ -76,7 +77,7 @@ def shape_of(model: Any, *, adapters: bool) -> Shape:
     outside = {id(head), id(model.get_input_embeddings().weight)}
     # Matrices of the layers alone: embeddings are looked up, and norms and biases cost next to nothing.
     body = sum(
-        parameter.numel()
+        four_bit.size(parameter)
         for name, parameter in model.named_parameters()
         if parameter.ndim >= 2 and id(parameter) not in outside and "lora_" not in name
     )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from solostream.agent.engines import four_bit
 from solostream.errors import UserError
 from solostream.training.cluster.rank_group import RankGroup
 from solostream.training.cluster.rank_sharding import fill, whole_tensors
@@ -102,12 +103,22 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
 
 def write_model(model: Any, weights: Mapping[str, Tensor], folder: Path, group: RankGroup) -> None:
     """A folder that `AutoModelForCausalLM.from_pretrained` loads. weights: of the plain model, by name."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        model = _whole_of(model)  # what the policy computes with, in a folder that any engine reads
     # A tied weight is written once; loading ties it again.
     tied = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
     # Every rank takes part in putting the weights together, and the first one writes.
     found = whole_tensors(weights, group, without=tied)
     if group.first:
         model.save_pretrained(folder, state_dict=found)
+
+
+def _whole_of(model: Any) -> Any:
+    """A model like `model` that is not quantized, without weights."""
+    with torch.device("meta"):
+        twin = type(model)(four_bit.plain(model.config)).to(model.dtype)
+    twin.generation_config = model.generation_config
+    return twin
 
 
 def write_state(state: Mapping[str, Any], folder: Path, group: RankGroup) -> None:

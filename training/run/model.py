@@ -6,7 +6,6 @@ the tool protocol (code fences, `\boxed{`) as single tokens. Its chat template i
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -27,6 +26,7 @@ from transformers import (
 
 from solostream import hub
 from solostream.agent.chat_template import CHATML
+from solostream.agent.engines import four_bit
 from solostream.errors import UserError
 from solostream.training.config import BuildConfig, ModelConfig
 from solostream.training.learner.device import base_dtype, cast, device_of
@@ -126,12 +126,21 @@ def load_model(
 
 
 def load_weights(config: ModelConfig, path: str, *, adapters: bool) -> Any:
-    """The model at `path`, on the CPU. adapters: its weights are not trained, so they stay in `config.dtype`.
+    """The model at `path`, on the CPU; in 4 bits on its device. adapters: its weights stay in `config.dtype`.
 
     What is trained is float32: a step of 1e-6 is lost on bfloat16 weights. Raises OSError and ValueError.
     """
-    dtype = base_dtype(config, device_of(config.device)) if adapters else torch.float32
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    device = device_of(config.device)
+    dtype = base_dtype(config, device) if adapters else torch.float32
+    if not adapters or config.dtype != "4bit":
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    # Each tensor becomes small where it is wanted: the whole model never lies anywhere.
+    place = {"device_map": {"": device}} if device.type == "cuda" else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, quantization_config=four_bit.quantization(), **place
+    )
+    four_bit.settle(model)
+    return model
 
 
 def sampler_model(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -140,5 +149,5 @@ def sampler_model(config: PretrainedConfig, dtype: torch.dtype, device: torch.de
     transformers hands the configuration on as it is, and the learner switches the attention in its own one while it
     works: a sampler that shared it would run the learner's attention in the middle of a turn.
     """
-    made: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).to(device)
+    made: PreTrainedModel = AutoModelForCausalLM.from_config(four_bit.plain(config), dtype=dtype).to(device)
     return made

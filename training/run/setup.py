@@ -12,6 +12,7 @@ from typing import Any
 from solostream import registry
 from solostream.agent.chat_template import Chat, read_template
 from solostream.agent.engine import Engine
+from solostream.agent.engines import four_bit
 from solostream.agent.engines.live_weights import LiveWeights
 from solostream.agent.engines.pretrained import vocabulary_hash
 from solostream.agent.engines.spec import opened
@@ -110,12 +111,16 @@ def only_adapters(config: Config) -> bool:
     return config.learner.lora is not None and not (config.cold_start.phases or config.cold_start.data)
 
 
+def untouched(config: Config) -> bool:
+    """Whether the weights under the adapters are those that lie where `model.path` says."""
+    return only_adapters(config) and config.model.path != "build"
+
+
 def base_of(config: Config, folder: Path) -> Path | None:
     """Where the weights under the adapters lie while the run `folder` reinforces; None where all are trained."""
     if config.learner.lora is None:
         return None
-    untouched = config.model.path != "build" and not (config.cold_start.phases or config.cold_start.data)
-    return Path(config.model.path) if untouched else folder / "base"
+    return Path(config.model.path) if untouched(config) else folder / "base"
 
 
 def write_base(base: Path, folder: Path, parts: Components, write: Callable[[Path], None]) -> None:
@@ -143,6 +148,8 @@ def refuse_learning(config: Config, advantage: Advantage | None = None, loss: Lo
     """
     for learner in (config.learner, config.cold_start.learner):
         low_memory.check(learner)
+    if config.model.dtype == "4bit":
+        four_bit.check()
     if config.rollout.learn_in_parts > 1:
         a, name = config.algorithm, config.learner.loss
         advantage = advantage or a.estimator(a.tracker.make(), lambda batch: [], lambda batch: [])[-1]
@@ -282,11 +289,12 @@ async def open_engine(config: Config, parts: Components, slots: int, module: Cal
 def rank_to_send(config: Config) -> int:
     """The rank of adapters that can travel without the base under them; 0 where whole weights, merged, have to.
 
-    The engine loads the base from the folder that training begins with, so nothing may have changed it, and vLLM knows
-    adapters of the layers in `PROJECTIONS` for certain. Replicas in other processes get whole weights.
+    The engine loads the base from the folder that training begins with, so nothing may have changed it (in 4 bits it is
+    another model), and vLLM knows adapters of the layers in `PROJECTIONS` for certain. Replicas in other processes get
+    whole weights.
     """
     lora, targets = config.learner.lora, config.learner.lora and config.learner.lora.targets
-    if lora is None or config.model.path == "build" or config.cold_start.phases or config.cold_start.data:
+    if lora is None or not untouched(config) or config.model.dtype == "4bit":
         return 0
     known = targets == "all-linear" or (not isinstance(targets, str) and set(targets or ()) <= PROJECTIONS)
     return lora.rank if known and lora.rank <= LARGEST_RANK and not config.cluster.used else 0

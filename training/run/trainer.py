@@ -112,7 +112,7 @@ class Trainer:
             if self.saved is not None:
                 checkpoint.refuse_other_problems(config, train, test, self.saved)
             self.base = setup.base_of(config, folder)
-            under = self.base if plain.get("phase") == "rl" else None
+            under = self.base if plain.get("phase") == "rl" or (source and setup.untouched(config)) else None
             self.parts = setup.build(config, train, test, of_cold_start, source, under)
             self.traces = TraceSet(config, self.parts, view.say) if config.cold_start.data else None
             if self.traces and plain.get("traces", self.traces.fingerprint) != self.traces.fingerprint:
@@ -372,9 +372,7 @@ class Trainer:
         state = State(rl.step if rl else 0, plain, {"torch_rng": torch.get_rng_state()})
 
         def write(draft: Path) -> None:
-            apart = rl is not None or setup.only_adapters(
-                self.config
-            )  # the base has a folder, or is what the draft has
+            apart = rl is not None or setup.only_adapters(self.config)  # the base has a folder, or is the draft
             learner.save(draft, base=not apart, on=self.base)
             setup.write_settings(self.config, self.folder.name, self.parts, draft)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache, PretrainedConfig, PreTrainedModel
 
 from solostream import hub
+from solostream.agent.engines import four_bit
 from solostream.agent.engines.hf.cache import Feed, SlotCache
 from solostream.agent.engines.hf.graphs import GraphedForward
 from solostream.agent.engines.hf.lean import LeanForward
@@ -68,7 +69,8 @@ def forward_of(model: PreTrainedModel, *, graphs: bool = True) -> ModelForward |
     if not LeanForward.fits(model):
         return ModelForward(model)
     lean = LeanForward(model)
-    return GraphedForward(lean) if graphs and lean.device.type == "cuda" else lean
+    packed = any(map(four_bit.is_packed, model.modules()))  # nobody has tried whether a graph takes their kernels
+    return GraphedForward(lean) if graphs and not packed and lean.device.type == "cuda" else lean
 
 
 def refuse_other_attention(config: PretrainedConfig) -> None:

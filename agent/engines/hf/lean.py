@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from solostream.agent.engines import four_bit
 from solostream.agent.engines.hf.cache import Feed, SlotCache
 
 SMALL = 64_000_000  # parameters up to which a copy of the weights is cheap and pays
@@ -224,8 +225,8 @@ def _norm(x: Tensor, eps: float, gain: Tensor | None = None) -> Tensor:
 def _whole(layer: Any) -> Tensor:
     """The layer's weight, with what peft's adapters add to it."""
     if hasattr(layer, "base_layer") and hasattr(layer, "get_delta_weight"):
-        base: Tensor = layer.base_layer.weight
+        base: Tensor = four_bit.whole(layer.base_layer.weight)
         added: Tensor = layer.get_delta_weight("default")
         return base + added.to(base.dtype)
-    weight: Tensor = layer.weight
+    weight: Tensor = four_bit.whole(layer.weight)
     return weight
