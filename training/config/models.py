@@ -129,6 +129,7 @@ class ColdStartConfig(Section):
     """Supervised steps before reinforcement learning: on generated demonstrations (`phases`) or on traces (`data`)."""
 
     phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
+    epochs: Positive = 1  # times that each demonstration is shown within the steps of its phase
     data: str | None = None  # a .jsonl file of chat messages; see docs/training.md for the layouts
     steps: Positive | None = None  # on traces; default: as many as show each once
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the traces whose loss is only measured

@@ -107,7 +107,7 @@ class Trainer:
         self.clock = Clock(plain.get("times", {}), started)
         self.placement = crew.connect(config, view.say)
         with self.clock.phase("build"):
-            of_cold_start = [task for sft_batch in self.sft_batches for task in sft_batch.tasks]
+            of_cold_start = cold_start.problems_of(self.sft_batches)
             train, test = setup.problems(config, view.say)
             if self.saved is not None:
                 checkpoint.refuse_other_problems(config, train, test, self.saved)

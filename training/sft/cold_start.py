@@ -1,13 +1,14 @@
 """The cold start: supervised steps on demonstrations that ran through the real environment.
 
 A demonstration's texts are spoken by a scripted policy, so that its trajectory has the ledger, the tool outputs and the
-action mask that the policy will meet. Demonstrations of step i depend on (seed, i) only: a resumed run sees the same.
+action mask that the policy will meet. Those of step i depend on (seed, phases, i) only: a resumed run sees the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,12 +32,15 @@ AHEAD = 4  # batches of demonstrations that may wait for the learner
 
 
 @dataclass(frozen=True, slots=True)
-class SFTBatch:
-    """One supervised step: problems of the training split and how each is to be solved."""
+class Demonstration:
+    """A problem of the training split, how it is to be solved, and what its texts are drawn with; `seed` names it."""
 
-    tasks: tuple[Task, ...]
-    styles: tuple[Style, ...]
+    task: Task
+    style: Style
     seed: str
+
+
+SFTBatch = tuple[Demonstration, ...]  # of one supervised step
 
 
 def sft_batches(config: Config) -> list[SFTBatch]:
@@ -48,30 +52,71 @@ def sft_batches(config: Config) -> list[SFTBatch]:
         unknown = sorted(set(phase.mix) - set(STYLES))
         if unknown:
             raise UserError(f"cold_start mix has '{unknown[0]}'; allowed: {', '.join(STYLES)}")
-    phases: list[Phase] = [phase for phase in c.phases for _ in range(phase.steps)]
-    made = []
-    for i, phase in enumerate(phases):
-        seed = f"{config.run.seed}/cold start/{i}"
-        styles = draw_styles(c.batch, phase.mix, random.Random(seed))  # type: ignore[arg-type]
-        number = random.Random(seed + "/problems").getrandbits(48)
-        tasks = generate(c.batch, seed=number, split="train", kinds=d.kinds or None, levels=d.levels or None)
-        made.append(SFTBatch(tuple(tasks), tuple(styles), seed))
+    made: list[SFTBatch] = []
+    for phase in c.phases:
+        first = len(made)
+        fresh = -(-phase.steps // c.epochs)
+        for i in range(first, first + fresh):
+            made.append(_fresh(config, phase, f"{config.run.seed}/cold start/{i}"))
+
+        # The other epochs show the same in another order; the last one may be cut short.
+        seen = [one for sft_batch in made[first:] for one in sft_batch]
+        again: list[Demonstration] = []
+        for epoch in range(1, c.epochs):
+            again += random.Random(f"{config.run.seed}/cold start/{first}/epoch {epoch}").sample(seen, len(seen))
+        made += [tuple(again[k * c.batch : (k + 1) * c.batch]) for k in range(phase.steps - fresh)]
     return made
+
+
+def _fresh(config: Config, phase: Phase, seed: str) -> SFTBatch:
+    """Demonstrations of new problems."""
+    n, d = config.cold_start.batch, config.data
+    styles = draw_styles(n, phase.mix, random.Random(seed))  # type: ignore[arg-type]
+    number = random.Random(seed + "/problems").getrandbits(48)
+    tasks = generate(n, seed=number, split="train", kinds=d.kinds or None, levels=d.levels or None)
+    pairs = enumerate(zip(tasks, styles, strict=True))
+    return tuple(Demonstration(task, style, f"{seed}/{k}") for k, (task, style) in pairs)
+
+
+def problems_of(sft_batches: Sequence[SFTBatch]) -> list[Task]:
+    """Each problem once."""
+    return list({one.task.id: one.task for sft_batch in sft_batches for one in sft_batch}.values())
 
 
 async def demonstrate(
     config: Config, parts: Components, sft_batches: Sequence[SFTBatch]
 ) -> AsyncIterator[list[MaskedTokens]]:
-    """The sequences of each sft_batch; up to `AHEAD` sft_batches are played before they are asked for."""
-    tasks = Tasks({task.id: task for sft_batch in sft_batches for task in sft_batch.tasks}.values())
+    """The sequences of each sft_batch; up to `AHEAD` sft_batches are played before they are asked for.
+
+    What a later epoch shows again is played once, and kept until then.
+    """
     options = config.env.options.get("sandbox_options", {})
-    episodes = Episodes(config, parts, tasks, lambda **_: SharedSession(open_sandbox(config.env.sandbox, **options)))
+    episodes = Episodes(
+        config,
+        parts,
+        Tasks(problems_of(sft_batches)),
+        lambda **_: SharedSession(open_sandbox(config.env.sandbox, **options)),
+    )
+    to_show = Counter(one.seed for sft_batch in sft_batches for one in sft_batch)
+    kept: dict[str, asyncio.Task[list[MaskedTokens]]] = {}
+
+    async def sequences(sft_batch: SFTBatch) -> list[MaskedTokens]:
+        # One after the other, so that sft_batches are ready in their order.
+        shown = []
+        for one in sft_batch:
+            play = kept.pop(one.seed, None) or asyncio.create_task(_play(one, episodes, parts.tokenizer))
+            to_show[one.seed] -= 1
+            if to_show[one.seed]:
+                kept[one.seed] = play
+            shown += await play
+        return shown
+
     running: list[asyncio.Task[list[MaskedTokens]]] = []
     rest = iter(sft_batches)
     try:
         while True:
             while len(running) < AHEAD and (sft_batch := next(rest, None)) is not None:
-                running.append(asyncio.create_task(_play(sft_batch, episodes, parts.tokenizer)))
+                running.append(asyncio.create_task(sequences(sft_batch)))
             if not running:
                 return
             yield await running.pop(0)
@@ -82,21 +127,17 @@ async def demonstrate(
         await episodes.close()
 
 
-async def _play(sft_batch: SFTBatch, episodes: Episodes, tokenizer: Any) -> list[MaskedTokens]:
-    """One after the other, so that sft_batches are ready in their order."""
-    rng = random.Random(f"{sft_batch.seed}/texts")
-    played = []
-    for task, style in zip(sft_batch.tasks, sft_batch.styles, strict=True):
-        texts = demonstration(task, style, rng)
-        play = partial(_speak, texts, task.id, episodes, tokenizer)
-        trajectory = await play()
-        if style in RIGHT and _fault(trajectory) is not None:
-            trajectory = await play()  # a loaded machine may have cut a call off
-            if fault := _fault(trajectory):
-                raise UserError(f"the demonstration of {task.id} is right, and {fault}, or remove cold_start.phases")
-        ids, mask = trajectory.token_ids, trajectory.action_mask
-        played += [(ids[start:end], mask[start:end]) for start, end in trajectory.segments]
-    return played
+async def _play(shown: Demonstration, episodes: Episodes, tokenizer: Any) -> list[MaskedTokens]:
+    """The sequences of one demonstration, a segment each. Raises UserError, SandboxError where it could not be."""
+    texts = demonstration(shown.task, shown.style, random.Random(f"{shown.seed}/texts"))
+    play = partial(_speak, texts, shown.task.id, episodes, tokenizer)
+    trajectory = await play()
+    if shown.style in RIGHT and _fault(trajectory) is not None:
+        trajectory = await play()  # a loaded machine may have cut a call off
+        if fault := _fault(trajectory):
+            raise UserError(f"the demonstration of {shown.task.id} is right, and {fault}, or remove cold_start.phases")
+    ids, mask = trajectory.token_ids, trajectory.action_mask
+    return [(ids[start:end], mask[start:end]) for start, end in trajectory.segments]
 
 
 async def _speak(texts: Sequence[str], task_id: str, episodes: Episodes, tokenizer: Any) -> Trajectory:

@@ -1,6 +1,7 @@
 """What the quickstart builds before it learns: tokenizer, model, demonstrations."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from solostream.agent.trajectory import TokenRecord
 from solostream.envs.data.arithmetic import generate
 from solostream.envs.types import Grading
 from solostream.errors import SandboxError, UserError
-from solostream.training.config import BuildConfig, ModelConfig
+from solostream.training.config import BuildConfig, ModelConfig, load
 from solostream.training.run.model import build_model, build_tokenizer, load_model
-from solostream.training.sft.cold_start import SFTBatch, _play
+from solostream.training.run.setup import build, problems
+from solostream.training.sft.cold_start import Demonstration, _play, demonstrate, problems_of, sft_batches
 from solostream.training.sft.demonstrations import FILLERS, boxed, demonstration, draw_styles, fence
 
 TASKS = generate(200, seed=0)
+TINY = Path(__file__).parents[1] / "run" / "tiny.toml"
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +83,46 @@ def test_styles_are_drawn_with_the_probabilities_of_the_mix() -> None:
     assert abs(drawn.count("early") / 10_000 - 0.75) < 0.02
 
 
+def shown(cold_start: str, seed: int = 0) -> list[list[str]]:
+    settings = (f"run.seed={seed}", *(f"cold_start.{setting}" for setting in cold_start.split(";")))
+    return [[demonstration.seed for demonstration in batch] for batch in sft_batches(load(TINY, settings))]
+
+
+def test_each_epoch_shows_the_demonstrations_of_its_phase_again_in_another_order() -> None:
+    two = "phases=[{steps=7,mix={early=1.0}},{steps=4,mix={guess=1.0}}]"
+    batches = shown(f"{two};batch=5;epochs=3")
+    assert [len(batch) for batch in batches] == [5] * 11
+    flat = [name for batch in batches for name in batch]
+    first, second = flat[:35], flat[35:]
+    fresh = first[:15]  # a third of seven batches, rounded up
+    assert len(set(fresh)) == 15
+    assert sorted(first[15:30]) == sorted(fresh)
+    assert first[15:30] != fresh
+    assert set(first[30:]) < set(fresh)  # the third epoch is cut short
+    assert len(set(first[30:])) == 5
+    assert sorted(second[10:]) == sorted(second[:10])
+    assert not set(first) & set(second)
+
+    # The first epoch is what a single one begins with, and another seed shows others.
+    assert shown(f"{two};batch=5;epochs=1")[:3] == batches[:3]
+    assert not set(fresh) & {name for batch in shown(f"{two};batch=5;epochs=3", seed=1) for name in batch}
+
+
+async def test_what_an_epoch_shows_again_is_not_played_again(tmp_path) -> None:
+    settings = [f"run.root={tmp_path}", "cold_start.phases=[{steps=12,mix={early=0.5,bug=0.5}}]", "cold_start.batch=3"]
+    config = load(TINY, [*settings, "cold_start.epochs=2"])
+    batches = sft_batches(config)
+    parts = build(config, *problems(config), problems_of(batches))
+    played: dict[str, list[int]] = {}
+    shown = [sequences async for sequences in demonstrate(config, parts, batches)]
+    for batch, sequences in zip(batches, shown, strict=True):
+        for one, (ids, _) in zip(batch, sequences, strict=True):
+            played.setdefault(one.seed, []).append(id(ids))
+            assert one.task.prompt in parts.tokenizer.decode(ids)
+    assert len(played) == 18
+    assert all(first == second for first, second in played.values())
+
+
 @pytest.mark.parametrize(
     ("failure", "error", "told"),
     [
@@ -101,4 +144,4 @@ async def test_a_demonstration_without_a_reward_says_whose_fault_it_is(tokenizer
             return record.close(task_id, 0.0, "infra", grading=Grading(failure=failure))
 
     with pytest.raises(error, match=told):
-        await _play(SFTBatch((TASKS[0],), ("guess",), "s"), Pool(), tokenizer)
+        await _play(Demonstration(TASKS[0], "guess", "s"), Pool(), tokenizer)
