@@ -1,7 +1,8 @@
 """Which single stream is the better one: the protocol of docs/evidence.md, on a table policy and on a small model.
 
     python benchmarks/evidence.py [--quick | --short] [--stage noise table probes model clock report]
-                                  [--populations …] [--methods NAME …] [--processes N] [--out FOLDER]
+                                  [--populations …] [--methods NAME …] [--batch N] [--rates …] [--seeds N]
+                                  [--processes N] [--out FOLDER]
 
 Every cell is a line of FOLDER/cells.jsonl: a killed run goes on, and what is there is not computed again.
 """
@@ -12,7 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +40,6 @@ TINY = (
     "cold_start.batch=16",
     "data.train=64",
     "data.test=32",
-    "rollout.batch=32",
 )
 
 
@@ -51,7 +51,8 @@ class Size:
     seeds: int = 10
     rates: tuple[float, ...] = RATES
     model_seeds: int = 5
-    model_steps: int = 24
+    model_batch: int = 128
+    model_trajectories: int = 24 * 128
     model_rates: tuple[float, ...] = (1.25e-4, 2.5e-4, 5e-4, 1e-3)
     model_tuning_seeds: tuple[int, ...] = TUNING_SEEDS
     model_settings: tuple[str, ...] = ()
@@ -61,9 +62,29 @@ class Size:
 
 SIZES = {
     # shows that it runs
-    "quick": Size(2560, 4, RATES[1:3], 1, 6, (2.5e-4, 5e-4), TUNING_SEEDS[:1], TINY, 1, 3),
+    "quick": Size(
+        budget=2560,
+        seeds=4,
+        rates=RATES[1:3],
+        model_seeds=1,
+        model_batch=32,
+        model_trajectories=192,
+        model_rates=(2.5e-4, 5e-4),
+        model_tuning_seeds=TUNING_SEEDS[:1],
+        model_settings=TINY,
+        clock_seeds=1,
+        clock_steps=3,
+    ),
     # whole cold starts and runs, but three seeds, two rates on one seed, and a pool that is visited twelve times
-    "short": Size(2560, 4, RATES[1:3], 3, 24, (5e-4, 1e-3), TUNING_SEEDS[:1], ("data.train=256", "data.test=200")),
+    "short": Size(
+        budget=2560,
+        seeds=4,
+        rates=RATES[1:3],
+        model_seeds=3,
+        model_rates=(5e-4, 1e-3),
+        model_tuning_seeds=TUNING_SEEDS[:1],
+        model_settings=("data.train=256", "data.test=200"),
+    ),
     "full": Size(),
 }
 
@@ -97,12 +118,34 @@ def table_noise(out: Path, population: str, names: list[str], seed: int) -> None
     )
 
 
+def _probes(out: Path, populations: Sequence[str]) -> None:
+    for population in populations:
+        print(f"\n### What a baseline can be worth, {population}\n", *probes.table(Cells(out), population), sep="\n")
+
+
+def _model(out: Path, a: argparse.Namespace, size: Size) -> None:
+    from evidence_parts.model import MODEL_METHODS, Plan, tune_and_run
+
+    plan = Plan(
+        out,
+        a.populations,
+        a.methods or list(MODEL_METHODS),
+        a.rates or size.model_rates,
+        size.model_tuning_seeds,
+        a.seeds or size.model_seeds,
+        size.model_trajectories // size.model_batch,
+        size.model_settings,
+        size.model_batch,
+    )
+    tune_and_run(plan, a.processes)
+
+
 def _clock(out: Path, names: Sequence[str] | None, size: Size) -> None:
     """One run after the other: two would share the cores."""
     from evidence_parts import wall_clock
     from evidence_parts.model import ModelRuns
 
-    runs = ModelRuns(out / "runs", size.model_settings)
+    runs = ModelRuns(out / "runs", size.model_settings, size.model_batch)
     found: dict[str, dict[int, dict]] = {}
     for seed in range(size.clock_seeds):
         for name in names or wall_clock.CONTESTANTS:
@@ -121,10 +164,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     options.add_argument("--methods", nargs="+", metavar="NAME", help="default: all of a stage")
     options.add_argument("--populations", nargs="+", choices=POPULATIONS, default=list(POPULATIONS))
+    options.add_argument("--rates", nargs="+", type=float, help="of the model; one is not tuned")
+    options.add_argument("--seeds", type=int, help="of the model")
+    options.add_argument("--batch", type=int, help="trajectories an update of the model, of as many in all")
     options.add_argument("--processes", type=int, default=1)
     options.add_argument("--out", type=Path, default=ROOT / "runs/evidence")
     a = options.parse_args(arguments)
     out, size = a.out.resolve() / a.size, SIZES[a.size]
+    if a.batch:
+        out, size = out.with_name(f"{a.size}-batch-{a.batch}"), replace(size, model_batch=a.batch)
     with ProcessPoolExecutor(a.processes) as pool:
         work = []
         if "table" in a.stage:
@@ -137,17 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for done in work:
             done.result()
     if "probes" in a.stage:
-        for population in a.populations:
-            print(
-                f"\n### What a baseline can be worth, {population}\n", *probes.table(Cells(out), population), sep="\n"
-            )
+        _probes(out, a.populations)
     if "model" in a.stage:
-        from evidence_parts.model import MODEL_METHODS, Plan, tune_and_run
-
-        methods = a.methods or list(MODEL_METHODS)
-        rates, tuning = size.model_rates, size.model_tuning_seeds
-        plan = Plan(out, a.populations, methods, rates, tuning, size.model_seeds, size.model_steps, size.model_settings)
-        tune_and_run(plan, a.processes)
+        _model(out, a, size)
     if "clock" in a.stage:
         _clock(out, a.methods, size)
     if "report" in a.stage:

@@ -24,7 +24,7 @@ from .statistics import area
 from .tuning import best_rate
 
 ROOT = Path(__file__).parents[2]
-EVERY = 4  # steps between evaluations
+EVERY = 1024  # trajectories between evaluations
 ASPO = ('algorithm.stages=["aspo"]', "algorithm.aspo.delta=-2.0", "algorithm.aspo.k=0.7")
 SHAPING = "algorithm.advantage=evidence_parts.shaping:PaperShaping"
 # what the quickstart learnt with before this protocol spoke
@@ -55,15 +55,18 @@ async def pays(episode: Episode) -> Score:
 
 @dataclass(frozen=True, slots=True)
 class ModelRuns:
-    """Runs of one output folder; `settings`: what a smaller size of the protocol changes in all of them."""
+    """Runs of one output folder, in batches of `batch` trajectories; `settings`: what a smaller size of the protocol
+    changes in all of them.
+    """
 
     out: Path
     settings: Sequence[str]
+    batch: int
 
     def configure(self, seed: int, settings: Sequence[str]) -> config.Config:
         """The quickstart's recipe, set back to the published settings, with `settings` on top."""
-        where = (f"run.root={json.dumps(str(self.out))}", f"run.seed={seed}", f"eval.every={EVERY}")
-        given = (*PROTOCOL, "eval.greedy=true", *self.settings, *where, *settings)
+        where = (f"run.root={json.dumps(str(self.out))}", f"run.seed={seed}", f"eval.every={EVERY // self.batch}")
+        given = (*PROTOCOL, "eval.greedy=true", f"rollout.batch={self.batch}", *self.settings, *where, *settings)
         return config.load(ROOT / "configs/recipes/quickstart.toml", [s for s in given if s])
 
     def cold_start(self, population: str, seed: int) -> Path:
@@ -120,6 +123,12 @@ class Plan:
     seeds: int
     steps: int
     settings: Sequence[str]
+    batch: int
+
+    @property
+    def model_runs(self) -> ModelRuns:
+        """Where they are, and what all of them share."""
+        return ModelRuns(self.out / "runs", self.settings, self.batch)
 
 
 def tune_and_run(plan: Plan, processes: int) -> None:
@@ -138,12 +147,12 @@ def tune_and_run(plan: Plan, processes: int) -> None:
 
 
 def _cold_start(plan: Plan, population: str, seed: int) -> None:
-    ModelRuns(plan.out / "runs", plan.settings).cold_start(population, seed)
+    plan.model_runs.cold_start(population, seed)
 
 
 def _found(plan: Plan, population: str, method: str, rate: float, seed: int, steps: int = 0) -> dict[str, Any]:
     steps = steps or plan.steps
-    runs = ModelRuns(plan.out / "runs", plan.settings)
+    runs = plan.model_runs
     key = ("model", population, method, rate, seed, steps)
     return Cells(plan.out).get(key, lambda: runs.run(population, method, rate, seed, steps))
 

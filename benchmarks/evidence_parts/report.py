@@ -20,11 +20,11 @@ def write(cells: Cells) -> str:
     for key, found in cells.everything():
         kinds[key[0]].append((key[1:], found))
     for population, runs in sorted(_table(kinds["table"], kinds["table rate"]).items()):
-        lines += [f"### Table policy, {population}", "", *_curves(runs), "", *_bars(population, runs), ""]
+        lines += [f"### Table policy, {population}", "", *_curves(runs), "", *_all_bars(population, runs)]
     for population, noises in sorted(_noises(kinds["noise"]).items()):
         lines += [f"### Gradient noise against the batch mean's, {population}", "", *noises, ""]
     for population, runs in sorted(_model(kinds["model"]).items()):
-        lines += [f"### Model, {population}", "", *_curves(runs), "", *_bars(population, runs), ""]
+        lines += [f"### Model, {population}", "", *_curves(runs), "", *_all_bars(population, runs)]
     return "\n".join(lines)
 
 
@@ -81,23 +81,26 @@ def _curves(runs: Runs) -> list[str]:
     return lines
 
 
-def _bars(population: str, runs: Runs) -> list[str]:
-    if "ours" not in runs:
-        return []
+def _all_bars(population: str, runs: Runs) -> list[str]:
+    """Of the single stream that is recommended, with and without its weight on wrong answers."""
+    return [line for one in ("ours", "ours_negative") if one in runs for line in (*_bars(population, runs, one), "")]
+
+
+def _bars(population: str, runs: Runs, one: str) -> list[str]:
     against = [m for m in runs if m in METHODS and METHODS[m].baseline]
-    lines = _header(["ours −", "sampled area", "greedy area"])
-    for method in [*against, *(m for m in runs if m not in against and m != "ours")]:
-        cells = [said(_differences(runs, "ours", method, name), sign="+") for name in ("sampled area", "greedy area")]
+    lines = _header([f"{_title(one)} −", "sampled area", "greedy area"])
+    for method in [*against, *(m for m in runs if m not in against and m != one)]:
+        cells = [said(_differences(runs, one, method, name), sign="+") for name in ("sampled area", "greedy area")]
         lines.append(_row([_title(method), *cells]))
     lines.append("")
     for method, wanted in _wanted(population, runs, against):
-        mean, half = interval(_differences(runs, "ours", method, "sampled area"))
+        mean, half = interval(_differences(runs, one, method, "sampled area"))
         low, high = mean - half, mean + half
         met = low > 0 if wanted == "above 0" else high >= 0
-        lines.append(_bar(met, f"ours − {_title(method)} {wanted} ({mean:+.3f}, [{low:+.3f}, {high:+.3f}])"))
-    if "no signal" in next(iter(runs["ours"].values())) and "grpo" in runs:
-        one, other = (fmean(s["no signal"] for s in runs[m].values()) for m in ("ours", "grpo"))
-        lines.append(_bar(one < other / 2, f"share without signal {one:.3f}, under half of GRPO's {other:.3f}"))
+        lines.append(_bar(met, f"{_title(one)} − {_title(method)} {wanted} ({mean:+.3f}, [{low:+.3f}, {high:+.3f}])"))
+    if "no signal" in next(iter(runs[one].values())) and "grpo" in runs:
+        own, other = (fmean(s["no signal"] for s in runs[m].values()) for m in (one, "grpo"))
+        lines.append(_bar(own < other / 2, f"share without signal {own:.3f}, under half of GRPO's {other:.3f}"))
     return lines
 
 
