@@ -77,7 +77,7 @@ class Clock:
 
 def settings(out: Path, model: Path | None, steps: int, problems: int) -> configuration.Config:
     given = [f"run.root={json.dumps(str(out))}", f"run.steps={steps}", f"data.test={problems}"]
-    given += ["eval.every=0", "eval.greedy=false"]
+    given += [f"rollout.batch={BATCH}", "eval.every=0", "eval.greedy=false"]
     if model is not None:
         given += [f"model.path={json.dumps(str(model))}", "cold_start.phases=[]", "algorithm.tracker.start_samples=0"]
     return configuration.load(ROOT / "configs/recipes/quickstart.toml", given)

@@ -103,6 +103,7 @@ PINNED = (
     "algorithm.tracker={start_samples = 1}",
     "algorithm.stages=[]",
     "algorithm.aspo.signal=first_call",
+    "rollout.batch=128",
     "eval.greedy=false",
 )
 
