@@ -34,8 +34,7 @@ from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from benchmarks.engine_parts.clock import children_s  # noqa: E402
 from solostream.agent.engine import Sampling  # noqa: E402
-from solostream.agent.engines.hf.cache import SlotCache, feed  # noqa: E402
-from solostream.agent.engines.hf.engine import KEY_BLOCK  # noqa: E402
+from solostream.agent.engines.hf.cache import KEY_BLOCK, SlotCache, feed  # noqa: E402
 from solostream.agent.engines.hf.forward import ModelForward  # noqa: E402
 from solostream.agent.engines.hf.lean import LeanForward  # noqa: E402
 from solostream.agent.engines.hf.sampling import sample  # noqa: E402

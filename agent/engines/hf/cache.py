@@ -12,13 +12,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+GROUPS, GROUP_ROWS = 4, 12  # of rows of about one length: at most so many, of at least so many rows
+KEY_BLOCK = 16  # attention is over a multiple of this many columns
+
+
+@dataclass(frozen=True, slots=True)
+class KeyGroup:
+    """Rows of a feed that attend to about as many keys: `rows`, places in the feed (None: all), of `slots` as there."""
+
+    rows: Tensor | None
+    slots: Tensor | None
+    n_keys: int
+
 
 @dataclass(frozen=True, slots=True)
 class Feed:
     """One forward pass: the newest tokens of some slots, left-padded so that the last column is each row's last token.
 
     tokens, positions, columns: (rows, width) int64; `columns` is where keys are written. slots: (rows,), or None when
-    row i is slot i, so that the cache is read without a copy. n_keys: how many columns any row attends to.
+    row i is slot i, so that the cache is read without a copy. n_keys: how many columns any row attends to. fixed: all
+    rows attend to so many, whatever they need: the shapes of a step do not depend on what is in it.
     """
 
     tokens: Tensor
@@ -26,12 +39,31 @@ class Feed:
     columns: Tensor
     slots: Tensor | None
     n_keys: int
+    fixed: bool = False
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """(rows, 1, width, n_keys), 0 or -inf: a token sees itself and what came before it in its slot."""
         keys = torch.arange(self.n_keys, device=self.positions.device)
         seen = keys <= self.positions[:, :, None]
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[:, None]
+
+    def by_length(self) -> list[KeyGroup]:
+        """The rows in groups, short ones first, where that is less to read than everybody's keys to the longest's."""
+        rows, width = self.tokens.shape
+        count = min(rows // GROUP_ROWS, GROUPS)
+        everybody = KeyGroup(None, self.slots, self.n_keys)
+        # On a GPU a group is a kernel launch more, which costs more than the keys.
+        if width > 1 or count < 2 or self.fixed or self.tokens.is_cuda:
+            return [everybody]
+        groups = []
+        for places in self.positions[:, 0].argsort().chunk(count):
+            keys = int(self.positions[places[-1], 0]) + 1
+            n_keys = min(-(-keys // KEY_BLOCK) * KEY_BLOCK, self.n_keys)
+            groups.append(KeyGroup(places, places if self.slots is None else self.slots[places], n_keys))
+        # A group is copied together before it is read; so is everybody, unless row i is slot i.
+        reads = 1 if self.slots is None else 2
+        grouped = 2 * sum(len(group.slots) * group.n_keys for group in groups if group.slots is not None)
+        return groups if grouped < reads * rows * self.n_keys else [everybody]
 
 
 def feed(
@@ -42,6 +74,7 @@ def feed(
     n_keys: int,
     bin_column: int,
     device: torch.device,
+    fixed: bool = False,
 ) -> Feed:
     """Tokens `start[i]:end[i]` of slot `rows[i]`; a row with start == end is padding only. ids: (slots, length)."""
     width = max(1, int((end - start).max()))
@@ -60,6 +93,7 @@ def feed(
         columns=to(columns),
         slots=None if dense else to(rows),
         n_keys=n_keys,
+        fixed=fixed,
     )
 
 
@@ -96,8 +130,8 @@ class SlotCache:
             for cached in layer:
                 cached[target, :, :columns] = cached[source, :, :columns]
 
-    def update(self, layer: int, batch: Feed, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (rows, heads, width, head_dim); returns what rows may attend to, (rows, heads, n_keys, head_dim)."""
+    def write(self, layer: int, batch: Feed, keys: Tensor, values: Tensor) -> None:
+        """The newest keys and values of all rows, (rows, heads, width, head_dim) each."""
         if layer == len(self._layers):
             shape = (self.slots, keys.shape[1], self.columns)
             self._layers.append(
@@ -108,9 +142,13 @@ class SlotCache:
             )
         rows = len(keys)
         slots = batch.slots if batch.slots is not None else torch.arange(rows, device=keys.device)
-        read = []
         for cached, new in zip(self._layers[layer], (keys, values), strict=True):
             cached[slots[:, None], :, batch.columns] = new.transpose(1, 2)
-            chosen = cached[:rows] if batch.slots is None else cached.index_select(0, batch.slots)
-            read.append(chosen[:, :, : batch.n_keys])
-        return read[0], read[1]
+
+    def read(self, layer: int, slots: Tensor | None, rows: int, n_keys: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, (rows, heads, n_keys, head_dim) each, of `slots`; None: the first `rows`, without a copy."""
+        keys, values = (
+            cached[:rows, :, :n_keys] if slots is None else cached[:, :, :n_keys].index_select(0, slots)
+            for cached in self._layers[layer]
+        )
+        return keys, values

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from solostream.agent.engine import EngineError, Generation, Sampling, Weights, check_prompt
-from solostream.agent.engines.hf.cache import SlotCache, feed
+from solostream.agent.engines.hf.cache import KEY_BLOCK, SlotCache, feed
 from solostream.agent.engines.hf.forward import forward_of, load_state
 from solostream.agent.engines.hf.graphs import GraphedForward, rounded
 from solostream.agent.engines.hf.lean import SMALL
@@ -30,7 +30,6 @@ from solostream.agent.engines.live_weights import LiveWeights, version_a_token
 from solostream.agent.engines.stops import StopTable, eos_ids
 from solostream.errors import UserError
 
-KEY_BLOCK = 16  # attention is over a multiple of this many columns
 PATIENCE_S = 0.005  # between two looks at weights that are being written
 YIELDS = 8  # turns of the event loop after a step: a tool's answer takes several to reach its episode
 
@@ -345,11 +344,11 @@ class HFEngine:
         device = self._forward.device
         fixed = graphed or (decode and self._reproducible)
         if len(rows) == span or not (fixed or (decode and 4 * len(rows) >= 3 * span)):
-            batch = feed(self._ids, self._cached[rows], end, rows, n_keys, self._cache.bin_column, device)
+            batch = feed(self._ids, self._cached[rows], end, rows, n_keys, self._cache.bin_column, device, fixed)
             return self._forward(batch, self._cache)
         starts, ends = np.zeros((2, span), np.int64)
         starts[rows], ends[rows] = self._cached[rows], end
-        batch = feed(self._ids, starts, ends, np.arange(span), n_keys, self._cache.bin_column, device)
+        batch = feed(self._ids, starts, ends, np.arange(span), n_keys, self._cache.bin_column, device, fixed)
         return self._forward(batch, self._cache)[torch.from_numpy(rows).to(device)]
 
     def _choose(self, rows: np.ndarray, logits: torch.Tensor) -> list[tuple[int, bool]]:

@@ -57,7 +57,9 @@ class _CacheOfBatch(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        return self._cache.update(layer_idx, self._batch, key_states, value_states)
+        batch = self._batch
+        self._cache.write(layer_idx, batch, key_states, value_states)
+        return self._cache.read(layer_idx, batch.slots, len(batch.tokens), batch.n_keys)
 
 
 def forward_of(model: PreTrainedModel, *, graphs: bool = True) -> ModelForward | LeanForward | GraphedForward:

@@ -179,7 +179,10 @@ class LeanForward:
         rows, width = batch.tokens.shape
         cos, sin = self._positions(batch, cache.columns)
         x = self._embed(batch.tokens.flatten())
-        mask = batch.mask(x.dtype)
+        mask, groups = batch.mask(x.dtype), batch.by_length()
+        masks = [mask if group.rows is None else mask[group.rows, ..., : group.n_keys] for group in groups]
+        order = [group.rows for group in groups if group.rows is not None]
+        back = torch.cat(order).argsort() if order else None
         turned = self.heads + self.kv_heads  # heads that rotary positions turn
         half = self.head_dim // 2
         for index, block in enumerate(self._blocks):
@@ -190,8 +193,12 @@ class LeanForward:
             qk = torch.addcmul(qk * cos, torch.cat([qk[..., half:], qk[..., :half]], -1), sin)
             q, k = qk.split([self.heads, self.kv_heads], 1)
             k, v = (one.view(rows, width, -1, self.head_dim).transpose(1, 2) for one in (k, h[:, turned:]))
-            keys, values = cache.update(index, batch, k, v)
-            x = block.close(x, self._attend(q, keys, values, mask, width))
+            cache.write(index, batch, k, v)
+            parts = []
+            for group, seen in zip(groups, masks, strict=True):
+                keys, values = cache.read(index, group.slots, len(seen), group.n_keys)
+                parts.append(self._attend(q if group.rows is None else q[group.rows], keys, values, seen, width))
+            x = block.close(x, parts[0] if back is None else torch.cat(parts)[back])
         return self._head(x.view(rows, width, -1)[:, -1])
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, width: int) -> Tensor:

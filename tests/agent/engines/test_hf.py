@@ -13,6 +13,7 @@ import transformers
 
 from solostream.agent.engine import Engine, EngineError, Sampling
 from solostream.agent.engines.hf import HFEngine, lean
+from solostream.agent.engines.hf.cache import SlotCache, feed
 from solostream.agent.engines.hf.forward import ModelForward, refuse_other_attention
 from solostream.agent.engines.hf.lean import LeanForward
 from solostream.agent.engines.hf.sampling import _kept, sample, uniforms
@@ -53,6 +54,33 @@ async def test_logprobs_are_the_models(
             for offset, (token, logprob) in enumerate(zip(generation.token_ids, generation.logprobs, strict=True)):
                 assert expected[start + offset - 1, token].item() == pytest.approx(logprob, abs=1e-4, rel=1e-5)
     await engine.close()
+
+
+@pytest.mark.parametrize("rows", [np.arange(40), np.r_[1:9, 12:40, 44:50]])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_rows_in_groups_of_about_one_length_are_the_models(
+    rows: np.ndarray, fixed: bool, make_model: Any, reference: Any
+) -> None:
+    """Rows in no order of length, in slots with and without gaps, one in eight long; fixed shapes have one group."""
+    model, rng, device = make_model("qwen3"), np.random.default_rng(3), torch.device("cpu")
+    lengths = rng.integers(5, 30, 50) + np.where(np.arange(50) % 8 == 3, 170, 0)
+    ids, cache, forward = rng.integers(2, 300, (50, 220)), SlotCache(50, 220), LeanForward(model)
+    for row in rows:
+        forward(feed(ids, np.zeros(1, int), lengths[[row]], rows[rows == row], 219, 219, device), cache)
+    batch = feed(ids, lengths[rows], lengths[rows] + 1, rows, 208, 219, device, fixed)
+    groups = batch.by_length()
+    assert len(groups) == (1 if fixed else len(rows) // 12)
+    if not fixed:
+        places = torch.cat([group.rows for group in groups if group.rows is not None])
+        assert places.sort().values.tolist() == list(range(len(rows)))
+        for group in groups:
+            longest = int(lengths[rows][group.rows].max()) + 1
+            assert group.n_keys == -(-longest // 16) * 16
+        assert groups[0].n_keys < 32
+    found = forward(batch, cache).log_softmax(-1)
+    for row, of_row in zip(rows, found, strict=True):
+        expected = reference[0](model, ids[row, : lengths[row] + 1].tolist())[-1]
+        torch.testing.assert_close(of_row, expected.to(of_row.dtype), atol=1e-5, rtol=1e-5)
 
 
 async def test_greedy_is_the_models(make_model: Any, tokenizer: Any, reference: Any) -> None:

@@ -121,13 +121,18 @@ def packed_attention(
         q, k, v = (
             x[start:end].unflatten(0, (count, length)).transpose(1, 2) for x in rows
         )  # [count, heads, length, d]
-        if repeat > 1:
+        # A CPU's kernel reads one key head for all query heads that share it, the others need copies.
+        shared = repeat > 1 and not q.is_cuda
+        if repeat > 1 and not shared:
             k = k.repeat_interleave(repeat, 1)
             v = v.repeat_interleave(repeat, 1)
 
         # Only where the window is shorter than the block does it need a mask, which the fast kernels do not take.
         band = _band(length, sliding_window, q.device) if sliding_window and length > sliding_window else None
-        block = F.scaled_dot_product_attention(q, k, v, attn_mask=band, is_causal=band is None, scale=scaling)
+        causal = band is None
+        block = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=band, is_causal=causal, scale=scaling, enable_gqa=shared
+        )
         outputs.append(block.transpose(1, 2).flatten(0, 1))  # [count · length, heads, d]
         start = end
 
