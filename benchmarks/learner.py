@@ -3,15 +3,17 @@
 All do the same work: forward, PPO-clip with token mean, backward, clipping, AdamW, on one model, one batch, one
 machine, float32, 8 sequences a micro-batch where they are padded ("sorted": neighbours in length share one, cut to its
 longest). Tokens are real ones: padding does not count. The rounds take turns and count CPU seconds, so that a busy
-machine favours nobody. The first lines say which model and batch, and check that the gradients agree.
+machine favours nobody. The first lines say which model and batch, and check that the gradients agree. --compile adds
+the packed learner with `learner.compile`, and says what compiling took (it needs a C++ compiler, and a minute or two).
 
     pip install trl
-    python benchmarks/learner.py [--model 0.5M|25M|135M] [--quick] [--rounds N] [--plot learner.png]
+    python benchmarks/learner.py [--model 0.5M|25M|135M] [--compile] [--quick] [--rounds N] [--plot learner.png]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -32,7 +34,8 @@ from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.learner import Learner
 
 PROMPT, MICRO = 32, 8
-OURS, SORTED, TRL = "solostream, packed", "padded, sorted by length", "TRL GRPOTrainer"
+OURS, COMPILED = "solostream, packed", "packed and compiled"
+SORTED, TRL = "padded, sorted by length", "TRL GRPOTrainer"
 # name -> what it is, vocabulary, hidden size, MLP, layers, heads, heads of keys and values, head size
 SHAPES = {
     "0.5M": ("the quickstart's shape", 640, 128, 384, 2, 8, 4, 16),
@@ -198,25 +201,43 @@ def plot(path: str, speeds: dict[str, float]) -> None:
     figure.savefig(path, dpi=150)
 
 
-def contestants(
-    name: str, batch: list[Trajectory], advantages: list[float]
-) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
-    """Name -> one update; name -> how near its gradient is to the packed one (cosine). Each has done one."""
+def packed_update(
+    name: str, batch: list[Trajectory], advantages: list[float], compiled: bool, caught: list[torch.Tensor]
+) -> Callable[[], Any]:
+    """The learner's own, once done: its gradient is appended to `caught`, for the step drops it."""
     given = Advantages(per_token(advantages, batch))
-    learner = Learner(model(name), LearnerConfig(lr=1e-9, betas=(0.9, 0.999), max_tokens_per_batch=2048))
-    caught: list[torch.Tensor] = []
+    config = LearnerConfig(lr=1e-9, betas=(0.9, 0.999), max_tokens_per_batch=2048, compile=compiled)
+    learner = Learner(model(name), config)
     apply = learner.optimizer.apply
     learner.optimizer.apply = lambda: (caught.append(gradient(learner.model)), apply())[1]  # type: ignore[method-assign]
     learner.update(batch, given, drift=False)
     learner.optimizer.apply = apply  # type: ignore[method-assign]
-    updates: dict[str, Callable[[], Any]] = {OURS: lambda: learner.update(batch, given, drift=False)}
+    return lambda: learner.update(batch, given, drift=False)
+
+
+def cpu_s() -> float:
+    """CPU seconds of this process and of the compilers that it started."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+def contestants(
+    name: str, batch: list[Trajectory], advantages: list[float], compiled: bool
+) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+    """Name -> one update; name -> how near its gradient is to the packed one (cosine). Each has done one."""
+    caught: list[torch.Tensor] = []
+    updates = {OURS: packed_update(name, batch, advantages, False, caught)}
+    if compiled:
+        before, wall = cpu_s(), time.monotonic()
+        updates[COMPILED] = packed_update(name, batch, advantages, True, caught)
+        print(f"compiling and the first update: {cpu_s() - before:.0f} CPU s, {time.monotonic() - wall:.0f} s")
     peers = {
         "padded to the longest": lambda: padded_update(model(name), batch, advantages, False),
         "padded a micro-batch": lambda: padded_update(model(name), batch, advantages, True),
         SORTED: lambda: padded_update(model(name), batch, advantages, True, in_order=True),
         TRL: lambda: trl_update(model(name), batch, advantages),
     }
-    agree = {}
+    agree = {COMPILED: float(torch.cosine_similarity(caught[0], caught[1], 0))} if compiled else {}
     for peer, make in peers.items():
         try:
             policy, updates[peer] = make()
@@ -231,6 +252,7 @@ def contestants(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SHAPES, default="0.5M")
+    parser.add_argument("--compile", action="store_true", help="also with learner.compile")
     parser.add_argument("--quick", action="store_true", help="a smaller batch, fewer rounds")
     parser.add_argument("--rounds", type=int, help="default: 5, with --quick 2")
     parser.add_argument("--plot", help="write a bar chart here")
@@ -249,7 +271,7 @@ def main() -> None:
         f"padding: {n * lengths[-1] / sum(lengths):.2f}x the tokens to the longest, {widest / sum(lengths):.2f}x sorted"
     )
 
-    updates, agree = contestants(options.model, batch, advantages)
+    updates, agree = contestants(options.model, batch, advantages, options.compile)
     for name, cosine in agree.items():
         print(f"gradient of {name} against packed: cosine {cosine:.6f}")
     seconds: dict[str, list[float]] = {name: [] for name in updates}
