@@ -1,6 +1,6 @@
 """Which single stream is the better one: the protocol of docs/evidence.md, on a table policy and on a small model.
 
-    python benchmarks/evidence.py [--quick | --short] [--stage noise table probes model clock report]
+    python benchmarks/evidence.py [--quick | --short] [--stage noise table probes early model clock report]
                                   [--populations …] [--methods NAME …] [--batch N] [--rates …] [--seeds N]
                                   [--processes N] [--out FOLDER]
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from evidence_parts import probes, report
+from evidence_parts import early_calls, probes, report
 from evidence_parts.cells import Cells
 from evidence_parts.methods import METHODS
 from evidence_parts.statistics import area
@@ -28,7 +28,7 @@ from evidence_parts.table_run import noise, play
 from evidence_parts.tuning import best_rate
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("noise", "table", "probes", "model", "clock", "report")
+STAGES = ("noise", "table", "probes", "early", "model", "clock", "report")
 TUNING_SEEDS = (100, 101)
 CHECKPOINTS = (0, 5, 10, 20)
 NOISE_SEEDS = 3
@@ -118,9 +118,29 @@ def table_noise(out: Path, population: str, names: list[str], seed: int) -> None
     )
 
 
+def _tables(out: Path, a: argparse.Namespace, size: Size) -> None:
+    with ProcessPoolExecutor(a.processes) as pool:
+        work = []
+        if "table" in a.stage:
+            work += [pool.submit(tune_and_play, out, p, m, size) for m in a.methods or METHODS for p in a.populations]
+        if "noise" in a.stage:
+            names = list(dict.fromkeys(["batch", *(a.methods or METHODS)]))  # what the others are compared with
+            work += [
+                pool.submit(table_noise, out, p, names, seed) for seed in range(NOISE_SEEDS) for p in a.populations
+            ]
+        for done in work:
+            done.result()
+
+
 def _probes(out: Path, populations: Sequence[str]) -> None:
     for population in populations:
         print(f"\n### What a baseline can be worth, {population}\n", *probes.table(Cells(out), population), sep="\n")
+
+
+def _early(out: Path) -> None:
+    found = early_calls.curves(Cells(out))
+    early_calls.plot(found, out / "early_calls.png")
+    print("\n### ASPO where nearly all groups are right\n", *early_calls.table(found), sep="\n")
 
 
 def _model(out: Path, a: argparse.Namespace, size: Size) -> None:
@@ -173,19 +193,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out, size = a.out.resolve() / a.size, SIZES[a.size]
     if a.batch:
         out, size = out.with_name(f"{a.size}-batch-{a.batch}"), replace(size, model_batch=a.batch)
-    with ProcessPoolExecutor(a.processes) as pool:
-        work = []
-        if "table" in a.stage:
-            work += [pool.submit(tune_and_play, out, p, m, size) for m in a.methods or METHODS for p in a.populations]
-        if "noise" in a.stage:
-            names = list(dict.fromkeys(["batch", *(a.methods or METHODS)]))  # what the others are compared with
-            work += [
-                pool.submit(table_noise, out, p, names, seed) for seed in range(NOISE_SEEDS) for p in a.populations
-            ]
-        for done in work:
-            done.result()
+    _tables(out, a, size)
     if "probes" in a.stage:
         _probes(out, a.populations)
+    if "early" in a.stage:
+        _early(out)
     if "model" in a.stage:
         _model(out, a, size)
     if "clock" in a.stage:
