@@ -16,6 +16,7 @@ from solostream.training.cluster.placement import Placement
 from solostream.training.cluster.rank_worker import RankLost, RankWorker, learner_of
 from solostream.training.cluster.ranks import Ranks, on_gpus
 from solostream.training.config import Config
+from solostream.training.config.memory import only_adapters
 from solostream.training.learner import supervised
 from solostream.training.learner.device import describe, sampler_dtype
 from solostream.training.learner.learner import Learner
@@ -69,7 +70,7 @@ class Learning:
     def open(self, found: Path | None) -> None:
         """Start the ranks, with the model in the folder `found`, else that of the configuration."""
         if self.ranks is not None:
-            self.ranks.open(self._model(found), setup.only_adapters(self._config))
+            self.ranks.open(self._model(found), only_adapters(self._config))
 
     def begin(self, phase: str) -> Learns:
         """A learner for the phase "cold_start" or "rl", on the model as it is now.
@@ -77,7 +78,7 @@ class Learning:
         Where nothing is trained but adapters, the first phase has a learner of the second kind, too: one that could
         train all weights would make them float32, and moments for each.
         """
-        phase = "rl" if setup.only_adapters(self._config) else phase
+        phase = "rl" if only_adapters(self._config) else phase
         if self.ranks is None:
             gc.collect()  # the learner before, with its moments, should a cycle hold it: searches are rare in a run
             p = self._parts
@@ -90,7 +91,7 @@ class Learning:
         write = self.ranks.write_model if self.ranks else self._parts.model.save_pretrained
         setup.write_base(base, self._folder, self._parts, write)
         if self.ranks is not None:  # what the cold start has shared out takes no adapters any more
-            self.ranks.load_model(self._model(base), setup.only_adapters(self._config))
+            self.ranks.load_model(self._model(base), only_adapters(self._config))
 
     def close(self) -> None:
         """End the ranks."""

@@ -139,7 +139,7 @@ def memory(config: Config, shape: ModelShape, in_flight: int, context: int, devi
     in_flight: episodes. context: tokens of the longest. device: "cpu" or "cuda". total: bytes that the device has; of a
     share that `rollout.colocate` leaves to vLLM 0 gives the least.
     """
-    c, stored = config.learner, wide(config.model)
+    c, stored = config.learner, _learned(config)
     half, offloaded = _computes_in_half(c, device), offloads(config, device)
     trained = shape.adapters(c) or shape.parameters
     rows = min(c.max_tokens_per_batch, config.rollout.batch * context)
@@ -171,14 +171,24 @@ def memory(config: Config, shape: ModelShape, in_flight: int, context: int, devi
     return {name: size for name, size in parts.items() if size}
 
 
+def only_adapters(config: Config) -> bool:
+    """Whether the weights under the adapters are never trained, not in a cold start either."""
+    return config.learner.lora is not None and not (config.cold_start.phases or config.cold_start.data)
+
+
 def wide(model: ModelConfig) -> int:
     """Bytes of a number that is not trained and not in 4 bits."""
     return 4 if model.dtype == "float32" else 2
 
 
+def _learned(config: Config) -> int:
+    """Bytes of a number under adapters: a cold start has trained it in float32, and it stays so."""
+    return wide(config.model) if only_adapters(config) else 4
+
+
 def _base(config: Config, shape: ModelShape) -> int:
     packed = shape.linear if config.model.dtype == "4bit" else 0
-    return round(four_bit.BYTES * packed) + wide(config.model) * (shape.parameters - packed)
+    return round(four_bit.BYTES * packed) + _learned(config) * (shape.parameters - packed)
 
 
 def _logits(config: LearnerConfig, shape: ModelShape, logits: int, embedding: int, tokens: int) -> int:
@@ -254,7 +264,7 @@ def _sampler(config: Config, shape: ModelShape, in_flight: int, context: int, de
     lean = shape.kind in LEAN_KINDS and shape.parameters <= LEAN
     c = config.learner
     half = c.masters == "bfloat16" or (offloads(config, device) and _computes_in_half(c, device))
-    learned = wide(config.model) if c.lora else 2 if half else 4
+    learned = _learned(config) if c.lora else 2 if half else 4
     steps = c.num_mini_batches * c.epochs
     second = sampled != learned or (config.rollout.mode == "async" and steps > 1)
     columns = min(FIRST_COLUMNS, context + 1) if config.rollout.mode == "async" else context + 1

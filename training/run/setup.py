@@ -31,7 +31,7 @@ from solostream.training.advantages.base import Advantage
 from solostream.training.cluster.rank_sharding import refuse_unshardable
 from solostream.training.config import Config, colocation
 from solostream.training.config.dry_run import refuse_too_large, shared_device
-from solostream.training.config.memory import offloads
+from solostream.training.config.memory import offloads, only_adapters
 from solostream.training.learner.device import compute_dtype, device_of, sampler_dtype
 from solostream.training.learner.optimizer import low_memory
 from solostream.training.learner.optimizer.on_host import HostMasters
@@ -104,11 +104,6 @@ def build(
             f"context of {context}: lower episode_tokens to {max(context - prompt, 0)} or less"
         )
     return Components(train, test, model, tokenizer, chat, prompt + config.env.episode_tokens, masters)
-
-
-def only_adapters(config: Config) -> bool:
-    """Whether the weights under the adapters are never trained, not in a cold start either."""
-    return config.learner.lora is not None and not (config.cold_start.phases or config.cold_start.data)
 
 
 def untouched(config: Config) -> bool:

@@ -32,6 +32,7 @@ from solostream.training.cluster import crew
 from solostream.training.cluster.learning import Learning, Learns, sft_loss, sft_step
 from solostream.training.cluster.rank_worker import RankLost
 from solostream.training.config import Config
+from solostream.training.config.memory import only_adapters
 from solostream.training.config.unused import unused
 from solostream.training.losses import Loss
 from solostream.training.observers import RunTracker
@@ -372,7 +373,7 @@ class Trainer:
         state = State(rl.step if rl else 0, plain, {"torch_rng": torch.get_rng_state()})
 
         def write(draft: Path) -> None:
-            apart = rl is not None or setup.only_adapters(self.config)  # the base has a folder, or is the draft
+            apart = rl is not None or only_adapters(self.config)  # the base has a folder, or is the draft
             learner.save(draft, base=not apart, on=self.base)
             setup.write_settings(self.config, self.folder.name, self.parts, draft)
 

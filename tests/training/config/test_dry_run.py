@@ -110,6 +110,13 @@ def test_the_sizes_of_a_real_learner(settings: list[str], config: dict) -> None:
     assert sum(found.memory.get(part, 0) for part in parts) == pytest.approx(kept, rel=0.01)
 
 
+def test_a_base_that_a_cold_start_trains_is_counted_in_float32() -> None:
+    adapters = ("learner.lora.rank=4", 'model.dtype="bfloat16"')
+    trained = planned(*adapters, "cold_start.phases=[{steps=1,mix={early=1.0}}]")
+    assert trained.memory["base"] == 4 * trained.shape.parameters
+    assert planned(*adapters).memory["base"] == 2 * trained.shape.parameters
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_activations_that_the_backward_pass_keeps(checkpointing: bool) -> None:
     """Distinct storages that autograd saves below the head; recomputation also needs one layer at a time."""
