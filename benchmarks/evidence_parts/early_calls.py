@@ -45,8 +45,6 @@ METHODS = {
     "grpo_aspo": ("GRPO + ASPO (−2, .7)", (*GRPO, *CONSERVATIVE, IN_GROUPS)),
     "grpo_aggressive": ("GRPO + ASPO (−2.5, .9)", (*GRPO, *AGGRESSIVE, IN_GROUPS)),
     "shaping": ("GRPO on shaped rewards", (*GRPO, "algorithm.advantage=evidence_parts.shaping:PaperShaping")),
-    "batch": ("batch mean", ("algorithm.advantage=reinforce_pp",)),
-    "batch_aspo": ("batch mean + ASPO (−2, .7)", ("algorithm.advantage=reinforce_pp", *CONSERVATIVE)),
     "ours": ("ours", ours()),
     "ours_aspo": ("ours + ASPO (−2, .7)", (*ours(), *CONSERVATIVE)),
     "ours_aggressive": ("ours + ASPO (−2.5, .9)", (*ours(), *AGGRESSIVE)),
