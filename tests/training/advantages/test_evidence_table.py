@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_ledgers import one_each, trajectory
 
+from benchmarks.evidence_parts import early_calls
 from benchmarks.evidence_parts.cells import Cells
 from benchmarks.evidence_parts.shaping import PaperShaping
 from benchmarks.evidence_parts.statistics import area, interval
@@ -129,3 +130,42 @@ def test_areas_and_intervals_by_hand() -> None:
     """.2 to .6 over [0, 4], then .6 up to 10; mean 2 of 1, 2, 3 with t(2) = 4.303."""
     assert area([(0, 0.2), (4, 0.6)], 10) == pytest.approx((4 * 0.4 + 6 * 0.6) / 10)
     assert interval([1, 2, 3]) == pytest.approx((2, 4.3027 / 3**0.5), abs=1e-3)
+
+
+def a_thinker() -> early_calls.Policy:
+    policy = early_calls.Policy(needed=4, otherwise=0.8)
+    policy.logits += np.random.default_rng(3).normal(0, 0.7, policy.logits.shape)
+    return policy
+
+
+def test_early_calls_are_exactly_what_sampling_finds() -> None:
+    policy, rng, n = a_thinker(), np.random.default_rng(4), 4000
+    played = [policy.episode(rng) for _ in range(n)]
+    accuracy, first = policy.exact()
+    calls = np.array([sentences * early_calls.LENGTH for sentences, *_ in played])
+    assert np.mean([reward for *_, reward in played]) == pytest.approx(accuracy, abs=4 * 0.5 / n**0.5)
+    assert calls.mean() == pytest.approx(first, abs=4 * calls.std() / n**0.5)
+    assert 0.3 < accuracy < 0.95
+
+
+def test_the_gradient_of_early_calls_is_autograds() -> None:
+    """Σ A log π/Σ T, where a sentence's other tokens follow from its first."""
+    policy, rng = a_thinker(), np.random.default_rng(6)
+    played = [policy.episode(rng) for _ in range(40)]
+    size = [
+        sentences * early_calls.LENGTH + (sentences < early_calls.SENTENCES) + early_calls.CODE
+        for sentences, *_ in played
+    ]
+    advantages = Advantages([np.full(n, a) for n, a in zip(size, rng.normal(size=40), strict=True)], {})
+    logits = torch.tensor(policy.logits, requires_grad=True)
+    cut = early_calls.SENTENCES * 2
+    decide, code = logits[:cut].view(-1, 2).log_softmax(1), logits[cut:].view(early_calls.CODE, -1).log_softmax(1)
+    total = logits.sum() * 0
+    for (sentences, tokens, _), a in zip(played, advantages.values, strict=True):
+        total = total + a[0] * decide[:sentences, early_calls.THINK].sum()
+        if sentences < early_calls.SENTENCES:
+            total = total + a[0] * decide[sentences, early_calls.CALL]
+        total = total + a[0] * code[range(early_calls.CODE), tokens].sum()
+    (total / sum(size)).backward()
+    assert logits.grad is not None
+    assert np.allclose(policy.gradient(played, advantages), logits.grad.numpy(), atol=1e-12)
