@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import tempfile
 from typing import Any, NamedTuple, NoReturn
 
@@ -21,6 +22,7 @@ from .isolation import rootfs
 from .isolation.confinement import Confinement, Restriction, prepare_namespaces, prepare_stage
 
 CLOSE_RANGE = 436
+_ITS_OWN = 8  # descriptors that a session opens before it closes what it has inherited (five at once)
 UNIX, STREAM, _SEQPACKET = int(socket.AF_UNIX), int(socket.SOCK_STREAM), int(socket.SOCK_SEQPACKET)
 
 
@@ -46,8 +48,11 @@ class Births:
         self._restriction = Restriction(confinement)
         self._unused: list[memory.Group] = []
         self._count = 0
+        # A session is born with as many descriptors as the server has: what it opens itself, to be confined, comes from
+        # the few between the two limits, which the server leaves alone.
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard - _ITS_OWN, 1), hard))
+        self._descriptors = struct.pack("2Q", hard, hard)
         self.own_pids = None  # our own pid namespace, where each session gets one
         if confinement.tier == "namespaces":
             self.own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
@@ -144,6 +149,7 @@ class Births:
     def _prepare(self, folder: str) -> linux.Calls:
         """All that a session does before it serves."""
         calls, null = linux.Calls(), ctypes.c_int()
+        calls.add("setrlimit", resource.RLIMIT_NOFILE, self._descriptors)
         if self._groups >= 0:
             calls.add("write", self._members, memory.JOIN, ctypes.c_size_t(1))
         calls.add("open", b"/dev/null", os.O_RDONLY, into=null)  # no other session's, whose flags it would share

@@ -24,10 +24,15 @@ class Group:
     def __init__(self, folder: int, name: str, memory_mb: int) -> None:
         os.mkdir(name, dir_fd=folder)
         limit = memory_mb << 20
-        if not any(_write(folder, f"{name}/{file}", limit) for file in _LIMITS):
-            raise OSError("the memory limit cannot be set")
+        try:
+            version = next((file for file in _LIMITS if _exists(folder, f"{name}/{file}")), _LIMITS[0])
+            _write(folder, f"{name}/{version}", limit)
+        except OSError:
+            os.rmdir(name, dir_fd=folder)
+            raise
         for file, times in _SWAP:
-            _write(folder, f"{name}/{file}", times * limit)
+            with contextlib.suppress(OSError):  # a machine without swap
+                _write(folder, f"{name}/{file}", times * limit)
         self._folder, self._kills = folder, 0
         self._members, self._events = (
             next((f"{name}/{file}" for file in files if _exists(folder, f"{name}/{file}")), "")
@@ -78,18 +83,12 @@ def _read(folder: int, file: str) -> bytes:
         os.close(fd)
 
 
-def _write(folder: int, file: str, value: int) -> bool:
-    try:
-        fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
-        return False
+def _write(folder: int, file: str, value: int) -> None:
+    fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
     try:
         os.write(fd, str(value).encode())
-    except OSError:
-        return False
     finally:
         os.close(fd)
-    return True
 
 
 class Room:
