@@ -24,7 +24,8 @@ def return_freed_memory() -> None:
     """For this process and for good: the kernel has a block of more than a megabyte back when its tensor is gone.
 
     By default glibc comes to keep blocks of up to 32 MB on its heap, where those of one size leave holes that those of
-    another do not fill: a checkpointed update of 16,384 tokens held 608 MB of which 302 were in use.
+    another do not fill: a checkpointed update of 16,384 tokens held 608 MB of which 302 were in use, and the many
+    short-lived tensors of adapters on 135 M left 0.3 of 2.8 GB unused.
     """
     _tell({_MMAP_THRESHOLD: _SMALL})
 

@@ -105,11 +105,11 @@ class Learning:
         return str(Path(path).absolute()) if Path(path).exists() else path
 
 
-def sft_step(learner: Learns, sequences: Sequence[MaskedTokens]) -> dict[str, float]:
+def sft_step(learner: Learns, sequences: Sequence[MaskedTokens], step: int) -> dict[str, float]:
     """See `solostream.training.learner.supervised`."""
     if isinstance(learner, Ranks):
-        return learner.sft_step(sequences)
-    return supervised.sft_step(learner, sequences)
+        return learner.sft_step(sequences, step)
+    return supervised.sft_step(learner, sequences, step)
 
 
 def sft_loss(learner: Learns, sequences: Sequence[MaskedTokens]) -> float:

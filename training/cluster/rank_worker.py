@@ -87,9 +87,9 @@ class RankWorker:
         self.learner = None  # its moments are let go before there are new ones
         self.learner = learner_of(self._config, phase, self._model, self._loss, self._dump_dir, self._group)
 
-    def sft_step(self, sequences: Sequence[MaskedTokens]) -> dict[str, float]:
+    def sft_step(self, sequences: Sequence[MaskedTokens], step: int) -> dict[str, float]:
         """See `solostream.training.learner.supervised`."""
-        return sft_step(self.learner, sequences)
+        return sft_step(self.learner, sequences, step)
 
     def sft_loss(self, sequences: Sequence[MaskedTokens]) -> float:
         """See `solostream.training.learner.supervised`."""

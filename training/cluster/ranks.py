@@ -100,9 +100,9 @@ class Ranks:
         """A learner for "cold_start" or "rl" at every rank, on the model that is there."""
         self._every("begin", phase)
 
-    def sft_step(self, sequences: Sequence[Any]) -> dict[str, float]:
+    def sft_step(self, sequences: Sequence[Any], step: int) -> dict[str, float]:
         """See `solostream.training.learner.supervised`."""
-        found: dict[str, float] = self._every("sft_step", share(sequences))
+        found: dict[str, float] = self._every("sft_step", share(sequences), step)
         return found
 
     def sft_loss(self, sequences: Sequence[Any]) -> float:

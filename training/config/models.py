@@ -115,8 +115,10 @@ class EnvConfig(Section):
 class Phase(Section):
     """One stretch of the cold start. `mix` maps a behaviour to its share of the demonstrations."""
 
-    steps: Positive  # optimizer batches
+    steps: Positive  # optimizer batches, at most
     mix: dict[str, float]  # behaviour (early, late, guess, bug) -> share
+    epochs: Positive = 1  # times that each demonstration is shown within these steps
+    until: Annotated[float, Field(gt=0)] | None = None  # nats a token: it ends when 20 steps have a smaller mean loss
 
     @model_validator(mode="after")
     def _shares(self) -> Phase:
@@ -129,7 +131,6 @@ class ColdStartConfig(Section):
     """Supervised steps before reinforcement learning: on generated demonstrations (`phases`) or on traces (`data`)."""
 
     phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
-    epochs: Positive = 1  # times that each demonstration is shown within the steps of its phase
     data: str | None = None  # a .jsonl file of chat messages; see docs/training.md for the layouts
     steps: Positive | None = None  # on traces; default: as many as show each once
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the traces whose loss is only measured

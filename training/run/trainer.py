@@ -138,7 +138,8 @@ class Trainer:
     def run(self, *, cold_start_only: bool = False) -> Summary | None:
         """What is left to do; None after the cold start only. Raises Interrupted, SandboxError, EngineError."""
         torch.manual_seed(self.config.run.seed)
-        (return_freed_memory if self.config.learner.gradient_checkpointing else keep_freed_memory)()
+        c = self.config.learner
+        (return_freed_memory if c.gradient_checkpointing or c.lora else keep_freed_memory)()
         with locked(self.folder), rare_collections():
             return asyncio.run(self._run(cold_start_only))
 
@@ -218,26 +219,24 @@ class Trainer:
         await self._send_weights(learner, 0)
         if self.traces and self.config.cold_start.verify:
             await self.traces.verify(self.folder)
-        total = self.traces.steps if self.traces else len(self.sft_batches)
+        course = self.traces or cold_start.Demonstrations(self.config, self.parts, self.sft_batches)
+        total = course.steps
         turns = Turns(self.policy, self.thread.run, lent=self.config.rollout.colocate == "turns")
         if self.cold_step < total:
-            played = (
-                self.traces.batches(self.cold_step)
-                if self.traces
-                else cold_start.demonstrate(self.config, self.parts, self.sft_batches[self.cold_step :])
-            )
             with self.clock.phase("cold start"), self.view.stage("cold start", total, self.cold_step) as stage:
-                async for sequences in played:
-                    metrics = await turns.run(learner, 0, sft_step, learner, sequences)
-                    self.cold_step += 1
+                async for step, sequences in course.batches(self.cold_step):
+                    metrics = await turns.run(learner, 0, sft_step, learner, sequences, step)
+                    course.learnt(step, metrics["loss"])
+                    done, self.cold_step = step + 1 - self.cold_step, step + 1
                     metrics |= await self._measure_cold_start(learner, total)
                     self.logger.log("cold_start", self.cold_step, metrics)
-                    stage.advance(metrics)
+                    stage.advance(metrics, done)
                     due = self.cold_step % self.config.run.checkpoint_every == 0 and self.cold_step < total
                     if due or self.interrupt.asked:
                         await self._save(learner)
                     if self.interrupt.asked:
                         raise Interrupted
+            self.cold_step = total  # the last phase may have ended early
             await self._send_weights(learner, 0)
         return learner
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
+from bisect import bisect_right
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
+from statistics import fmean
 from typing import Any
 
 from solostream.agent.engine import Generation, Sampling, Weights
@@ -29,6 +32,7 @@ from solostream.training.sft.demonstrations import RIGHT, STYLES, Style, demonst
 from solostream.training.sft.shared_session import SharedSession
 
 AHEAD = 4  # batches of demonstrations that may wait for the learner
+JUDGED = 20  # steps whose mean loss ends a phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +59,14 @@ def sft_batches(config: Config) -> list[SFTBatch]:
     made: list[SFTBatch] = []
     for phase in c.phases:
         first = len(made)
-        fresh = -(-phase.steps // c.epochs)
+        fresh = -(-phase.steps // phase.epochs)
         for i in range(first, first + fresh):
             made.append(_fresh(config, phase, f"{config.run.seed}/cold start/{i}"))
 
         # The other epochs show the same in another order; the last one may be cut short.
         seen = [one for sft_batch in made[first:] for one in sft_batch]
         again: list[Demonstration] = []
-        for epoch in range(1, c.epochs):
+        for epoch in range(1, phase.epochs):
             again += random.Random(f"{config.run.seed}/cold start/{first}/epoch {epoch}").sample(seen, len(seen))
         made += [tuple(again[k * c.batch : (k + 1) * c.batch]) for k in range(phase.steps - fresh)]
     return made
@@ -83,48 +87,77 @@ def problems_of(sft_batches: Sequence[SFTBatch]) -> list[Task]:
     return list({one.task.id: one.task for sft_batch in sft_batches for one in sft_batch}.values())
 
 
-async def demonstrate(
-    config: Config, parts: Components, sft_batches: Sequence[SFTBatch]
-) -> AsyncIterator[list[MaskedTokens]]:
-    """The sequences of each sft_batch; up to `AHEAD` sft_batches are played before they are asked for.
+class Demonstrations:
+    """The batches of a cold start, played ahead of the learner, who says what it has learnt of each.
 
-    What a later epoch shows again is played once, and kept until then.
+    A phase with `until` leaves out the rest of its steps once the losses say so. After a resume they are counted anew.
     """
-    options = config.env.options.get("sandbox_options", {})
-    episodes = Episodes(
-        config,
-        parts,
-        Tasks(problems_of(sft_batches)),
-        lambda **_: SharedSession(open_sandbox(config.env.sandbox, **options)),
-    )
-    to_show = Counter(one.seed for sft_batch in sft_batches for one in sft_batch)
-    kept: dict[str, asyncio.Task[list[MaskedTokens]]] = {}
 
-    async def sequences(sft_batch: SFTBatch) -> list[MaskedTokens]:
-        # One after the other, so that sft_batches are ready in their order.
-        shown = []
-        for one in sft_batch:
-            play = kept.pop(one.seed, None) or asyncio.create_task(_play(one, episodes, parts.tokenizer))
-            to_show[one.seed] -= 1
-            if to_show[one.seed]:
-                kept[one.seed] = play
-            shown += await play
-        return shown
+    def __init__(self, config: Config, parts: Components, sft_batches: Sequence[SFTBatch]) -> None:
+        self._config, self._parts, self._batches = config, parts, sft_batches
+        self._ends = list(accumulate(phase.steps for phase in config.cold_start.phases))
+        self._next = 0  # the first that nobody has begun to play
+        self._losses: deque[float] = deque(maxlen=JUDGED)  # of the last steps of one phase
+        self._phase = 0
 
-    running: list[asyncio.Task[list[MaskedTokens]]] = []
-    rest = iter(sft_batches)
-    try:
-        while True:
-            while len(running) < AHEAD and (sft_batch := next(rest, None)) is not None:
-                running.append(asyncio.create_task(sequences(sft_batch)))
-            if not running:
-                return
-            yield await running.pop(0)
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        await episodes.close()
+    @property
+    def steps(self) -> int:
+        """All of them, those that may be left out included."""
+        return len(self._batches)
+
+    def learnt(self, step: int, loss: float) -> None:
+        """What step `step` has cost, in nats a token: is its phase over?"""
+        phase = bisect_right(self._ends, step)
+        if phase != self._phase:
+            self._losses.clear()
+            self._phase = phase
+        self._losses.append(loss)
+        until = self._config.cold_start.phases[phase].until
+        if until is not None and len(self._losses) == JUDGED and fmean(self._losses) < until:
+            self._next = max(self._next, self._ends[phase])
+
+    async def batches(self, start: int) -> AsyncIterator[tuple[int, list[MaskedTokens]]]:
+        """Each step from `start` on and its sequences; up to `AHEAD` are played before they are asked for, and shown.
+
+        What a later epoch shows again is played once, and kept until then.
+        """
+        self._next = start
+        options = self._config.env.options.get("sandbox_options", {})
+        episodes = Episodes(
+            self._config,
+            self._parts,
+            Tasks(problems_of(self._batches[start:])),
+            lambda **_: SharedSession(open_sandbox(self._config.env.sandbox, **options)),
+        )
+        to_show = Counter(one.seed for sft_batch in self._batches[start:] for one in sft_batch)
+        kept: dict[str, asyncio.Task[list[MaskedTokens]]] = {}
+
+        async def sequences(sft_batch: SFTBatch) -> list[MaskedTokens]:
+            # One after the other, so that batches are ready in their order.
+            shown = []
+            for one in sft_batch:
+                play = kept.pop(one.seed, None) or asyncio.create_task(_play(one, episodes, self._parts.tokenizer))
+                to_show[one.seed] -= 1
+                if to_show[one.seed]:
+                    kept[one.seed] = play
+                shown += await play
+            return shown
+
+        running: deque[tuple[int, asyncio.Task[list[MaskedTokens]]]] = deque()
+        try:
+            while True:
+                while len(running) < AHEAD and self._next < self.steps:
+                    running.append((self._next, asyncio.create_task(sequences(self._batches[self._next]))))
+                    self._next += 1
+                if not running:
+                    return
+                step, playing = running.popleft()
+                yield step, await playing
+        finally:
+            for _, playing in running:
+                playing.cancel()
+            await asyncio.gather(*(playing for _, playing in running), return_exceptions=True)
+            await episodes.close()
 
 
 async def _play(shown: Demonstration, episodes: Episodes, tokenizer: Any) -> list[MaskedTokens]:

@@ -110,10 +110,13 @@ class TraceSet:
             )
         self._keep(lines)
 
-    async def batches(self, start: int) -> AsyncIterator[list[MaskedTokens]]:
-        """From step `start` on."""
+    async def batches(self, start: int) -> AsyncIterator[tuple[int, list[MaskedTokens]]]:
+        """Each step from `start` on and its sequences."""
         for step in range(start, self.steps):
-            yield self.batch(step)
+            yield step, self.batch(step)
+
+    def learnt(self, step: int, loss: float) -> None:
+        """Nothing is left out, however small the loss."""
 
     def batch(self, step: int) -> list[MaskedTokens]:
         """Every trace once before any comes again, each time in another order."""

@@ -97,11 +97,3 @@ def test_a_base_that_nothing_trains_stays_in_its_dtype_also_when_stopped_before_
     one, two = (torch.load(tmp_path / name / "checkpoints/step-000001/learner.pt") for name in ("whole", "parts"))
     assert all(torch.equal(tensor, two["model"][name]) for name, tensor in one["model"].items())
     assert any(tensor.abs().max() > 1e-4 for name, tensor in one["model"].items() if "lora_B" in name)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

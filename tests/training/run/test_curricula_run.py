@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_run import arguments, fingerprint, one_thread  # noqa: F401  (a fixture)
+from test_run import arguments, fingerprint
 
 from solostream.agent.trajectory_file import read_lines
 from solostream.cli.main import main

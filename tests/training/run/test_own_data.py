@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from solostream.cli.main import main
 from solostream.training.config import load
@@ -14,14 +13,6 @@ from solostream.training.run import setup
 
 TINY = Path(__file__).parent / "tiny.toml"
 OWN = ("data.kinds=[]", "data.levels=[]", "data.train=12", "cold_start.phases=[]", "run.steps=1", "rollout.batch=4")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def rows(kind: str, n: int) -> str:

@@ -26,6 +26,7 @@ from solostream.agent.trajectory_file import read_lines
 from solostream.cli.main import main
 from solostream.envs import ToolEnv
 from solostream.evaluation import training_curves
+from solostream.training.run.checkpoint import newest
 from solostream.training.run.metric_logger import read
 
 TINY = Path(__file__).parent / "tiny.toml"
@@ -35,14 +36,6 @@ SCORES = {
     "accuracy", "accuracy_low", "accuracy_high", "accuracy_greedy", "code_ratio", "first_call_token", "code_pass_ratio",
     "code_rounds",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def arguments(root: Path, name: str, *more: str) -> list[str]:
@@ -207,6 +200,18 @@ def test_a_cold_start_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     assert kept == list(range(1, len(kept) + 1))
     assert len(kept) >= 4
     assert len(kept) % 2 == 0
+
+
+def test_the_rate_of_a_cold_start_follows_a_phase_that_ends_early(tmp_path: Path) -> None:
+    phases = "cold_start.phases=[{steps=41, mix={early=1.0}, until=90.0}, {steps=9, mix={early=1.0}}]"
+    rate = "cold_start.learner={lr=1e-3, schedule='linear'}"
+    assert main(["sft", *arguments(tmp_path, "early", "--set", phases, "--set", rate)[1:]]) == 0
+    rows = [row for row in read(tmp_path / "early" / "metrics.jsonl") if row["phase"] == "cold_start"]
+    done = [row["step"] for row in rows]  # counted from 1; 20 are judged, three more were ready
+    assert done == [*range(1, 24), *range(42, 51)]
+    assert [row["lr"] for row in rows] == pytest.approx([1e-3 * (1 - (step - 1) / 50) for step in done])
+    saved = json.loads((newest(tmp_path / "early" / "checkpoints")[0] / "trainer.json").read_text())
+    assert saved["cold_step"] == 50
 
 
 def used_events(folder: Path) -> tuple[list[int], set[int]]:

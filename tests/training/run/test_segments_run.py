@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from test_run import fingerprint
 
 from solostream.agent.run_settings import run_settings
@@ -23,14 +22,6 @@ WINDOW = {
     "rollout.strategy": '"window"', "rollout.window": "{turns = 1}", "algorithm.sampler": '"uniform"',
     "learner.max_tokens_per_batch": "40",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def train(root: Path, name: str, *more: str, **settings: str) -> int:

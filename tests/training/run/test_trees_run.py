@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from test_run import fingerprint
 
 from solostream.agent.exploration.tree import gathered
@@ -22,14 +21,6 @@ TREES = {
     "rollout.strategy": '"arpo"', "rollout.arpo": "{initial = 1, alpha = 0.9}", "rollout.batch": "8",
     "algorithm.group_size": "4", "algorithm.stages": '["tree_values", "prefix_once"]', "algorithm.sampler": '"uniform"',
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def train(root: Path, name: str, *more: str, **settings: str) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from solostream import registry
 from solostream.agent.engine import EngineError, Generation, Sampling, Weights
@@ -19,14 +18,6 @@ from solostream.training.run import setup
 from solostream.training.run.trainer import Trainer
 
 TINY = Path(__file__).parent / "tiny.toml"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Sleepy(HFEngine):

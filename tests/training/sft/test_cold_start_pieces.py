@@ -14,7 +14,7 @@ from solostream.errors import SandboxError, UserError
 from solostream.training.config import BuildConfig, ModelConfig, load
 from solostream.training.run.model import build_model, build_tokenizer, load_model
 from solostream.training.run.setup import build, problems
-from solostream.training.sft.cold_start import Demonstration, _play, demonstrate, problems_of, sft_batches
+from solostream.training.sft.cold_start import Demonstration, Demonstrations, _play, problems_of, sft_batches
 from solostream.training.sft.demonstrations import FILLERS, boxed, demonstration, draw_styles, fence
 
 TASKS = generate(200, seed=0)
@@ -89,8 +89,8 @@ def shown(cold_start: str, seed: int = 0) -> list[list[str]]:
 
 
 def test_each_epoch_shows_the_demonstrations_of_its_phase_again_in_another_order() -> None:
-    two = "phases=[{steps=7,mix={early=1.0}},{steps=4,mix={guess=1.0}}]"
-    batches = shown(f"{two};batch=5;epochs=3")
+    two = "phases=[{steps=7,epochs=%d,mix={early=1.0}},{steps=4,epochs=2,mix={guess=1.0}}];batch=5"
+    batches = shown(two % 3)
     assert [len(batch) for batch in batches] == [5] * 11
     flat = [name for batch in batches for name in batch]
     first, second = flat[:35], flat[35:]
@@ -104,23 +104,41 @@ def test_each_epoch_shows_the_demonstrations_of_its_phase_again_in_another_order
     assert not set(first) & set(second)
 
     # The first epoch is what a single one begins with, and another seed shows others.
-    assert shown(f"{two};batch=5;epochs=1")[:3] == batches[:3]
-    assert not set(fresh) & {name for batch in shown(f"{two};batch=5;epochs=3", seed=1) for name in batch}
+    assert shown(two % 1)[:3] == batches[:3]
+    assert not set(fresh) & {name for batch in shown(two % 3, seed=1) for name in batch}
 
 
 async def test_what_an_epoch_shows_again_is_not_played_again(tmp_path) -> None:
-    settings = [f"run.root={tmp_path}", "cold_start.phases=[{steps=12,mix={early=0.5,bug=0.5}}]", "cold_start.batch=3"]
-    config = load(TINY, [*settings, "cold_start.epochs=2"])
+    settings = [f"run.root={tmp_path}", "cold_start.phases=[{steps=12,epochs=2,mix={early=0.5,bug=0.5}}]"]
+    config = load(TINY, [*settings, "cold_start.batch=3"])
     batches = sft_batches(config)
     parts = build(config, *problems(config), problems_of(batches))
     played: dict[str, list[int]] = {}
-    shown = [sequences async for sequences in demonstrate(config, parts, batches)]
+    shown = [sequences async for _, sequences in Demonstrations(config, parts, batches).batches(0)]
     for batch, sequences in zip(batches, shown, strict=True):
         for one, (ids, _) in zip(batch, sequences, strict=True):
             played.setdefault(one.seed, []).append(id(ids))
             assert one.task.prompt in parts.tokenizer.decode(ids)
     assert len(played) == 18
     assert all(first == second for first, second in played.values())
+
+
+async def test_a_phase_that_has_learnt_enough_leaves_out_its_rest(tmp_path) -> None:
+    phase = "{steps=%d,mix={early=1.0},until=0.5}"
+    phases = ",".join(phase % steps for steps in (45, 37, 60))
+    config = load(TINY, [f"run.root={tmp_path}", f"cold_start.phases=[{phases}]", "cold_start.batch=1"])
+    batches = sft_batches(config)
+    course = Demonstrations(config, build(config, *problems(config), problems_of(batches)), batches)
+    shown = []
+    async for step, sequences in course.batches(3):
+        assert batches[step][0].task.prompt in course._parts.tokenizer.decode(sequences[0][0])
+        shown.append(step)
+        # The first phase: .9 up to step 9, then .3, so that the mean of 20 is .48 after step 23, and .51 before.
+        # The second never learns. The third has its 20 steps to itself: what was learnt before does not count.
+        course.learnt(step, 0.9 if step < 10 or 45 <= step < 82 else 0.3)
+    # What is ahead when a phase ends is shown: three batches.
+    assert shown == [*range(3, 27), *range(45, 105)]
+    assert course.steps == 142
 
 
 @pytest.mark.parametrize(

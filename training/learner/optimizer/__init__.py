@@ -33,7 +33,7 @@ def factor(config: LearnerConfig, step: int) -> float:
 
 
 class Optimizer:
-    """`step` counts the steps taken; the schedule is a function of it alone.
+    """`step` counts the steps taken, and those that a cold start has left out; the schedule is a function of it alone.
 
     masters: of `model`, where they lie on the host; then they are what is stepped, clipped and saved.
     """
