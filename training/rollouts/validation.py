@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from solostream.agent.engine import Engine, Generation, Sampling, Weights
@@ -36,8 +37,12 @@ class DirectAnswer:
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """The engine's turn behind the given opening, whose tokens count as the policy's with log-probability 0."""
-        rest = await self._engine.generate([*prompt_ids, *self.opening], sampling)
         n = len(self.opening)
+        left = sampling.max_tokens - n
+        if left < 1:  # the opening is cut where the turn's room ends
+            cut = self.opening[: sampling.max_tokens]
+            return Generation(cut, [0.0] * len(cut), [self.version] * len(cut), "length")
+        rest = await self._engine.generate([*prompt_ids, *self.opening], replace(sampling, max_tokens=left))
         return Generation(
             self.opening + rest.token_ids, [0.0] * n + rest.logprobs, [self.version] * n + rest.versions, rest.finish
         )
