@@ -16,7 +16,8 @@ from solostream.training.learner.packing import MaskedTokens
 def sft_step(learner: Learner, sequences: Sequence[MaskedTokens], step: int | None = None) -> dict[str, float]:
     """One optimizer step; loss (in nats a token), grad_norm, lr and tokens_per_s.
 
-    step: its place in the schedule of the rate; default: the one after the step before.
+    step: its place among all that were planned; default: the one after the step before. The schedule of the rate ends
+    as many steps earlier as were left out.
 
     Raises UserError for a gradient that is not finite (the step is not taken), and with a token budget to try when
     memory ran out.
@@ -42,7 +43,7 @@ def sft_step(learner: Learner, sequences: Sequence[MaskedTokens], step: int | No
         raise UserError("the gradient of a supervised step is not finite; lower the learning rate")
 
     if step is not None:
-        learner.optimizer.step = step
+        learner.optimizer.left_out = step - learner.optimizer.step
     # The rate is that of this step: applying it moves the schedule on.
     lr = learner.optimizer.lr
     with memory_advice(learner.config, "cold_start.learner"), learner.weights().writing():

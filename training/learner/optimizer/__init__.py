@@ -17,15 +17,18 @@ from solostream.training.learner.optimizer.muon import Muon
 from solostream.training.learner.optimizer.on_host import HostMasters
 
 
-def factor(config: LearnerConfig, step: int) -> float:
-    """What the learning rates are multiplied by at optimizer step `step` (from 0): warm-up, then the schedule."""
+def factor(config: LearnerConfig, step: int, left_out: int = 0) -> float:
+    """What the learning rates are multiplied by at optimizer step `step` (from 0): warm-up, then the schedule.
+
+    left_out: of the planned steps, those that are never taken.
+    """
     # Adam's second moments know nothing yet: its first steps would be as long as its largest.
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return 1.0
     # The share of the way from the end of the warm-up to the last step; beyond it the rate stays where it ended.
-    scheduled = config.total_steps - config.warmup_steps
+    scheduled = max(config.total_steps - config.warmup_steps - left_out, 1)
     done = min((step - config.warmup_steps) / scheduled, 1.0)
     if config.schedule == "linear":
         return 1 - done
@@ -33,7 +36,7 @@ def factor(config: LearnerConfig, step: int) -> float:
 
 
 class Optimizer:
-    """`step` counts the steps taken, and those that a cold start has left out; the schedule is a function of it alone.
+    """`step` counts the steps taken, `left_out` those that a cold start has skipped; the schedule is theirs alone.
 
     masters: of `model`, where they lie on the host; then they are what is stepped, clipped and saved.
     """
@@ -41,7 +44,7 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: LearnerConfig, masters: HostMasters | None = None) -> None:
         self.config = config
         self._masters = masters
-        self.step = 0
+        self.step = self.left_out = 0
         # What torchao's optimizers are asked for, and torch's are not.
         self._small = config.masters == "bfloat16" or config.moments == "8bit"
 
@@ -101,7 +104,7 @@ class Optimizer:
     @property
     def lr(self) -> float:
         """AdamW's, at the coming step."""
-        return self.config.lr * factor(self.config, self.step)
+        return self.config.lr * factor(self.config, self.step, self.left_out)
 
     def clip(self) -> Tensor:
         """The gradient's norm; the gradient is scaled down to `grad_clip` where it exceeds it."""
@@ -112,7 +115,7 @@ class Optimizer:
         # The rate is a function of the step alone, so a resumed run has the one that it would have had.
         for part, lr in self.parts:
             for group in part.param_groups:
-                now = lr * factor(self.config, self.step)
+                now = lr * factor(self.config, self.step, self.left_out)
                 # torchao takes a tensor only: for each new number its compiled step would be compiled anew.
                 group["lr"] = torch.as_tensor(now) if self._small else now
             # Rounding at random is the one thing here that draws numbers.
