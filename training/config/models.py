@@ -156,7 +156,8 @@ class ColdStartConfig(Section):
     def planned(self) -> str:
         """How long it takes, for a person."""
         if self.data is None:
-            return f"{sum(phase.steps for phase in self.phases)} steps of {self.batch} demonstrations"
+            most = "at most " if any(phase.until for phase in self.phases) else ""
+            return f"{most}{sum(phase.steps for phase in self.phases)} steps of {self.batch} demonstrations"
         steps = f"{self.steps} steps" if self.steps else "once through"
         return f"{steps} of {self.data}, {self.batch} traces a step"
 
