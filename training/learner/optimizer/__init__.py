@@ -112,7 +112,7 @@ class Optimizer:
 
     def apply(self) -> None:
         """One step, and the gradients are gone."""
-        # The rate is a function of the step alone, so a resumed run has the one that it would have had.
+        # A function of the steps taken and left out, which a resumed run knows: it has the rate that it would have had.
         for part, lr in self.parts:
             for group in part.param_groups:
                 now = lr * factor(self.config, self.step, self.left_out)
