@@ -216,6 +216,20 @@ def test_the_rate_of_a_cold_start_follows_a_phase_that_ends_early(tmp_path: Path
     assert saved["cold_step"] == 50
 
 
+def test_a_cold_start_that_left_steps_out_goes_on_at_the_same_rate(tmp_path: Path) -> None:
+    phases = "cold_start.phases=[{steps=41, mix={early=1.0}, until=90.0}, {steps=59, mix={early=1.0}}]"
+    more = ["--set", phases, "--set", "cold_start.learner={lr=1e-3, schedule='linear'}"]
+    child = start(tmp_path, "late", *more)
+    wait_until(lambda: steps_done(tmp_path / "late", "cold_start") >= 27, child)  # 23, and some of the second phase
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert main(["sft", *arguments(tmp_path, "late", *more, "--resume")[1:]]) == 0
+    rows = [row for row in read(tmp_path / "late" / "metrics.jsonl") if row["phase"] == "cold_start"]
+    assert [row["step"] for row in rows] == [*range(1, 24), *range(42, 101)]
+    planned = [1 - i / 100 for i in range(23)] + [1 - i / 82 for i in range(23, 82)]
+    assert [row["lr"] for row in rows] == pytest.approx([1e-3 * share for share in planned])
+
+
 def used_events(folder: Path) -> tuple[list[int], set[int]]:
     """(events whose evidence the tracker holds, events outstanding) in the newest checkpoint."""
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
