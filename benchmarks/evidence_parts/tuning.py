@@ -11,10 +11,11 @@ Score = Callable[[float, int, float], float]  # learning rate, seed, share of th
 def best_rate(score: Score, rates: Sequence[float], seeds: Sequence[int]) -> float:
     """All rates on a third of the budget, the better half on all of it; ties go to the smaller rate.
 
-    One alone needs no runs.
+    One alone, given or kept, needs no runs.
     """
-    if len(rates) == 1:
-        return rates[0]
-    early = sorted(rates, key=lambda rate: (-fmean(score(rate, seed, 1 / 3) for seed in seeds), rate))
-    kept = sorted(early[: max(len(rates) // 2, 1)])
-    return max(kept, key=lambda rate: (fmean(score(rate, seed, 1.0) for seed in seeds), -rate))
+    left = list(rates)
+    for share, kept in ((1 / 3, len(left) // 2), (1.0, 1)):
+        if len(left) > 1:
+            left.sort(key=lambda rate: (-fmean(score(rate, seed, share) for seed in seeds), rate))
+            left = left[: max(kept, 1)]
+    return left[0]
