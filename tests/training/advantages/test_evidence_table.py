@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_ledgers import one_each, trajectory
 
-from benchmarks.evidence_parts import early_calls
+from benchmarks.evidence_parts import early_calls, report
 from benchmarks.evidence_parts.cells import Cells
 from benchmarks.evidence_parts.shaping import PaperShaping
 from benchmarks.evidence_parts.statistics import area, interval
@@ -169,3 +169,16 @@ def test_the_gradient_of_early_calls_is_autograds() -> None:
     (total / sum(size)).backward()
     assert logits.grad is not None
     assert np.allclose(policy.gradient(played, advantages), logits.grad.numpy(), atol=1e-12)
+
+
+def test_a_model_run_counts_at_the_rate_that_was_chosen_of_the_most(tmp_path: Path) -> None:
+    """Of two rates with fresh seeds, one of them from a table at one rate for all."""
+    cells = Cells(tmp_path)
+    curve = lambda end: {"episodes": [0, 64], "sampled": [0.25, end], "greedy": [0.25, end]}
+    for tried, rate in (([2.5e-4, 5e-4, 1e-3], 2.5e-4), ([5e-4], 5e-4)):
+        cells.get(("model rate", "mixed", "ours", tried, 2), lambda rate=rate: rate)
+    for rate, ends in ((2.5e-4, (0.5, 0.75)), (5e-4, (0.875, 1.0))):
+        for seed, end in enumerate(ends):
+            cells.get(("model", "mixed", "ours", rate, seed, 2), lambda end=end: curve(end))
+    row = next(line for line in report.write(cells).splitlines() if line.startswith("| ours |"))
+    assert "| 0.00025 | 2 | 0.438 ±" in row
