@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
 import time
@@ -109,14 +109,14 @@ def _toml(value: Any) -> str:
 
 
 def _solostream(*command: str) -> None:
-    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-m", "solostream", *command], check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(
-        f"{command[0]}: {time.monotonic() - started:.0f} s, {cpu:.0f} CPU s, {after.ru_maxrss / 2**20:.1f} GiB",
-        flush=True,
-    )
+    started = time.monotonic()
+    child = subprocess.Popen([sys.executable, "-m", "solostream", *command])
+    _, status, used = os.wait4(child.pid, 0)  # of this child alone
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, child.args)
+    cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20
+    print(f"{command[0]}: {time.monotonic() - started:.0f} s, {cpu:.0f} CPU s, {peak:.1f} GiB", flush=True)
 
 
 def _evaluate(args: argparse.Namespace, model: str, seed: int, out: Path, *, tools: bool = True) -> dict[str, Any]:
