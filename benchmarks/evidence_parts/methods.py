@@ -48,7 +48,13 @@ METHODS = {
     "spo": Method("SPO as published", (*SPO, *PUBLISHED.values())),
     "spo_pp": Method(
         "SPO++",
-        (*SPO, PUBLISHED["start"], "algorithm.tracker.forgetting=snapshot", "loss.ppo_clip.dual_clip=2.0"),
+        (
+            *SPO,
+            PUBLISHED["start"],
+            "algorithm.tracker.forgetting=snapshot",
+            "loss.ppo_clip.dual_clip=2.0",
+            "learner.weight_decay=0.1",
+        ),
     ),
     "ours": Method("ours", ours(), baseline=False),
     **{f"ours-{name}": Method(f"ours without {name}", ours(name), baseline=False) for name in OURS},

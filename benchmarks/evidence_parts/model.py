@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ SHIPPED = ("algorithm.advantage=spo", "algorithm.tracker.start_samples=1", 'algo
 MODEL_METHODS: dict[str, Sequence[str]] = {
     **{name: METHODS[name].settings for name in ("none", "batch", "rloo", "grpo", "dr_grpo", "opo", "spo", "spo_pp")},
     "quickstart": SHIPPED,
-    **{name: METHODS[name].settings for name in ("ours", "ours_negative")},
+    **{name: METHODS[name].settings for name in ("ours", "ours_negative", "ours_tokens")},
     "ours + ASPO": (*ours(), *ASPO),
     "GRPO + ASPO": (*METHODS["grpo"].settings, *ASPO, "algorithm.aspo.compare=group"),
     "GRPO + reward shaping": (SHAPING, "algorithm.group_size=8"),
@@ -77,21 +78,29 @@ class ModelRuns:
             work(folder, wanted, cold_start_only=True)
         return checkpoint.newest(folder / "checkpoints")[0]
 
+    def start(self, method: str, seed: int = 0) -> int:
+        """How many trajectories `method` plays before its first update."""
+        made = self.configure(seed, MODEL_METHODS[method])
+        return made.data.train * made.algorithm.tracker.start_samples if made.algorithm.uses_tracker else 0
+
     def run(self, population: str, method: str, rate: float, seed: int, steps: int) -> dict[str, Any]:
-        """One run of as many trajectories as `steps` batches hold, the start's counted."""
+        """One run of as many trajectories as `steps` batches hold, the start's counted.
+
+        Raises ValueError where the start leaves none.
+        """
         begin = ("cold_start={}", f"model.path={json.dumps(str(self.cold_start(population, seed)))}")
-        chosen = (*begin, *POPULATIONS[population][1], *MODEL_METHODS[method], f"learner.lr={rate}")
-        made = self.configure(seed, chosen)
-        starts = made.data.train * made.algorithm.tracker.start_samples if made.algorithm.uses_tracker else 0
-        left = steps - -(-starts // made.rollout.batch)
+        starts = self.start(method, seed)
+        left = steps - -(-starts // self.batch)
         if left < 1:
-            return {"episodes": [0, steps * made.rollout.batch], "sampled": [0.0, 0.0], "greedy": [0.0, 0.0]}
+            raise ValueError(f"{method}: its start of {starts} trajectories is the whole budget: a smaller data.train")
+        looks = f"eval.every={min(EVERY // self.batch, -(-left // 2))}" if starts else ""
+        chosen = (*begin, *POPULATIONS[population][1], *MODEL_METHODS[method], f"learner.lr={rate}", looks)
         name = f"{population}-{method.replace(' + ', '-').replace(' ', '-')}-{rate:g}-{seed}-{steps}"
         wanted = self.configure(seed, (*chosen, f"run.steps={left}"))
         folder = self.out / name
         if not is_done(folder, wanted, "summary"):
             work(folder, wanted)
-        return _curve(folder, starts, made.rollout.batch)
+        return _curve(folder, starts, self.batch)
 
 
 def _curve(folder: Path, starts: int, batch: int) -> dict[str, Any]:
@@ -100,12 +109,17 @@ def _curve(folder: Path, starts: int, batch: int) -> dict[str, Any]:
     learnt = [row for row in rows if row["phase"] == "rl"]
     last: Mapping[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     no_signal = [row.get("advantage/degenerate", row.get("advantage/near_zero", 0.0)) for row in learnt]
+    flat = looks[:1] if starts else []  # while the start is played nothing is learnt
+    spent = list(accumulate((row["length/action_tokens"] for row in learnt), initial=0.0))
+    of_start = starts * spent[1] / batch  # as long as those of the first update
     return {
-        "episodes": [starts * (row["step"] > 0) + row["step"] * batch for row in looks],
-        "sampled": [row["accuracy"] for row in looks],
-        "greedy": [row["accuracy_greedy"] for row in looks],
+        "episodes": [0] * len(flat) + [starts + row["step"] * batch for row in looks],
+        "tokens": [0.0] * len(flat) + [of_start + spent[row["step"]] for row in looks],
+        "sampled": [row["accuracy"] for row in flat + looks],
+        "greedy": [row["accuracy_greedy"] for row in flat + looks],
         "entropy": [row["learner/entropy"] for row in learnt],
         "no_signal": no_signal,
+        "calibration": [row["tracker/calibration_error"] for row in learnt if "tracker/calibration_error" in row],
         "first_call": last["after"]["first_call_token"],
         "wall_s": last["wall_s"],
     }
@@ -159,7 +173,8 @@ def _found(plan: Plan, population: str, method: str, rate: float, seed: int, ste
 
 def _tuned(plan: Plan, population: str, method: str) -> float:
     def score(rate: float, seed: int, share: float) -> float:
-        one = _found(plan, population, method, rate, seed, max(round(plan.steps * share), 1))
+        start = -(-plan.model_runs.start(method, seed) // plan.batch)  # of what is left: a start alone teaches nothing
+        one = _found(plan, population, method, rate, seed, start + max(round((plan.steps - start) * share), 1))
         return area(list(zip(one["episodes"], one["sampled"], strict=True)), one["episodes"][-1])
 
     key = ("model rate", population, method, list(plan.rates), plan.steps)

@@ -39,7 +39,8 @@ def scores(found: Mapping[str, Any], end: int) -> dict[str, float]:
         for name in ("sampled", "greedy")
         if found.get(name)
     }
-    signal = {"no signal": fmean(found["no_signal"])} if found.get("no_signal") else {}
+    means = {"no signal": "no_signal", "calibration": "calibration"}
+    signal = {name: fmean(found[key]) for name, key in means.items() if found.get(key)}
     first = {"first call": found["first_call"]} if found.get("first_call") is not None else {}
     return {**wide, **last, **signal, **first}
 
@@ -62,14 +63,22 @@ def _model(runs: Iterable[Any], rates: Iterable[Any]) -> dict[str, Runs]:
     for (population, method, *_), rate in sorted(rates, key=lambda cell: len(cell[0][2])):
         best[population, method] = rate
     made: dict[str, Runs] = defaultdict(lambda: defaultdict(dict))
+    chosen: dict[tuple[str, int], dict[str, Any]] = defaultdict(dict)
     for (population, method, rate, seed, steps), found in runs:
         if rate == best.get((population, method)) and seed < 100:
+            chosen[population, seed][method] = found
             made[population][method][seed] = {**scores(found, found["episodes"][-1]), "rate": rate, "steps": steps}
+    for (population, seed), curves in chosen.items():
+        end = min(found["tokens"][-1] for found in curves.values())  # what every method has spent
+        for method, found in curves.items():
+            points = list(zip(found["tokens"], found["sampled"], strict=True))
+            made[population][method][seed] |= {"area, equal tokens": area(points, end), "tokens": found["tokens"][-1]}
     return made
 
 
 COLUMNS = (
-    "sampled area", "greedy area", "sampled", "greedy", "pass8", "entropy", "value_error", "no signal", "first call",
+    "sampled area", "greedy area", "area, equal tokens", "sampled", "greedy", "pass8", "entropy", "value_error",
+    "calibration", "no signal", "first call", "tokens",
 )  # fmt: skip
 
 
@@ -79,7 +88,7 @@ def _curves(runs: Runs) -> list[str]:
     order = sorted(runs, key=lambda m: -fmean(s["sampled area"] for s in runs[m].values()))
     for method in order:
         group = list(runs[method].values())
-        cells = [said([s.get(name) for s in group]) for name in shown]
+        cells = [said([s.get(name) for s in group], ".0f" if name == "tokens" else ".3f") for name in shown]
         lines.append(_row([_title(method), f"{group[0]['rate']:g}", str(len(group)), *cells]))
     return lines
 
@@ -122,22 +131,24 @@ def _differences(runs: Runs, one: str, other: str, name: str) -> list[float]:
 
 
 def _noises(found: Iterable[Any]) -> dict[str, list[str]]:
-    by_population: dict[str, list[tuple[list[int], Mapping[str, list[float]]]]] = defaultdict(list)
+    seeds: dict[str, list[Mapping[str, list[float]]]] = defaultdict(list)
+    looks: dict[str, list[int]] = {}
     for (population, _, checkpoints, _), noises in found:
-        by_population[population].append((checkpoints, noises))
+        seeds[population].append(noises)
+        looks[population] = checkpoints
     made = {}
-    for population, seeds in by_population.items():
-        checkpoints = seeds[0][0]
-        lines = _header(["method", *(f"step {c}" for c in checkpoints)])
-        for method in seeds[0][1]:
-            ratios = [[n[method][c] / n["batch"][c] for _, n in seeds] for c in range(len(checkpoints))]
+    for population, noises in seeds.items():
+        lines = _header(["method", *(f"step {c}" for c in looks[population])])
+        means: dict[str, list[float]] = {}
+        for method in dict.fromkeys(name for one in noises for name in one):
+            own = [one for one in noises if method in one]
+            ratios = [[n[method][c] / n["batch"][c] for n in own] for c in range(len(looks[population]))]
             lines.append(_row([_title(method), *(said(r, ".2f") for r in ratios)]))
-        worst = max(fmean(n["ours"][c] / n["batch"][c] for _, n in seeds) for c in range(len(checkpoints)))
-        made[population] = [
-            *lines,
-            "",
-            f"- {'met' if worst <= 0.7 else 'MISSED'}: ours ≤ 0.7 at every checkpoint (largest {worst:.2f})",
-        ]
+            means[method] = [fmean(r) for r in ratios]
+        if "ours" in means:
+            worst = max(means["ours"])
+            lines += ["", _bar(worst <= 0.7, f"ours ≤ 0.7 at every checkpoint (largest {worst:.2f})")]
+        made[population] = lines
     return made
 
 

@@ -30,6 +30,12 @@ def configure(method: str, extra: Sequence[str] = ()) -> Config:
     return validate(assign({}, [setting for setting in given if setting]))
 
 
+def start_episodes(method: str) -> int:
+    """How many episodes `method` plays before its first step."""
+    a = configure(method).algorithm
+    return POOL * a.tracker.start_samples if a.uses_tracker else 0
+
+
 class Adam:
     """On one array, uphill; the product's is torch's AdamW without weight decay, the same numbers."""
 
@@ -136,7 +142,7 @@ def _look(curve: Curve, spent: int, policy: TablePolicy, held_out: Tasks, player
 
 
 def noise(
-    population: str, methods: Sequence[str], seed: int, *, checkpoints: Sequence[int], lr: float = 0.1, draws: int = 32
+    population: str, methods: Sequence[str], seed: int, *, checkpoints: Sequence[int], lr: float = 0.1, draws: int = 128
 ) -> dict[str, list[float]]:
     """Method -> noise of its batch gradient at each checkpoint: tr Cov(G)/|E G|², over `draws` batches of one policy.
 

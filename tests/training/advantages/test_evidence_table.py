@@ -174,7 +174,7 @@ def test_the_gradient_of_early_calls_is_autograds() -> None:
 def test_a_model_run_counts_at_the_rate_that_was_chosen_of_the_most(tmp_path: Path) -> None:
     """Of two rates with fresh seeds, one of them from a table at one rate for all."""
     cells = Cells(tmp_path)
-    curve = lambda end: {"episodes": [0, 64], "sampled": [0.25, end], "greedy": [0.25, end]}
+    curve = lambda end: {"episodes": [0, 64], "sampled": [0.25, end], "greedy": [0.25, end], "tokens": [0, 9]}
     for tried, rate in (([2.5e-4, 5e-4, 1e-3], 2.5e-4), ([5e-4], 5e-4)):
         cells.get(("model rate", "mixed", "ours", tried, 2), lambda rate=rate: rate)
     for rate, ends in ((2.5e-4, (0.5, 0.75)), (5e-4, (0.875, 1.0))):
@@ -182,3 +182,15 @@ def test_a_model_run_counts_at_the_rate_that_was_chosen_of_the_most(tmp_path: Pa
             cells.get(("model", "mixed", "ours", rate, seed, 2), lambda end=end: curve(end))
     row = next(line for line in report.write(cells).splitlines() if line.startswith("| ours |"))
     assert "| 0.00025 | 2 | 0.438 ±" in row
+
+
+def test_areas_at_equal_tokens_end_where_the_shortest_run_does(tmp_path: Path) -> None:
+    """One method writes 200 tokens and one 500; both go from .2 to .6 on the way."""
+    cells = Cells(tmp_path)
+    for method, spent in (("ours", 200), ("grpo", 500)):
+        cells.get(("model rate", "mixed", method, [5e-4], 3), lambda: 5e-4)
+        curve = {"episodes": [0, 96], "sampled": [0.2, 0.6], "greedy": [0.2, 0.6], "tokens": [0, spent]}
+        cells.get(("model", "mixed", method, 5e-4, 0, 3), lambda curve=curve: curve)
+    header, _, *rows = report.write(cells).splitlines()[2:6]
+    column = header.split(" | ").index("area, equal tokens")
+    assert [row.split(" | ")[column] for row in rows] == ["0.400", "0.280"]  # GRPO is at .36 after 200 tokens
