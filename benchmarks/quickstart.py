@@ -1,7 +1,8 @@
-"""The main job over ten seeds, with ASPO and without: every bar of the quickstart in one table.
+"""The main job over ten seeds, with ASPO and without: every bar of the quickstart in one table, and a figure.
 
 Each run is the command that a user types; a finished run in the output folder is read instead of repeated, so an
-interrupted benchmark goes on where it stopped. Times are honest only when nothing else runs on the machine.
+interrupted benchmark goes on where it stopped. Times are honest only when nothing else runs on the machine. The figure,
+`aspo.png` in the folder, shows how the tool is used while it is learnt, as Fig. 5 and 6 of arXiv 2508.19201 do.
 
     python benchmarks/quickstart.py [--quick] [--seeds 0 1 2 …] [--engine hf|vllm] [--out runs/benchmark]
 """
@@ -13,16 +14,31 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
+
+from solostream.training.run import metric_logger
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = {"SPO + ASPO": '["negative_weight", "aspo"]', "SPO": '["negative_weight"]'}
+PANELS = {
+    "reward/mean": "mean reward",
+    "code/first_call_token": "token of the first call",
+    "code/rounds": "rounds of code",
+    "code/lines": "lines of code",
+    "code/pass_ratio": "share of calls that ran without an error",
+    "length/response_mean": "tokens of the response",
+}
+SMOOTH = 4  # updates a point
 Run = dict[str, Any]
 
 
+def named(variant: str, engine: str, seed: int) -> str:
+    return f"{variant.replace(' + ', '-').lower()}-{engine}-{seed}"
+
+
 def run(variant: str, seed: int, out: Path, engine: str, extra: list[str]) -> Run:
-    name = f"{variant.replace(' + ', '-').lower()}-{engine}-{seed}"
+    name = named(variant, engine, seed)
     summary = out / name / "summary.json"
     if not summary.exists():
         settings = [f"run.root={json.dumps(str(out))}", f"algorithm.stages={VARIANTS[variant]}", *extra]
@@ -80,6 +96,28 @@ def bars(runs: dict[str, list[Run]]) -> list[tuple[str, str, bool]]:
     ]
 
 
+def plot(folders: dict[str, list[Path]], path: Path) -> None:
+    """What the batches of the runs show, update by update: means over seeds, from the least to the greatest."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6.5), dpi=130, layout="constrained")
+    for axes, (key, title) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
+        for (variant, group), colour in zip(folders.items(), ("#c2571a", "#2563a6"), strict=True):
+            rows = [[r for r in metric_logger.read(f / "metrics.jsonl") if r["phase"] == "rl"] for f in group]
+            steps = range(0, max(min(map(len, rows)) - SMOOTH, 0) + 1, SMOOTH)
+            seeds = [[fmean(r[key] for r in one[i : i + SMOOTH] if key in r) for one in rows] for i in steps]
+            x = [i + SMOOTH / 2 for i in steps]
+            axes.plot(x, list(map(fmean, seeds)), color=colour, linewidth=1.8, label=variant)
+            axes.fill_between(x, *(list(map(end, seeds)) for end in (min, max)), color=colour, alpha=0.15, linewidth=0)
+        axes.set_title(title, size=11, weight="bold")
+        axes.set_xlabel("update")
+        axes.set_ylim(bottom=0)
+        axes.grid(color="#d9dee3", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--quick", action="store_true", help="one seed and few steps: shows that it runs, no more")
@@ -91,6 +129,8 @@ def main() -> int:
     if a.quick:
         seeds, out, extra = seeds[:1], out / "quick", ["run.steps=3", "data.train=64", "data.test=32"]
     runs = {variant: [run(variant, seed, out, a.engine, extra) for seed in seeds] for variant in VARIANTS}
+    folders = {variant: [out / named(variant, a.engine, seed) for seed in seeds] for variant in VARIANTS}
+    plot(folders, out / "aspo.png")
     print("| run | seed | sampled | greedy | code ratio | first call | no tool | wall s |")
     print("|---|---|---|---|---|---|---|---|")
     for variant, group in runs.items():
