@@ -22,7 +22,7 @@ from solostream.training.config.memory import (
     shape_of,
     wide,
 )
-from solostream.training.config.unused import unused
+from solostream.training.config.unused import notices, unused
 
 PROMPT_TOKENS = 64  # a guess: the prompt's length is known only once the data is tokenised
 JSON_BYTES = 24  # a token in trajectories.jsonl: id, mask, logprob, version, text
@@ -227,6 +227,7 @@ def describe(config: Config) -> str:
         *_memory_rows(config, p, device, free, total),
         ("disk", f"checkpoints {config.run.keep} x {_bytes(p.checkpoint)}, trajectories ≤ {_bytes(p.trajectories)}"),
         *(("not used", line) for line in unused(config)),
+        *(("notice", line) for line in notices(config)),
     ]
     return "\n".join(f"{name:<14} {what}" for name, what in rows)
 

@@ -105,7 +105,7 @@ class LearnerConfig(Section):
     # DeepSeek-V3.2: nats a token from which on a negative trajectory that became improbable is left alone; 0: never
     drop_negatives_beyond: Rate = 0.0
     drop_void: bool = False  # leave out trajectories with a void turn (SimpleTIR)
-    drop_overlong: bool = False  # leave out those that a token or time limit ended
+    drop_overlong: bool = False  # leave out those that the token limit ended
 
     @model_validator(mode="after")
     def _consistent(self) -> LearnerConfig:

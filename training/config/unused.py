@@ -1,4 +1,4 @@
-"""What a configuration says and nothing reads: told in one line each at the start, and no mistake.
+"""What is told in one line each at the start, and is no mistake: what nothing reads, and what is not as one may think.
 
 A sweep over names keeps the options of each, and one over `learner.schedule` its `total_steps`: so nothing is refused.
 """
@@ -14,6 +14,25 @@ from solostream.training.config.models import Config
 def unused(config: Config) -> list[str]:
     """A line for each section of a component that the run does not use, and for each key whose switch is off."""
     return [*_sections(config), *_keys(config)]
+
+
+def notices(config: Config) -> list[str]:
+    """A line for each choice that takes something away in silence."""
+    c, found = config.learner, []
+    # π_old is then the policy of this very step, so every ratio is 1; the cap weighs tokens and leaves none out.
+    bounded = c.mask_outside is not None or c.reject_outside is not None
+    if c.decoupled and c.num_mini_batches * c.epochs == 1 and not bounded:
+        found.append(
+            "learner.tis_cap with one optimizer step a batch: every ratio of the loss is 1, its clip never acts, and "
+            "no trust region bounds a stale token; learner.mask_outside = [0.5, 5.0] does"
+        )
+    # All tokens of a sequence share one ratio: their mean over the batch weighs a sequence by its length.
+    if c.loss == "gspo" and c.aggregation == "token_mean":
+        found.append(
+            'loss gspo under learner.aggregation = "token_mean" weighs a sequence by its length; the paper\'s '
+            'objective is learner.aggregation = "seq_mean_token_mean"'
+        )
+    return found
 
 
 def _sections(config: Config) -> list[str]:

@@ -238,8 +238,9 @@ class Reinforcement:
         self._warned = True
         return (
             f"warning: sampler and learner differ by up to {self.mismatch_max:.2g} nats on tokens of one policy, which "
-            "the loss takes for a change of the policy: set learner.tis_cap = 2.0 (truncated importance sampling) to "
-            "weigh it out, or give both the same dtype"
+            "the loss takes for a change of the policy: set learner.mask_outside = [0.5, 5.0] to weigh it out and "
+            "leave far tokens out (with learner.tis_cap alone one step a batch has no trust region), or give both "
+            "the same dtype"
         )
 
     def _draw(self) -> list[RolloutRequest]:

@@ -33,7 +33,7 @@ from solostream.training.cluster.learning import Learning, Learns, sft_loss, sft
 from solostream.training.cluster.rank_worker import RankLost
 from solostream.training.config import Config
 from solostream.training.config.memory import only_adapters
-from solostream.training.config.unused import unused
+from solostream.training.config.unused import notices, unused
 from solostream.training.losses import Loss
 from solostream.training.observers import RunTracker
 from solostream.training.rollouts.cores import Cores
@@ -121,7 +121,7 @@ class Trainer:
                     f"{config.cold_start.data} has changed since the checkpoint: start a run of another --name"
                 )
         self.learning = Learning(config, self.parts, self.placement, self.loss, folder)
-        view.say("\n".join([self.learning.described, *unused(config)]))
+        view.say("\n".join([self.learning.described, *unused(config), *notices(config)]))
         second = setup.why_a_second_copy(config, self.parts.model)
         if engine is None and self.placement is None and config.run.engine == "hf" and second:
             view.say(f"the sampler has a second copy of the weights: {second}")

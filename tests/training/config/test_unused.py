@@ -9,7 +9,7 @@ import pytest
 
 from solostream.errors import UserError
 from solostream.training.config import assign, validate
-from solostream.training.config.unused import unused
+from solostream.training.config.unused import notices, unused
 from solostream.training.run.progress import ProgressDisplay
 from solostream.training.run.trainer import Trainer
 
@@ -19,6 +19,10 @@ TINY = Path(__file__).parents[1] / "run" / "tiny.toml"
 
 def lines(*settings: str) -> list[str]:
     return unused(validate(assign({}, settings)).completed())
+
+
+def told(*settings: str) -> list[str]:
+    return notices(validate(assign({}, settings)))
 
 
 def test_nothing_is_said_of_what_is_used() -> None:
@@ -54,19 +58,49 @@ def test_what_is_not_used_is_one_line(settings: list[str], said: str) -> None:
     assert said in line
 
 
+@pytest.mark.parametrize(
+    "holds",
+    [
+        "learner.mask_outside=[0.5,5.0]",
+        "learner.reject_outside=[0.9,1.1]",
+        "learner.num_mini_batches=2",
+        "learner.epochs=2",
+        "learner.tis_cap=0.0",
+    ],
+)
+def test_without_a_trust_region_a_line_says_so_and_names_the_mask(holds: str) -> None:
+    (line,) = told("learner.tis_cap=2.0")
+    assert "no trust region bounds a stale token" in line
+    assert validate(assign({}, [line.split("; ")[1].removesuffix(" does")])).learner.mask_outside == (0.5, 5.0)
+    assert told("learner.tis_cap=2.0", holds) == []
+    assert told() == []
+
+
+def test_gspo_under_the_mean_over_tokens_is_not_the_papers() -> None:
+    (line,) = told("learner.loss=gspo")
+    remedy = line.rpartition(" is ")[2]
+    assert told("learner.loss=gspo", remedy) == []
+    assert told("learner.loss=gspo", "learner.aggregation=seq_mean_token_sum") == []
+    both = told("learner.loss=gspo", "learner.tis_cap=1.5")
+    assert [line.split()[0] for line in both] == ["learner.tis_cap", "loss"]
+
+
 def test_a_recipe_says_nothing_that_it_does_not_use() -> None:
     for recipe in RECIPES.glob("*.toml"):
-        assert unused(validate(tomllib.loads(recipe.read_text()))) == [], recipe.name
+        config = validate(tomllib.loads(recipe.read_text()))
+        assert unused(config) + notices(config) == [], recipe.name
 
 
 def test_the_start_of_a_run_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     view = ProgressDisplay()
     monkeypatch.setattr(view, "say", said.append)
-    config = validate(assign(tomllib.loads(TINY.read_text()), ["algorithm.stages=[]", "algorithm.aspo.delta=0.1"]))
+    more = ["algorithm.stages=[]", "algorithm.aspo.delta=0.1", "learner.loss=gspo"]
+    config = validate(assign(tomllib.loads(TINY.read_text()), more))
     Trainer(config, tmp_path / "run", view)
     lines = "\n".join(said).splitlines()
     assert sum(line.startswith("[algorithm.aspo] is not used") for line in lines) == 1
+    assert sum(line.startswith("loss gspo under") for line in lines) == 1
 
 
 def test_a_stage_stands_once() -> None:

@@ -394,7 +394,8 @@ def test_a_mismatch_is_told_and_switches_nothing(
     assert max(row["mismatch/on_policy_max"] for row in rows) > 0.01
     assert ["tis/weight" in row for row in rows] == [cap > 0] * 3
     words = " ".join((told.out + told.err).split())
-    assert words.count("set learner.tis_cap = 2.0") == (cap == 0)
+    assert words.count("set learner.mask_outside = [0.5, 5.0]") == (cap == 0)
+    assert words.count("no trust region bounds a stale token") == (cap > 0)  # told at the start
 
 
 def test_an_existing_run_is_not_overwritten(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
