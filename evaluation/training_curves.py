@@ -152,9 +152,10 @@ def unit(key: str) -> str:
     return said or next((unit for start, unit in _UNITS.items() if key.startswith(start)), "value")
 
 
-def sampling_weight(value: float, epsilon: float = 0.05) -> float:
+def sampling_weight(value: float, epsilon: float = 0.05, gamma: float = 0.0, evidence: float = 1.0) -> float:
     """How often a prompt of tracked value v is drawn, unnormalised: √(v(1 − v)) + ε (SPO, arXiv 2509.13232, Eq. 11).
 
-    Most where the outcome is least certain. value: in [0, 1].
+    Most where the outcome is least certain. value: in [0, 1]. gamma: of the paper's conference version, in which the
+    root is divided by N^γ, N = max(evidence, 1) the effective number of observations.
     """
-    return math.sqrt(value * (1 - value)) + epsilon
+    return math.sqrt(value * (1 - value)) / math.pow(max(evidence, 1.0), gamma) + epsilon

@@ -179,7 +179,7 @@ _ROLLOUT = (
 # kind -> the keywords that the run hands over to a factory that asks for them
 GIVEN: dict[str, tuple[str, ...]] = {
     "data": ("what", "seed"),
-    "advantage": ("inner", "tracker", "logprobs", "entropies"),
+    "advantage": ("inner", "tracker", "logprobs", "entropies", "sampler"),
     "sampler": ("task_ids", "tasks", "tracker", "sources", "history", "seed", "batch"),
     "rollout": _ROLLOUT,
     "metric": ("trajectories",),

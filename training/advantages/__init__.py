@@ -7,7 +7,7 @@ has their options. To add one: a file with the class, and a line in `registry.BU
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from solostream import registry
 from solostream.agent.trajectory import Trajectory
@@ -18,6 +18,9 @@ from solostream.training.advantages.grpo import GRPO
 from solostream.training.advantages.rloo import RLOO
 from solostream.training.advantages.spo import SPO
 from solostream.training.advantages.value_tracker import ValueTracker
+
+if TYPE_CHECKING:
+    from solostream.training.rollouts.task_sampler import Sampler
 
 __all__ = [
     "ASPO",
@@ -45,10 +48,12 @@ def estimator(
     tracker: ValueTracker,
     logprobs: Callable[[Sequence[Trajectory]], Sequence[Any]],
     entropies: Callable[[Sequence[Trajectory]], Sequence[Any]] | None = None,
+    sampler: Sampler | None = None,
 ) -> list[Advantage]:
     """`advantage` and the stages around it, innermost first: the last one is what a batch goes through.
 
-    tracker, logprobs and entropies (of the learner): handed over to those that ask for them. Raises UserError.
+    tracker, logprobs and entropies (of the learner), sampler (of the run): handed over to those that ask for them.
+    Raises UserError.
     """
     if registry.asks("advantage", advantage, "inner"):
         raise UserError(f"'{advantage}' is a stage around an estimator: name it in algorithm.stages")
@@ -61,6 +66,7 @@ def estimator(
             "tracker": tracker,
             "logprobs": logprobs,
             "entropies": entropies,
+            "sampler": sampler,
         }
         chain.append(registry.make("advantage", name, options.get(name), **given))
     return chain

@@ -46,7 +46,8 @@ class Advantage(Protocol):
     episodes that branched ("required") or needs independent ones ("refused"). `in_parts = True` says that its values
     and its state do not depend on whether a batch comes whole or in parts (groups whole). A constructor may ask for
     `tracker` (the run's `ValueTracker`; the run then initializes it and freezes its values), `inner` (a stage),
-    `logprobs` and `entropies` (of the learner: trajectories -> an array over each one's action tokens).
+    `logprobs` and `entropies` (of the learner: trajectories -> an array over each one's action tokens), `sampler` (what
+    draws the run's tasks).
     """
 
     def __call__(self, batch: Batch) -> Advantages:

@@ -241,11 +241,9 @@ class ValueTracker:
         for task_id in task_ids:
             alpha, beta = self.evidence(task_id)
             n = alpha + beta  # the effective number of observations
-            # Tasks that are neither solved nor hopeless teach most, and those of which little is known yet.
-            unsure = sampling_weight(alpha / n, 0.0)
-            known = max(n, 1.0) ** gamma
-            # No task is forgotten: the policy moves, and so do values of 0 and of 1.
-            weights.append(unsure / known + epsilon)
+            # Tasks that are neither solved nor hopeless teach most, and those of which little is known yet; with ε no
+            # task is forgotten, for the policy moves, and so do values of 0 and of 1.
+            weights.append(sampling_weight(alpha / n, epsilon, gamma, n))
         return weights
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from solostream.training.advantages.base import Grouping
 from solostream.training.advantages.value_tracker import Forgetting
 from solostream.training.config.components import Options, beside_keys
 from solostream.training.config.section import Bounds, Count, Names, Positive, Rate, Section, Share
+from solostream.training.rollouts.task_sampler import Prioritized, Sampler
 
 
 class TrackerConfig(Section):
@@ -84,10 +85,20 @@ class AlgorithmConfig(Section):
         return self
 
     def estimator(
-        self, tracker: ValueTracker, logprobs: Callable[..., Any], entropies: Callable[..., Any] | None = None
+        self,
+        tracker: ValueTracker,
+        logprobs: Callable[..., Any],
+        entropies: Callable[..., Any] | None = None,
+        sampler: Sampler | None = None,
     ) -> list[Advantage]:
         """The advantage and its stages, innermost first. Raises UserError."""
-        return estimator(self.advantage, self.stages, self.options, tracker, logprobs, entropies)
+        return estimator(self.advantage, self.stages, self.options, tracker, logprobs, entropies, sampler)
+
+    def stand_ins(self) -> list[Advantage]:
+        """The same without a run, to ask them what they need. Raises UserError."""
+        tracker = self.tracker.make()
+        sampler = Prioritized(("",), tracker) if self.task_sampler == "prioritized" else None
+        return self.estimator(tracker, lambda batch: [], lambda batch: [], sampler)
 
     @property
     def options(self) -> Options:
@@ -116,5 +127,4 @@ class AlgorithmConfig(Section):
         return "required" in found or ("optional" in found and self.group_size > 1)
 
     def _groups(self) -> dict[str, Grouping]:
-        made = self.estimator(self.tracker.make(), lambda batch: [], lambda batch: [])
-        return {name: grouping(one) for name, one in zip(self.components, made, strict=True)}
+        return {name: grouping(one) for name, one in zip(self.components, self.stand_ins(), strict=True)}

@@ -20,7 +20,7 @@ from solostream.training.batch import Batch
 from solostream.training.losses import SelectsTokens
 from solostream.training.losses.tokens import Tokens
 from solostream.training.rollouts.samplers.history import Outcome, OutcomeHistory
-from solostream.training.rollouts.task_sampler import TaskSampler
+from solostream.training.rollouts.task_sampler import Prioritized, TaskSampler
 
 Promises = list[tuple[str, bool]]
 LENGTHS = (3, 7, 2, 5, 4, 6, 1, 8)  # of the responses, in tokens
@@ -49,7 +49,9 @@ def advantage(spec: str, options: dict[str, Any]) -> Promises:
 
     def make() -> Any:
         name, stages = ("none", (spec,)) if stage else (spec, ())
-        return estimator(name, stages, {spec: options}, ValueTracker(), logprobs, logprobs)[-1]
+        tracker = ValueTracker()
+        sampler = Prioritized(("task-0", "task-1", "task-2"), tracker)
+        return estimator(name, stages, {spec: options}, tracker, logprobs, logprobs, sampler)[-1]
 
     one, two = make(), make()
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))

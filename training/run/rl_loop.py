@@ -86,14 +86,15 @@ class Reinforcement:
         self._turns = Turns(engine, in_thread, lent=config.rollout.colocate == "turns")
         a = config.algorithm
         self.tracker = (tracker_of(advantage) if advantage else None) or a.tracker.make()
-        self._advantage = advantage or a.estimator(self.tracker, learner.logprobs, learner.entropies)[-1]
         for task_id, source in sources.items():
             self.tracker.place(task_id, source)
         self._uses_tracker = a.uses_tracker if advantage is None else tracker_of(advantage) is not None
-        self._grouped = grouped(self._advantage, a.group_size)
-        self._own_metrics, self._traces = own_metrics, traces
         if sampler is None:
             sampler = sampler_of_run(config, tasks, self.tracker, uses_tracker=self._uses_tracker)
+        of_learner = learner.logprobs, learner.entropies
+        self._advantage = advantage or a.estimator(self.tracker, *of_learner, sampler)[-1]
+        self._grouped = grouped(self._advantage, a.group_size)
+        self._own_metrics, self._traces = own_metrics, traces
         self._streamed: StreamedUpdate | None = None  # of the batch that is being taken
         self._before: dict[str, Any] = {}  # what its parts change, as it was before them
         if config.rollout.learn_in_parts > 1:

@@ -147,7 +147,7 @@ def refuse_learning(config: Config, advantage: Advantage | None = None, loss: Lo
         four_bit.check()
     if config.rollout.learn_in_parts > 1:
         a, name = config.algorithm, config.learner.loss
-        advantage = advantage or a.estimator(a.tracker.make(), lambda batch: [], lambda batch: [])[-1]
+        advantage = advantage or a.stand_ins()[-1]
         check_in_parts(advantage, config.learner, loss or registry.make("loss", name, config.loss.get(name)))
 
 

@@ -16,12 +16,15 @@ from solostream.training.advantages.maxrl import MaxRL, MaxRLStream
 from solostream.training.advantages.optimal_token import OptimalToken
 from solostream.training.advantages.rloo import RLOO
 from solostream.training.advantages.shrinkage import Shrinkage
+from solostream.training.advantages.spo import SPO
 from solostream.training.advantages.stages.improbable_tokens import ImprobableTokens
 from solostream.training.advantages.stages.inclusion_weights import InclusionWeights
 from solostream.training.advantages.stages.negative_tokens import NegativeTokens
 from solostream.training.advantages.stages.negative_weight import NegativeWeight
 from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.batch import Batch
+from solostream.training.config import assign, validate
+from solostream.training.rollouts.task_sampler import Prioritized, Uniform
 
 
 class Given:
@@ -67,13 +70,42 @@ def test_improbable_negative_tokens_are_capped() -> None:
 def test_inclusion_weights_give_the_pool_its_mean_back() -> None:
     """Tasks drawn by √(v(1 − v)) + ε: with the stage Σ over draws is, up to one factor, uniform over the pool."""
     values = [0.02, 0.5, 0.81, 0.3]
-    drawn = [math.sqrt(v * (1 - v)) + 0.05 for v in values]
+    drawn = [math.sqrt(v * (1 - v)) + 0.07 for v in values]
     batch = [answer(0.5, value=v, event=i) for i, v in enumerate(values)]
-    got = one_each(InclusionWeights(Given([1.0], [1.0], [1.0], [1.0]))(batch))
+    sampler = Prioritized(["t"], ValueTracker(), epsilon=0.07)
+    got = one_each(InclusionWeights(Given([1.0], [1.0], [1.0], [1.0]), sampler)(batch))
     assert np.ptp([q * a for q, a in zip(drawn, got, strict=True)]) == pytest.approx(0, abs=1e-12)
     assert np.mean(got) == pytest.approx(1)
     with pytest.raises(UserError, match="drawn without a value"):
-        InclusionWeights(Given([1.0]))([answer(0.5, value=None)])
+        InclusionWeights(Given([1.0]), sampler)([answer(0.5, value=None)])
+
+
+def test_inclusion_weights_undo_the_samplers_own_weights_as_they_were_drawn_by() -> None:
+    """ε = .2, γ = .7, N of 4, 8 and 1: what the tracker says of a task when it is drawn, not after its batch."""
+    tracker = ValueTracker()
+    tracker.initialize("a", [1, 0, 0, 1], version=0)
+    tracker.initialize("b", [1] * 7 + [0] * 5, version=0)
+    ids = ["a", "b", "new"]
+    drawn = tracker.weights(ids, 0.2, 0.7)
+    batch = [trajectory(t, 1.0, value=tracker.value(t), event=i) for i, t in enumerate(ids)]
+    plain = [1 - tracker.value(t) for t in ids]
+    stage = InclusionWeights(SPO(tracker, scale="none"), Prioritized(ids, tracker, epsilon=0.2, gamma=0.7))
+    got = one_each(stage(batch))
+    mean = sum(1 / w for w in drawn) / 3
+    assert got == pytest.approx([a / (w * mean) for a, w in zip(plain, drawn, strict=True)])
+    assert tracker.weights(ids, 0.2, 0.7) != pytest.approx(drawn)
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "bands", "dump", "reformulate"])
+def test_inclusion_weights_are_refused_with_another_sampler(sampler: str) -> None:
+    stage = 'algorithm.stages=["inclusion_weights"]'
+    with pytest.raises(UserError, match=r"set algorithm\.sampler = 'prioritized'"):
+        validate(assign({}, [stage, f"algorithm.sampler={sampler}"]))
+    with pytest.raises(UserError, match=r"set algorithm\.sampler = 'prioritized'"):
+        validate(assign({}, [stage, "algorithm.advantage=reinforce_pp"]))  # draws uniformly
+    with pytest.raises(UserError, match="leave it out"):
+        InclusionWeights(SPO(ValueTracker()), Uniform(["a"]))
+    assert validate(assign({}, [stage])).algorithm.task_sampler == "prioritized"
 
 
 def group(rewards: list[float], number: int = 0) -> list[Trajectory]:

@@ -33,6 +33,7 @@ from solostream.training.advantages.stream.shared_drift import SharedDrift
 from solostream.training.advantages.stream.slope import FittedSlope
 from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.batch import Batch
+from solostream.training.rollouts.task_sampler import Prioritized
 
 REWARDS = ((1.0, 0.0, 0.25), (0.5, 0.0, 0.25, 0.75), (1.0, 1.0), (0.0, 0.5))
 
@@ -121,7 +122,11 @@ class Inner:
         self.state = state
 
 
-@pytest.mark.parametrize("stage", [ImprobableTokens, InclusionWeights, NegativeTokens, NegativeWeight, ASPO])
+def inclusion_weights(inner: Any, **options: float) -> InclusionWeights:
+    return InclusionWeights(inner, Prioritized(["a"], ValueTracker(), **options))
+
+
+@pytest.mark.parametrize("stage", [ImprobableTokens, inclusion_weights, NegativeTokens, NegativeWeight, ASPO])
 def test_a_stage_hands_batch_metrics_and_state_on(stage: Any) -> None:
     inner = Inner([0.5] * 4)
     outer, batch = stage(inner), Batch([trajectory("a", value=0.3)])
@@ -150,7 +155,7 @@ def test_what_stages_do_to_positive_negative_and_no_advantage() -> None:
 
 def test_inclusion_weights_tell_the_largest() -> None:
     batch = Batch([trajectory("a", value=0.5), trajectory("b", value=0.1), trajectory("c", value=0.9)])
-    found = InclusionWeights(Inner([1.0] * 4, [1.0] * 4, [1.0] * 4), epsilon=0.1)(batch)
+    found = inclusion_weights(Inner([1.0] * 4, [1.0] * 4, [1.0] * 4), epsilon=0.1)(batch)
     inverse = [1 / (0.5 + 0.1), 1 / (0.3 + 0.1), 1 / (0.3 + 0.1)]
     assert one_each(found) == pytest.approx([x / fmean(inverse) for x in inverse])
     assert found.metrics["inclusion/largest"] == pytest.approx(2.5 / fmean(inverse))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from test_run import arguments, fingerprint
@@ -51,3 +53,16 @@ def test_made_longer_later_it_equals_one_that_was(name: str, tmp_path: Path) -> 
         assert forms == {"", "direct"}
         assert all(t.n_calls == 0 for t in played if t.task_id.endswith("~direct"))
         assert all("tool_cost/mean" in row for row in rows)
+
+
+def test_a_stage_is_given_the_sampler_of_the_run(tmp_path: Path) -> None:
+    """Its own ε: each batch is weighed by 1/(√(v(1 − v)) + .3), v as it was drawn by."""
+    more = ["algorithm.stages=['inclusion_weights']", "sampler.prioritized.epsilon=0.3", "run.steps=4"]
+    assert main(arguments(tmp_path, "weighed", *(word for one in more for word in ("--set", one)))) == 0
+    rows = [row for row in read(tmp_path / "weighed" / "metrics.jsonl") if row["phase"] == "rl"]
+    played = [line.trajectory for line in read_lines(tmp_path / "weighed" / "trajectories.jsonl") if line.trajectory]
+    batches = [[t.dispatch.value for t in played if t.dispatch.version == row["step"] - 1] for row in rows]
+    inverse = [[1 / (math.sqrt(v * (1 - v)) + 0.3) for v in batch] for batch in batches]
+    found = [row["inclusion/largest"] for row in rows]
+    assert found == pytest.approx([max(batch) / fmean(batch) for batch in inverse])
+    assert max(found) > 1.01
