@@ -32,6 +32,12 @@ class Task:
         """Of the problems of its source, where `meta["kind"]` says one: a family, a subject, a level."""
         return str(self.meta.get("kind") or "")
 
+    @property
+    def level(self) -> str:
+        """Of difficulty among the problems of its source, where `meta["level"]` says one."""
+        level = self.meta.get("level")
+        return "" if level is None else str(level)
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:

@@ -94,6 +94,7 @@ class ValueTracker:
         self.shared = SharedDrift(shared_drift) if shared_drift else None
         self.pool = Pool(1 / (1 - rho_min)) if pooled else None
         self._sources: dict[str, str] = {}  # task -> what it shares values with
+        self._levels: dict[str, str] = {}  # task -> its level within the source, for the pool alone
         self._beliefs: dict[str, _Belief] = {}
 
         # How far the policy has travelled, by version.
@@ -130,11 +131,16 @@ class ValueTracker:
         beta = strength * (1 - v0)
         self._beliefs[task_id] = _Belief((alpha, beta, version), now=(alpha, beta))
 
-    def place(self, task_id: str, source: str) -> None:
-        """Say which tasks share what `shared_drift` and `pooled` learn; untold, a task goes with the population."""
+    def place(self, task_id: str, source: str, level: str = "") -> None:
+        """Say which tasks share what `shared_drift` and `pooled` learn; untold, a task goes with the population.
+
+        level: of difficulty, within the source; only `pooled` asks. "": none, or the one that was told before.
+        """
         # Not kept for those without one: a checkpoint of a million tasks would name each for nothing.
         if source:
             self._sources[task_id] = source
+        if level and self.pool is not None:
+            self._levels[task_id] = level
 
     def value(self, task_id: str) -> float:
         """v = α/(α+β); 0.5, or what the pool says, for a task never seen."""
@@ -267,6 +273,7 @@ class ValueTracker:
             state["shared"] = self.shared.state_dict()
         if self.pool is not None:
             state["pool"] = self.pool.state_dict()
+            state["levels"] = dict(self._levels)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -288,16 +295,17 @@ class ValueTracker:
             self.shared.load_state_dict(state["shared"])
         if self.pool is not None:
             self.pool.load_state_dict(state["pool"])
+            self._levels |= state.get("levels", {})
 
     def _first(self, task_id: str) -> tuple[float, float]:
-        """(α, β) of a task that was never seen: Jeffreys' prior, or what the pool knows of its source."""
+        """(α, β) of a task that was never seen: Jeffreys' prior, or what the pool knows of its like."""
         if self.pool is None:
             return 0.5, 0.5
-        return self.pool.prior(self._sources.get(task_id, ""))
+        return self.pool.prior(self._sources.get(task_id, ""), self._levels.get(task_id, ""))
 
     def _pool(self, task_id: str, reward: float, before: float | None) -> None:
         if self.pool is not None:
-            self.pool.observe(self._sources.get(task_id, ""), reward, before)
+            self.pool.observe(self._sources.get(task_id, ""), reward, before, self._levels.get(task_id, ""))
 
     def _replay(self, belief: _Belief, source: str) -> tuple[float, float]:
         """(α, β) after all kept events, from the start."""

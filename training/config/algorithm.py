@@ -27,7 +27,7 @@ class TrackerConfig(Section):
     start_samples: Count = 1  # rollouts a prompt that initialize it; 0: Beta(0.5, 0.5)
     forgetting: Forgetting = "divergence"  # snapshot: SPO++'s, rho_min once a policy version
     shared_drift: Share = 0.0  # how much of a batch's residual moves the values of all tasks; 0: none
-    pooled: bool = False  # a task never seen starts from its source and the population
+    pooled: bool = False  # a task never seen starts from the population, its source and its level
 
     @model_validator(mode="after")
     def _consistent(self) -> TrackerConfig:

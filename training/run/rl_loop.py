@@ -81,13 +81,12 @@ class Reinforcement:
     ) -> None:
         """tasks: the pool. advantage, sampler: instead of what the configuration names. traces: what is imitated."""
         self.config, self.task_ids = config, [task.id for task in tasks]
-        sources = {task.id: task.source for task in tasks}
         self._learner, self._engine, self._episodes, self._in_thread = learner, engine, episodes, in_thread
         self._turns = Turns(engine, in_thread, lent=config.rollout.colocate == "turns")
         a = config.algorithm
         self.tracker = (tracker_of(advantage) if advantage else None) or a.tracker.make()
-        for task_id, source in sources.items():
-            self.tracker.place(task_id, source)
+        for task in tasks:
+            self.tracker.place(task.id, task.source, task.level)
         self._uses_tracker = a.uses_tracker if advantage is None else tracker_of(advantage) is not None
         if sampler is None:
             sampler = sampler_of_run(config, tasks, self.tracker, uses_tracker=self._uses_tracker)

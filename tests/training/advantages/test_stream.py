@@ -238,6 +238,44 @@ def test_a_pooled_task_starts_from_its_source_and_keeps_its_own_evidence() -> No
     assert copy.value("t53") == tracker.value("t53")
 
 
+def test_a_level_is_pulled_to_its_source_and_that_to_the_population() -> None:
+    """Means .598039, .706583, .475190; Var(p) .06, .0566667, .0531481: c = 3.692251 at the level, 2.658652 above."""
+    pool = Pool(8.0)
+    moments = {"": [30.0, 50.0, 2.4, 40.0], "s": [15.0, 20.0, 0.8, 16.0], "s (level 2)": [1.0, 6.0, 0.1, 4.0]}
+    pool.load_state_dict(moments)
+    assert pool.prior("s", "2") == pytest.approx((1.754521, 1.937730), rel=1e-6)
+    assert pool.prior("s") == pool.prior("s", "7") == pytest.approx((1.878557, 0.780095), rel=1e-6)
+    assert pool.prior("o", "2") == pool.prior("", "2") == pool.prior("")
+    pool.observe("s", 1.0, None, "7")
+    state = pool.state_dict()
+    assert state.pop("s (level 7)") == [1.0, 1.0, 0.0, 0.0]
+    assert {name for name in moments if state[name] != moments[name]} == {"", "s"}
+
+
+def test_levels_are_the_pools_alone() -> None:
+    """What moves together stays the source; a batch, which tells no level, and an older checkpoint lose none."""
+    tracker = ValueTracker(pooled=True, shared_drift=0.5)
+    for i in range(40):
+        tracker.place(f"t{i}", "s", "12"[i % 2])
+    for i in range(30):
+        batch = [trajectory(f"t{i}", float(i % 2 == 0), source="s", event=i, value=tracker.value(f"t{i}"), version=i)]
+        SPO(tracker)(batch)
+    assert tracker.value("t39") < 0.35 < 0.65 < tracker.value("t38")
+    state = json.loads(json.dumps(tracker.state_dict()))
+    assert state["shared"]["versions"].keys() == {"", "s"}
+    assert set(state["sources"].values()) == {"s"}
+    old = ValueTracker(pooled=True, shared_drift=0.5)
+    old.place("t38", "s", "1")
+    pool = {name: moments for name, moments in state["pool"].items() if "level" not in name}
+    old.load_state_dict({**{k: v for k, v in state.items() if k != "levels"}, "pool": pool})
+    assert old.value("t38") == old.value("t39") == pytest.approx(0.5, abs=0.1)
+    old.observe("t38", 1.0, event=0)
+    assert "s (level 1)" in old.state_dict()["pool"]
+    same = ValueTracker(pooled=True, shared_drift=0.5)
+    same.load_state_dict(state)
+    assert (same.value("t38"), same.value("t39")) == (tracker.value("t38"), tracker.value("t39"))
+
+
 def test_snapshot_retention_counts_versions_not_visits() -> None:
     """SPO++: ρ once a version between two dispatches; two streams of one version add up."""
     tracker = ValueTracker(0.875, 0.96, forgetting="snapshot")

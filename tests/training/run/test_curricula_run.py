@@ -55,9 +55,10 @@ def test_made_longer_later_it_equals_one_that_was(name: str, tmp_path: Path) -> 
         assert all("tool_cost/mean" in row for row in rows)
 
 
-def test_a_stage_is_given_the_sampler_of_the_run(tmp_path: Path) -> None:
+def test_a_stage_is_given_the_sampler_of_the_run_and_the_pool_its_levels(tmp_path: Path) -> None:
     """Its own ε: each batch is weighed by 1/(√(v(1 − v)) + .3), v as it was drawn by."""
     more = ["algorithm.stages=['inclusion_weights']", "sampler.prioritized.epsilon=0.3", "run.steps=4"]
+    more += ["algorithm.tracker.pooled=true", "data.levels=[1,3]"]
     assert main(arguments(tmp_path, "weighed", *(word for one in more for word in ("--set", one)))) == 0
     rows = [row for row in read(tmp_path / "weighed" / "metrics.jsonl") if row["phase"] == "rl"]
     played = [line.trajectory for line in read_lines(tmp_path / "weighed" / "trajectories.jsonl") if line.trajectory]
@@ -66,3 +67,9 @@ def test_a_stage_is_given_the_sampler_of_the_run(tmp_path: Path) -> None:
     found = [row["inclusion/largest"] for row in rows]
     assert found == pytest.approx([max(batch) / fmean(batch) for batch in inverse])
     assert max(found) > 1.01
+
+    (newest,) = sorted((tmp_path / "weighed" / "checkpoints").glob("step-*4"))
+    tracker = json.loads((newest / "trainer.json").read_text())["reinforcement"]["tracker"]
+    assert set(tracker["levels"].values()) == {"1", "3"}
+    assert {name.partition(" (level ")[2] for name in tracker["pool"]} == {"", "1)", "3)"}
+    assert not any("level" in source for source in tracker["sources"].values())
