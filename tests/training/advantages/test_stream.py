@@ -288,12 +288,15 @@ def test_snapshot_retention_counts_versions_not_visits() -> None:
     assert tracker.evidence("x") == pytest.approx((0.875 * (0.875**2 * a + 1), 0.875 * (0.875**2 * b + 1) + 1))
 
 
-def test_published_spo_is_the_default() -> None:
-    """What stands in the paper's place is off: r − v, deviation of the token measure, no state learnt."""
+def test_the_default_is_r_less_v_under_the_token_measure_and_learns_nothing_else() -> None:
+    """Options of this project are off. The published method has the trajectory measure, and a start of eight."""
     batch = [answer("a", 1, 0.9, 0.5, 0.1, value=0.25), answer("b", 0, 0.2, value=0.4), answer("c", 1, 0.3, value=0.9)]
     got = SPO(ValueTracker())(batch)
     assert one_each(got) == pytest.approx(standardize([0.75, -0.4, 0.1], [3, 1, 1]))
     assert not {"tracker/slope", "tracker/energy_ratio", "tracker/rho"} & got.metrics.keys()
+    published = one_each(SPO(ValueTracker(), "trajectory")(batch))
+    assert published == pytest.approx(standardize([0.75, -0.4, 0.1]))
+    assert published != pytest.approx(one_each(got), abs=0.01)
 
 
 def test_what_a_filter_takes_out_is_evidence_and_no_part_of_the_centre() -> None:
