@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from solostream.training.losses.tokens import Rate, Share, Tokens
@@ -33,5 +34,5 @@ class KLCov:
     def __call__(self, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """−ρA, and β·|d| on the picked tokens [n]; the sum of `clip/covariance`."""
         d = tokens.log_ratio
-        penalty = tokens.picked * self.kl * d.abs()
+        penalty = torch.where(tokens.picked, self.kl * d.abs(), torch.zeros_like(d))
         return penalty - d.exp() * tokens.advantage, {"clip/covariance": tokens.picked.sum()}
