@@ -1,8 +1,9 @@
 """The sampler draws by the tracker's weights of the moment, and resumes where it was."""
 
 import json
+import math
 from collections import Counter
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import pytest
 
@@ -121,3 +122,39 @@ def test_evidence_counts_in_the_weight_of_the_conference_version() -> None:
     tracker.load_state_dict(state)
     root = (3 / 16) ** 0.5
     assert tracker.weights("xy", 0.05, 0.5) == pytest.approx([root / 2 + 0.05, root + 0.05])
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.6])
+def test_the_law_of_a_batch_is_that_of_successive_draws_without_replacement(gamma: float) -> None:
+    """P(x₁, x₂, x₃) = Π_k w(x_k)/Σ of those not drawn yet, for all 60 triples of five tasks: Pearson's χ².
+
+    w = √(v(1 − v))/N^γ + ε (arXiv 2509.13232, Eq. 11; γ of its conference version), by hand from the outcomes. A law
+    by w^0.8 or w^1.2 is refused.
+    """
+    outcomes = {"a": [1, 0], "b": [1, 1, 1, 1, 1, 0], "c": [0] * 7, "d": [1, 0, 0, 1, 0], "e": [1]}
+    tracker, w = ValueTracker(), {}
+    for task_id, rewards in outcomes.items():
+        tracker.initialize(task_id, rewards)
+        v = (sum(rewards) + 0.5) / (len(rewards) + 1)
+        w[task_id] = math.sqrt(v * (1 - v)) / len(rewards) ** gamma + 0.02
+
+    def law(power: float) -> dict[tuple[str, ...], float]:
+        probability = {}
+        for triple in permutations(w, 3):
+            left, p = dict(w), 1.0
+            for task_id in triple:
+                p *= left[task_id] ** power / sum(x**power for x in left.values())
+                del left[task_id]
+            probability[triple] = p
+        return probability
+
+    n, sampler = 20_000, Prioritized(list(w), tracker, 11, 3, epsilon=0.02, gamma=gamma)
+    seen = Counter(tuple(sampler.next() for _ in range(3)) for _ in range(n))
+
+    def chi_square(power: float) -> float:
+        return sum((seen[triple] - n * p) ** 2 / (n * p) for triple, p in law(power).items())
+
+    assert seen.keys() <= law(1).keys()
+    assert sum(law(1).values()) == pytest.approx(1)
+    assert chi_square(1) < 100  # 59 degrees of freedom: 59 ± 11
+    assert min(chi_square(0.8), chi_square(1.2)) > 150
