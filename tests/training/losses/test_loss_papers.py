@@ -94,13 +94,12 @@ def test_sapo_fades_as_the_squared_secant(sequences: list, positive: float, nega
     assert columns.gradient(loss) == pytest.approx(expected, rel=1e-6, abs=1e-10)
 
 
-@given(SEQUENCES, st.floats(0.05, 0.3), st.floats(0.05, 0.5))
-@few
-def test_dcpo_lets_go_where_the_change_times_the_ratio_exceeds_epsilon(
-    sequences: list, low: float, high: float
-) -> None:
+@pytest.mark.parametrize(("low", "high"), [(0.05, 0.35), (0.16, 0.2), (0.23, 0.07)])
+def test_dcpo_lets_go_where_the_change_times_the_ratio_exceeds_epsilon(low: float, high: float) -> None:
     """arXiv 2509.02333, Sec. 3.1: |(ρ − 1)·ρ·q| ≤ ε, of the two lower roots the one above a half; dual clip at 10."""
-    columns = Columns(sequences)
+    rng = np.random.default_rng(3)  # many, for the roots lie close to what a slip in ε would make of them
+    rows = zip(rng.uniform(-3, -0.01, 4000), rng.normal(0, 0.6, 4000), rng.normal(size=4000), strict=True)
+    columns = Columns([list(rows)])
     ratio, a, moved = columns.ratio, columns.a, (columns.ratio - 1) * columns.ratio * columns.q
     above = (a > 0) & (ratio > 1) & (moved > high)
     below = (a < 0) & ((ratio < 0.5) | ((ratio < 1) & (-moved > low)))
