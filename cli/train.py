@@ -43,11 +43,7 @@ def train(
     """
     runs = _runs(config, name, engine, seed, set, resume, cluster)
     if dry_run:
-        from solostream.training.config.dry_run import describe
-
-        for settings, folder in runs:
-            print(f"{folder}\n{describe(settings)}\n")
-        return 0
+        return _plan(runs)
     _refuse_existing(runs, resume)
     for settings, folder in runs:
         _train_one(settings, folder, resume)
@@ -60,6 +56,7 @@ def sft(
     seed: int | None = None,
     resume: str | None = None,
     set: Settings = (),
+    dry_run: bool = False,
 ) -> int:
     """The supervised cold start only, with the evaluation that follows it; `solostream train --resume` goes on from it.
 
@@ -69,13 +66,24 @@ def sft(
         seed: of the model, the demonstrations and the sampling.
         resume: "auto" or a checkpoint folder.
         set: section.key=value, as often as wanted, on top of the file.
+        dry_run: print the plan (memory: of these steps alone) and stop.
     """
     runs = _runs(config, name, None, seed, set, resume)
     if not all(settings.cold_start.phases or settings.cold_start.data for settings, _ in runs):
         raise UserError("there is no cold start: give [cold_start] phases or data, or use solostream train")
+    if dry_run:
+        return _plan(runs, cold_start_only=True)
     _refuse_existing(runs, resume)
     for settings, folder in runs:
         _train_one(settings, folder, resume, cold_start_only=True)
+    return 0
+
+
+def _plan(runs: Sequence[tuple[Config, Path]], *, cold_start_only: bool = False) -> int:
+    from solostream.training.config.dry_run import describe
+
+    for settings, folder in runs:
+        print(f"{folder}\n{describe(settings, cold_start_only=cold_start_only)}\n")
     return 0
 
 

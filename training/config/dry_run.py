@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from solostream.errors import UserError
 from solostream.training.config import Config, colocation
 from solostream.training.config.memory import (
+    COLD_START,
     PASSING,
     SHARE,
     ModelShape,
     available,
     host_memory,
+    larger,
+    learned,
     memory,
     moments,
+    named_share,
+    of_phases,
     offloads,
     peak,
-    remedies,
     shape_of,
-    wide,
 )
+from solostream.training.config.memory.remedies import remedies
 from solostream.training.config.unused import notices, unused
 
 PROMPT_TOKENS = 64  # a guess: the prompt's length is known only once the data is tokenised
@@ -40,7 +45,8 @@ class Plan:
     episodes: int
     tokens_a_step: int
     tokens: int
-    memory: dict[str, int]  # part -> bytes on the device
+    phases: dict[str, dict[str, int]]  # phase -> part -> bytes on the device
+    memory: dict[str, int]  # of the phase that takes the most
     checkpoint: int
     trajectories: int
 
@@ -57,10 +63,11 @@ def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int 
     evaluations = 2 + ((config.run.steps - 1) // config.eval.every if config.eval.every else 0)
     # what is in flight when the last batch is taken stops there; the last evaluation plays once more without the tool
     episodes = start + config.run.steps * batch + evaluations * held_out + tests
-    weight = wide(config.model)  # also of a base in 4 bits, which a checkpoint has whole
+    weight = learned(config)  # also of a base in 4 bits, which a checkpoint has whole
     trained = shape.adapters(c) or shape.parameters
     master = 2 if c.masters == "bfloat16" else 4
     reference = master * trained if c.kl_coef else 0
+    phases = of_phases(config, shape, _in_flight(config), _context(config), device, total)
     return Plan(
         shape=shape,
         in_flight=_in_flight(config),
@@ -70,7 +77,8 @@ def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int 
         episodes=episodes,
         tokens_a_step=r.batch_tokens or batch * config.env.episode_tokens,
         tokens=episodes * config.env.episode_tokens,
-        memory=memory(config, shape, _in_flight(config), _context(config), device, total),
+        phases=phases,
+        memory=larger(config, phases)[1],
         checkpoint=shape.parameters * (weight if c.lora else master)
         + trained * (moments(c) + (8 if c.lora else 0))
         + reference,
@@ -87,15 +95,22 @@ def refuse_too_large(config: Config, device: str) -> None:
 
     beside = config.rollout.colocate == "beside" and colocation.takes_the_rest(config)
 
+    def by_phase(c: Config) -> dict[str, int]:
+        return {
+            phase: sum(size for name, size in parts.items() if beside or name not in PASSING)
+            for phase, parts in _at_least(c, shape, kind, total).items()
+        }
+
     def resting(c: Config) -> int:
-        found = _at_least(c, shape, kind, total)
-        return sum(size for name, size in found.items() if beside or name not in PASSING)
+        return max(by_phase(c).values())
 
     if resting(config) > total:
+        found = by_phase(config)
+        where = f" in {max(found, key=lambda phase: found[phase])}" if len(found) > 1 else ""
         what = "activations, " if beside else ""  # vLLM keeps what it takes at the start
         raise UserError(
-            f"{config.model.path} does not fit on {device}: weights, gradients, optimizer, {what}and sampler take "
-            f"{_bytes(resting(config))} of {_bytes(total)}; {_would(remedies(config, resting, free))}"
+            f"{config.model.path} does not fit on {device}{where}: weights, gradients, optimizer, {what}and sampler "
+            f"take {_bytes(resting(config))} of {_bytes(total)}; {_would(remedies(config, resting, free))}"
         )
 
 
@@ -121,10 +136,10 @@ def shared_device(config: Config, device: str) -> dict[str, Any]:
     return {"gpu_memory_utilization": share, **colocation.sleeping(config)}
 
 
-def _at_least(config: Config, shape: ModelShape, kind: str, total: int) -> dict[str, int]:
-    """Part -> bytes, where vLLM takes no more than it must of what the learner leaves it."""
+def _at_least(config: Config, shape: ModelShape, kind: str, total: int) -> dict[str, dict[str, int]]:
+    """Phase -> part -> bytes, where vLLM takes no more than it must of what the learner leaves it."""
     wanted = 0 if colocation.takes_the_rest(config) else total
-    return memory(config, shape, _in_flight(config), _context(config), kind, wanted)
+    return of_phases(config, shape, _in_flight(config), _context(config), kind, wanted)
 
 
 def _would(found: list[str]) -> str:
@@ -140,26 +155,45 @@ def _context(config: Config) -> int:
     return PROMPT_TOKENS + config.env.episode_tokens
 
 
-def _memory_rows(config: Config, p: Plan, device: str, free: int, total: int) -> list[tuple[str, str]]:
-    """The parts on the device, their sum, and whether that fits."""
+def _memory_rows(
+    config: Config, p: Plan, device: str, free: int, total: int, chosen: Collection[str]
+) -> list[tuple[str, str]]:
+    """The parts on the device, their sum, and whether that fits. chosen: of the phases."""
     kind = device.partition(":")[0]
 
+    def by_phase(c: Config) -> dict[str, int]:
+        found = _at_least(c, p.shape, kind, total)
+        return {phase: peak(c, parts) for phase, parts in found.items() if phase in chosen}
+
     def need(c: Config) -> int:
-        return peak(c, _at_least(c, p.shape, kind, total))
+        return max(by_phase(c).values())
 
     needed = need(config)
-    listed = ", ".join(f"{name} {_bytes(size)}" for name, size in p.memory.items())
+    most, parts = larger(config, {phase: parts for phase, parts in p.phases.items() if phase in chosen})
+    listed = ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items())
+    others = [f"{phase} ≤ {_bytes(size)}" for phase, size in by_phase(config).items() if phase != most]
+    when = f"; this is {most}, {others[0]}" if others else ""
     beside = _host_rows(config, p.shape, kind)
     if not total:
-        said = f"≤ {_bytes(needed)}; there is no {device} here to compare with"
+        said = (
+            f"≤ {_bytes(needed)}{_beside_vllm(config, kind, needed)}; there is no {device} here to compare with{when}"
+        )
         return [(f"memory {device}", listed), ("", said), *beside]
-    rest = ", and vLLM takes the rest" if SHARE in p.memory and colocation.takes_the_rest(config) else ""
+    rest = ", and vLLM takes the rest" if SHARE in parts and colocation.takes_the_rest(config) else ""
     verdict = f"fits{rest}" if needed <= free else f"does not fit: {_would(remedies(config, need, free))}"
     return [
         (f"memory {device}", listed),
-        ("", f"≤ {_bytes(needed)} of {_bytes(free)} free ({_bytes(total)} in all): {verdict}"),
+        ("", f"≤ {_bytes(needed)} of {_bytes(free)} free ({_bytes(total)} in all): {verdict}{when}"),
         *beside,
     ]
+
+
+def _beside_vllm(config: Config, kind: str, needed: int) -> str:
+    """What vLLM takes of a GPU that is not here, which is no number of bytes."""
+    share = named_share(config)
+    if config.run.engine != "vllm" or kind != "cuda" or colocation.takes_the_rest(config) or share >= 1:
+        return ""
+    return f" and {100 * share:.0f} % of the GPU for vLLM: one of {_bytes(needed / (1 - share))} or more"
 
 
 def _host_rows(config: Config, shape: ModelShape, kind: str) -> list[tuple[str, str]]:
@@ -196,8 +230,11 @@ def _device(name: str) -> tuple[str, int, int]:
     return device, *available(device)
 
 
-def describe(config: Config) -> str:
-    """The plan as a text for a person. Raises UserError for whatever the run would refuse before it computes."""
+def describe(config: Config, *, cold_start_only: bool = False) -> str:
+    """The plan as a text for a person. Raises UserError for whatever the run would refuse before it computes.
+
+    cold_start_only: of what `solostream sft` does.
+    """
     from solostream.training.run import setup
     from solostream.training.sft.cold_start import sft_batches
     from solostream.training.sft.trace_set import refuse_missing
@@ -210,6 +247,8 @@ def describe(config: Config) -> str:
     device, free, total = _device(config.model.device)
     colocation.check_device(config, device)
     p = plan(config, len(train), len(test), device.partition(":")[0], total)
+    chosen = [COLD_START] if cold_start_only else [*p.phases]
+    memory_rows = _memory_rows(config, p, device, free, total, chosen)
     r, a = config.rollout, config.algorithm
     batch = f"{_count(r.batch_tokens)} action tokens" if r.batch_tokens else f"{r.batch} trajectories"
     rows = [
@@ -224,7 +263,7 @@ def describe(config: Config) -> str:
         ("evaluation", f"{p.evaluations} times {p.held_out} episodes, and {len(test)} without the tool"),
         ("episodes", f"{p.episodes:,} in all"),
         ("tokens", f"≤ {_count(p.tokens_a_step)} a step, ≤ {_count(p.tokens)} in all"),
-        *_memory_rows(config, p, device, free, total),
+        *memory_rows,
         ("disk", f"checkpoints {config.run.keep} x {_bytes(p.checkpoint)}, trajectories ≤ {_bytes(p.trajectories)}"),
         *(("not used", line) for line in unused(config)),
         *(("notice", line) for line in notices(config)),

@@ -31,7 +31,7 @@ from solostream.training.advantages.base import Advantage
 from solostream.training.cluster.rank_sharding import refuse_unshardable
 from solostream.training.config import Config, colocation
 from solostream.training.config.dry_run import refuse_too_large, shared_device
-from solostream.training.config.memory import offloads, only_adapters
+from solostream.training.config.memory import offloads, only_adapters, small_base
 from solostream.training.learner.device import compute_dtype, device_of, sampler_dtype
 from solostream.training.learner.optimizer import low_memory
 from solostream.training.learner.optimizer.on_host import HostMasters
@@ -87,7 +87,7 @@ def build(
         where,
         _corpus([*sft_batches, *train]),
         config.run.seed,
-        adapters=only_adapters(config),
+        adapters=small_base(config),
         shape_only=config.cluster.learners > 1,
         on_host=offload,
     )

@@ -32,7 +32,7 @@ from solostream.training.cluster import crew
 from solostream.training.cluster.learning import Learning, Learns, sft_loss, sft_step
 from solostream.training.cluster.rank_worker import RankLost
 from solostream.training.config import Config
-from solostream.training.config.memory import only_adapters
+from solostream.training.config.memory import learners, only_adapters
 from solostream.training.config.unused import notices, unused
 from solostream.training.losses import Loss
 from solostream.training.observers import RunTracker
@@ -138,8 +138,8 @@ class Trainer:
     def run(self, *, cold_start_only: bool = False) -> Summary | None:
         """What is left to do; None after the cold start only. Raises Interrupted, SandboxError, EngineError."""
         torch.manual_seed(self.config.run.seed)
-        c = self.config.learner
-        (return_freed_memory if c.gradient_checkpointing or c.lora else keep_freed_memory)()
+        pieces = any(c.gradient_checkpointing or c.lora for c in learners(self.config).values())
+        (return_freed_memory if pieces else keep_freed_memory)()
         with locked(self.folder), rare_collections():
             return asyncio.run(self._run(cold_start_only))
 

@@ -14,9 +14,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from solostream.errors import UserError
 from solostream.training.config import Config, assign, validate
-from solostream.training.config.dry_run import plan, refuse_too_large, shared_device
+from solostream.training.config.dry_run import describe, plan, refuse_too_large, shared_device
 from solostream.training.config.learner import LearnerConfig, LoraConfig
-from solostream.training.config.memory import memory, peak, remedies, shape_of
+from solostream.training.config.memory import memory, of_phases, peak, shape_of
+from solostream.training.config.memory.remedies import remedies
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.packing import pack
 from solostream.training.learner.supervised import sft_step
@@ -110,11 +111,112 @@ def test_the_sizes_of_a_real_learner(settings: list[str], config: dict) -> None:
     assert sum(found.memory.get(part, 0) for part in parts) == pytest.approx(kept, rel=0.01)
 
 
-def test_a_base_that_a_cold_start_trains_is_counted_in_float32() -> None:
+COLD = "cold_start.phases=[{steps=1,mix={early=1.0}}]"
+COLD_ADAPTERS = "cold_start.learner={lora={rank=5}, lr=1e-3}"
+
+
+def test_a_base_that_a_phase_trains_is_counted_in_float32_and_any_other_as_it_is() -> None:
     adapters = ("learner.lora.rank=4", 'model.dtype="bfloat16"')
-    trained = planned(*adapters, "cold_start.phases=[{steps=1,mix={early=1.0}}]")
-    assert trained.memory["base"] == 4 * trained.shape.parameters
-    assert planned(*adapters).memory["base"] == 2 * trained.shape.parameters
+    n = planned().shape.parameters
+    assert planned(*adapters).memory["base"] == 2 * n
+    trained = planned(*adapters, COLD).phases
+    assert "base" not in trained["the cold start"]
+    assert trained["reinforcement"]["base"] == 4 * n
+    both = planned(*adapters, COLD, COLD_ADAPTERS)
+    assert [parts["base"] for parts in both.phases.values()] == [2 * n, 2 * n]
+    first = planned('model.dtype="bfloat16"', COLD, COLD_ADAPTERS).phases
+    assert first["the cold start"]["base"] == 4 * n
+    assert "base" not in first["reinforcement"]
+
+
+def test_the_plan_is_that_of_the_phase_that_takes_more() -> None:
+    tokens = "cold_start.learner.max_tokens_per_batch={}".format
+    one, two = (planned(COLD, tokens(n), "learner.max_tokens_per_batch=1000") for n in (700, 3000))
+    assert one.memory == one.phases["reinforcement"] == two.phases["reinforcement"]
+    assert two.memory == two.phases["the cold start"]
+    assert two.memory["activations"] == pytest.approx(3 * one.memory["activations"])
+    few = planned(COLD, "cold_start.batch=3", "env.episode_tokens=200")  # 3 traces of 264 tokens
+    more = planned(COLD, "cold_start.batch=7", "env.episode_tokens=200")
+    seven, three = (found.phases["the cold start"]["activations"] for found in (more, few))
+    assert seven == pytest.approx(7 / 3 * three)
+
+
+def test_the_plan_says_which_phase_takes_more_and_sft_that_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("solostream.training.config.dry_run.available", lambda device: (9 << 30, 10 << 30))
+    tokens = ["cold_start.learner.max_tokens_per_batch=700", "learner.max_tokens_per_batch=3000"]
+    config = validate(assign({"model": {"build": SIZES, "device": "cpu"}}, [COLD, *tokens]))
+    small, large = (sum(parts.values()) / (1 << 20) for parts in planned(COLD, *tokens).phases.values())
+    both, sft = describe(config), describe(config, cold_start_only=True)
+    assert f"≤ {large:.3g} MiB of 9 GiB free (10 GiB in all): fits; this is reinforcement" in both
+    assert f"this is reinforcement, the cold start ≤ {small:.3g} MiB" in both
+    assert f"≤ {small:.3g} MiB of 9 GiB free (10 GiB in all): fits\n" in sft
+    alone = describe(validate({"model": {"build": SIZES, "device": "cpu"}}))
+    assert ": fits\n" in alone
+
+
+def test_a_phase_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All weights are trained in the one, adapters in the other."""
+    monkeypatch.setattr("solostream.training.config.dry_run.available", lambda device: (700 << 20, 700 << 20))
+    built = {"hidden_size": 512, "layers": 4, "mlp_size": 2048}
+    config = validate(assign({"model": {"build": built}}, [COLD, "learner.lora.rank=4"]))
+    with pytest.raises(UserError, match=r"does not fit on cpu in the cold start: .*; set cold_start.learner.lora"):
+        refuse_too_large(config, "cpu")
+
+
+def test_what_vllm_takes_of_a_gpu_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = shared("engine.vllm.gpu_memory_utilization=0.45")
+    needed = sum(memory(config, shape_of(config), 192, 264, "cuda", 0).values()) / GIB
+    least = f"≤ {needed * 1024:.3g} MiB and 45 % of the GPU for vLLM: one of {needed / 0.55:.3g} GiB or more; there is"
+    assert least in describe(config)
+    assert "90 % of the GPU" in describe(shared())
+    assert "% of the GPU" not in describe(shared("rollout.colocate=beside"))
+
+
+def test_what_would_make_it_fit_is_named_where_it_has_to_be_set() -> None:
+    """The mildest in the phase that is too large; in both where both are."""
+    tokens = ["learner.max_tokens_per_batch=1200", "cold_start.learner.max_tokens_per_batch=4400"]
+    config = validate(assign({"model": {"build": SIZES}}, [COLD, *tokens]))
+    shape = shape_of(config)
+
+    def need(c: Config) -> int:
+        return sum(memory(c, shape, 192, 320, "cpu", 0).values())
+
+    smaller = sum(planned(COLD, *tokens).phases["reinforcement"].values())
+    assert remedies(config, need, smaller)[0] == "cold_start.learner.max_tokens_per_batch = 1100"
+    assert remedies(config, need, smaller - 1)[0] == (
+        "cold_start.learner.max_tokens_per_batch = 1100 and learner.max_tokens_per_batch = 300"
+    )
+    swapped = validate(assign({"model": {"build": SIZES}}, [COLD, "learner.max_tokens_per_batch=30000"]))
+    assert remedies(swapped, need, need(swapped) - 1)[0] == "learner.max_tokens_per_batch = 7500"
+
+
+def test_adapters_are_named_where_a_phase_has_none() -> None:
+    big = {"hidden_size": 1024, "layers": 12, "heads": 16, "kv_heads": 8, "head_dim": 64, "mlp_size": 4096}
+    few = {"max_tokens_per_batch": 256, "gradient_checkpointing": True, "logits_chunk": 64}
+    given = {"learner": {**few, "lora": {"rank": 16}}, "model": {"build": big}}
+    cold = {"phases": [{"steps": 1, "mix": {"early": 1.0}}], "learner": few}
+    config = validate({**given, "cold_start": cold})
+    shape = shape_of(config)
+
+    def need(c: Config) -> int:
+        return sum(memory(c, shape, 4, 256, "cpu", 0).values())
+
+    assert remedies(config, need, round(0.5 * need(config))) == [
+        "cold_start.learner.lora = { rank = 16 } with model.dtype = bfloat16"
+    ]
+
+
+def test_only_what_is_float32_is_cast_for_a_computation_in_bfloat16() -> None:
+    def half(*settings: str) -> int:
+        config = shared("run.engine=server", *settings)
+        return memory(config, shape_of(config), 8, 264, "cuda", 0)["half copy"]
+
+    shape = planned().shape
+    adapters = shape.adapters(LearnerConfig(lora=LoraConfig(rank=7)))
+    assert half() == 2 * shape.parameters
+    assert half("learner.lora.rank=7") == 2 * (shape.parameters + adapters)
+    assert half("learner.lora.rank=7", "model.dtype=bfloat16") == 2 * adapters
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -173,8 +275,12 @@ def test_what_bounds_the_parts() -> None:
     assert found.in_flight == 125
     assert found.episodes == 512 + 40 * 100 + 2 * 20 + 10
     assert planned("rollout.mode=sync").in_flight == 128
-    fewer, more = (planned(f"learner.max_tokens_per_batch={n}").memory["activations"] for n in (256, 512))
+    fewer, more = (
+        planned(f"learner.max_tokens_per_batch={n}", "env.episode_tokens=150").memory["activations"] for n in (256, 512)
+    )
     assert more == pytest.approx(2 * fewer)
+    alone = planned("learner.max_tokens_per_batch=512", "env.episode_tokens=960").memory["activations"]
+    assert alone == pytest.approx(2 * more)  # one sequence is never cut
 
 
 def test_what_the_sampler_takes() -> None:
@@ -250,6 +356,16 @@ def test_vllm_gets_what_the_learner_leaves(how: str, aside: tuple[str, ...], mon
     named = shared(f"rollout.colocate={how}", "rollout.mode=sync", "engine.vllm.gpu_memory_utilization=0.3")
     assert "gpu_memory_utilization" not in shared_device(named, "cuda")
     assert memory(named, shape_of(config), 128, 264, "cuda", total)["vLLM's share"] == round(0.3 * total)
+
+
+def test_vllm_gets_what_the_larger_phase_leaves() -> None:
+    """It starts once, before both."""
+    tokens = "cold_start.learner={max_tokens_per_batch=6000, lr=1e-3}"
+    config, total = shared("rollout.colocate=beside", "rollout.batch=64", COLD, tokens), 5 * GIB
+    phases = of_phases(config, shape_of(config), 96, 264, "cuda", total)
+    kept = {name: sum(size for part, size in found.items() if "vLLM" not in part) for name, found in phases.items()}
+    assert kept["the cold start"] != kept["reinforcement"]
+    assert {found["vLLM's share"] for found in phases.values()} == {total - (600 << 20) - max(kept.values())}
 
 
 def test_what_vllm_takes_at_least_decides_whether_both_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,3 +97,27 @@ def test_a_base_that_nothing_trains_stays_in_its_dtype_also_when_stopped_before_
     one, two = (torch.load(tmp_path / name / "checkpoints/step-000001/learner.pt") for name in ("whole", "parts"))
     assert all(torch.equal(tensor, two["model"][name]) for name, tensor in one["model"].items())
     assert any(tensor.abs().max() > 1e-4 for name, tensor in one["model"].items() if "lora_B" in name)
+
+
+def test_a_base_that_only_adapters_train_stays_in_its_dtype_in_both_phases(tmp_path: Path) -> None:
+    """What the cold start has learnt is merged into it once, and lies in the run for all checkpoints."""
+    both = (
+        *LORA,
+        "model.dtype=bfloat16",
+        "cold_start.phases=[{steps=3, mix={early=1.0}}]",
+        "cold_start.learner={lora={rank=5}, lr=3e-2}",
+    )
+    whole = train(tmp_path, "whole", *both, "run.steps=2")
+    base = Auto.from_pretrained(tmp_path / "whole" / "base", dtype="auto")
+    assert {p.dtype for p in base.parameters()} == {torch.bfloat16}
+    fresh = adapted(tmp_path, "fresh").parts.model.state_dict()  # as it was built
+    moved = (base.model.layers[0].mlp.up_proj.weight - fresh["model.layers.0.mlp.up_proj.weight"]).abs()
+    assert moved.max() > 1e-3
+    assert torch.equal(base.model.embed_tokens.weight, fresh["model.embed_tokens.weight"])
+
+    train(tmp_path, "parts", *both, "run.steps=1")
+    parts = train(tmp_path, "parts", *both, "run.steps=2", resume=True)
+    one, two = (torch.load(folder / "step-000002/learner.pt")["model"] for folder in (whole, parts))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(tensor.abs().max() > 1e-5 for name, tensor in one.items() if "lora_B" in name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from solostream import hub
 from solostream.agent.engines import four_bit
 from solostream.errors import UserError
 from solostream.training.config import colocation
-from solostream.training.config.learner import LearnerConfig, LoraConfig
+from solostream.training.config.learner import LearnerConfig
 from solostream.training.config.models import Config, ModelConfig
 
 PROGRAM = {"cpu": 480 << 20, "cuda": 600 << 20}  # Python with torch and transformers; what CUDA takes for itself
@@ -30,6 +31,8 @@ LEAN = 64_000_000  # parameters up to which the hf engine keeps fused copies of 
 LEAN_KINDS = ("qwen3", "qwen2", "llama")
 PASSING = "activations", "logits", "half copy"  # that an update takes; the rest lies there at all times
 SHARE = "vLLM's share"
+COLD_START, REINFORCEMENT = "the cold start", "reinforcement"  # the phases of a run
+SECTIONS = {COLD_START: "cold_start.learner", REINFORCEMENT: "learner"}  # where each says how it trains
 FIRST_COLUMNS = 256  # of the hf engine's KV cache, which doubles them when an episode needs more
 
 
@@ -134,15 +137,47 @@ def _hub_config(path: str) -> Any:
 
 
 def memory(config: Config, shape: ModelShape, in_flight: int, context: int, device: str, total: int) -> dict[str, int]:
-    """Part -> bytes on the device at the peak; an upper bound where a batch fills its token budget.
+    """Part -> bytes on the device at the peak, in the phase that takes the most; see `of_phases`."""
+    return larger(config, of_phases(config, shape, in_flight, context, device, total))[1]
+
+
+def larger(config: Config, phases: dict[str, dict[str, int]]) -> tuple[str, dict[str, int]]:
+    """The phase that takes the most, and its parts."""
+    return max(phases.items(), key=lambda phase: peak(config, phase[1]))
+
+
+def of_phases(
+    config: Config, shape: ModelShape, in_flight: int, context: int, device: str, total: int
+) -> dict[str, dict[str, int]]:
+    """Phase -> part -> bytes on the device at its peak; an upper bound where a batch fills its token budget.
 
     in_flight: episodes. context: tokens of the longest. device: "cpu" or "cuda". total: bytes that the device has; of a
     share that `rollout.colocate` leaves to vLLM 0 gives the least.
     """
-    c, stored = config.learner, _learned(config)
+    batches = {COLD_START: config.cold_start.batch, REINFORCEMENT: config.rollout.batch}
+    update = partial(_update, config, shape, device=device, context=context)
+    learner = {phase: update(c, batch=batches[phase]) for phase, c in learners(config).items()}
+    if config.run.engine == "vllm" and device == "cuda":
+        sampler = _vllm_on_gpu(config, shape, context, total, learner)
+    else:
+        sampler = _sampler(config, shape, in_flight, context, device)
+    return {phase: {name: size for name, size in (parts | sampler).items() if size} for phase, parts in learner.items()}
+
+
+def learners(config: Config) -> dict[str, LearnerConfig]:
+    """Phase of the run -> what trains in it; one after the other."""
+    begun = {COLD_START: config.cold_start.learner} if config.cold_start.phases or config.cold_start.data else {}
+    return {**begun, REINFORCEMENT: config.learner}
+
+
+def _update(
+    config: Config, shape: ModelShape, c: LearnerConfig, *, device: str, context: int, batch: int
+) -> dict[str, int]:
+    """What the learner `c` takes for a batch of so many trajectories or traces."""
+    stored = learned(config)
     half, offloaded = _computes_in_half(c, device), offloads(config, device)
     trained = shape.adapters(c) or shape.parameters
-    rows = min(c.max_tokens_per_batch, config.rollout.batch * context)
+    rows = max(min(c.max_tokens_per_batch, batch * context), context)  # a longer sequence goes alone
     fused = c.compile and not c.entropy_coef  # the gradient of an entropy bonus is torch's own
     logit = FUSED_LOGITS * (2 if half else 4) if fused else LOGITS * 4  # bytes
     logits = logit * min(c.logits_chunk, rows) * shape.vocabulary
@@ -150,13 +185,13 @@ def memory(config: Config, shape: ModelShape, in_flight: int, context: int, devi
     master = 2 if c.masters == "bfloat16" or (offloaded and half) else 4
     halved = device == "cuda" and (stored if c.lora else master) == 2
     share = 1.0 if not half else HALF * COMPILED if c.compile else HALVED if halved else HALF
-    parts = {
+    # Autocast casts each float32 weight once a micro-batch; a base in bfloat16 is computed with as it lies there.
+    wide = trained + (shape.parameters if c.lora and stored == 4 else 0)
+    return {
         "program": PROGRAM[device],
         "base": _base(config, shape) if c.lora else 0,
         "weights": master * trained,
-        "half copy": 2 * shape.parameters
-        if half and master == 4
-        else 0,  # autocast casts each weight once a micro-batch
+        "half copy": 2 * wide if half and master == 4 else 0,
         # Moved to the host one by one, the largest of them is the embedding's.
         "gradients": master * (shape.vocabulary * shape.hidden if offloaded else trained),
         "optimizer": 0 if offloaded else moments(c) * trained,
@@ -164,11 +199,6 @@ def memory(config: Config, shape: ModelShape, in_flight: int, context: int, devi
         "activations": round(rows * shape.activations(c) * share),
         "logits": _logits(c, shape, logits, embedding, round(rows * share)),
     }
-    if config.run.engine == "vllm" and device == "cuda":
-        parts |= _vllm_on_gpu(config, shape, context, total, parts)
-    else:
-        parts |= _sampler(config, shape, in_flight, context, device)
-    return {name: size for name, size in parts.items() if size}
 
 
 def only_adapters(config: Config) -> bool:
@@ -176,19 +206,27 @@ def only_adapters(config: Config) -> bool:
     return config.learner.lora is not None and not (config.cold_start.phases or config.cold_start.data)
 
 
-def wide(model: ModelConfig) -> int:
+def small_base(config: Config) -> bool:
+    """Whether the weights under adapters stay in `model.dtype`: no phase trains them.
+
+    Those of a cold start are merged into them once, which rounds as what samples them in bfloat16 is rounded.
+    """
+    return all(c.lora is not None for c in learners(config).values())
+
+
+def _wide(model: ModelConfig) -> int:
     """Bytes of a number that is not trained and not in 4 bits."""
     return 4 if model.dtype == "float32" else 2
 
 
-def _learned(config: Config) -> int:
-    """Bytes of a number under adapters: a cold start has trained it in float32, and it stays so."""
-    return wide(config.model) if only_adapters(config) else 4
+def learned(config: Config) -> int:
+    """Bytes of a number under adapters, where it is not in 4 bits: what a phase trains is float32, and stays so."""
+    return _wide(config.model) if small_base(config) else 4
 
 
 def _base(config: Config, shape: ModelShape) -> int:
     packed = shape.linear if config.model.dtype == "4bit" else 0
-    return round(four_bit.BYTES * packed) + _learned(config) * (shape.parameters - packed)
+    return round(four_bit.BYTES * packed) + learned(config) * (shape.parameters - packed)
 
 
 def _logits(config: LearnerConfig, shape: ModelShape, logits: int, embedding: int, tokens: int) -> int:
@@ -225,21 +263,29 @@ def peak(config: Config, parts: dict[str, int]) -> int:
 
 
 def _vllm_on_gpu(
-    config: Config, shape: ModelShape, context: int, total: int, learner: dict[str, int]
+    config: Config, shape: ModelShape, context: int, total: int, learner: dict[str, dict[str, int]]
 ) -> dict[str, int]:
-    """vLLM takes a share of the whole device; where it gets the rest, at least its weights and the longest episode."""
+    """vLLM takes a share of the whole device; where it gets the rest, at least its weights and the longest episode.
+
+    learner: phase -> part -> bytes. vLLM starts once: it gets what every phase leaves.
+    """
     if not colocation.takes_the_rest(config):
-        return {SHARE: round(total * float(config.engine.get("vllm", {}).get("gpu_memory_utilization") or 0.9))}
+        return {SHARE: round(total * named_share(config))}
     sampled = _sampled(config, "cuda")
     least = sampled * (shape.parameters + context * _cached(shape))
     aside = PASSING if config.rollout.colocate == "turns" else ()
-    kept = sum(size for name, size in learner.items() if name not in aside)
+    kept = max(sum(size for name, size in parts.items() if name not in aside) for parts in learner.values())
     return {"vLLM's program": PROGRAM["cuda"], SHARE: max(total - PROGRAM["cuda"] - kept, least)}
+
+
+def named_share(config: Config) -> float:
+    """The part of a GPU that vLLM takes where it is not left the rest."""
+    return float(config.engine.get("vllm", {}).get("gpu_memory_utilization") or 0.9)
 
 
 def _sampled(config: Config, device: str) -> int:
     """Bytes of one number of the sampler's."""
-    automatic = 2 if device == "cuda" else wide(config.model)
+    automatic = 2 if device == "cuda" else _wide(config.model)
     return {"float32": 4, "bfloat16": 2}.get(config.model.sampler_dtype, automatic)
 
 
@@ -264,9 +310,9 @@ def _sampler(config: Config, shape: ModelShape, in_flight: int, context: int, de
     lean = shape.kind in LEAN_KINDS and shape.parameters <= LEAN
     c = config.learner
     half = c.masters == "bfloat16" or (offloads(config, device) and _computes_in_half(c, device))
-    learned = _learned(config) if c.lora else 2 if half else 4
+    lies = learned(config) if c.lora else 2 if half else 4
     steps = c.num_mini_batches * c.epochs
-    second = sampled != learned or (config.rollout.mode == "async" and steps > 1)
+    second = sampled != lies or (config.rollout.mode == "async" and steps > 1)
     columns = min(FIRST_COLUMNS, context + 1) if config.rollout.mode == "async" else context + 1
     while columns <= context:
         columns *= 2
@@ -295,48 +341,3 @@ def _group_room() -> list[int]:
     except OSError:
         return []
     return [] if limit == "max" else [int(limit) - int(used)]
-
-
-def remedies(config: Config, need: Any, free: int) -> list[str]:
-    """Settings that would make the run fit, each alone, the mildest first; all of them together where none does.
-
-    need: from a configuration to its bytes. Empty where not even all would.
-    """
-    c = config.learner
-    fewer = max(c.max_tokens_per_batch // 4, 256)
-    changes: dict[str, dict[str, Any]] = {
-        f"learner.max_tokens_per_batch = {fewer}": {"max_tokens_per_batch": fewer, "logits_chunk": fewer},
-        "learner.gradient_checkpointing = true": {"gradient_checkpointing": True},
-    }
-    elsewhere = {"learner.offload_optimizer = true": {"offload_optimizer": True}} if _can_offload(config) else {}
-
-    def adapters(dtype: str) -> dict[str, dict[str, Any]]:
-        lora = c.lora or LoraConfig()
-        return {f"learner.lora = {{ rank = 16 }} with model.dtype = {dtype}": {"lora": lora, "base": dtype}}
-
-    def fits(*chosen: dict[str, Any]) -> bool:
-        settings = {key: value for one in chosen for key, value in one.items()}
-        model = config.model.model_copy(update={"dtype": settings.pop("base", config.model.dtype)})
-        changed = {"learner": c.model_copy(update=settings), "model": model}
-        return bool(need(config.model_copy(update=changed)) <= free)
-
-    half, packed = adapters("bfloat16"), adapters("4bit") if _can_pack(config) else {}
-    alone = [{name: change} for name, change in {**changes, **elsewhere, **half}.items()]
-    # never both: adapters have no use for an optimizer elsewhere
-    together = [{**changes, **last} for last in (elsewhere, half) if last]
-    for ways in (alone, [packed], together, [{**changes, **packed}]):
-        if found := [" and ".join(way) for way in ways if way and fits(*way.values())]:
-            return found
-    return []
-
-
-def _can_pack(config: Config) -> bool:
-    """Whether a base in 4 bits is possible."""
-    cold = config.cold_start
-    return config.model.path != "build" and not (cold.phases or cold.data) and config.cluster.learners == 1
-
-
-def _can_offload(config: Config) -> bool:
-    c = config.learner
-    plain = c.optimizer == "adamw" and c.masters == "float32" and c.moments == "full"
-    return plain and c.lora is None and config.cluster.learners == 1
