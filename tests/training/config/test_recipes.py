@@ -76,6 +76,12 @@ def test_each_says_what_it_takes_and_every_key_is_commented(recipe: str) -> None
         assert re.search(r"GPU|H100|H200", head)
 
 
+def test_the_cold_start_alone_has_a_plan_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sft", "quickstart", "--dry-run"]) == 0
+    assert "memory cpu" in capsys.readouterr().out
+    assert not (here / "runs").exists()
+
+
 @pytest.mark.parametrize("recipe", GPU)
 def test_without_its_device_a_recipe_says_so_in_one_line(
     recipe: str, here: Path, capsys: pytest.CaptureFixture[str]
@@ -91,10 +97,15 @@ def test_without_its_device_a_recipe_says_so_in_one_line(
     assert not (here / "runs").exists()
 
 
-def test_the_cost_of_all_weights_of_8b_is_what_its_recipe_says(here: Path) -> None:
-    """16 bytes a parameter: 131 GB, which is why the recipe names adapters for one card."""
+def test_the_cost_of_all_weights_of_8b_and_how_it_runs_on_one_card_are_what_its_recipe_says(here: Path) -> None:
+    """16 bytes a parameter: 131 GB, which is why the recipe names adapters for one card: in both phases."""
     given = ["model.path=shapes/Qwen3-8B", "data.path=problems.jsonl", "data.test_path=test.jsonl"]
-    whole = plan(load(Path("qwen3-8b-spo"), given), 40, 40, device="cuda").memory
+    whole = plan(load(Path("qwen3-8b-spo"), given), 40, 40, device="cuda").phases["reinforcement"]
     assert 130.9e9 < whole["weights"] + whole["gradients"] + whole["optimizer"] < 131.2e9
-    adapters = ["learner.lora={rank=64, alpha=128}", "model.dtype=bfloat16"]
-    assert sum(plan(load(Path("qwen3-8b-spo"), [*given, *adapters]), 40, 40, device="cuda").memory.values()) < 80e9
+    head = recipes()["qwen3-8b-spo"].read_text().partition("[run]")[0]
+    named = re.findall(r"--set ((?:[^\s']|'[^']*')+)", head)
+    adapters = [setting.replace("'", "") for setting in named]
+    late = [setting for setting in adapters if not setting.startswith("cold_start.learner.lora=")]
+    found = plan(load(Path("qwen3-8b-spo"), [*given, *adapters]), 40, 40, device="cuda").phases
+    assert all(sum(parts.values()) < 80e9 for parts in found.values())
+    assert sum(plan(load(Path("qwen3-8b-spo"), [*given, *late]), 40, 40, device="cuda").memory.values()) > 80e9
