@@ -26,7 +26,10 @@ PUBLISHED = {
     "Qwen3-8B": 8_190_735_360,
 }
 REAL = [name for name in recipes() if name != "quickstart"]
-GPU = ["qwen3-0.6b", "qwen3-4b-lora", "qwen3-8b-spo", "retool", "grpo-baseline", "dapo"]  # those that ask for one
+GPU = ["qwen3-0.6b", "qwen3-4b-lora", "qwen3-8b-spo", "retool", "grpo-baseline", "dapo", "spo-plus-plus"]  # ask for one
+
+
+SEVERAL = ["qwen3-8b-spo", "grpo-baseline", "spo-plus-plus"]  # GPUs: one alone cannot learn all weights of 8 B
 
 
 def model_of(recipe: str) -> str:
@@ -44,7 +47,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_promised_is_there() -> None:
-    assert {"quickstart", "smollm2-135m-cpu", "spo-plus-plus", *GPU} <= set(recipes())
+    assert {"quickstart", "smollm2-135m-cpu", *GPU} <= set(recipes())
 
 
 @pytest.mark.parametrize("recipe", REAL)
@@ -95,6 +98,46 @@ def test_without_its_device_a_recipe_says_so_in_one_line(
     assert 'model.device = "cuda"' in told
     assert "\n" not in told
     assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("recipe", [*(name for name in GPU if name not in SEVERAL), "gsm8k"])
+def test_a_recipe_fits_the_card_that_its_head_names(recipe: str, here: Path) -> None:
+    """Every phase, beside a vLLM that holds its weights and two of the longest episodes at least."""
+    head = recipes()[recipe].read_text().partition("[run]")[0]
+    gigabytes = re.search(r"(\d+) GB GPU|GPU of (\d+) GB", head)
+    assert gigabytes, "the card that it is for"
+    total = int(gigabytes[1] or gigabytes[2]) * 10**9
+    data = ["data.path=problems.jsonl", "data.test_path=test.jsonl"]
+    config = load(Path(recipe), [f"model.path=shapes/{model_of(recipe)}", *data])
+    found = plan(config, 40, 40, device="cuda", total=total)
+    for phase, parts in found.phases.items():
+        assert sum(parts.values()) <= total, (phase, parts)
+    if config.run.engine == "vllm":
+        assert config.rollout.colocate == "beside"
+        shape = found.shape
+        a_token = 2 * 2 * shape.layers * shape.kv_heads * shape.head_dim
+        episodes = 2 * (config.env.episode_tokens + 64) * a_token
+        assert found.memory["vLLM's share"] > 2 * shape.parameters + episodes
+
+
+@pytest.mark.parametrize("recipe", SEVERAL)
+def test_a_recipe_for_several_cards_names_them(recipe: str, here: Path) -> None:
+    config = load(Path(recipe), [f"model.path=shapes/{model_of(recipe)}"])
+    assert "eight GPUs" in recipes()[recipe].read_text().partition("[run]")[0]
+    assert config.cluster.learners + len(config.engine["server"]["urls"]) == 8
+    weights = plan(config, 40, 40, device="cuda", total=80 * 10**9).phases["reinforcement"]
+    shared = sum(weights[part] for part in ("weights", "gradients", "optimizer")) / config.cluster.learners
+    own = sum(weights[part] for part in ("program", "half copy", "activations", "logits"))
+    assert shared + own < 80e9
+
+
+def test_the_smallest_real_run_takes_four_gigabytes(here: Path) -> None:
+    """As its head says: in both phases."""
+    found = plan(load(Path("smollm2-135m-cpu"), ["model.path=shapes/SmolLM2-135M-Instruct"]), 240, 48)
+    assert {phase: sum(parts.values()) <= 4e9 for phase, parts in found.phases.items()} == {
+        "the cold start": True,
+        "reinforcement": True,
+    }
 
 
 def test_the_cost_of_all_weights_of_8b_and_how_it_runs_on_one_card_are_what_its_recipe_says(here: Path) -> None:
