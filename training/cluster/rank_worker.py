@@ -79,8 +79,9 @@ class RankWorker:
     def load(self, model: Any, adapters: bool) -> None:
         """Take up `model`, or load it from the path that it is. adapters: see `load_weights`."""
         self._model = self.learner = None  # the memory of the one before
-        loaded = load_weights(self._config.model, model, adapters=adapters) if isinstance(model, str) else model
-        self._model = loaded.to(self._device())
+        device = self._device()
+        read = isinstance(model, str)
+        self._model = load_weights(self._config.model, model, device, adapters=adapters) if read else model.to(device)
 
     def begin(self, phase: str) -> None:
         """A learner for "cold_start" or "rl", on the model as it is now."""

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from solostream.agent.engines.hf.device import dtype_on, has_bfloat16
 from solostream.errors import UserError
 from solostream.training.cluster.rank_sharding import base_of, decoder_layers
 from solostream.training.config import ModelConfig
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def device_of(name: str) -> torch.device:
@@ -52,7 +51,7 @@ def describe(device: torch.device) -> str:
 
 def base_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     """Of weights that are not trained. Raises UserError for bfloat16 on a GPU that has none."""
-    return _on(device, _wide(config), "model.dtype")
+    return dtype_on(device, _wide(config), "model.dtype")
 
 
 def _wide(config: ModelConfig) -> str:
@@ -63,29 +62,17 @@ def _wide(config: ModelConfig) -> str:
 def sampler_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     """Of the weights that sample. Raises UserError for bfloat16 on a GPU that has none."""
     # Sampling moves weights more than it computes: half the bytes are nearly half the time.
-    automatic = "bfloat16" if _has_bfloat16(device) else _wide(config)
+    automatic = "bfloat16" if has_bfloat16(device) else _wide(config)
     wanted = automatic if config.sampler_dtype == "auto" else config.sampler_dtype
-    return _on(device, wanted, "model.sampler_dtype")
+    return dtype_on(device, wanted, "model.sampler_dtype")
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     """Of the learner's computation. Raises UserError for bfloat16 on a GPU that has none."""
     # Of matrix products alone: the weights and all that follows the logits stay float32.
-    automatic = "bfloat16" if _has_bfloat16(device) else "float32"
+    automatic = "bfloat16" if has_bfloat16(device) else "float32"
     wanted = automatic if name == "auto" else name
-    return _on(device, wanted, "learner.dtype")
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether it is a GPU that is fast at it; CPUs compute with it too, at their own pace."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
-
-
-def _on(device: torch.device, dtype: str, setting: str) -> torch.dtype:
-    # Refused and not replaced: who asked for half the memory would run out of it in the middle of a run.
-    if dtype == "bfloat16" and device.type == "cuda" and not _has_bfloat16(device):
-        raise UserError(f'{torch.cuda.get_device_name(device)} has no bfloat16: set {setting} = "float32"')
-    return DTYPES[dtype]
+    return dtype_on(device, wanted, "learner.dtype")
 
 
 def upload(array: np.ndarray, device: torch.device | str) -> torch.Tensor:

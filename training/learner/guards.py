@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-import torch
 
+from solostream.agent.engines.hf.device import full
 from solostream.errors import UserError
 from solostream.training.batch import Batch, dump
 from solostream.training.config.learner import LearnerConfig
-
-# How torch, cuBLAS and NCCL begin to say that a device, or its driver, is gone.
-_DEVICE_FAILED = re.compile(r"CUDA error|CUDA driver error|CUBLAS_STATUS_|CUDNN_STATUS_|NCCL error|device-side assert")
 
 
 class NotFinite(UserError):
@@ -54,9 +50,8 @@ def memory_advice(config: LearnerConfig, section: str = "learner") -> Iterator[N
     """
     try:
         yield
-    # On a CPU torch has no class of its own for it, but says so in the text of a RuntimeError.
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not full(error):
             raise
         # What takes least from the user first: a smaller micro-batch changes no result.
         budget = config.max_tokens_per_batch
@@ -68,27 +63,4 @@ def memory_advice(config: LearnerConfig, section: str = "learner") -> Iterator[N
         raise UserError(
             f"out of memory with max_tokens_per_batch = {budget}; the last checkpoint is kept: resume with "
             f"{', or '.join(ways)}"
-        ) from error
-
-
-@contextmanager
-def device_told() -> Iterator[None]:
-    """Turn a device that is full anywhere else (loading, an optimizer's moments), or that failed, into a UserError."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        # torch says first what did not fit, and then a page about its allocator.
-        said = next(iter(str(error).splitlines()), "").partition(". ")[0] or "the CPU's memory is full"
-        raise UserError(
-            f"out of memory ({said}): --dry-run lists what the run takes and what would make it fit; look at what else "
-            "is on the device (nvidia-smi). Checkpoints are kept: go on with --resume"
-        ) from error
-    except RuntimeError as error:
-        # After such an error a process cannot use the device any more, whatever it does.
-        said = next((line for line in str(error).splitlines() if _DEVICE_FAILED.search(line)), "")
-        if not said:
-            raise
-        raise UserError(
-            f"the GPU failed ({said}): nvidia-smi says whether it is there, dmesg (Xid) why it went. Checkpoints are "
-            "kept: go on with --resume"
         ) from error

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from solostream import registry
+from solostream.agent.engines.hf.device import DTYPES
 from solostream.agent.engines.live_weights import LiveWeights
 from solostream.agent.trajectory import Trajectory
 from solostream.training.advantages.base import Advantages
@@ -29,7 +30,7 @@ from solostream.training.cluster.rank_sharding import base_of, frozen_copy, shar
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import lora
 from solostream.training.learner.corrections import kept
-from solostream.training.learner.device import DTYPES, cast, compile_layers, compute_dtype
+from solostream.training.learner.device import cast, compile_layers, compute_dtype
 from solostream.training.learner.gradient import Gradient
 from solostream.training.learner.guards import check_advantages, memory_advice, refuse
 from solostream.training.learner.logprobs import LogprobComputer

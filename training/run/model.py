@@ -27,6 +27,7 @@ from transformers import (
 from solostream import hub
 from solostream.agent.chat_template import CHATML
 from solostream.agent.engines import four_bit
+from solostream.agent.engines.hf.device import straight_to
 from solostream.errors import UserError
 from solostream.training.config import BuildConfig, ModelConfig
 from solostream.training.learner.device import base_dtype, cast, device_of
@@ -113,8 +114,7 @@ def load_model(
                 with torch.device("meta"):
                     model: Any = AutoModelForCausalLM.from_config(shape)
             else:
-                model = load_weights(config, config.path, adapters=adapters)
-        model = model if shape_only else model.to(device)
+                model = load_weights(config, config.path, device, adapters=adapters)
     except (OSError, ValueError) as error:
         raise UserError(f'model.path = "{config.path}": {hub.no_model(config.path, error)}') from error
     if tokenizer.chat_template is None and config.chat_template is None:
@@ -125,19 +125,20 @@ def load_model(
     return model, tokenizer
 
 
-def load_weights(config: ModelConfig, path: str, *, adapters: bool) -> Any:
-    """The model at `path`, on the CPU; in 4 bits on its device. adapters: its weights stay in `config.dtype`.
+def load_weights(config: ModelConfig, path: str, device: torch.device, *, adapters: bool) -> Any:
+    """The model at `path`, on `device`; by way of the CPU without accelerate. adapters: its weights stay in
+    `config.dtype`.
 
     What is trained is float32: a step of 1e-6 is lost on bfloat16 weights. Raises OSError and ValueError.
     """
-    device = device_of(config.device)
     dtype = base_dtype(config, device) if adapters else torch.float32
     if not adapters or config.dtype != "4bit":
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **straight_to(device))
+        return model.to(device)
     # Each tensor becomes small where it is wanted: the whole model never lies anywhere.
-    place = {"device_map": {"": device}} if device.type == "cuda" else {}
+    quantization = four_bit.quantization()
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, quantization_config=four_bit.quantization(), **place
+        path, dtype=dtype, quantization_config=quantization, **straight_to(device)
     )
     four_bit.settle(model)
     return model

@@ -9,17 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from solostream.agent.engines.hf.device import KEPT, device_told
 from solostream.errors import UserError
 from solostream.sandbox.interpreter import in_any_thread
 from solostream.training import config as configuration
 from solostream.training.config import Config
 from solostream.training.learner.device import device_of
-from solostream.training.learner.guards import device_told
 from solostream.training.run import checkpoint
 from solostream.training.run.interrupt import Interrupted
 from solostream.training.run.progress import ProgressDisplay
 from solostream.training.run.summary import Summary
 from solostream.training.run.trainer import Trainer
+
+TOO_LARGE = (
+    "--dry-run lists what the run takes and what would make it fit; look at what else is on the device (nvidia-smi); "
+    f"{KEPT}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +83,10 @@ def run(
     """
     device_of(config.model.device)  # first of all: a recipe for a machine that this is not
     new = not folder.exists()
-    with device_told():
+    with device_told(TOO_LARGE):
         trainer = Trainer(config, folder, view, source, started=time.monotonic() if started is None else started)
     try:
-        with device_told():
+        with device_told(TOO_LARGE):
             return in_any_thread(lambda: trainer.run(cold_start_only=cold_start_only), trainer.stop)
     except BaseException:
         if new and not checkpoint.complete(folder / "checkpoints") and not _worth_keeping(folder):

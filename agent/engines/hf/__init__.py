@@ -23,11 +23,14 @@ def open_hf(
     dtype: str = "auto",
     reproducible: bool = False,
     graphs: bool = True,
+    concurrency: int = 0,
 ) -> HFEngine:
     """The engine `hf`. `module`, a function, makes the model where it does not come from the folder or id `model`.
 
+    concurrency: at most so many episodes have a cache at a time, the others wait; 0: all of `slots`.
     Raises UserError when there is no such model, and for a tokenizer that is not the model's.
     """
     known = tokenizer_of(model, tokenizer)
     loaded = load_model(model, dtype) if module is None else module()
+    slots = min(slots, concurrency or slots)
     return HFEngine(loaded, known, slots=slots, max_len=max_len, seed=seed, reproducible=reproducible, graphs=graphs)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, Cache, PretrainedConfig, PreTrain
 from solostream import hub
 from solostream.agent.engines import four_bit
 from solostream.agent.engines.hf.cache import Feed, SlotCache
+from solostream.agent.engines.hf.device import device_told, dtype_on, has_bfloat16, straight_to
 from solostream.agent.engines.hf.graphs import GraphedForward
 from solostream.agent.engines.hf.lean import LeanForward
 from solostream.agent.engines.pretrained import no_model
@@ -111,16 +112,24 @@ def load_state(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
 
 
 def load_model(name: str, dtype: str = "auto") -> PreTrainedModel:
-    """A causal language model, on the GPU if there is one. dtype: "auto": as stored, but float32 on a CPU.
+    """A causal language model, on the GPU if there is one.
 
-    Raises UserError when there is no such model.
+    dtype: "auto": as stored, but float32 on a CPU and on a GPU without bfloat16. Raises UserError when there is no such
+    model, or no room for it.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    wanted = "float32" if dtype == "auto" and device == "cpu" else dtype
-    try:
-        with hub.asked(name):
-            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=wanted)
-    except (OSError, ValueError) as error:
-        raise UserError(no_model(name, error)) from None
-    placed: PreTrainedModel = model.to(device).eval()
-    return placed
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype == "auto":
+        wanted: Any = "auto" if has_bfloat16(device) else "float32"
+    else:
+        wanted = dtype_on(device, dtype, "dtype")
+    with device_told(
+        f"{name} does not fit: make room (nvidia-smi), take a smaller model, or let vLLM serve it on several GPUs "
+        "(http://HOST:PORT)"
+    ):
+        try:
+            with hub.asked(name):
+                model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, **straight_to(device))
+        except (OSError, ValueError) as error:
+            raise UserError(no_model(name, error)) from None
+        placed: PreTrainedModel = model.to(device).eval()
+        return placed

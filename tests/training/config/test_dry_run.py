@@ -293,6 +293,9 @@ def test_what_the_sampler_takes() -> None:
     # 2 sides, 4 bytes, 3 layers, 2 heads of 16; 300 + 64 columns, from 256 doubled to 512; 192 in flight.
     wide = planned("env.episode_tokens=300").memory["KV cache"]
     assert wide == 2 * 4 * 3 * 2 * 16 * 512 * 192
+    # Where fewer have a cache at a time.
+    assert planned("env.episode_tokens=300", "engine.hf.concurrency=64").memory["KV cache"] == wide // 3
+    assert planned("env.episode_tokens=300", "engine.hf.concurrency=999").memory["KV cache"] == wide
 
 
 def test_what_would_make_a_run_fit() -> None:

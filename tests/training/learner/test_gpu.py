@@ -15,16 +15,18 @@ import torch
 
 from solostream.agent.engine import Sampling
 from solostream.agent.engines.hf import HFEngine
+from solostream.agent.engines.hf import load_model as load_for_sampling
 from solostream.agent.engines.hf.graphs import GraphedForward
 from solostream.agent.trajectory import TokenRecord, Trajectory
 from solostream.errors import UserError
 from solostream.training.advantages.base import Advantages, per_token
 from solostream.training.batch import Batch
-from solostream.training.config import validate
+from solostream.training.config import BuildConfig, ModelConfig, validate
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.gradient import Gradient
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.optimizer.on_host import HostMasters
+from solostream.training.run.model import build_model, build_tokenizer, load_model
 from solostream.training.run.progress import ProgressDisplay
 from solostream.training.run.train import newest, run
 
@@ -195,9 +197,6 @@ def test_a_device_that_is_full_in_the_middle_of_a_run_leaves_its_checkpoint(
 
 async def test_graphs_sample_what_steps_of_their_own_sample() -> None:
     """Turns, idle rows between active ones, new weights in between, and a cache that grows."""
-    from solostream.training.config import BuildConfig
-    from solostream.training.run.model import build_model, build_tokenizer
-
     tokenizer = build_tokenizer(["a b c d e f g"], 300)
     shape = BuildConfig(hidden_size=64, layers=2, heads=4, kv_heads=2, mlp_size=96, vocabulary=300)
     other = {name: tensor * 1.25 for name, tensor in build_model(shape, tokenizer, 4).state_dict().items()}
@@ -226,9 +225,6 @@ async def test_graphs_sample_what_steps_of_their_own_sample() -> None:
 
 
 async def test_the_hf_engine_samples_what_the_cpu_samples(tmp_path: Path) -> None:
-    from solostream.training.config import BuildConfig
-    from solostream.training.run.model import build_model, build_tokenizer
-
     tokenizer = build_tokenizer(["a b c d e f g"], 300)
     shape = BuildConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, mlp_size=64, vocabulary=300)
     said = []
@@ -239,3 +235,17 @@ async def test_the_hf_engine_samples_what_the_cpu_samples(tmp_path: Path) -> Non
         await engine.close()
     assert said[0][0] == said[1][0]
     assert said[0][1] == pytest.approx(said[1][1], abs=1e-3)
+
+
+def test_weights_that_are_read_straight_to_the_device_are_those_of_the_folder(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(["a b c d e f g"], 300)
+    shape = BuildConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, mlp_size=64, vocabulary=300)
+    written = build_model(shape, tokenizer, 3)
+    written.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    trained, _ = load_model(ModelConfig(path=str(tmp_path), device="cuda"))
+    for read in (trained, load_for_sampling(str(tmp_path), "float32")):
+        found = read.state_dict()
+        for name, value in written.state_dict().items():
+            assert found[name].is_cuda
+            assert torch.equal(found[name].cpu(), value), name

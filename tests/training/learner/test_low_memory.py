@@ -17,12 +17,12 @@ from tiny_ledgers import trajectory
 from tiny_models import SHAPE
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from solostream.agent.engines.hf.device import DTYPES
 from solostream.errors import UserError
 from solostream.training.advantages.base import Advantages
 from solostream.training.config import validate
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.config.memory import moments
-from solostream.training.learner.device import DTYPES
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.optimizer import Optimizer
 

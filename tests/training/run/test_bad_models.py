@@ -9,14 +9,20 @@ from typing import Any
 import pytest
 import torch
 from test_architectures import write_model
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from solostream.agent.engine import EngineError
+from solostream.agent.engines.hf import HFEngine
+from solostream.agent.engines.hf import device as hf_device
+from solostream.agent.engines.hf import load_model as load_for_sampling
+from solostream.agent.engines.hf.device import device_told, straight_to
+from solostream.cli.main import main
 from solostream.errors import UserError
 from solostream.training.config import ModelConfig, validate
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import optimizer
 from solostream.training.learner.device import base_dtype, compute_dtype, sampler_dtype
-from solostream.training.learner.guards import device_told, memory_advice
+from solostream.training.learner.guards import memory_advice
 from solostream.training.learner.learner import Learner
 from solostream.training.run import model
 from solostream.training.run.model import load_model
@@ -47,30 +53,121 @@ def exhausted(*args: object, **kwargs: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 23.99 GiB")
 
 
+def too_much(*args: object, **kwargs: object) -> None:
+    """What torch itself says on a CPU: a RuntimeError, of more than any address can reach."""
+    torch.empty(1 << 60)
+
+
+@pytest.mark.parametrize(
+    ("fails", "cause"),
+    [(exhausted, "CUDA out of memory"), (too_much, "DefaultCPUAllocator: can't allocate memory: .*")],
+)
 @pytest.mark.parametrize(
     ("place", "method", "said"),
     [
-        (model, "build_model", r"out of memory \(CUDA out of memory\): --dry-run lists .* go on with --resume"),
-        (optimizer.Optimizer, "__init__", r"out of memory \(CUDA out of memory\): --dry-run lists"),
+        (model, "build_model", r"out of memory \(CAUSE\): --dry-run lists .* train goes on with --resume"),
+        (optimizer.Optimizer, "__init__", r"out of memory \(CAUSE\): --dry-run lists"),
         (optimizer.Optimizer, "apply", r"resume with cold_start.learner.max_tokens_per_batch = 4096, or cold_start"),
     ],
 )
 def test_out_of_memory_anywhere_is_one_line(
-    place: Any, method: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Any, method: str, said: str, fails: Any, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = validate(tomllib.loads(TINY.read_text()))
-    monkeypatch.setattr(place, method, exhausted)
-    with pytest.raises(UserError, match=said) as error:
+    monkeypatch.setattr(place, method, fails)
+    with pytest.raises(UserError, match=said.replace("CAUSE", cause)) as error:
         run(config, tmp_path / "run", None, ProgressDisplay())
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "error",
+    "text",
+    ["CUDA error: out of memory\nCUDA kernel errors might", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"],
+)
+def test_a_gpu_that_is_too_full_to_begin_with_has_not_failed(text: str) -> None:
+    with pytest.raises(UserError, match=r"^out of memory \(CUDA error: [^\n]*\): take less$"), device_told("take less"):
+        raise RuntimeError(text)
+
+
+GONE = torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later")
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 23.99 GiB")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
     [
-        torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+        (FULL, r"out of memory \(CUDA out of memory\): sample fewer than 6 episodes at a time: train with "
+         r"engine\.hf\.concurrency = 3, or .* rollout\.batch, rollout\.over_provision or env\.episode_tokens;"),
+        (GONE, r"the GPU failed \(CUDA error: unspecified launch failure\): nvidia-smi says"),
     ],
+)  # fmt: skip
+def test_a_sampler_whose_device_is_full_or_gone_leaves_a_run_to_go_on_with(
+    error: RuntimeError, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the engine was opened again in vain: the checkpoint is kept, and so is what the advice says to set."""
+    tree = tomllib.loads(TINY.read_text()) | {"cold_start": {"phases": []}}
+    update, step, updates = Learner.update, HFEngine._step, 0
+
+    def counted(self: Learner, *args: Any, **kwargs: Any) -> dict[str, float]:
+        nonlocal updates
+        updates += 1
+        return update(self, *args, **kwargs)
+
+    def fails(self: HFEngine) -> list[tuple[int, bool]]:
+        if updates == 3:
+            raise error
+        return step(self)
+
+    monkeypatch.setattr(Learner, "update", counted)
+    monkeypatch.setattr(HFEngine, "_step", fails)
+    with pytest.raises(EngineError, match=f"{said}.*train goes on with --resume") as told:
+        run(validate(tree), tmp_path / "run", None, ProgressDisplay())
+    assert "\n" not in str(told.value)
+    assert str(told.value).count("goes on with --resume") == 1
+    monkeypatch.setattr(HFEngine, "_step", step)
+    kept = newest(tmp_path / "run")
+    assert kept is not None
+    assert kept.name.endswith("2")
+    slots: list[int] = []
+    whole = HFEngine._admit
+    monkeypatch.setattr(HFEngine, "_admit", lambda self: (slots.append(len(self._active)), whole(self))[1])
+    run(validate(tree | {"engine": {"hf": {"concurrency": 3}}}), tmp_path / "run", kept, ProgressDisplay())
+    assert newest(tmp_path / "run").name.endswith("6")
+    assert set(slots) == {3}
+
+
+@pytest.mark.parametrize("command", ["eval", "chat", "distill"])
+@pytest.mark.parametrize(
+    ("fails", "said"),
+    [
+        (FULL, "out of memory (CUDA out of memory): {} does not fit: make room (nvidia-smi), take a smaller model"),
+        (too_much, "out of memory (DefaultCPUAllocator: can't allocate memory"),
+        (GONE, "the GPU failed (CUDA error: unspecified launch failure): nvidia-smi says"),
+    ],
+)
+def test_a_model_that_the_device_cannot_take_is_one_line_in_every_command(
+    command: str, fails: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    write_model(tmp_path / "model", "qwen3")
+    monkeypatch.chdir(tmp_path)
+
+    def load(*args: object, **kwargs: object) -> None:
+        if isinstance(fails, RuntimeError):
+            raise fails
+        fails()
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    capsys.readouterr()  # transformers' progress while the model was written
+    more = [] if command == "chat" else ["--data", "reasoning-gym:gcd"]
+    assert main([command, str(tmp_path / "model"), *more]) == 2
+    told = capsys.readouterr().err.strip()
+    assert said.format(tmp_path / "model") in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    "error",
+    [GONE, RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`")],
 )
 def test_a_gpu_that_fails_in_the_middle_leaves_a_run_to_go_on_with(
     error: RuntimeError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -85,7 +182,7 @@ def test_a_gpu_that_fails_in_the_middle_leaves_a_run_to_go_on_with(
         return whole(self, *args, **kwargs)
 
     monkeypatch.setattr(Learner, "update", update)
-    with pytest.raises(UserError, match=r"the GPU failed \(CUDA error: .*go on with --resume") as told:
+    with pytest.raises(UserError, match=r"the GPU failed \(CUDA error: .*goes on with --resume") as told:
         run(config, tmp_path / "run", None, ProgressDisplay())
     monkeypatch.setattr(Learner, "update", whole)
     assert "\n" not in str(told.value)
@@ -97,7 +194,7 @@ def test_a_gpu_that_fails_in_the_middle_leaves_a_run_to_go_on_with(
 
 
 def test_what_a_program_does_wrong_is_not_blamed_on_the_gpu() -> None:
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), device_told():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), device_told("take less"):
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 
@@ -121,3 +218,47 @@ def test_bfloat16_on_a_gpu_without_it_names_the_setting(monkeypatch: pytest.Monk
         compute_dtype("bfloat16", gpu)
     assert compute_dtype("auto", gpu) == sampler_dtype(ModelConfig(), gpu) == torch.float32
     assert base_dtype(half, torch.device("cpu")) == torch.bfloat16
+
+
+def asked_of_transformers(monkeypatch: pytest.MonkeyPatch, folder: Path, dtype: str) -> dict[str, Any]:
+    """What the sampler's model is loaded with; there is no such device here, so nothing more happens."""
+    seen: dict[str, Any] = {}
+
+    def load(name: str, **kwargs: Any) -> None:
+        seen.update(kwargs)
+        exhausted()
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    with pytest.raises(UserError, match="out of memory"):
+        load_for_sampling(str(folder), dtype)
+    return seen
+
+
+def test_a_sampler_on_a_gpu_without_bfloat16_takes_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some Card")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert asked_of_transformers(monkeypatch, tmp_path, "auto")["dtype"] == "auto"
+    assert asked_of_transformers(monkeypatch, tmp_path, "bfloat16")["dtype"] == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert asked_of_transformers(monkeypatch, tmp_path, "auto")["dtype"] == "float32"
+    with pytest.raises(UserError, match=r'^Some Card has no bfloat16: set dtype = "float32"$'):
+        load_for_sampling(str(tmp_path), "bfloat16")
+    with pytest.raises(UserError, match=r'^dtype = "float61" is not supported: float32 or bfloat16$'):
+        load_for_sampling(str(tmp_path), "float61")
+
+
+def test_weights_are_read_straight_to_a_device_that_is_not_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU here: torch's device "meta" shows that transformers reads to where it is told to."""
+    write_model(tmp_path, "qwen3")
+    elsewhere = torch.device("meta")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path, **straight_to(elsewhere))
+    assert {parameter.device for parameter in read.parameters()} == {elsewhere}
+    assert "device_map" not in asked_of_transformers(monkeypatch, tmp_path, "auto")  # on a CPU all is as it was
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    gpu = {"": torch.device("cuda")}
+    assert asked_of_transformers(monkeypatch, tmp_path, "float32")["device_map"] == gpu
+    monkeypatch.setattr(hf_device, "find_spec", lambda name: None)  # accelerate is an extra
+    assert "device_map" not in asked_of_transformers(monkeypatch, tmp_path, "float32")

@@ -69,7 +69,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def packed(folder: Path) -> Any:
-    return load_weights(ModelConfig(path=str(folder), dtype="4bit"), str(folder), adapters=True)
+    config = ModelConfig(path=str(folder), dtype="4bit")
+    return load_weights(config, str(folder), torch.device("cpu"), adapters=True)
 
 
 def adapted(model: Any, **settings: Any) -> Learner:

@@ -316,9 +316,10 @@ def _sampler(config: Config, shape: ModelShape, in_flight: int, context: int, de
     columns = min(FIRST_COLUMNS, context + 1) if config.rollout.mode == "async" else context + 1
     while columns <= context:
         columns *= 2
+    rows = min(in_flight, options.get("concurrency") or in_flight)
     return {
         "sampler": sampled * shape.parameters * (lean + second),
-        "KV cache": sampled * _cached(shape) * columns * in_flight,
+        "KV cache": sampled * _cached(shape) * columns * rows,
     }
 
 
