@@ -51,6 +51,17 @@ def told(error: BaseException, if_full: str) -> str:
     return ""
 
 
+def with_fewer(slots: int) -> str:
+    """What to do where a sampler of so many slots fills the device, whoever has opened it."""
+    # Of a run's settings only the first may change on resume: the others are what the checkpoint was made of.
+    fewer = max(slots // 2, 1)
+    return (
+        f"sample fewer than {slots} episodes at a time: train with engine.hf.concurrency = {fewer}, or begin a run "
+        "with a lower rollout.batch, rollout.over_provision or env.episode_tokens; eval and distill with --concurrency "
+        f"{fewer}; chat with a lower --max-tokens; {KEPT}"
+    )
+
+
 @contextmanager
 def device_told(if_full: str) -> Iterator[None]:
     """Turn what `told` knows into a UserError."""

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from solostream.agent.engine import EngineError, Generation, Sampling, Weights, check_prompt
 from solostream.agent.engines.hf.cache import KEY_BLOCK, SlotCache, feed
-from solostream.agent.engines.hf.device import KEPT, told
+from solostream.agent.engines.hf.device import told, with_fewer
 from solostream.agent.engines.hf.forward import forward_of, load_state
 from solostream.agent.engines.hf.graphs import GraphedForward, rounded
 from solostream.agent.engines.hf.lean import SMALL
@@ -190,18 +190,9 @@ class HFEngine:
                 for _ in range(YIELDS):
                     await asyncio.sleep(0)
         except Exception as error:  # whatever broke, those who wait must hear of it
-            said = told(error, self._with_fewer()) or f"{type(error).__name__}: {error}"
+            said = told(error, with_fewer(len(self._active))) or f"{type(error).__name__}: {error}"
             self._broken = f"the hf engine failed: {said}"
             self._fail(EngineError(self._broken), error)
-
-    def _with_fewer(self) -> str:
-        """What to do where the device is full, by who has opened the engine."""
-        fewer = max(len(self._active) // 2, 1)
-        return (
-            f"sample fewer than {len(self._active)} episodes at a time: train with engine.hf.concurrency = {fewer}, or "
-            "begin a run with a lower rollout.batch, rollout.over_provision or env.episode_tokens; eval and distill "
-            f"with --concurrency {fewer}; chat with a lower --max-tokens; {KEPT}"
-        )
 
     def _fail(self, error: EngineError, cause: Exception | None = None) -> None:
         error.__cause__ = cause
