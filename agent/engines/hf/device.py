@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from solostream.agent.engine import EngineError
-from solostream.errors import UserError
+from solostream.errors import SandboxError, UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KEPT = "what is finished is kept: train goes on with --resume, eval and distill with the same command"
@@ -26,8 +26,8 @@ _GONE = re.compile(r"CUDA error|CUDA driver error|CUBLAS_STATUS_|CUDNN_STATUS_|N
 
 
 def _torchs(error: BaseException) -> bool:
-    """Whether it may be torch's; an engine's, which may quote torch, has its remedy already."""
-    return isinstance(error, RuntimeError) and not isinstance(error, EngineError)
+    """Whether it may be torch's: ours, which may quote others, have their remedy already."""
+    return isinstance(error, RuntimeError) and not isinstance(error, EngineError | SandboxError)
 
 
 def full(error: BaseException) -> str:

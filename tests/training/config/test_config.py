@@ -32,7 +32,7 @@ def refusal(*settings: str) -> str:
         ("engine.vlm.seed=1", ["[engine.vlm]", "did you mean 'vllm'"]),
         ("engine.server.url='http://localhost:8000'", ["engine 'server' has no option 'url'", "did you mean 'urls'"]),
         ("engine.server.urls='http://localhost:8000'", ["engine 'server': 'urls' cannot be", "valid array"]),
-        ("engine.hf.slots=3", ["engine 'hf' has no option 'slots'", "allowed: graphs"]),
+        ("engine.hf.slots=3", ["engine 'hf' has no option 'slots'", "allowed: graphs, concurrency"]),
         ("algorithm.advantage=sppo", ["did you mean 'spo'", "rloo"]),
         ("group_size=8", ["unknown key 'group_size'", "did you mean 'algorithm.group_size'"]),
         ("run.steps='40'", ["'run.steps' cannot be '40'", "integer"]),

@@ -17,7 +17,7 @@ from solostream.agent.engines.hf import device as hf_device
 from solostream.agent.engines.hf import load_model as load_for_sampling
 from solostream.agent.engines.hf.device import device_told, straight_to
 from solostream.cli.main import main
-from solostream.errors import UserError
+from solostream.errors import SandboxError, UserError
 from solostream.training.config import ModelConfig, validate
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner import optimizer
@@ -191,6 +191,12 @@ def test_a_gpu_that_fails_in_the_middle_leaves_a_run_to_go_on_with(
     assert kept.name.endswith("2")
     run(config, tmp_path / "run", kept, ProgressDisplay())
     assert newest(tmp_path / "run").name.endswith("6")
+
+
+@pytest.mark.parametrize("error", [EngineError("CUDA error, so: …"), SandboxError("fork: Cannot allocate memory: …")])
+def test_an_error_that_has_its_remedy_gets_no_other(error: RuntimeError) -> None:
+    with pytest.raises(type(error), match=f"^{error}$"), device_told("take less"):
+        raise error
 
 
 def test_what_a_program_does_wrong_is_not_blamed_on_the_gpu() -> None:
