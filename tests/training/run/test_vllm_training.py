@@ -13,11 +13,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from test_architectures import trained_on_its_own_tokens, write_model
 
 from solostream.agent.trajectory_file import read_lines
 from solostream.training.run.metric_logger import read
 
-ROOT = Path(__file__).parents[3]
+ROOT, TINY = Path(__file__).parents[3], Path(__file__).parent / "tiny.toml"
 MISSING = importlib.util.find_spec("vllm") is None
 pytestmark = [
     pytest.mark.vllm,
@@ -35,8 +36,7 @@ SETTINGS = {
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
-    config = str(ROOT / "tests/training/run/tiny.toml")
-    command = [sys.executable, "-m", "solostream", "train", config, "--name", "tiny", "--engine", "vllm", *settings]
+    command = [sys.executable, "-m", "solostream", "train", str(TINY), "--name", "tiny", "--engine", "vllm", *settings]
     child = subprocess.Popen(
         [*command, f"--set=run.root={tmp_path}"],
         cwd=ROOT,
@@ -101,3 +101,24 @@ def test_no_engine_outlives_a_killed_trainer(run: subprocess.Popen[str], tmp_pat
     run.kill()
     psutil.wait_procs([engine], timeout=20)
     assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_model_with_a_window_trains_and_is_evaluated(tmp_path: Path) -> None:
+    """One layer sees 32 tokens back, less than an episode, one sees all: the hf engine refuses that."""
+    write_model(tmp_path / "model", "gemma3", head_dim=32, query_pre_attn_scalar=32)
+    settings = {
+        **{"run.root": tmp_path, "model.path": tmp_path / "model", "run.steps": 2, "cold_start.phases": "[]"},
+        **{"rollout.batch": 4, "data.train": 4, "data.test": 2, "eval.greedy": "false"},
+        **{"env.turn_tokens": 48, "env.episode_tokens": 128},
+    }
+    command = [sys.executable, "-m", "solostream", "train", str(TINY), "--name", "run", "--engine", "vllm"]
+    done = subprocess.run(
+        [*command, *(f"--set={key}={value}" for key, value in settings.items())],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read(tmp_path / "run" / "metrics.jsonl")
+    trained_on_its_own_tokens([row for row in rows if row["phase"] == "rl"])
+    assert [row["step"] for row in rows if row["phase"] == "eval"] == [0, 2]
+    played = [line.trajectory for line in read_lines(tmp_path / "run" / "trajectories.jsonl") if line.trajectory]
+    assert max(len(one.token_ids) for one in played) > 2 * 32
