@@ -23,6 +23,7 @@ from .table import POPULATIONS, Episodes, TablePolicy, Tasks
 Judge = Callable[[Episodes, np.ndarray], Advantages]
 BATCH, POOL, HELD_OUT = 64, 128, 256
 BETAS = (0.9, 0.95)  # the product's
+LEAST = "r − b, the best constant b"
 
 
 def configure(method: str, extra: Sequence[str] = ()) -> Config:
@@ -75,10 +76,14 @@ class Player:
         for task_id, source in ids.items():
             self.tracker.place(task_id, source)
         self.estimator = estimator(a.advantage, a.stages, a.options, self.tracker, lambda batch: [])[-1]
-        given = {"task_ids": list(ids), "tracker": self.tracker, "seed": seed, "batch": BATCH // self.group}
-        sampler = registry.make("sampler", a.task_sampler, {}, **given)
-        self.sampler = TaskSampler(list(ids), sampler, streams=a.group_size)
+        self.shuffle(seed)
         self.event = 0
+
+    def shuffle(self, seed: int) -> None:
+        """Draw tasks in another order from now on."""
+        a, ids = self.config.algorithm, list(self.tasks.ids())
+        given = {"task_ids": ids, "tracker": self.tracker, "seed": seed, "batch": BATCH // self.group}
+        self.sampler = TaskSampler(ids, registry.make("sampler", a.task_sampler, {}, **given), streams=a.group_size)
 
     def start(self, policy: TablePolicy, rng: np.random.Generator) -> int:
         """Initialise the tracker; how many episodes that took."""
@@ -161,6 +166,7 @@ def noise(
         if step in checkpoints:
             for name, player in players.items():
                 found[name].append(_noise(player, policy, step, rng, draws))
+            found.setdefault(LEAST, []).append(_least(policy, tasks, rng, draws))
         for player in players.values():
             player.batch(policy, step, rng)
         episodes, advantages = leader.batch(policy, step, rng)
@@ -170,10 +176,31 @@ def noise(
 
 def _noise(player: Player, policy: TablePolicy, step: int, rng: np.random.Generator, draws: int) -> float:
     gradients = []
-    for _ in range(draws):
-        episodes, advantages = copy.deepcopy(player).batch(policy, step, rng)
+    for draw in range(draws):
+        one = copy.deepcopy(player)
+        one.shuffle(draw)  # which tasks a batch has is a part of its noise
+        episodes, advantages = one.batch(policy, step, rng)
         gradients.append(episodes.gradient(advantages, policy.logits.shape).ravel())
-    g = np.nan_to_num(np.array(gradients))
-    variance = g.var(0, ddof=1).sum()
-    signal = max(float((g.mean(0) ** 2).sum() - variance / draws), 1e-12)  # |mean|² has a share of the noise in it
+    return _relative(np.nan_to_num(np.array(gradients)))
+
+
+def _least(policy: TablePolicy, tasks: Tasks, rng: np.random.Generator, draws: int) -> float:
+    """The noise of A = r − b at the constant b that has the least."""
+    gradients = []
+    for _ in range(draws):
+        episodes = policy.sample(tasks, rng.choice(POOL, BATCH, replace=False), rng)
+        lengths = (episodes.row >= 0).sum(1)
+        for each in (episodes.reward, np.ones(BATCH)):  # what b multiplies is the gradient of A = 1
+            advantages = Advantages([np.full(n, a) for n, a in zip(lengths, each, strict=True)])
+            gradients.append(episodes.gradient(advantages, policy.logits.shape).ravel())
+    of_reward, of_one = np.nan_to_num(np.array(gradients[::2])), np.nan_to_num(np.array(gradients[1::2]))
+    centred = of_one - of_one.mean(0)
+    b = ((of_reward - of_reward.mean(0)) * centred).sum() / (centred**2).sum()
+    return _relative(of_reward - b * of_one)
+
+
+def _relative(gradients: np.ndarray) -> float:
+    """tr Cov/|mean|² of the rows."""
+    variance = gradients.var(0, ddof=1).sum()
+    signal = max(float((gradients.mean(0) ** 2).sum() - variance / len(gradients)), 1e-12)  # |mean|² has some noise
     return float(variance / signal)
