@@ -26,7 +26,7 @@ def check(config: Config) -> None:
             'set it to "vllm", or leave rollout.colocate out'
         )
     if config.cluster.used:
-        raise UserError("rollout.colocate is for one process and one GPU: leave it out, or [cluster]")
+        raise UserError('rollout.colocate is for one process and one GPU: set it to "no", or leave out [cluster]')
     if max(int(options.get(f"{kind}_parallel_size", 1)) for kind in ("tensor", "pipeline", "data")) > 1:
         raise UserError("rollout.colocate is for one GPU: leave it out, or the parallel sizes of [engine.vllm]")
     if config.model.device.startswith("cuda:") and config.model.device != "cuda:0":
