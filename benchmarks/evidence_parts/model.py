@@ -78,9 +78,9 @@ class ModelRuns:
             work(folder, wanted, cold_start_only=True)
         return checkpoint.newest(folder / "checkpoints")[0]
 
-    def start(self, method: str, seed: int = 0) -> int:
+    def start(self, method: str) -> int:
         """How many trajectories `method` plays before its first update."""
-        made = self.configure(seed, MODEL_METHODS[method])
+        made = self.configure(0, MODEL_METHODS[method])
         return made.data.train * made.algorithm.tracker.start_samples if made.algorithm.uses_tracker else 0
 
     def run(self, population: str, method: str, rate: float, seed: int, steps: int) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class ModelRuns:
         Raises ValueError where the start leaves none.
         """
         begin = ("cold_start={}", f"model.path={json.dumps(str(self.cold_start(population, seed)))}")
-        starts = self.start(method, seed)
+        starts = self.start(method)
         left = steps - -(-starts // self.batch)
         if left < 1:
             raise ValueError(f"{method}: its start of {starts} trajectories is the whole budget: a smaller data.train")
@@ -173,7 +173,7 @@ def _found(plan: Plan, population: str, method: str, rate: float, seed: int, ste
 
 def _tuned(plan: Plan, population: str, method: str) -> float:
     def score(rate: float, seed: int, share: float) -> float:
-        start = -(-plan.model_runs.start(method, seed) // plan.batch)  # of what is left: a start alone teaches nothing
+        start = -(-plan.model_runs.start(method) // plan.batch)  # of what is left: a start alone teaches nothing
         one = _found(plan, population, method, rate, seed, start + max(round((plan.steps - start) * share), 1))
         return area(list(zip(one["episodes"], one["sampled"], strict=True)), one["episodes"][-1])
 
