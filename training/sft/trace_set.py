@@ -52,7 +52,7 @@ class TraceSet:
         if not isinstance(env, ToolEnv):
             raise UserError(f"cold_start.data needs an environment whose policy calls tools; {config.env.id} is none")
         try:
-            self._traces, bad, at = read_traces(c.data, env.syntax, env.parallel_calls)
+            self._traces, bad, self._at = read_traces(c.data, env.syntax, env.parallel_calls)
             rendered: dict[int, MaskedTokens] = {}
             limit = getattr(parts.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
             for trace in self._traces:
@@ -64,9 +64,9 @@ class TraceSet:
         finally:
             env.close()
         if bad and not c.skip_bad:
-            raise UserError(f"{c.data}: {told(bad, at)}. Fix these, or set cold_start.skip_bad = true")
+            raise UserError(f"{c.data}: {told(bad, self._at)}. Fix these, or set cold_start.skip_bad = true")
         if bad:
-            say(f"{c.data}: left out {told(bad, at)}")
+            say(f"{c.data}: left out {told(bad, self._at)}")
         said = json.dumps([trace.messages for trace in self._traces], ensure_ascii=False).encode(errors="replace")
         self.fingerprint = hashlib.blake2b(said, digest_size=8).hexdigest()
         self._rendered = rendered
@@ -97,18 +97,22 @@ class TraceSet:
             sandbox = open_sandbox(e.sandbox, **e.options.get("sandbox_options", {}))
             try:
                 limit = asyncio.Semaphore(AT_A_TIME)
-                checks = [_agrees(trace, sandbox, e.timeout_s, limit) for trace in self._traces]
-                agreed = await asyncio.gather(*checks)
+                checks = [_contradiction(trace, sandbox, e.timeout_s, limit) for trace in self._traces]
+                found = await asyncio.gather(*checks)
             finally:
                 await sandbox.close()
-            kept = [t.line for t, ok in zip(self._traces, agreed, strict=True) if ok]
+            kept = [t.line for t, why in zip(self._traces, found, strict=True) if not why]
             place.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-        lines = set(json.loads(place.read_text(encoding="utf-8")))
-        if dropped := [line for line in self._rendered if line not in lines]:
-            self._say(
-                f"{len(dropped)} traces whose output the sandbox does not give are left out: lines {dropped[:20]}"
-            )
-        self._keep(lines)
+            self._tell({t.line: why for t, why in zip(self._traces, found, strict=True) if why})
+        self._keep(set(json.loads(place.read_text(encoding="utf-8"))))
+
+    def _tell(self, left_out: Mapping[int, str]) -> None:
+        if not left_out:
+            return
+        reasons: dict[str, list[int]] = {}
+        for line, why in left_out.items():
+            reasons.setdefault(why, []).append(line)
+        self._say(f"verify leaves out {len(left_out)} of {len(self._traces)} traces: {told(reasons, self._at)}")
 
     async def batches(self, start: int) -> AsyncIterator[tuple[int, list[MaskedTokens]]]:
         """Each step from `start` on and its sequences."""
@@ -173,24 +177,26 @@ def render(
     return closed.token_ids, closed.action_mask
 
 
-async def _agrees(trace: Trace, sandbox: Sandbox, timeout_s: float, limit: asyncio.Semaphore) -> bool:
-    """Whether its calls, run one after the other, print what the trace says they did."""
+async def _contradiction(trace: Trace, sandbox: Sandbox, timeout_s: float, limit: asyncio.Semaphore) -> str:
+    """Why its calls, run one after the other, do not print what the trace says they did; "" where they do."""
     if not trace.calls:
-        return True
+        return ""
     async with limit:
         session = await sandbox.open()
         try:
             for call, output in zip(trace.calls, trace.outputs, strict=True):
-                if call.name != "python" or call.status != "ok":
-                    return False
+                if call.status != "ok":
+                    return f"a call that cannot be read ({call.status})"
+                if call.name != "python":
+                    return f"a call of '{call.name}', which is not replayed"
                 seen = await session.run(call.code, timeout=timeout_s)
                 if _words(output) not in (_words(observe(seen)), _words(observe(seen, tracebacks=False))):
                     failed = seen.error is not None and _last(output) == _last(observe(seen))
                     if not failed:  # of an exception the last line decides: tracebacks name files
-                        return False
+                        return "the sandbox gives another output"
         finally:
             await session.close()
-    return True
+    return ""
 
 
 def _words(text: str) -> str:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,28 @@ from solostream.envs.data.arithmetic import generate
 from solostream.training.run.metric_logger import read
 
 TINY = Path(__file__).parent / "tiny.toml"
+
+
+def openai(ask: str, code: str, shown: str, end: str) -> dict[str, Any]:
+    function = {"name": "python", "arguments": json.dumps({"code": code})}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"id": "a", "type": "function", "function": function}]}
+    told = {"role": "tool", "tool_call_id": "a", "content": shown}
+    return {"messages": [{"role": "user", "content": ask}, call, told, {"role": "assistant", "content": end}]}
+
+
+def retool(ask: str, code: str, shown: str, end: str) -> dict[str, Any]:
+    said = f"<code>\n```python\n{code}\n```\n</code>\n<interpreter>\n{shown}\n</interpreter>\n\n{end}"
+    return {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": said}]}
+
+
+def sharegpt(ask: str, code: str, shown: str, end: str) -> dict[str, Any]:
+    turns = {"human": ask, "gpt": f"```python\n{code}\n```\n", "observation": shown}
+    told = [{"from": who, "value": text} for who, text in turns.items()]
+    return {"conversations": [*told, {"from": "gpt", "value": end}]}
+
+
+def completion(ask: str, code: str, shown: str, end: str) -> dict[str, Any]:
+    return {"prompt": ask, "completion": f"```python\n{code}\n```\n\n```output\n{shown}\n```\n{end}"}
 
 
 @pytest.fixture
@@ -46,7 +69,7 @@ def test_it_learns_holds_out_and_leaves_out(tmp_path: Path, traces: Path, capsys
     more = ("cold_start.steps=24", "cold_start.held_out=0.2", "cold_start.eval_every=12", "cold_start.verify=true")
     assert sft(tmp_path, traces, "a", *more) == 0
     said = capsys.readouterr().out
-    assert "1 traces whose output the sandbox does not give are left out: lines [30]" in said
+    assert "verify leaves out 1 of 30 traces: line 30: the sandbox gives another output" in said
     assert len(losses(tmp_path / "a")) == 24
     assert losses(tmp_path / "a")[-1] < 0.7 * losses(tmp_path / "a")[0]
     held_out = losses(tmp_path / "a", "held_out_loss")
@@ -55,6 +78,25 @@ def test_it_learns_holds_out_and_leaves_out(tmp_path: Path, traces: Path, capsys
     assert len(losses(tmp_path / "a", "held_out_accuracy")) == 1
     assert json.loads((tmp_path / "a" / "verified-traces.json").read_text()) == list(range(1, 30))
     assert list((tmp_path / "a" / "checkpoints").glob("step-*"))
+
+
+def test_every_layout_is_verified_and_learnt_as_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twelve solved problems, two with an output that their code does not have: equal losses to the last bit."""
+    found = {}
+    for layout in (openai, retool, sharegpt, completion):
+        path = tmp_path / f"{layout.__name__}.jsonl"
+        rows = []
+        for i, task in enumerate(generate(12, seed=7, split="train", kinds=["lcm"], levels=[1])):
+            shown = "no number" if i in (3, 8) else task.answer
+            rows.append(layout(task.prompt, task.meta["code"], shown, f"\\boxed{{{task.answer}}}"))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert sft(tmp_path, path, layout.__name__, "cold_start.verify=true", "cold_start.steps=4") == 0
+        said = capsys.readouterr().out
+        assert "verify leaves out 2 of 12 traces: line 4, 9: the sandbox gives another output" in said
+        found[layout.__name__] = losses(tmp_path / layout.__name__)
+    assert len(found["openai"]) == 4
+    assert len(set(found["openai"])) == 4
+    assert all(curve == found["openai"] for curve in found.values())
 
 
 def test_reinforcement_learning_imitates_the_traces_beside_its_batches(tmp_path: Path, traces: Path) -> None:

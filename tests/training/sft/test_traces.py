@@ -12,7 +12,7 @@ from solostream.agent.chat_template import Chat
 from solostream.agent.engines.scripted import byte_tokenizer
 from solostream.envs.data.traces import read_traces
 from solostream.envs.text.parse import parse
-from solostream.training.sft.trace_set import _agrees, render
+from solostream.training.sft.trace_set import _contradiction, render
 
 ASK, CODE, OUT = "What is 6 * 7?", "x = 6 * 7\nprint(x)", "42"
 SAY, END = "Let me compute.", "So it is \\boxed{42}."
@@ -261,6 +261,9 @@ async def test_a_trace_that_the_sandbox_contradicts_is_found(tmp_path: Path) -> 
             messages += [{"role": "tool", "content": output}]
         return {"messages": [*messages, {"role": "assistant", "content": END}]}
 
+    search = {"id": "s", "type": "function", "function": {"name": "search", "arguments": '{"query": "x"}'}}
+    looked_up = [{"role": "assistant", "content": None, "tool_calls": [search]},
+                 {"role": "tool", "tool_call_id": "s", "content": "42"}]  # fmt: skip
     traces, bad = read(
         tmp_path,
         row(("x = 5\nprint(x)", "5"), ("x * 9", "45\n")),  # state lasts; white space at the ends does not count
@@ -271,11 +274,15 @@ async def test_a_trace_that_the_sandbox_contradicts_is_found(tmp_path: Path) -> 
         row(("1 / 0", "ZeroDivisionError: division by nought")),
         row(("y", "NameError: name 'y' is not defined")),
         {"messages": [USER, {"role": "assistant", "content": "no code at all"}]},
+        {"messages": [USER, *looked_up, {"role": "assistant", "content": END}]},
+        syntax=("hermes",),
     )
     assert not bad
     sandbox = open_sandbox("fork")
     try:
         limit = asyncio.Semaphore(3)
-        assert [await _agrees(trace, sandbox, 5.0, limit) for trace in traces] == [True, False, True, False, True, True]
+        found = [await _contradiction(trace, sandbox, 5.0, limit) for trace in traces]
+        other = "the sandbox gives another output"
+        assert found == ["", other, "", other, "", "", "a call of 'search', which is not replayed"]
     finally:
         await sandbox.close()
