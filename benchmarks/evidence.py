@@ -1,6 +1,6 @@
 """Which single stream is the better one: the protocol of docs/evidence.md, on a table policy and on a small model.
 
-    python benchmarks/evidence.py [--quick | --short] [--stage noise table probes early model clock report]
+    python benchmarks/evidence.py [--quick | --short] [--stage noise table probes steps early model clock report]
                                   [--populations …] [--methods NAME …] [--batch N] [--rates …] [--seeds N]
                                   [--processes N] [--out FOLDER]
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from evidence_parts import early_calls, probes, report
+from evidence_parts import early_calls, probes, report, several_steps
 from evidence_parts.cells import Cells
 from evidence_parts.methods import METHODS
 from evidence_parts.statistics import area
@@ -28,7 +28,7 @@ from evidence_parts.table_run import noise, play, start_episodes
 from evidence_parts.tuning import best_rate
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("noise", "table", "probes", "early", "model", "clock", "report")
+STAGES = ("noise", "table", "probes", "steps", "early", "model", "clock", "report")
 TUNING_SEEDS = (100, 101)
 CHECKPOINTS = (0, 5, 10, 20)
 NOISE_SEEDS = 5
@@ -139,6 +139,11 @@ def _probes(out: Path, populations: Sequence[str]) -> None:
         print(f"\n### What a baseline can be worth, {population}\n", *probes.table(Cells(out), population), sep="\n")
 
 
+def _steps(out: Path, populations: Sequence[str]) -> None:
+    for population in populations:
+        print(f"\n### Eight steps a batch, {population}\n", *several_steps.table(Cells(out), population), sep="\n")
+
+
 def _early(out: Path) -> None:
     found = early_calls.curves(Cells(out))
     early_calls.plot(found, out / "early_calls.png")
@@ -198,6 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _tables(out, a, size)
     if "probes" in a.stage:
         _probes(out, a.populations)
+    if "steps" in a.stage:
+        _steps(out, a.populations)
     if "early" in a.stage:
         _early(out)
     if "model" in a.stage:

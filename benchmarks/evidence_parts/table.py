@@ -7,7 +7,7 @@ loud, as measured on the quickstart's model (docs/algorithms.md), and some tasks
 Difficulty: a task subtracts an offset of its own from the logit of every right token.
 
 Everything else is the product's: trajectories, estimators, stages, tracker, sampler; the gradient is that of PPO-clip
-on the policy that sampled, token-mean, with Adam.
+on the policy that sampled, token-mean, with Adam; `several_steps.py` goes on from there.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class TablePolicy:
     def sample(self, tasks: Tasks, chosen: np.ndarray, rng: np.random.Generator) -> Episodes:
         """One episode of each chosen task [n]."""
         n, kind = len(chosen), tasks.kind[chosen]
-        row, token, scores, alive = [], [], [], np.ones(n, bool)
+        row, token, scores, offsets, alive = [], [], [], [], np.ones(n, bool)
         lost, guess, steps = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, int)
         for t in range(1 + STEPS + GARBAGE):
             at = kind * self.rows + np.where(lost, STEPS + 1, np.minimum(steps, STEPS))
@@ -101,6 +101,7 @@ class TablePolicy:
             a = np.minimum((p.cumsum(1) < rng.random((n, 1))).sum(1), TOKENS - 1)
             row.append(np.where(alive, at, -1))
             token.append(a)
+            offsets.append(offset)
             scores.append(np.eye(TOKENS)[a] - p)
             if t == 0:
                 guess = a == GUESS
@@ -112,9 +113,8 @@ class TablePolicy:
             steps += 1
         lucky = guess & (rng.random(n) < self.luck[kind])
         right = ~guess & ~lost & tasks.possible[chosen]
-        return Episodes(
-            chosen, np.stack(row, 1), np.stack(token, 1), np.stack(scores, 1), (right | lucky).astype(float)
-        )
+        tokens = (np.stack(part, 1) for part in (row, token, offsets, scores))
+        return Episodes(chosen, *tokens, (right | lucky).astype(float))
 
     def accuracy(self, tasks: Tasks) -> tuple[np.ndarray, np.ndarray]:
         """(sampled, greedy): probability of a right answer of each task, exact."""
@@ -140,11 +140,14 @@ class TablePolicy:
 
 @dataclass(slots=True)
 class Episodes:
-    """n episodes: task [n]; row (−1: none) and token [n, T]; score e_a − π [n, T, TOKENS]; reward [n]."""
+    """n episodes: task [n]; row (−1: none), token and offset of the right one [n, T]; score e_a − π [n, T, TOKENS];
+    reward [n].
+    """
 
     task: np.ndarray
     row: np.ndarray
     token: np.ndarray
+    offset: np.ndarray
     score: np.ndarray
     reward: np.ndarray
 

@@ -21,6 +21,7 @@ from .methods import METHODS, PROTOCOL
 from .table import POPULATIONS, Episodes, TablePolicy, Tasks
 
 Judge = Callable[[Episodes, np.ndarray], Advantages]
+Improve = Callable[[TablePolicy, Episodes, Advantages, "Adam"], None]
 BATCH, POOL, HELD_OUT = 64, 128, 256
 BETAS = (0.9, 0.95)  # the product's
 LEAST = "r − b, the best constant b"
@@ -108,10 +109,24 @@ class Player:
         return episodes, self.estimator(Batch(episodes.trajectories(dispatches, self.tasks)))
 
 
-def play(population: str, method: str, lr: float, seed: int, budget: int, judge: Judge | None = None) -> Curve:
+def one_step(policy: TablePolicy, episodes: Episodes, advantages: Advantages, adam: Adam) -> None:
+    """On the policy that sampled, where no clip acts."""
+    adam.step(policy.logits, episodes.gradient(advantages, policy.logits.shape))
+
+
+def play(
+    population: str,
+    method: str,
+    lr: float,
+    seed: int,
+    budget: int,
+    judge: Judge | None = None,
+    improve: Improve = one_step,
+) -> Curve:
     """`budget` episodes in all, the start's among them. Tasks and first policy are the seed's, whatever the method.
 
-    judge: (episodes, exact success rate of each) -> advantages in the place of the method's.
+    judge: (episodes, exact success rate of each) -> advantages in the place of the method's. improve: the steps of a
+    batch.
     """
     made = POPULATIONS[population]
     tasks, held_out = (Tasks.draw(made, n, np.random.default_rng((seed, i))) for i, n in enumerate((POOL, HELD_OUT)))
@@ -124,7 +139,7 @@ def play(population: str, method: str, lr: float, seed: int, budget: int, judge:
         episodes, advantages = player.batch(policy, version, rng)
         if judge is not None:
             advantages = judge(episodes, rates[episodes.task])
-        adam.step(policy.logits, episodes.gradient(advantages, policy.logits.shape))
+        improve(policy, episodes, advantages, adam)
         spent, version = spent + BATCH, version + 1
         _look(curve, spent, policy, held_out, player)
         m = advantages.metrics
@@ -170,7 +185,7 @@ def noise(
         for player in players.values():
             player.batch(policy, step, rng)
         episodes, advantages = leader.batch(policy, step, rng)
-        adam.step(policy.logits, episodes.gradient(advantages, policy.logits.shape))
+        one_step(policy, episodes, advantages, adam)
     return found
 
 

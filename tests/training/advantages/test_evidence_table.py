@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_ledgers import one_each, trajectory
 
-from benchmarks.evidence_parts import early_calls, report
+from benchmarks.evidence_parts import early_calls, report, several_steps
 from benchmarks.evidence_parts.cells import Cells
 from benchmarks.evidence_parts.shaping import PaperShaping
 from benchmarks.evidence_parts.statistics import area, interval
@@ -19,6 +19,7 @@ from benchmarks.evidence_parts.table_run import Adam
 from benchmarks.evidence_parts.tuning import best_rate
 from solostream.agent.trajectory import Dispatch
 from solostream.training.advantages.base import Advantages
+from solostream.training.losses.ppo_clip import PPOClip
 
 TWO = Population((Kind(0.7, 0.8, 0.3), Kind(0.4, 0.6, 0.1)), 0.4, 0.25)
 
@@ -56,6 +57,47 @@ def test_the_gradient_is_autograds() -> None:
     (loss / count).backward()
     expected = torch.nan_to_num(logits.grad).numpy()
     assert np.abs(episodes.gradient(advantages, policy.logits.shape) - expected).max() < 1e-12
+
+
+def test_the_gradient_of_a_later_step_is_that_of_its_objective() -> None:
+    """Central differences of the mean clipped objective of some members, after the policy has moved."""
+    tasks, policy, episodes = a_batch(90)
+    rng = np.random.default_rng(2)
+    advantages = Advantages([rng.normal(size=n) for n in (episodes.row >= 0).sum(1)])
+    free = several_steps.Steps(several_steps.CLIPS["no bound"], rng)
+    everyone = np.arange(90)
+    first = free.gradient(policy, episodes, advantages, everyone)  # the ratio is 1
+    assert np.abs(first - episodes.gradient(advantages, policy.logits.shape)).max() < 1e-12
+
+    low, high, dual = 0.2, 0.28, 1.4
+    members = np.array([3, 14, 15, 60, 77])
+
+    def objective() -> float:
+        total, count = 0.0, 0
+        for i in members:
+            for t, a in enumerate(advantages.values[i]):
+                row, token = int(episodes.row[i, t]), int(episodes.token[i, t])
+                step = row % policy.rows
+                offset = tasks.offset[episodes.task[i]] if 0 < step < policy.rows - 1 else 0.0
+                now = policy.probabilities(np.array([row]), np.array([offset]))[0, token]
+                ratio = now / (1 - episodes.score[i, t, token])
+                value = min(ratio * a, min(max(ratio, 1 - low), 1 + high) * a)
+                total, count = total + (max(value, dual * a) if a < 0 else value), count + 1
+        return total / count
+
+    finite = np.isfinite(policy.logits)
+    policy.logits[finite] += 0.4 * np.random.default_rng(3).normal(size=int(finite.sum()))
+    steps = several_steps.Steps(PPOClip(low, high, dual), rng)
+    found = steps.gradient(policy, episodes, advantages, members)
+    assert 0 < steps.cut < steps.seen
+    for at in np.argwhere(finite):
+        own = policy.logits[tuple(at)]
+        sides = []
+        for side in (1e-6, -1e-6):
+            policy.logits[tuple(at)] = own + side
+            sides.append(objective())
+        policy.logits[tuple(at)] = own
+        assert found[tuple(at)] == pytest.approx((sides[0] - sides[1]) / 2e-6, abs=1e-7)
 
 
 def test_wrong_answers_are_louder() -> None:
