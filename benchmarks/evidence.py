@@ -1,6 +1,6 @@
 """Which single stream is the better one: the protocol of docs/evidence.md, on a table policy and on a small model.
 
-    python benchmarks/evidence.py [--quick | --short] [--stage noise table probes steps early model clock report]
+    python benchmarks/evidence.py [--quick | --short] [--stage noise table probes steps early model passk clock report]
                                   [--populations …] [--methods NAME …] [--batch N] [--rates …] [--seeds N]
                                   [--processes N] [--out FOLDER]
 
@@ -28,7 +28,7 @@ from evidence_parts.table_run import noise, play, start_episodes
 from evidence_parts.tuning import best_rate
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("noise", "table", "probes", "steps", "early", "model", "clock", "report")
+STAGES = ("noise", "table", "probes", "steps", "early", "model", "passk", "clock", "report")
 TUNING_SEEDS = (100, 101)
 CHECKPOINTS = (0, 5, 10, 20)
 NOISE_SEEDS = 5
@@ -151,7 +151,7 @@ def _early(out: Path) -> None:
 
 
 def _model(out: Path, a: argparse.Namespace, size: Size) -> None:
-    from evidence_parts.model import MODEL_METHODS, Plan, tune_and_run
+    from evidence_parts.model import MODEL_METHODS, Plan, pass_at_k, tune_and_run
 
     plan = Plan(
         out,
@@ -164,7 +164,10 @@ def _model(out: Path, a: argparse.Namespace, size: Size) -> None:
         size.model_settings,
         size.model_batch,
     )
-    tune_and_run(plan, a.processes)
+    if "model" in a.stage:
+        tune_and_run(plan, a.processes)
+    if "passk" in a.stage:
+        pass_at_k(plan, a.processes)
 
 
 def _clock(out: Path, names: Sequence[str] | None, size: Size) -> None:
@@ -207,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _steps(out, a.populations)
     if "early" in a.stage:
         _early(out)
-    if "model" in a.stage:
+    if {"model", "passk"} & set(a.stage):
         _model(out, a, size)
     if "clock" in a.stage:
         _clock(out, a.methods, size)

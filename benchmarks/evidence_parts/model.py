@@ -14,6 +14,7 @@ from typing import Any
 
 from reproduction import is_done, work
 
+import solostream
 from solostream.envs.rewards.builtin import correct
 from solostream.envs.rewards.episode import Episode, Score
 from solostream.training import config
@@ -26,6 +27,7 @@ from .tuning import best_rate
 
 ROOT = Path(__file__).parents[2]
 EVERY = 1024  # trajectories between evaluations
+PASS = 8  # samples of a held-out problem, for pass@k
 ASPO = ('algorithm.stages=["aspo"]', "algorithm.aspo.delta=-2.0", "algorithm.aspo.k=0.7")
 SHAPING = "algorithm.advantage=evidence_parts.shaping:PaperShaping"
 # what the quickstart learnt with before this protocol spoke
@@ -95,12 +97,22 @@ class ModelRuns:
             raise ValueError(f"{method}: its start of {starts} trajectories is the whole budget: a smaller data.train")
         looks = f"eval.every={min(EVERY // self.batch, -(-left // 2))}" if starts else ""
         chosen = (*begin, *POPULATIONS[population][1], *MODEL_METHODS[method], f"learner.lr={rate}", looks)
-        name = f"{population}-{method.replace(' + ', '-').replace(' ', '-')}-{rate:g}-{seed}-{steps}"
         wanted = self.configure(seed, (*chosen, f"run.steps={left}"))
-        folder = self.out / name
+        folder = self.folder(population, method, rate, seed, steps)
         if not is_done(folder, wanted, "summary"):
             work(folder, wanted)
         return _curve(folder, starts, self.batch)
+
+    def folder(self, population: str, method: str, rate: float, seed: int, steps: int) -> Path:
+        """Where that run is."""
+        return self.out / f"{population}-{method.replace(' + ', '-').replace(' ', '-')}-{rate:g}-{seed}-{steps}"
+
+    def passes(self, population: str, method: str, rate: float, seed: int, steps: int) -> dict[int, float]:
+        """k -> pass@k, k ≤ 8, of the last checkpoint of a finished run on its held-out problems."""
+        folder = self.folder(population, method, rate, seed, steps)
+        last = checkpoint.newest(folder / "checkpoints")[0]
+        found = solostream.evaluate(str(last), k=PASS, seed=seed, out=folder / "passes")
+        return {one["k"]: one["mean"] for one in found.summary["metrics"]["pass"]}
 
 
 def _curve(folder: Path, starts: int, batch: int) -> dict[str, Any]:
@@ -158,6 +170,22 @@ def tune_and_run(plan: Plan, processes: int) -> None:
         rates = every(_tuned, chosen)
         best = list(zip(chosen, rates, strict=True))
         every(_found, [(*cell, rate, seed) for seed in range(plan.seeds) for cell, rate in best])
+
+
+def pass_at_k(plan: Plan, processes: int) -> None:
+    """Of every method on every seed, at its best rate."""
+    chosen = [(population, method) for population in plan.populations for method in plan.methods]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        cells = [(*one, seed) for seed in range(plan.seeds) for one in chosen]
+        for done in [pool.submit(_passes, plan, *cell) for cell in cells]:
+            done.result()
+
+
+def _passes(plan: Plan, population: str, method: str, seed: int) -> dict[str, float]:
+    rate = _tuned(plan, population, method)
+    _found(plan, population, method, rate, seed)
+    key = ("model passes", population, method, rate, seed, plan.steps)
+    return Cells(plan.out).get(key, lambda: plan.model_runs.passes(population, method, rate, seed, plan.steps))
 
 
 def _cold_start(plan: Plan, population: str, seed: int) -> None:
