@@ -28,6 +28,7 @@ from solostream import hub
 from solostream.agent.chat_template import CHATML
 from solostream.agent.engines import four_bit
 from solostream.agent.engines.hf.device import straight_to
+from solostream.agent.engines.hf.reading import read_model
 from solostream.errors import UserError
 from solostream.training.config import BuildConfig, ModelConfig
 from solostream.training.learner.device import base_dtype, cast, device_of
@@ -133,13 +134,11 @@ def load_weights(config: ModelConfig, path: str, device: torch.device, *, adapte
     """
     dtype = base_dtype(config, device) if adapters else torch.float32
     if not adapters or config.dtype != "4bit":
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **straight_to(device))
+        model: Any = read_model(path, dtype=dtype, **straight_to(device))
         return model.to(device)
     # Each tensor becomes small where it is wanted: the whole model never lies anywhere.
     quantization = four_bit.quantization()
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, quantization_config=quantization, **straight_to(device)
-    )
+    model = read_model(path, dtype=dtype, quantization_config=quantization, **straight_to(device))
     four_bit.settle(model)
     return model
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Cache, PretrainedConfig, PreTrainedModel
+from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 from solostream import hub
 from solostream.agent.engines import four_bit
@@ -18,6 +18,7 @@ from solostream.agent.engines.hf.cache import Feed, SlotCache
 from solostream.agent.engines.hf.device import device_told, dtype_on, has_bfloat16, straight_to
 from solostream.agent.engines.hf.graphs import GraphedForward
 from solostream.agent.engines.hf.lean import LeanForward
+from solostream.agent.engines.hf.reading import read_model
 from solostream.agent.engines.pretrained import no_model
 from solostream.errors import UserError
 
@@ -128,7 +129,9 @@ def load_model(name: str, dtype: str = "auto") -> PreTrainedModel:
     ):
         try:
             with hub.asked(name):
-                model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, **straight_to(device))
+                model: Any = read_model(name, dtype=wanted, **straight_to(device))
+        except UserError:
+            raise
         except (OSError, ValueError) as error:
             raise UserError(no_model(name, error)) from None
         placed: PreTrainedModel = model.to(device).eval()

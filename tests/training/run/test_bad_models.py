@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from test_architectures import write_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, core_model_loading
 
 from solostream.agent.engine import EngineError
 from solostream.agent.engines.hf import HFEngine
@@ -47,6 +49,67 @@ def test_a_base_model_without_a_chat_template_is_offered_one(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r'no chat template: set model.chat_template = "chatml"'):
         load_model(ModelConfig(path=str(tmp_path)))
     assert load_model(ModelConfig(path=str(tmp_path), chat_template="chatml"))[1].chat_template is None
+
+
+def cut(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-1000])
+
+
+def emptied(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"PK no archive")
+
+
+def deeper(folder: Path) -> None:
+    _config(folder, num_hidden_layers=5, layer_types=["full_attention"] * 5)
+
+
+def wider(folder: Path) -> None:
+    _config(folder, intermediate_size=80)
+
+
+def _config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (cut, "cannot be read (Error while deserializing header: incomplete metadata, file not fully covered)"),
+        (emptied, "cannot be read (Error while deserializing header: header too small)"),
+        (pickled, "cannot be read ("),
+        (deeper, "are not those of its config.json: 33 tensors are missing (model.layers.2.input_layernorm.weight, "),
+        (wider, "are not those of its config.json: 6 tensors have another shape (model.layers.0.mlp.down_proj.weight "),
+    ],
+)
+def test_weights_that_are_not_whole_are_refused_in_one_line(
+    harm: Any, said: str, tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers would fill what is missing with random numbers and go on."""
+    folder = tmp_path / "model"
+    write_model(folder, "qwen3")
+    harm(folder)
+    capsys.readouterr()
+    with pytest.raises(UserError, match=re.escape(f"the weights in {folder} {said}")) as of_training:
+        load_model(ModelConfig(path=str(folder)))
+    with pytest.raises(UserError, match=re.escape(f"the weights in {folder} {said}")) as of_sampling:
+        load_for_sampling(str(folder))
+    assert "\n" not in f"{of_training.value}{of_sampling.value}"
+    assert "LOAD REPORT" not in caplog.text + capsys.readouterr().err
+
+
+def test_memory_that_ends_while_a_weight_is_converted_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers keeps the error of a tensor for its table, and raises one that says nothing of memory."""
+    write_model(tmp_path, "qwen3")
+    monkeypatch.setattr(core_model_loading, "set_param_for_module", exhausted)
+    with pytest.raises(UserError, match=r"^out of memory \(.*CUDA out of memory.*\): .* does not fit: make room"):
+        load_for_sampling(str(tmp_path))
 
 
 def exhausted(*args: object, **kwargs: object) -> None:
