@@ -91,10 +91,11 @@ class Policy:
         form = task_id.partition(MARK)[2]
         source, problem = map(int, base_of(task_id).split("/"))
         given = round(STEPS * float(form[5:])) if form.startswith("hint") else 0
-        p = self.probabilities(source, self.shift[source, problem] + EASE.get(form, 0.0))[given:]
+        shift = self.shift[source, problem] + EASE.get(form, 0.0)
+        p = self.probabilities(source, shift)[given:]
         token = np.minimum((p.cumsum(1) < rng.random((len(p), 1))).sum(1), TOKENS - 1)
         solvable = source < len(SOURCES) - 1
-        return Episode(source, given, token, p, float(solvable and not token.any()))
+        return Episode(source, shift, given, token, p, float(solvable and not token.any()))
 
 
 @dataclass(slots=True)
@@ -102,10 +103,16 @@ class Episode:
     """token [n], probabilities [n, TOKENS] of the n = STEPS − given tokens."""
 
     source: int
+    shift: float
     given: int
     token: np.ndarray
     p: np.ndarray
     reward: float
+
+    def moved(self, policy: Policy) -> np.ndarray:
+        """|Δ log π| of its tokens since it was sampled [n], in nats."""
+        at = np.arange(len(self.token)), self.token
+        return np.abs(np.log(policy.probabilities(self.source, self.shift)[self.given :][at]) - np.log(self.p[at]))
 
     def trajectory(self, task_id: str, dispatch: Dispatch) -> Trajectory:
         """As the product's: one prompt token, then the answer."""
@@ -202,6 +209,9 @@ class Run:
             ]
         )
         self.version += 1
+        self.tracker.record_drift(
+            self.version, float(np.mean(np.concatenate([e.moved(self.policy) for e, _ in taken])))
+        )
 
     def _gradient(self, episodes: list[Episode], advantages: Advantages) -> np.ndarray:
         total = np.zeros(self.policy.logits.shape)

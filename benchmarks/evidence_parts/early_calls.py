@@ -101,6 +101,14 @@ class Policy:
         right = not tokens.any() and rng.random() < self.worth[sentences]
         return sentences, tokens, float(right)
 
+    def logprobs(self, sentences: int, tokens: np.ndarray) -> np.ndarray:
+        """Of the tokens of such an episode [n]."""
+        decide, code = self.probabilities()
+        found = np.zeros((sentences, LENGTH))  # the first token of a sentence decides; the others follow from it
+        found[:, 0] = np.log(decide[:sentences, THINK])
+        called = np.log(decide[sentences : sentences + 1, CALL])  # none at the last place, where nothing is decided
+        return np.concatenate([found.ravel(), called, np.log(code[np.arange(CODE), tokens])])
+
     def gradient(self, played: Sequence[tuple[int, np.ndarray, float]], advantages: Advantages) -> np.ndarray:
         """Of the objective Σ A log π/Σ T, on the policy that sampled."""
         decide, code = self.probabilities()
@@ -129,7 +137,7 @@ def play(setting: str, method: str, seed: int) -> Curve:
             for i, name in enumerate(names)
         ]
         given = zip(names, played, dispatches, strict=True)
-        batch = Batch([_trajectory(*one, policy) for one in given])
+        batch = Batch([_trajectory(*one, policy.logprobs(*one[1][:2])) for one in given])
         advantages = judge(batch)
         _look(curve, policy)
         rewards = np.array([reward for *_, reward in played]).reshape(GROUPS, GROUP)
@@ -137,6 +145,7 @@ def play(setting: str, method: str, seed: int) -> Curve:
         of_right = [v[-1] for v, t in zip(advantages.values, batch, strict=True) if t.reward == 1]
         curve.punished.append(float(np.mean(np.array(of_right) < -1e-9)))
         adam.step(policy.logits, policy.gradient(played, advantages))
+        tracker.record_drift(version + 1, _drift(batch, [policy.logprobs(*one[:2]) for one in played]))
     _look(curve, policy)
     return curve
 
@@ -147,18 +156,18 @@ def _look(curve: Curve, policy: Policy) -> None:
     curve.first_call.append(first)
 
 
-def _trajectory(name: str, played: tuple[int, np.ndarray, float], dispatch: Dispatch, policy: Policy) -> Trajectory:
+def _drift(batch: Batch, now: Sequence[np.ndarray]) -> float:
+    """Mean |Δ log π| of the tokens of `batch`, in nats."""
+    moved = [new - t.logprobs[1:] for t, new in zip(batch, now, strict=True)]
+    return float(np.abs(np.concatenate(moved)).mean())
+
+
+def _trajectory(
+    name: str, played: tuple[int, np.ndarray, float], dispatch: Dispatch, logprobs: np.ndarray
+) -> Trajectory:
     sentences, tokens, reward = played
-    decide, code = policy.probabilities()
-    ids, p = [0], [np.nan]
-    for place in range(sentences):  # the first token of a sentence decides; the others follow from it
-        ids += [2] * LENGTH
-        p += [decide[place, THINK]] + [1.0] * (LENGTH - 1)
-    if sentences < SENTENCES:  # at the last place nothing is decided: it calls
-        ids.append(1)
-        p.append(decide[sentences, CALL])
-    ids += [3 + int(t) for t in tokens]
-    p += [code[i, t] for i, t in enumerate(tokens)]
+    called = [1] if sentences < SENTENCES else []  # at the last place nothing is decided: it calls
+    ids = [0, *[2] * (sentences * LENGTH), *called, *(3 + int(t) for t in tokens)]
     acted = np.arange(len(ids)) > 0
     turns = (
         Turn("user", 0, 1, ""),
@@ -168,7 +177,7 @@ def _trajectory(name: str, played: tuple[int, np.ndarray, float], dispatch: Disp
         name,
         np.array(ids, np.int32),
         acted,
-        np.log(np.array(p)).astype(np.float32),
+        np.append(np.nan, logprobs).astype(np.float32),
         np.where(acted, dispatch.version, -1).astype(np.int32),
         turns,
         reward,

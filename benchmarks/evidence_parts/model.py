@@ -23,6 +23,7 @@ from solostream.training.run import checkpoint, metric_logger
 from .cells import Cells
 from .methods import METHODS, PROTOCOL, ours
 from .statistics import area
+from .table_run import no_signal
 from .tuning import best_rate
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +121,6 @@ def _curve(folder: Path, starts: int, batch: int) -> dict[str, Any]:
     looks = [row for row in rows if row["phase"] == "eval"]
     learnt = [row for row in rows if row["phase"] == "rl"]
     last: Mapping[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    no_signal = [row.get("advantage/degenerate", row.get("advantage/near_zero", 0.0)) for row in learnt]
     flat = looks[:1] if starts else []  # while the start is played nothing is learnt
     spent = list(accumulate((row["length/action_tokens"] for row in learnt), initial=0.0))
     of_start = starts * spent[1] / batch  # as long as those of the first update
@@ -130,7 +130,7 @@ def _curve(folder: Path, starts: int, batch: int) -> dict[str, Any]:
         "sampled": [row["accuracy"] for row in flat + looks],
         "greedy": [row["accuracy_greedy"] for row in flat + looks],
         "entropy": [row["learner/entropy"] for row in learnt],
-        "no_signal": no_signal,
+        "no_signal": [share for row in learnt for share in no_signal(row)],
         "calibration": [row["tracker/calibration_error"] for row in learnt if "tracker/calibration_error" in row],
         "first_call": last["after"]["first_call_token"],
         "wall_s": last["wall_s"],

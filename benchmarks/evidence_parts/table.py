@@ -166,6 +166,14 @@ class Episodes:
             made.append(Trajectory(task_id, ids, acted, logprobs, versions, turns, reward, "answered", **where))
         return made
 
+    def drift(self, policy: TablePolicy) -> float:
+        """Mean |log π now − log π that sampled| over the tokens, in nats: what a tracker forgets by."""
+        which, t = np.nonzero(self.row >= 0)
+        picked = np.arange(len(which)), self.token[which, t]
+        now = policy.probabilities(self.row[which, t], self.offset[which, t])[picked]
+        then = 1 - self.score[which, t][picked]
+        return float(np.abs(np.log(now) - np.log(then)).mean())
+
     def gradient(self, advantages: Advantages, shape: tuple[int, ...]) -> np.ndarray:
         """Of the objective Σ A log π/Σ T, on the policy that sampled."""
         total = np.zeros(shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,11 +141,18 @@ def play(
             advantages = judge(episodes, rates[episodes.task])
         improve(policy, episodes, advantages, adam)
         spent, version = spent + BATCH, version + 1
+        player.tracker.record_drift(version, episodes.drift(policy))
         _look(curve, spent, policy, held_out, player)
         m = advantages.metrics
-        curve.no_signal.append(m.get("advantage/degenerate", m.get("advantage/near_zero", 0.0)))
+        curve.no_signal += no_signal(m)
         curve.metrics = {name: float(x) for name, x in m.items()}
     return curve
+
+
+def no_signal(metrics: Mapping[str, float]) -> list[float]:
+    """The share of a batch that teaches nothing, where its estimator says so: degenerate groups, or |A| ≤ .02."""
+    names = [name for name in ("advantage/degenerate", "advantage/near_zero") if name in metrics]
+    return [metrics[name] for name in names[:1]]
 
 
 def _look(curve: Curve, spent: int, policy: TablePolicy, held_out: Tasks, player: Player) -> None:
@@ -186,6 +193,8 @@ def noise(
             player.batch(policy, step, rng)
         episodes, advantages = leader.batch(policy, step, rng)
         one_step(policy, episodes, advantages, adam)
+        for player in players.values():
+            player.tracker.record_drift(step + 1, episodes.drift(policy))
     return found
 
 

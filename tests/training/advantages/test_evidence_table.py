@@ -59,6 +59,29 @@ def test_the_gradient_is_autograds() -> None:
     assert np.abs(episodes.gradient(advantages, policy.logits.shape) - expected).max() < 1e-12
 
 
+def test_a_tracker_is_told_how_far_the_policy_moved() -> None:
+    """Mean |Δ log π| of the sampled tokens, nats: token by token for the table, by hand for the early calls."""
+    _, policy, episodes = a_batch(70)
+    assert episodes.drift(policy) == pytest.approx(0, abs=1e-12)
+    finite = np.isfinite(policy.logits)
+    policy.logits[finite] += 0.3 * np.random.default_rng(4).normal(size=int(finite.sum()))
+    moved = []
+    for i, n in enumerate((episodes.row >= 0).sum(1)):
+        for t in range(n):
+            p = policy.probabilities(episodes.row[i, t : t + 1], episodes.offset[i, t : t + 1])[0]
+            moved.append(abs(np.log(p[episodes.token[i, t]] / (1 - episodes.score[i, t, episodes.token[i, t]]))))
+    assert np.mean(moved) > 0.01
+    assert episodes.drift(policy) == pytest.approx(np.mean(moved), rel=1e-9)
+
+    early = early_calls.Policy(*early_calls.SETTINGS["free"])
+    found = early.logprobs(2, np.array([0, 3, 0, 0]))
+    first, right = 0.08, 0.9925
+    expected = [np.log(1 - first), *[0] * 23, np.log(1 - first), *[0] * 23, np.log(first)]
+    wrong = np.log((1 - right) / 4)
+    assert found == pytest.approx([*expected, np.log(right), wrong, np.log(right), np.log(right)])
+    assert len(early.logprobs(16, np.zeros(4, int))) == 16 * 24 + 4  # the last place has no choice to make
+
+
 def test_the_gradient_of_a_later_step_is_that_of_its_objective() -> None:
     """Central differences of the mean clipped objective of some members, after the policy has moved."""
     tasks, policy, episodes = a_batch(90)
