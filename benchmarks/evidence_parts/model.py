@@ -34,7 +34,10 @@ SHAPING = "algorithm.advantage=evidence_parts.shaping:PaperShaping"
 # what the quickstart learnt with before this protocol spoke
 SHIPPED = ("algorithm.advantage=spo", "algorithm.tracker.start_samples=1", 'algorithm.spo.measure="token"')
 MODEL_METHODS: dict[str, Sequence[str]] = {
-    **{name: METHODS[name].settings for name in ("none", "batch", "rloo", "grpo", "dr_grpo", "opo", "spo", "spo_pp")},
+    **{
+        name: METHODS[name].settings
+        for name in ("none", "batch", "rloo", "grpo", "dr_grpo", "opo", "opo_groups", "spo", "spo_pp")
+    },
     "quickstart": SHIPPED,
     **{name: METHODS[name].settings for name in ("ours", "ours_negative", "ours_tokens")},
     "ours + ASPO": (*ours(), *ASPO),
