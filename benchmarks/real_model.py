@@ -1,8 +1,9 @@
 """What a real pretrained model of 135 M parameters learns here, on problems nobody here wrote, by their own scorers.
 
 SmolLM2-135M-Instruct on reasoning-gym: without the tool → the tool, untrained → after the cold start on 120 generated
-traces → after SPO + ASPO, on held-out problems of six kinds, and of two that it was never shown. The steps are those of
-the recipe `smollm2-135m-cpu`. One row a stage, 95 % intervals over problems; exit code 1 where a bar is missed.
+traces → after SPO + ASPO, on held-out problems of six kinds, of two that it was never shown, and of GSM-symbolic's
+templates. The steps are those of the recipe `smollm2-135m-cpu`. One row a stage, 95 % intervals over problems, and one
+over the seeds; exit code 1 where a bar is missed.
 
     python benchmarks/real_model.py [--quick] [--model FOLDER] [--seeds 0 1 2] [--lora] [--engine vllm] [--out FOLDER]
 
@@ -18,7 +19,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ from solostream.training.run import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import smollm2
+from evidence_parts.statistics import said
 
 KINDS = ("chain_sum", "gcd", "products", "count_bits", "lcm", "decimal_chain_sum")  # four of them are in the traces
 NEVER_SHOWN = ("basic_arithmetic", "letter_counting")
+GSM = ("gsm_symbolic",)  # never shown either, and in words: a set of its own
 BARS = ("after the cold start ≥ 60 %", "after SPO + ASPO ≥ 80 %", "kinds never shown ≥ 20 points above the cold start")
 LIMITS = {"max_turns": 3, "output_tokens": 48, "tracebacks": False}
 SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "turn_tokens": 96, "max_tokens": 480}
@@ -42,10 +45,12 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     model = args.model or smollm2.build(args.out / "smollm2")
     missed: list[str] = []
+    seeds: list[dict[str, Any]] = []
     for seed in args.seeds:
-        stages = dict(_stages(args, str(model), seed))
-        _show(seed, stages)
-        missed += [f"seed {seed}: {bar}" for bar in _missed(stages)]
+        seeds.append(dict(_stages(args, str(model), seed)))
+        _show(seed, seeds[-1])
+        missed += [f"seed {seed}: {bar}" for bar in _missed(seeds[-1])]
+    _show_all(seeds)
     print("\n".join(f"MISSED {bar}" for bar in missed) or "all bars met")
     return 1 if missed else 0
 
@@ -120,27 +125,34 @@ def _solostream(*command: str) -> None:
 
 
 def _evaluate(args: argparse.Namespace, model: str, seed: int, out: Path, *, tools: bool = True) -> dict[str, Any]:
-    """Of the six kinds and of the two that were never shown: the `metrics` of an evaluation's summary."""
-    kinds = (*KINDS, *NEVER_SHOWN)
-    solostream.evaluate(
-        f"vllm:{model}" if args.engine == "vllm" else model,
-        data=f"reasoning-gym:{','.join(kinds)}",
-        limit=len(kinds) * (5 if args.quick else 24),
-        k=1 if args.quick else 4,
-        tools=tools,
-        env_options=LIMITS if tools else {},
-        seed=seed,
-        out=out,
-        **SAMPLING,
-    )
-    samples, _ = read_samples(out)
+    """Of each set of problems: the `metrics` of an evaluation's summary."""
+
+    def samples(kinds: tuple[str, ...], out: Path) -> list[Any]:
+        solostream.evaluate(
+            f"vllm:{model}" if args.engine == "vllm" else model,
+            data=f"reasoning-gym:{','.join(kinds)}",
+            limit=len(kinds) * (5 if args.quick else 24),
+            k=1 if args.quick else 4,
+            tools=tools,
+            env_options=LIMITS if tools else {},
+            seed=seed,
+            out=out,
+            **SAMPLING,
+        )
+        return read_samples(out)[0]
+
+    shown = samples((*KINDS, *NEVER_SHOWN), out)
     parts = {"six": KINDS, "two": NEVER_SHOWN}
-    return {part: summarize([s for s in samples if s.task_id.split("/")[0] in own]) for part, own in parts.items()}
+    found = {part: summarize([s for s in shown if s.task_id.split("/")[0] in own]) for part, own in parts.items()}
+    return found | {"gsm": summarize(samples(GSM, out.with_name(f"{out.name}-gsm")))}
 
 
 def _show(seed: int, stages: dict[str, dict[str, Any]]) -> None:
-    print(f"\n| seed {seed} | six kinds | solved | pass@k | two never shown | code | first call (token) | rounds |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        f"\n| seed {seed} | six kinds | solved | pass@k | two never shown | GSM-symbolic | code | first call (token) "
+        "| rounds |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for stage, figures in stages.items():
         six, two = figures["six"], figures["two"]
         use = six["behaviour"]
@@ -150,11 +162,20 @@ def _show(seed: int, stages: dict[str, dict[str, Any]]) -> None:
             _interval(six["solved"]),
             f"{six['pass'][-1]['mean']:.1%} (k = {six['pass'][-1]['k']})",
             _interval(two["avg"]),
+            _interval(figures["gsm"]["avg"]),
             f"{use['code_ratio'] or 0:.1%}",
             f"{first['mean']:.1f}" if first else "–",
             f"{rounds['mean']:.2f}" if rounds else "–",
         )
         print(f"| {stage} | {' | '.join(cells)} |", flush=True)
+
+
+def _show_all(seeds: Sequence[dict[str, Any]]) -> None:
+    """Mean accuracies over the seeds, and half of their 95 % t interval."""
+    print(f"\n| {len(seeds)} seeds | six kinds | two never shown | GSM-symbolic |\n|---|---|---|---|")
+    for stage in seeds[0]:
+        means = [said([one[stage][part]["avg"]["mean"] for one in seeds], ".1%") for part in ("six", "two", "gsm")]
+        print(f"| {stage} | {' | '.join(means)} |", flush=True)
 
 
 def _interval(found: dict[str, float]) -> str:
