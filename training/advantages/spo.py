@@ -111,7 +111,7 @@ class SPO:
             self.tracker.place(trajectory.task_id, trajectory.source)
         if order:
             newest = max(t.dispatch.version for t in batch)
-            self.tracker.learn_shared(newest, [(batch[i].task_id, r, frozen[i]) for i, r in seen])
+            self.tracker.learn_shared(newest, [(batch[i].task_id, r) for i, r in seen])
         divergences = self._divergences([batch[i] for i in order])
         if self.forgetting is not None:
             divergences = [self.forgetting.divergence] * len(order)

@@ -158,13 +158,17 @@ class ValueTracker:
         source = self._sources.get(task_id, "")
         return self._moved(*belief.now, source, last, None)
 
-    def learn_shared(self, version: int, residuals: Iterable[tuple[str, float, float]]) -> None:
-        """One batch dispatched up to `version`: (task, r, frozen v) of each trajectory. Before its evidence enters."""
+    def learn_shared(self, version: int, outcomes: Iterable[tuple[str, float]]) -> None:
+        """One batch dispatched up to `version`: (task, r) of each trajectory. Before its evidence enters.
+
+        The residuals are against the values of now. Those that were frozen at dispatch lack what the batches in between
+        have moved already: each would count the same lag again, and values swing ever further the later batches come.
+        """
         if self.shared is None:
             return
         # What is shared is shared by the tasks of one source; which task it was does not matter there.
-        by_source = [(self._sources.get(task, ""), r, v) for task, r, v in residuals]
-        self.shared.update(version, by_source)
+        residuals = [(self._sources.get(task, ""), r, self.value(task)) for task, r in outcomes]
+        self.shared.update(version, residuals)
 
     def observe(
         self,

@@ -192,7 +192,7 @@ def test_a_value_is_fresh_without_a_visit() -> None:
 def test_shared_drift_moves_the_belief_before_the_evidence_enters() -> None:
     tracker = ValueTracker(0.9, 0.9, shared_drift=1.0)
     tracker.observe("x", 1, 0.0, event=0, version=0)  # (1.45, .45)
-    tracker.learn_shared(1, [("y", 0.0, 0.5), ("y", 0.5, 0.5)])  # Δb = −.5/.5 = −1
+    tracker.learn_shared(1, [("y", 0.0), ("y", 0.5)])  # both against .5: Δb = −.5/.5 = −1
     moved = 1 / (1 + math.exp(-(math.log(1.45 / 0.45) - 1)))
     assert tracker.value("x") == pytest.approx(moved)
     tracker.observe("x", 0, 0.0, event=1, version=1)

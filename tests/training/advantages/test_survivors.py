@@ -376,7 +376,7 @@ def test_drifts_add_up_and_a_start_survives_its_checkpoint() -> None:
     tracker.record_drift(2, 0.03)
     assert tracker.state_dict()["drift"] == [[1, 2], [0.02, pytest.approx(0.05)]]
     tracker.initialize("a", [1.0, 0.75, 0.0], version=0)
-    tracker.learn_shared(1, [("a", 1.0, 0.5), ("b", 0.5, 0.25)])
+    tracker.learn_shared(1, [("a", 1.0), ("b", 0.75)])
     tracker.observe("a", 1.0, None, event=5, version=2)
     again = ValueTracker(shared_drift=0.5)
     again.load_state_dict(tracker.state_dict())
@@ -389,7 +389,7 @@ def test_drifts_add_up_and_a_start_survives_its_checkpoint() -> None:
     in_order.record_drift(1, 0.02)
     in_order.record_drift(2, 0.03)
     in_order.initialize("a", [1.0, 0.75, 0.0], version=0)
-    in_order.learn_shared(1, [("a", 1.0, 0.5), ("b", 0.5, 0.25)])
+    in_order.learn_shared(1, [("a", 1.0), ("b", 0.75)])
     for event, reward, version in ((3, 0.25, 1), (5, 1.0, 2)):
         in_order.observe("a", reward, None, event=event, version=version)
     assert again.evidence("a") == pytest.approx(in_order.evidence("a"))

@@ -1,7 +1,8 @@
 """What all tasks have in common moves all values: v_x(q) = σ(logit v_x + b(q) − b(q_x)).
 
 q is the policy's version, q_x the one of the task's last evidence; b is tracked from the residuals of whole batches, so
-a value is fresh without a visit. Per batch, one damped Newton step of the logistic likelihood on r against v:
+a value is fresh without a visit. Per batch, one damped Newton step of the logistic likelihood on r against v, the value
+of the moment at which the batch is learnt (not of its dispatch: a lag that is mended already must not count again):
 
     Δb = rate·Σ(r − v)/Σ v(1 − v),    Δb_source = Δb + rate·(what is left within the source)/(Σ_source v(1 − v) + 2)
 
