@@ -86,7 +86,8 @@ class SPO:
         if self.slope is not None:
             self.slope.update(outcomes, baselines, used)
         if self.ratio is not None:
-            self.ratio.update(outcomes, [energy(t) for t in batch])
+            trained = [t for t, keep in zip(batch, kept_of(batch), strict=True) if keep]
+            self.ratio.update([t.reward for t in trained], [energy(t) for t in trained])
         self._learn(batch, outcomes, frozen)
         if len(batch):
             metrics["tracker/brier"] = fmean((r - v) ** 2 for r, v in zip(outcomes, frozen, strict=True))

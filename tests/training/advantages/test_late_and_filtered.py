@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
-from tiny_ledgers import trajectory
+from tiny_ledgers import one_each, trajectory
 
+from solostream.agent.trajectory import Trajectory
 from solostream.training.advantages.spo import SPO
+from solostream.training.advantages.stages.inclusion_weights import InclusionWeights
 from solostream.training.advantages.stream.shared_drift import SharedDrift
 from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.batch import Batch
+from solostream.training.rollouts.task_sampler import Prioritized
 
 
 def logit(p: float) -> float:
@@ -72,3 +76,52 @@ def test_a_lag_that_is_mended_does_not_count_again() -> None:
     assert logit(tracker.value("x")) == pytest.approx(logit(0.625) + first + second)
     assert second < 0.7 * first
     assert got.metrics["advantage/mean"] == pytest.approx(0.9 - 0.625)  # the advantage keeps what was frozen
+
+
+def sampled(task: str, reward: float, *probabilities: float, **fields) -> Trajectory:
+    logprobs = [math.log(p) for p in probabilities]
+    return trajectory(task, reward, response=range(len(probabilities)), logprobs=logprobs, **fields)
+
+
+FILTERED = [  # two right, one wrong; and a wrong answer of forty improbable tokens that was cut off
+    sampled("a", 1.0, 0.9, 0.5, event=0),
+    sampled("b", 1.0, 0.8, event=1),
+    sampled("c", 0.0, 0.7, 0.4, 0.5, event=2),
+    sampled("d", 0.0, *[0.2] * 40, event=3),
+]
+
+
+def test_the_energy_ratio_is_of_what_is_trained_on() -> None:
+    """Right (.26 + .04)/2, wrong .09 + .36 + .25: κ = 4.6667, whatever the fourth would weigh (.64 forty times)."""
+    spo = SPO(ValueTracker(), baseline="energy")
+    spo(Batch(FILTERED, [True, True, True, False]))
+    assert spo.ratio is not None
+    assert spo.ratio.value == pytest.approx(0.7 / 0.15)
+    spo(Batch(FILTERED, [False] * 4))
+    assert spo.ratio.value == pytest.approx(0.7 / 0.15)
+
+
+def test_the_slope_and_the_running_scale_are_of_what_is_trained_on() -> None:
+    """Both as after the batch without what is filtered; a batch of which nothing is left leaves them as they were."""
+    states = []
+    for filtered in (True, False):
+        spo = SPO(ValueTracker(), slope="fitted", scale="running")
+        values = [0.25, 0.75, 0.5, 0.375]
+        made = [replace(t, dispatch=replace(t.dispatch, value=v)) for t, v in zip(FILTERED, values, strict=True)]
+        spo(Batch(made, [True, True, True, False]) if filtered else Batch(made[:3]))
+        if filtered:
+            spo(Batch(made, [False] * 4))
+        states.append((spo.slope.state_dict()["moments"], spo.scale.state_dict()))
+    assert states[0][0] == pytest.approx(states[1][0])
+    assert states[0][1] == pytest.approx(states[1][1])
+
+
+def test_inclusion_weights_have_the_mean_of_what_is_trained_on() -> None:
+    """Weights .55, .45 and .05 (v of .5, .8 and 1): 1/w of the first two has the mean 2.0202, with the third 8.0135."""
+    tracker = ValueTracker()
+    batch = [trajectory(task, 1.0, value=v, event=i) for i, (task, v) in enumerate([("a", 0.5), ("b", 0.8), ("c", 1)])]
+    stage = InclusionWeights(SPO(tracker, scale="none"), Prioritized(["a"], tracker, epsilon=0.05))
+    got = stage(Batch(batch, [True, True, False]))
+    mean = (1 / 0.55 + 1 / 0.45) / 2
+    assert one_each(got)[:2] == pytest.approx([0.5 / (0.55 * mean), 0.2 / (0.45 * mean)])
+    assert got.metrics["inclusion/largest"] == pytest.approx(1 / (0.45 * mean))

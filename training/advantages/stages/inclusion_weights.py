@@ -1,9 +1,10 @@
-"""Weigh prioritised sampling back: A ← A·u, u ∝ 1/w, mean 1 over the batch, w = √(v(1 − v))/N^γ + ε as it was drawn by.
+"""Weigh prioritised sampling back: A ← A·u, u ∝ 1/w, mean 1 over what is trained on; w = √(v(1 − v))/N^γ + ε.
 
 `prioritized` draws a task with probability q = w/Σw, so the update maximises Σ q(x)·J(x). Horvitz and Thompson (1952):
 divided by the probability of inclusion it is the pool's mean of J again; up to one factor, for the batch's own mean
-stands in place of Σw. v is the value frozen at dispatch; N = max(α + β, 1) is not frozen, so it is the tracker's before
-this batch's evidence, which has in it what other episodes of the task brought since. ε and γ are the sampler's own.
+stands in place of Σw. w is as it was drawn by: v is the value frozen at dispatch; N = max(α + β, 1) is not frozen, so
+it is the tracker's before this batch's evidence, which has in it what other episodes of the task brought since. ε and γ
+are the sampler's own.
 
 It holds for a batch that is a small part of the pool. Of B draws without replacement the probability of inclusion is
 1 − exp(−λw) with Σ(1 − exp(−λw)) = B, which is proportional to w only while B is small: where half of the pool weighs
@@ -21,7 +22,7 @@ from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
 from solostream.evaluation.training_curves import sampling_weight
 from solostream.training.advantages.base import Advantage, Advantages
-from solostream.training.batch import Batch
+from solostream.training.batch import Batch, kept_of
 from solostream.training.rollouts.task_sampler import Prioritized, Sampler
 
 
@@ -40,9 +41,10 @@ class InclusionWeights:
         """The inner advantages over the probability that their task was drawn with."""
         inverse = [1 / self._weight(t) for t in batch]  # first: the inner estimator tells the tracker of this batch
         before = self.inner(batch)
-        mean = math.fsum(inverse) / max(len(inverse), 1)
+        trained = [u for u, keep in zip(inverse, kept_of(batch), strict=True) if keep]
+        mean = math.fsum(trained) / len(trained) if trained else 1.0
         values = [a * (u / mean) for a, u in zip(before.values, inverse, strict=True)]
-        largest = max(inverse, default=1.0) / (mean or 1.0)
+        largest = max(trained, default=mean) / mean
         return Advantages(values, {**before.metrics, "inclusion/largest": largest})
 
     def _weight(self, trajectory: Trajectory) -> float:

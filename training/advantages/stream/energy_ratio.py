@@ -36,7 +36,7 @@ class EnergyRatio:
         return value / (value + (1 - value) * self.value)
 
     def update(self, rewards: Sequence[float], energies: Sequence[float]) -> None:
-        """One batch; rewards in [0, 1]."""
+        """One batch, of what the learner's filters leave in it: of other answers no gradient is taken. r in [0, 1]."""
         new = (
             math.fsum(w * r for w, r in zip(energies, rewards, strict=True)),
             math.fsum(rewards),

@@ -32,7 +32,7 @@ class Scale:
         if self.kind == "none":
             return list(advantages)
         centred, deviation = centre(advantages, weights)
-        if self.kind == "running":
+        if self.kind == "running" and any(weights):  # where the filters took everything, nothing was measured
             self._square = KEEP * self._square + deviation**2
             self._seen = KEEP * self._seen + 1
         if deviation == 0:
