@@ -112,13 +112,15 @@ class ValueTracker:
         if not outcomes:
             self._beliefs.pop(task_id, None)
             return
+        # What is known before them. First of all: the pool is about to learn these outcomes, and they count once.
+        alpha, beta = self._first(task_id)
+
         # What the pool learns of its tasks' beginnings: each outcome, and the one before it.
         for before, reward in pairwise([None, *outcomes]):
             self._pool(task_id, _unit(reward, task_id), before)  # type: ignore[arg-type]
 
-        # The mean of the outcomes and a prior. Jeffreys' half a success and half a failure keep v0 off 0 and 1, where
+        # The mean of the outcomes and the prior. Jeffreys' half a success and half a failure keep v0 off 0 and 1, where
         # no later outcome could surprise.
-        alpha, beta = self._first(task_id)
         n = len(outcomes)
         v0 = (math.fsum(outcomes) + alpha) / (n + alpha + beta)
 

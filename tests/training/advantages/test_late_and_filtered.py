@@ -1,4 +1,4 @@
-"""What a tracker and a single stream learn from batches that come late, or of which a part is filtered out."""
+"""What a tracker and a single stream learn from batches that come late or filtered, and that nothing counts twice."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tiny_ledgers import one_each, trajectory
 from solostream.agent.trajectory import Trajectory
 from solostream.training.advantages.spo import SPO
 from solostream.training.advantages.stages.inclusion_weights import InclusionWeights
+from solostream.training.advantages.stream.pooling import Pool
 from solostream.training.advantages.stream.shared_drift import SharedDrift
 from solostream.training.advantages.value_tracker import ValueTracker
 from solostream.training.batch import Batch
@@ -125,3 +126,25 @@ def test_inclusion_weights_have_the_mean_of_what_is_trained_on() -> None:
     mean = (1 / 0.55 + 1 / 0.45) / 2
     assert one_each(got)[:2] == pytest.approx([0.5 / (0.55 * mean), 0.2 / (0.45 * mean)])
     assert got.metrics["inclusion/largest"] == pytest.approx(1 / (0.45 * mean))
+
+
+@pytest.mark.parametrize(("right", "wrong", "expected"), [(1, 0, 2 / 3), (7, 1, 0.8), (0, 3, 0.2)])
+def test_a_start_counts_once_in_the_value_of_its_task(right: int, wrong: int, expected: float) -> None:
+    """Before any other task the prior is (1, 1): (s + 1)/(n + 2)."""
+    tracker = ValueTracker(pooled=True)
+    tracker.initialize("a", [1.0] * right + [0.0] * wrong, version=0)
+    assert tracker.value("a") == pytest.approx(expected)
+
+
+def test_a_later_task_starts_from_what_all_before_it_earned() -> None:
+    """Its prior has all six outcomes of the first task in it, and none of its own."""
+    tracker, pool = ValueTracker(pooled=True), Pool(8.0)
+    before = None
+    for r in (1.0, 0.5, 1.0, 1.0, 0.25, 1.0):
+        pool.observe("", r, before)
+        before = r
+    tracker.initialize("a", [1.0, 0.5, 1.0, 1.0, 0.25, 1.0], version=0)
+    assert tracker.evidence("b") == pool.prior("")
+    alpha, beta = pool.prior("")
+    tracker.initialize("b", [0.0, 1.0, 0.0], version=0)
+    assert tracker.value("b") == pytest.approx((1 + alpha) / (3 + alpha + beta))
