@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from solostream import registry
 from solostream.training.config.section import Bounds, Count, Decay, Names, Positive, Rate, Section
 
 if TYPE_CHECKING:
     from solostream.training.config.models import Config
+
+# What a learner starts from where its section does not say: a pretrained model breaks at the rates that a random one
+# of half a million parameters needs.
+BUILT: dict[str, Any] = {"lr": 5e-4}
+PRETRAINED: dict[str, Any] = {"lr": 1e-6}
+DEMONSTRATIONS: dict[str, Any] = {"optimizer": "muon", "lr": 2e-3}
+TRACES: dict[str, Any] = {"lr": 1e-4}  # also demonstrations to a pretrained model
 
 Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum"]
 
@@ -58,12 +66,15 @@ class ImitationConfig(Section):
 class LearnerConfig(Section):
     """One optimizer and one loss.
 
+    The defaults of `optimizer` and `lr` follow from what is learnt. A built model is reinforced at 5e-4, a pretrained
+    one at 1e-6. A cold start has AdamW at 1e-4; on demonstrations of a built model Muon, at 0.02, with AdamW at 2e-3.
+
     The loss is SPO's (arXiv 2509.13232, Eq. 10). The optimizer's defaults are the project's own: betas (.9, .95), no
     weight decay, one step a batch; the authors' are (.9, .999), .01 and eight (`recipes/qwen3-8b-spo.toml` has them).
     """
 
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: on matrices; embeddings, head and norms stay with AdamW
-    lr: Rate = 1e-6  # of AdamW
+    lr: Rate = 1e-6  # of AdamW; of a built model, and of a cold start: see above
     muon_lr: Rate = 0.02  # of the matrices, with optimizer = "muon"
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.95)  # of AdamW's moments
     weight_decay: Rate = 0.0  # of matrices and embeddings
@@ -119,7 +130,8 @@ class LearnerConfig(Section):
             )
         if self.offload_optimizer and (self.lora or self.optimizer != "adamw"):
             why = "adapters have a small optimizer" if self.lora else "Muon's products are for a GPU"
-            raise ValueError(f"offload_optimizer is for AdamW on all weights: {why}; leave it out")
+            remedy = "leave it out" if self.lora else 'leave it out, or set optimizer = "adamw"'
+            raise ValueError(f"offload_optimizer is for AdamW on all weights: {why}; {remedy}")
         if self.offload_optimizer and (self.masters != "float32" or self.moments != "full"):
             raise ValueError("offload_optimizer keeps masters and moments in float32: leave masters and moments out")
         registry.find("loss", self.loss)
@@ -135,3 +147,34 @@ class LearnerConfig(Section):
     def decoupled(self) -> bool:
         """π_old is the learner's own policy at the start of the batch; the sampler is corrected for by weights."""
         return self.tis_cap > 0 or self.mask_outside is not None or self.reject_outside is not None
+
+
+def with_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections `tree`, each learner with the defaults of its place under its own keys.
+
+    They follow from what is learnt (a built or a pretrained model, demonstrations or traces), not from which other keys
+    a section has: one key changes that key alone.
+    """
+    cold, model = _given(tree.get("cold_start", {})), _given(tree.get("model", {}))
+    built = not isinstance(model, Mapping) or model.get("path", "build") == "build"
+    found = {**tree, "learner": _over(BUILT if built else PRETRAINED, tree.get("learner", {}))}
+    if isinstance(cold, Mapping):
+        pretrained = cold.get("data") is not None or (cold.get("phases") and not built)
+        learner = _over(TRACES if pretrained else DEMONSTRATIONS, cold.get("learner", {}))
+        found["cold_start"] = {**cold, "learner": learner}
+    return found
+
+
+def _given(section: Any) -> Any:
+    """What was said of it, of a section that is an object already, too."""
+    return {name: getattr(section, name) for name in section.model_fields_set} if _made(section) else section
+
+
+def _over(defaults: Mapping[str, Any], learner: Any) -> Any:
+    if _made(learner):  # in Python: whole, as whoever made it can see
+        return learner.model_dump()
+    return {**defaults, **learner} if isinstance(learner, Mapping) else learner
+
+
+def _made(section: Any) -> bool:
+    return isinstance(section, BaseModel)

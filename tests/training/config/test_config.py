@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import itertools
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from solostream.errors import UserError
 from solostream.training import config as configuration
-from solostream.training.config import Config, assign, expand, validate
+from solostream.training.config import Config, ModelConfig, assign, expand, validate
+from solostream.training.config.cold_start import ColdStartConfig
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.optimizer import low_memory
 from solostream.training.run import setup
@@ -141,6 +143,50 @@ def test_set_reads_toml_values_and_bare_words() -> None:
 def test_set_without_a_value_is_refused() -> None:
     with pytest.raises(UserError, match="--set takes key=value"):
         assign({}, ["learner.lr"])
+
+
+PHASES = {"phases": [{"steps": 3, "mix": {"early": 1.0}}]}
+PLACES = {  # sections -> (optimizer, lr) of the cold start, lr of reinforcement
+    "built": ({"cold_start": PHASES}, ("muon", 2e-3), 5e-4),
+    "built, traces": ({"cold_start": {"data": "a.jsonl"}}, ("adamw", 1e-4), 5e-4),
+    "pretrained": ({"model": {"path": "a/b"}}, ("muon", 2e-3), 1e-6),  # no cold start: nothing reads it
+    "pretrained, traces": ({"model": {"path": "a/b"}, "cold_start": {"data": "a.jsonl"}}, ("adamw", 1e-4), 1e-6),
+    "pretrained, demonstrations": ({"model": {"path": "a/b"}, "cold_start": PHASES}, ("adamw", 1e-4), 1e-6),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("section", ["learner", "cold_start.learner"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("gradient_checkpointing", True), ("lr", 3e-5), ("optimizer", "muon"), ("optimizer", "adamw"), ("muon_lr", 0.03)],
+)
+def test_a_key_of_a_learner_changes_that_key_alone(place: str, section: str, key: str, value: object) -> None:
+    tree, cold, rate = PLACES[place]
+    before = validate(tree)
+    assert (before.cold_start.learner.optimizer, before.cold_start.learner.lr) == cold
+    assert (before.learner.optimizer, before.learner.lr) == ("adamw", rate)
+    after = validate(assign(tree, {f"{section}.{key}": value})).model_dump()
+    wanted = before.model_dump()
+    (wanted["learner"] if section == "learner" else wanted["cold_start"]["learner"])[key] = value
+    assert after == wanted
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_a_run_folder_keeps_is_the_same_run(place: str) -> None:
+    config = validate(assign(PLACES[place][0], {"learner.logits_chunk": 77, "cold_start.learner.weight_decay": 0.03}))
+    assert validate(tomllib.loads(config.to_toml())) == config
+
+
+def test_sections_that_are_objects_keep_what_they_show() -> None:
+    """As `solostream.train` takes them; it writes the keys that are set anew, and adds its settings."""
+    shown = LearnerConfig(weight_decay=0.03)
+    config = Config(learner=shown, cold_start=ColdStartConfig(data="a.jsonl"), model=ModelConfig(path="a/b"))
+    assert (config.learner, config.cold_start.learner.lr) == (shown, 1e-4)
+    assert Config(cold_start=ColdStartConfig(learner=shown)).cold_start.learner == shown
+    assert Config(model=ModelConfig(path="a/b")).learner.lr == 1e-6
+    again = validate(config.model_dump(mode="json", exclude_unset=True))
+    assert (again.learner, again.cold_start, again.model) == (config.learner, config.cold_start, config.model)
 
 
 def test_a_sweep_is_every_combination() -> None:
