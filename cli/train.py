@@ -111,7 +111,7 @@ def _runs(
     for suffix, combination in configuration.expand(tree):
         made = configuration.validate(combination)
         own = path if (path / "config.toml").is_file() else None  # `train runs/mine --resume`
-        folder = own or Path(made.run.root) / ((name or made.run.name or path.stem) + suffix)
+        folder = own or Path(made.run.root) / ((name or made.run.name or configuration.name_of(path)) + suffix)
         if resume is not None and (written := _written(folder, resume)) is not None:
             made = configuration.validate(configuration.assign(configuration.read(written), given))
             print(f"settings of {written}; --set overrides")

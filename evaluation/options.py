@@ -18,6 +18,7 @@ from solostream.agent.chat_template import Chat, read_template
 from solostream.agent.engine import Sampling, checked
 from solostream.agent.run_settings import run_settings
 from solostream.envs.data import is_made
+from solostream.envs.data.sources import SUFFIXES
 from solostream.envs.few_shot import fingerprint
 from solostream.errors import UserError
 
@@ -225,7 +226,8 @@ class EvalOptions:
         model = re.sub(r"[^\w.-]+", "-", name.rstrip("/").rpartition("/")[2] or self.model).strip("-")
         model = f"{run.run}-{model}" if run else model  # step-000060 alone says nothing
         env = self.env or (run.env if run else ENV)
-        data = re.sub(r"[^\w.-]+", "-", Path(self.data or env.rpartition("/")[2]).stem)
+        path = Path(self.data or env)  # a data set's name may have points: only what marks a file goes
+        data = re.sub(r"[^\w.-]+", "-", path.stem if path.suffix in SUFFIXES else path.name)
         return Path("evals") / f"{model}-{data}{'' if self.tools else '-text'}{'-greedy' * (self.preset == 'greedy')}"
 
     def identity(self) -> dict[str, Any]:

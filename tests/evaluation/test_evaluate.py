@@ -207,6 +207,14 @@ def test_presets_are_the_papers() -> None:
     assert EvalOptions("m", top_k=0).sampling() == type(sampled)(0.6, 0.95, 0)
 
 
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [("a/math-1.5", "m-math-1.5"), ("a/math-1.6", "m-math-1.6"), ("b/hard.v2.jsonl", "m-hard.v2"), (None, "m-Math-v0")],
+)
+def test_the_folder_of_an_evaluation_has_the_whole_name_of_its_data(data: str | None, name: str) -> None:
+    assert EvalOptions("m", data=data).folder() == Path("evals") / name
+
+
 def test_seeds_depend_on_the_sample_alone() -> None:
     assert seed_of(0, "p1", 0) == seed_of(0, "p1", 0)
     assert len({seed_of(s, t, i) for s in range(3) for t in ("p1", "p2") for i in range(50)}) == 300

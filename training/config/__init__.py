@@ -2,7 +2,7 @@
 
 from solostream.training.config.cold_start import Phase
 from solostream.training.config.models import BuildConfig, Config, ModelConfig
-from solostream.training.config.parse import assign, expand, load, read, swept, validate
+from solostream.training.config.parse import assign, expand, load, name_of, read, swept, validate
 
 __all__ = [
     "BuildConfig",
@@ -12,6 +12,7 @@ __all__ = [
     "assign",
     "expand",
     "load",
+    "name_of",
     "read",
     "swept",
     "validate",

@@ -26,7 +26,12 @@ RECIPES = Path(solostream.__file__).parent / "recipes"
 
 def recipes() -> dict[str, Path]:
     """The configurations that come with the package, by name."""
-    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+    return {name_of(path): path for path in sorted(RECIPES.glob("*.toml"))}
+
+
+def name_of(path: Path) -> str:
+    """What a run of this file or recipe is called: a model's name may have points in it, of which only .toml goes."""
+    return path.name.removesuffix(".toml")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _configured(
     elif isinstance(config, Mapping):
         tree = config
     else:
-        tree, name = configuration.read(Path(config)), Path(config).stem
+        tree, name = configuration.read(Path(config)), configuration.name_of(Path(config))
     tree = configuration.assign(tree, settings)
     if configuration.swept(tree):
         raise UserError("a [sweep] is many runs: use solostream train, or call train() for each")

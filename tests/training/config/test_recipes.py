@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from solostream.cli.main import main
+from solostream.errors import UserError
 from solostream.training.config import load
 from solostream.training.config.dry_run import plan
 from solostream.training.config.parse import recipes
+from solostream.training.run.train import train
 
 SHAPES = Path(__file__).parent / "shapes"
 # parameters as the model's page on the Hub counts them (a tied head once)
@@ -59,9 +61,21 @@ def test_dry_run_on_the_published_shape(recipe: str, here: Path, capsys: pytest.
     command = ["train", recipe, "--dry-run", *(word for setting in given for word in ("--set", setting))]
     assert main(command) == 0, capsys.readouterr().err
     shown = capsys.readouterr().out
+    assert f"runs/{recipe}" in shown.splitlines()
     assert f"shapes/{model}" in shown
     found = plan(load(Path(recipe), given), 40, 40)
     assert found.shape.parameters == PUBLISHED[model]
+
+
+def test_a_run_has_the_whole_name_of_its_file(here: Path) -> None:
+    """Points and all: of names that differ after one, the second would be refused."""
+    for name in ("qwen3-0.6b", "mine-1.7b"):
+        (here / f"{name}.toml").write_text(recipes()["qwen3-0.6b"].read_text())
+        (here / "runs" / name).mkdir(parents=True)
+        with pytest.raises(UserError, match=f"^runs/{name} exists"):
+            train(f"{name}.toml")
+    with pytest.raises(UserError, match=r"^runs/qwen3-0\.6b exists"):
+        train("qwen3-0.6b")
 
 
 @pytest.mark.parametrize("recipe", recipes())
