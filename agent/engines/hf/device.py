@@ -18,6 +18,7 @@ from solostream.agent.engine import EngineError
 from solostream.errors import SandboxError, UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+AMPERE = 8  # the first generation of NVIDIA's GPUs (compute capability) that has bfloat16
 KEPT = "what is finished is kept: train goes on with --resume, eval and distill with the same command"
 # Without a class of its own: on a CPU, and on a GPU where CUDA itself or cuBLAS found no room to begin with.
 _FULL = re.compile(r"allocate memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED")
@@ -74,8 +75,11 @@ def device_told(if_full: str) -> Iterator[None]:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether it is a GPU that is fast at it; CPUs compute with it too, at their own pace."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    """Whether it is a GPU that computes with it in hardware; CPUs compute with it too, at their own pace."""
+    # torch's own `is_bf16_supported` asks about the current device, and says yes where it is only emulated (T4, V100).
+    return device.type == "cuda" and (
+        torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= AMPERE
+    )
 
 
 def dtype_on(device: torch.device, dtype: str, setting: str) -> torch.dtype:

@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from solostream.agent.engine import EngineError
 from solostream.agent.engines.hf import HFEngine
 from solostream.agent.engines.hf import device as hf_device
 from solostream.agent.engines.hf import load_model as load_for_sampling
-from solostream.agent.engines.hf.device import device_told, straight_to
+from solostream.agent.engines.hf.device import device_told, has_bfloat16, straight_to
 from solostream.cli.main import main
 from solostream.errors import SandboxError, UserError
 from solostream.training.config import ModelConfig, validate
@@ -274,12 +275,41 @@ def test_a_remedy_that_is_taken_is_not_advised_again() -> None:
         exhausted()
 
 
-def test_bfloat16_on_a_gpu_without_it_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old Card")
-    gpu = torch.device("cuda", 0)
+T4, V100, RTX_3090, H100 = (7, 5), (7, 0), (8, 6), (9, 0)  # compute capabilities
+
+
+def cards(monkeypatch: pytest.MonkeyPatch, *capabilities: tuple[int, int]) -> None:
+    """What the driver says of GPUs that are not here; the first is the current one. All can emulate bfloat16."""
+
+    def properties(device: Any = None) -> SimpleNamespace:
+        major, minor = capabilities[getattr(device, "index", device) or 0]
+        return SimpleNamespace(major=major, minor=minor, name="Some Card")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+
+
+@pytest.mark.parametrize(("old", "new"), [(T4, RTX_3090), (V100, H100)])
+def test_bfloat16_is_asked_of_the_device_itself_and_not_where_it_is_emulated(
+    old: tuple[int, int], new: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for order, has in (((old, new, old), [False, True, False]), ((new, old, new), [True, False, True])):
+        cards(monkeypatch, *order)
+        devices = [torch.device("cuda", index) for index in range(3)]
+        assert [has_bfloat16(device) for device in devices] == has
+        assert [compute_dtype("auto", device) == torch.bfloat16 for device in devices] == has
+    assert has_bfloat16(torch.device("cuda"))
+    assert not has_bfloat16(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("card", [T4, V100])
+def test_bfloat16_on_a_gpu_without_it_names_the_setting(card: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, H100, card)
+    gpu = torch.device("cuda", 1)
     half = ModelConfig(dtype="bfloat16", sampler_dtype="bfloat16")
-    with pytest.raises(UserError, match=r'Old Card has no bfloat16: set model.dtype = "float32"'):
+    with pytest.raises(UserError, match=r'Some Card has no bfloat16: set model.dtype = "float32"'):
         base_dtype(half, gpu)
     with pytest.raises(UserError, match=r'set model.sampler_dtype = "float32"'):
         sampler_dtype(half, gpu)
@@ -304,12 +334,10 @@ def asked_of_transformers(monkeypatch: pytest.MonkeyPatch, folder: Path, dtype: 
 
 
 def test_a_sampler_on_a_gpu_without_bfloat16_takes_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some Card")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    cards(monkeypatch, RTX_3090)
     assert asked_of_transformers(monkeypatch, tmp_path, "auto")["dtype"] == "auto"
     assert asked_of_transformers(monkeypatch, tmp_path, "bfloat16")["dtype"] == torch.bfloat16
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    cards(monkeypatch, T4)
     assert asked_of_transformers(monkeypatch, tmp_path, "auto")["dtype"] == "float32"
     with pytest.raises(UserError, match=r'^Some Card has no bfloat16: set dtype = "float32"$'):
         load_for_sampling(str(tmp_path), "bfloat16")
@@ -326,7 +354,7 @@ def test_weights_are_read_straight_to_a_device_that_is_not_the_cpu(
     read = AutoModelForCausalLM.from_pretrained(tmp_path, **straight_to(elsewhere))
     assert {parameter.device for parameter in read.parameters()} == {elsewhere}
     assert "device_map" not in asked_of_transformers(monkeypatch, tmp_path, "auto")  # on a CPU all is as it was
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cards(monkeypatch, H100)
     gpu = {"": torch.device("cuda")}
     assert asked_of_transformers(monkeypatch, tmp_path, "float32")["device_map"] == gpu
     monkeypatch.setattr(hf_device, "find_spec", lambda name: None)  # accelerate is an extra
