@@ -20,6 +20,7 @@ from typing import Any
 
 from solostream.agent.template_traits import CALL_ID, SPOKEN, USER, Traits, assistant, called, pinned
 from solostream.agent.tokenization import decode, encode
+from solostream.envs.text.parse import thought_tag
 from solostream.envs.text.prompts import tools_prompt
 from solostream.envs.text.syntax import detect
 from solostream.errors import UserError
@@ -130,11 +131,37 @@ class Chat:
         closers = {"<think>": "\n</think>\n\n", "[THINK]": "[/THINK]"}
         return next((closer for opener, closer in closers.items() if opening.endswith(opener)), "")
 
+    @cached_property
+    def _behind_opener(self) -> str:
+        """White space that the template writes behind the tag that opens a thought."""
+        opening = self._render(self._variables, [USER], (), True)
+        return opening[len(opening.rstrip()) :]
+
+    def spoken(self, text: str, *, calls: bool, inside: bool = False) -> str:
+        """A turn that somebody else wrote, as a policy would have sampled it behind this template.
+
+        Where the template opens a thought: without a tag of its own that opens one, and behind an empty thought where
+        it has none. Elsewhere: with that tag where the text begins inside a thought, and with what the template shows
+        before an answer. calls: it ends in a call. inside: the turn before left its thought open.
+        """
+        opens, (start, end) = thought_tag(text) or (True, (len(text), len(text)))
+        if self._thought_closer:
+            if opens and start < end and not text[:start].strip():
+                return text[end:].removeprefix(self._behind_opener)
+            return self._thought_closer + text if opens and not inside else text
+        if not opens and not inside:
+            text = text[start:end].replace("/", "") + "\n" + text
+        return text if calls or self._headed(text) else self._answer_head + text  # a call writes its own head
+
+    def _headed(self, text: str) -> bool:
+        """Whether it brings along what the template shows before an answer, or another head of that kind."""
+        mark = self._answer_head.strip().partition(">")[0]
+        return text.lstrip().startswith(mark) if mark else text.startswith(self._answer_head)
+
     def open(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Ids of the conversation so far, up to where the assistant speaks. tools: JSON schemas.
 
-        Turns of the assistant in it (examples) stand there as a rollout would have left them, after an empty thought
-        where the template opens one.
+        Turns of the assistant in it (examples) stand there as a rollout would have left them: see `spoken`.
         """
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         first = messages[: turns[0]] if turns else messages
@@ -142,9 +169,8 @@ class Chat:
             first, tools = _told_of_tools(first, tools), ()
         ids = self._encode(self._text(self._traits.arranged(first), tools, answering=False))
         for turn, following in pairwise([*turns, len(messages)]):
-            calls = messages[turn + 1]["role"] == "tool"  # a call writes its own head
-            head = self._thought_closer or ("" if calls else self._answer_head)
-            said = self._encode(head + messages[turn]["content"])
+            calls = messages[turn + 1]["role"] == "tool"
+            said = self._encode(self.spoken(messages[turn]["content"], calls=calls))
             ids += said + self.append(messages[turn + 1 : following], said)
         return ids
 

@@ -198,9 +198,13 @@ class ToolEnv(gymnasium.Env[str, str]):
         parser.feed(text)
         return parser.inside_call
 
-    def parser(self) -> Parser:
-        """A fresh incremental parser for one turn: `feed` says what `complete` says, without starting over."""
-        return Parser(self._syntax, think=begun(self._think, self._inside or self._opened))
+    def parser(self, inside: bool | None = None) -> Parser:
+        """A fresh incremental parser for one turn: `feed` says what `complete` says, without starting over.
+
+        inside: whether the turn before left its thought open; None: as this episode stands.
+        """
+        inside = self._inside if inside is None else inside
+        return Parser(self._syntax, think=begun(self._think, inside or self._opened))
 
     async def areset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None

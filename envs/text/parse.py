@@ -101,6 +101,12 @@ def begun(think: Think, inside: bool) -> Think:
     return "prefilled" if think in ("skip", "prefilled") else "prefilled-run"
 
 
+def thought_tag(text: str) -> tuple[bool, Span] | None:
+    """The first tag of a thought in `text`: (whether it opens one, where it stands); None where there is none."""
+    found = re.search(_UNQUOTED[True], text)
+    return None if found is None else ("/" not in found.group(), found.span())
+
+
 def ends_inside(turns: Iterable[str], syntax: Sequence[str], think: Think, opened: bool) -> bool:
     """Whether `turns`, seen without any before them, end in a thought. opened: the template opens one in each."""
     inside = False

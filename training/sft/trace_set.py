@@ -10,11 +10,12 @@ import asyncio
 import hashlib
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from solostream.agent.chat_template import Chat
+from solostream.agent.rollout import fit_to
 from solostream.agent.tokenization import encode
 from solostream.agent.trajectory import TokenRecord
 from solostream.envs.data.sources import SUFFIXES
@@ -52,11 +53,12 @@ class TraceSet:
         if not isinstance(env, ToolEnv):
             raise UserError(f"cold_start.data needs an environment whose policy calls tools; {config.env.id} is none")
         try:
+            fit_to(parts.chat, env)
             self._traces, bad, self._at = read_traces(c.data, env.syntax, env.parallel_calls)
             rendered: dict[int, MaskedTokens] = {}
             limit = getattr(parts.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
             for trace in self._traces:
-                ids, mask = render(trace, parts.chat, env.tools, env.complete, env.instructions)
+                ids, mask = render(trace, parts.chat, env)
                 if len(ids) > limit:
                     bad.setdefault(f"longer than the model's context of {limit} tokens", []).append(trace.line)
                 else:
@@ -143,35 +145,35 @@ class TraceSet:
         return order
 
 
-def render(
-    trace: Trace,
-    chat: Chat,
-    tools: Sequence[Any],
-    complete: Callable[[str], int | None],
-    before: Sequence[Mapping[str, Any]],
-) -> MaskedTokens:
-    """(token ids, mask of what the policy says), as a rollout of the same words would have them.
+def render(trace: Trace, chat: Chat, env: ToolEnv) -> MaskedTokens:
+    """(token ids, mask of what the policy says), as a rollout of the same words in `env`, fitted to `chat`, has them.
 
-    before: the environment's instructions, of which a trace's own system message takes the first one's place.
+    A trace's own system message takes the place of the environment's.
     """
-    messages = list(trace.messages)
+    messages, before = list(trace.messages), env.instructions
     if messages[0]["role"] == "system":
-        before = [messages.pop(0), *(message for message in before if message["role"] != "system")]
+        before = (messages.pop(0), *(message for message in before if message["role"] != "system"))
     first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
     ledger = TokenRecord()
-    ledger.add_observation("user", chat.open([*before, *messages[:first]], tools), "")
+    ledger.add_observation("user", chat.open([*before, *messages[:first]], env.tools), "")
     seen: list[dict[str, str]] = []
     spoken: list[int] = []
-    for message in messages[first:]:
+    inside = False  # the turn before left a thought open
+    for message, after in pairwise([*messages[first:], {"role": "", "content": ""}]):
         if message["role"] != "assistant":
             seen.append(message)
             continue
         if spoken:
             ledger.add_observation("tool", chat.append(seen, spoken), "")
-        spoken = encode(chat.tokenizer, message["content"])
-        if complete(message["content"]) is None:
+        inside = inside and bool(seen) and seen[-1]["role"] == "tool"
+        text = chat.spoken(message["content"], calls=after["role"] == "tool", inside=inside)
+        reader = env.parser(inside)
+        reader.feed(text)
+        spoken = encode(chat.tokenizer, text)
+        if env.parallel_calls or reader.stop is None:
             spoken.append(chat.stop_token_ids[0])
-        ledger.add_action(spoken, [0.0] * len(spoken), [0] * len(spoken), message["content"])
+        inside = reader.finish().inside
+        ledger.add_action(spoken, [0.0] * len(spoken), [0] * len(spoken), text)
         seen = []
     closed = ledger.close("", 0.0, "answered")
     return closed.token_ids, closed.action_mask

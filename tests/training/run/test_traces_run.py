@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from solostream.agent.chat_template import CHATML
 from solostream.cli.main import main
 from solostream.envs.data.arithmetic import generate
 from solostream.training.run.metric_logger import read
@@ -158,3 +159,14 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, traces: Path, capsys: pytest.
     assert "leave one of them away" in capsys.readouterr().err
     assert main(["sft", str(TINY), "--set", "cold_start.verify=true"]) == 2
     assert "verify needs cold_start.data" in capsys.readouterr().err
+
+
+def test_the_syntax_and_the_thought_of_the_template_are_taken_on(
+    tmp_path: Path, traces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`auto` with a template that teaches Hermes' calls and opens a thought: the trace of a call is learnt as such."""
+    template = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif") + "{# <tool_call> #}"
+    (tmp_path / "thinks.jinja").write_text(template)
+    more = (f"model.chat_template={tmp_path / 'thinks.jinja'}", 'env.options={syntax="auto"}', "cold_start.steps=3")
+    assert sft(tmp_path, traces, "auto", *more) == 0, capsys.readouterr().err
+    assert len(losses(tmp_path / "auto")) == 3

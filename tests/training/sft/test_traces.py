@@ -12,6 +12,7 @@ from solostream.agent.chat_template import Chat
 from solostream.agent.engines.scripted import byte_tokenizer
 from solostream.envs.data.traces import read_traces
 from solostream.envs.text.parse import parse
+from solostream.envs.tool_env import ToolEnv
 from solostream.training.sft.trace_set import _contradiction, render
 
 ASK, CODE, OUT = "What is 6 * 7?", "x = 6 * 7\nprint(x)", "42"
@@ -96,8 +97,7 @@ def test_only_what_the_policy_says_is_learnt(tmp_path: Path, row: Any) -> None:
     """The byte tokenizer has a token a byte: the mask, spelled out."""
     (trace,), _ = read(tmp_path, row)
     chat = Chat(byte_tokenizer())
-    complete = lambda text: 1 if "```" in text else None
-    ids, mask = render(trace, chat, (), complete, [{"role": "system", "content": "Be brief."}])
+    ids, mask = render(trace, chat, ToolEnv(system_prompt="Be brief."))
     texts = [
         (f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{ASK}<|im_end|>\n<|im_start|>assistant\n", False),
         (FENCE, True),  # no end of turn: the call ended it
@@ -157,7 +157,7 @@ def test_a_conversation_of_several_questions(tmp_path: Path) -> None:
     messages += [{"role": "user", "content": "And 2?"}, {"role": "assistant", "content": "4."}]
     (trace,), _ = read(tmp_path, {"messages": messages})
     chat = Chat(byte_tokenizer())
-    ids, mask = render(trace, chat, (), lambda text: None, [{"role": "system", "content": "The environment's."}])
+    ids, mask = render(trace, chat, ToolEnv(system_prompt="The environment's."))
     text = chat.tokenizer.decode(ids)
     assert "Own." in text
     assert "The environment's." not in text
