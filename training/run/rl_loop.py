@@ -163,7 +163,7 @@ class Reinforcement:
             update = self._update, batch, unused_groups
             advantages, numbers = await self._turns.run(self._learner, self.step, *update)
         else:
-            finish = partial(self._streamed.finish, self.step, drift=self.config.algorithm.uses_tracker)
+            finish = partial(self._streamed.finish, self.step, drift=self._uses_tracker)
             batch, advantages, numbers = await self._in_thread(finish)
             await self._in_thread(self._observe, unused_groups)
             self._streamed, self._before = None, {}
@@ -205,7 +205,7 @@ class Reinforcement:
             batch,
             advantages,
             version=self.step,
-            drift=self.config.algorithm.uses_tracker,
+            drift=self._uses_tracker,
             demonstrations=self._demonstrations(),
         )
 
@@ -248,15 +248,19 @@ class Reinforcement:
         a = self.config.algorithm
         drawn = [self._sampler.draw() for _ in range(a.group_size)]
         task_id, group = drawn[0]
-        value = self.tracker.value(task_id)  # once: the learner's thread may move it meanwhile
+        value = self._value(task_id)  # once: the learner's thread may move it meanwhile
         if self._source.leaves > 1:  # a tree is one request, and a group of its own
             return [self._ticket(task_id, group, value)]
         return [self._ticket(task_id, group if self._grouped else None, value) for _ in drawn]
 
     def _again(self, old: RolloutRequest) -> RolloutRequest:
-        return self._ticket(old.task_id, old.dispatch.group, self.tracker.value(old.task_id))
+        return self._ticket(old.task_id, old.dispatch.group, self._value(old.task_id))
 
-    def _ticket(self, task_id: str, group: int | None, value: float) -> RolloutRequest:
+    def _value(self, task_id: str) -> float | None:
+        """What a dispatch freezes; None where no advantage keeps the tracker, whose values would be nobody's."""
+        return self.tracker.value(task_id) if self._uses_tracker else None
+
+    def _ticket(self, task_id: str, group: int | None, value: float | None) -> RolloutRequest:
         dispatch = Dispatch(self._event, value, self.step, group)
         self._event += self._source.leaves
         return RolloutRequest(task_id, seed_of(self.config.run.seed, "episode", dispatch.event), dispatch)
