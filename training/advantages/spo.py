@@ -88,7 +88,7 @@ class SPO:
         if self.ratio is not None:
             trained = [t for t, keep in zip(batch, kept_of(batch), strict=True) if keep]
             self.ratio.update([t.reward for t in trained], [energy(t) for t in trained])
-        self._learn(batch, outcomes, frozen)
+        self._learn(batch, outcomes)
         if len(batch):
             metrics["tracker/brier"] = fmean((r - v) ** 2 for r, v in zip(outcomes, frozen, strict=True))
             metrics["tracker/n_eff"] = fmean(sum(self.tracker.evidence(t.task_id)) for t in batch)
@@ -105,18 +105,19 @@ class SPO:
             found["tracker/rho"] = self.forgetting.rho
         return found
 
-    def _learn(self, batch: Batch, outcomes: Sequence[float], frozen: Sequence[float]) -> None:
+    def _learn(self, batch: Batch, outcomes: Sequence[float]) -> None:
         seen = observations(batch, outcomes)
         order, earned = [i for i, _ in seen], [outcome for _, outcome in seen]
         for trajectory in batch:
             self.tracker.place(trajectory.task_id, trajectory.source)
+        values = [self.tracker.value(batch[i].task_id) for i in order]  # with what came in since the dispatch
         if order:
             newest = max(t.dispatch.version for t in batch)
             self.tracker.learn_shared(newest, [(batch[i].task_id, r) for i, r in seen])
         divergences = self._divergences([batch[i] for i in order])
         if self.forgetting is not None:
             divergences = [self.forgetting.divergence] * len(order)
-            self.forgetting.update([batch[i].task_id for i in order], earned, [frozen[i] for i in order])
+            self.forgetting.update([batch[i].task_id for i in order], earned, values)
         for i, outcome, divergence in zip(order, earned, divergences, strict=True):
             dispatch = batch[i].dispatch
             self.tracker.observe(batch[i].task_id, outcome, divergence, event=dispatch.event, version=dispatch.version)

@@ -12,6 +12,7 @@ from tiny_ledgers import one_each, trajectory
 from solostream.agent.trajectory import Trajectory
 from solostream.training.advantages.spo import SPO
 from solostream.training.advantages.stages.inclusion_weights import InclusionWeights
+from solostream.training.advantages.stream.forgetting import CalibratedForgetting
 from solostream.training.advantages.stream.pooling import Pool
 from solostream.training.advantages.stream.shared_drift import SharedDrift
 from solostream.training.advantages.value_tracker import ValueTracker
@@ -148,3 +149,38 @@ def test_a_later_task_starts_from_what_all_before_it_earned() -> None:
     alpha, beta = pool.prior("")
     tracker.initialize("b", [0.0, 1.0, 0.0], version=0)
     assert tracker.value("b") == pytest.approx((1 + alpha) / (3 + alpha + beta))
+
+
+def calibrated(streams: int, delay: int) -> float:
+    """ρ after 40 batches of 16 of 48 tasks, each played `streams` times, of rates that never change."""
+    rng = random.Random(5)
+    spo = SPO(ValueTracker(0.5, 0.98), divergence="calibrated")
+    rates, flying = {f"t{i}": rng.uniform(0.1, 0.9) for i in range(48)}, []
+    for step in range(40 + delay):
+        made = []
+        for task in rng.sample(sorted(rates), 16):
+            where = {"value": spo.tracker.value(task), "version": max(step - delay, 0)}
+            for _ in range(streams):
+                reward = float(rng.random() < rates[task])
+                made.append(trajectory(task, reward, event=16 * streams * step + len(made), **where))
+        flying.append(made)
+        if len(flying) > delay:
+            spo(Batch(flying.pop(0)))
+    assert spo.forgetting is not None
+    return spo.forgetting.rho
+
+
+@pytest.mark.parametrize(("streams", "delay"), [(1, 0), (8, 0), (1, 3), (3, 2)])
+def test_a_policy_that_stays_is_forgotten_slowly(streams: int, delay: int) -> None:
+    """It starts at .9: what several streams or late batches have in common is one value, not a policy that moves."""
+    assert calibrated(streams, delay) > 0.93
+
+
+def test_streams_of_one_batch_are_one_visit_by_hand() -> None:
+    """√(v(1 − v) + .05) is .5 at v = .276393; mean errors (.723607 − .276393·2)/3/.5 = .113881 and 1.447214."""
+    forgetting = CalibratedForgetting(ValueTracker(0.5, 0.98))
+    v = (1 - math.sqrt(0.2)) / 2
+    forgetting.update(["x", "x", "x"], [1.0, 0.0, 0.0], [v] * 3)
+    assert forgetting.rho == pytest.approx(0.9)  # no pair yet
+    forgetting.update(["x", "y"], [1.0, 0.0], [v, v])
+    assert math.log(1 - forgetting.rho) == pytest.approx(math.log(0.1) + 0.113881 * 1.447214, rel=1e-5)

@@ -7,12 +7,17 @@ of innovations, Mehra 1970). Per batch, with standardized errors u = (r − v)/�
     c = mean u_now·u_before over the tasks of the batch that were seen before
     log(1 − ρ) ← log(1 − ρ) + η·c,  within the tracker's bounds
 
+A task's u is its mean over the batch, and v its value as the batch is learnt. Outcomes that were judged by one value
+without the others among its evidence share that value's error, (p − v)² > 0 in the mean, whatever the policy does: so
+streams of one batch are no pairs, and the value that was frozen at dispatch is not the one to judge a late batch by.
+
 and the D that a tracker is told is the one that gives this ρ. It takes the place of a distance between policies.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -42,13 +47,13 @@ class CalibratedForgetting:
         return -self._d_half * math.log2(self.rho)
 
     def update(self, task_ids: Sequence[str], rewards: Sequence[float], values: Sequence[float]) -> None:
-        """One batch, in the order of dispatch; values: frozen at dispatch."""
-        products = []
+        """One batch; values: of the tasks as they are before any of it is learnt."""
+        found: dict[str, list[float]] = defaultdict(list)
         for task_id, r, v in zip(task_ids, rewards, values, strict=True):
-            error = (r - v) / math.sqrt(v * (1 - v) + SMOOTH)
-            if task_id in self._errors:
-                products.append(error * self._errors[task_id])
-            self._errors[task_id] = error
+            found[task_id].append((r - v) / math.sqrt(v * (1 - v) + SMOOTH))
+        errors = {task_id: fmean(of_task) for task_id, of_task in found.items()}
+        products = [error * self._errors[task_id] for task_id, error in errors.items() if task_id in self._errors]
+        self._errors |= errors
         if products:
             moved = self._log_rate + RATE * fmean(products)
             self._log_rate = min(max(moved, math.log(self._slowest)), math.log(self._fastest))
