@@ -11,8 +11,8 @@ Divergence D of the forgetting: by default the drift between policy versions tha
 is about half its square.
 
 The options baseline, slope, scale, and the values "energy" and "calibrated" are this project's (`advantages.stream`, a
-file each); with what stands here as their default and measure = "trajectory", SPO is the published one (which starts
-from eight outcomes a task: `tracker.start_samples`).
+file each). The published estimator has what stands here as their default, measure = "trajectory" and divergence =
+"rescore"; what else a run needs to be as published is in docs/algorithms.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
     L = −sg(clip(ρ, 1 − ε_low, 1 + ε_high))·A·log π
 
-The paper sets no lower bound: clip_low = 1.
+The paper sets no lower bound: clip_low = 1. Of its ε_high we know only that it was tuned. 0.28 is PPO-clip's, as in
+Trinity-RFT: at the defaults the two losses differ in what they do beyond the bound, not in where it lies. ScaleRL
+(arXiv 2510.13786) lets weights rise to 5, which is clip_high = 4.
 """
 
 from __future__ import annotations
