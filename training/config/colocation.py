@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 def check(config: Config) -> None:
     """Raises UserError."""
     how, run, options = config.rollout.colocate, config.run, config.engine.get(config.run.engine, {})
+    share = options.get("gpu_memory_utilization") if run.engine == "vllm" else None
+    if share is not None and not (isinstance(share, float | int) and 0 < share <= 1):
+        raise UserError(
+            f"engine.vllm.gpu_memory_utilization = {share!r} is no share of a GPU: set it above 0, to 1 at most"
+        )
     if how == "no":
         return
     if how == "turns" and config.rollout.mode != "sync":

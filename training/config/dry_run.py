@@ -222,9 +222,9 @@ def _device(name: str) -> tuple[str, int, int]:
     """The device that a run would take, its free bytes and all of them; 0 of a GPU that is not on this machine."""
     import torch
 
-    from solostream.training.learner.device import device_of
+    from solostream.training.learner.device import device_named, device_of
 
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if device_named(name).type == "cuda" and not torch.cuda.is_available():
         return name, 0, 0
     device = str(device_of(name))
     return device, *available(device)
@@ -237,15 +237,16 @@ def describe(config: Config, *, cold_start_only: bool = False) -> str:
     """
     from solostream.training.run import setup
     from solostream.training.sft.cold_start import sft_batches
-    from solostream.training.sft.trace_set import refuse_missing
+    from solostream.training.sft.trace_set import refuse_bad
 
     sft_batches(config)
     setup.refuse_learning(config)
-    refuse_missing(config.cold_start.data)
     train, test = setup.problems(config, lambda remark: None)
+    refuse_bad(config, test)
     setup.environment(config, test, None).close()
     device, free, total = _device(config.model.device)
     colocation.check_device(config, device)
+    setup.refuse_modules(config, config.model)
     p = plan(config, len(train), len(test), device.partition(":")[0], total)
     chosen = [COLD_START] if cold_start_only else [*p.phases]
     memory_rows = _memory_rows(config, p, device, free, total, chosen)

@@ -18,8 +18,8 @@ from solostream.training.cluster.rank_sharding import base_of, decoder_layers
 from solostream.training.config import ModelConfig
 
 
-def device_of(name: str) -> torch.device:
-    """The device that `model.device` names; auto: the first GPU, or the CPU. Raises UserError when it is not there."""
+def device_named(name: str) -> torch.device:
+    """That device, also where it is not here; auto: the first GPU, or the CPU. Raises UserError for what is none."""
     # Most users have one machine and one device: they need not say it.
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,11 +27,17 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f'model.device = "{name}" is no device: "auto", "cpu", "cuda" or "cuda:1"') from None
+    # Torch knows more devices than anybody has tried this trainer on.
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f'model.device = "{name}" is not supported: "auto", "cpu", "cuda" or "cuda:1"')
+    return device
+
+
+def device_of(name: str) -> torch.device:
+    """The device that `model.device` names; auto: the first GPU, or the CPU. Raises UserError when it is not there."""
+    device = device_named(name)
     if device.type == "cpu":
         return device
-    # Torch knows more devices than anybody has tried this trainer on.
-    if device.type != "cuda":
-        raise UserError(f'model.device = "{name}" is not supported: "auto", "cpu", "cuda" or "cuda:1"')
     # The same wish fails for two reasons, which need different remedies.
     if not torch.cuda.is_available():
         built = "this torch is built for CPUs" if torch.version.cuda is None else "no GPU answers (see nvidia-smi)"

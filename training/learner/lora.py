@@ -6,6 +6,7 @@ rounded, and adapters on top of them would count twice. The base lies where it c
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ def wrap(model: Any, config: LoraConfig | None) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        adapted = peft.get_peft_model(model, wanted)
+        with warnings.catch_warnings():
+            # Of tied weights peft only warns, in half a page; they are refused below.
+            warnings.filterwarnings("ignore", ".*tie_word_embeddings")
+            adapted = peft.get_peft_model(model, wanted)
     except ValueError as error:
         raise UserError(f"lora.targets = {config.targets!r} does not fit this model: {error}") from None
 

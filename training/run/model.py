@@ -7,7 +7,8 @@ the tool protocol (code fences, `\boxed{`) as single tokens. Its chat template i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,10 +64,9 @@ def build_tokenizer(corpus: Iterable[str], vocabulary: int) -> PreTrainedTokeniz
     return tokenizer
 
 
-def build_model(shape: BuildConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
-    """A Qwen3 with random weights; the vocabulary is padded to a multiple of 64 rows."""
-    config = Qwen3Config(
-        vocab_size=-(-len(tokenizer) // 64) * 64,
+def _qwen3(shape: BuildConfig, rows: int, **tokens: Any) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=rows,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.mlp_size,
         num_hidden_layers=shape.layers,
@@ -76,6 +76,15 @@ def build_model(shape: BuildConfig, tokenizer: PreTrainedTokenizerBase, seed: in
         max_position_embeddings=shape.context,
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        **tokens,
+    )
+
+
+def build_model(shape: BuildConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
+    """A Qwen3 with random weights; the vocabulary is padded to a multiple of 64 rows."""
+    config = _qwen3(
+        shape,
+        -(-len(tokenizer) // 64) * 64,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
@@ -107,23 +116,39 @@ def load_model(
         fresh = build_model(config.build, built, seed).to(device)  # type: ignore[arg-type]
         cast(fresh, base_dtype(config, device) if adapters else torch.float32)
         return fresh, built
-    try:
-        with hub.asked(config.path):
-            tokenizer = AutoTokenizer.from_pretrained(config.path)
-            if shape_only:
-                shape = AutoConfig.from_pretrained(config.path)
-                with torch.device("meta"):
-                    model: Any = AutoModelForCausalLM.from_config(shape)
-            else:
-                model = load_weights(config, config.path, device, adapters=adapters)
-    except (OSError, ValueError) as error:
-        raise UserError(f'model.path = "{config.path}": {hub.no_model(config.path, error)}') from error
-    if tokenizer.chat_template is None and config.chat_template is None:
+    with _asked(config.path):
+        tokenizer = AutoTokenizer.from_pretrained(config.path)
+    if tokenizer.chat_template is None and config.chat_template is None:  # before gigabytes are read
         raise UserError(
             f'the tokenizer of model.path = "{config.path}" has no chat template: set model.chat_template = "chatml" '
             "(or a Jinja file), or use an instruct model"
         )
-    return model, tokenizer
+    if shape_only:
+        return without_weights(config), tokenizer
+    with _asked(config.path):
+        return load_weights(config, config.path, device, adapters=adapters), tokenizer
+
+
+def without_weights(config: ModelConfig) -> PreTrainedModel:
+    """The model's modules, on torch's device "meta". Raises UserError when the path is no model."""
+    if config.path == "build":
+        shape: Any = _qwen3(config.build, config.build.vocabulary)
+    else:
+        with _asked(config.path):
+            shape = AutoConfig.from_pretrained(config.path)
+    with torch.device("meta"), _asked(config.path):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(shape)
+    return model
+
+
+@contextmanager
+def _asked(path: str) -> Iterator[None]:
+    """Around what reads a model, here or on the Hub. Raises UserError where there is none."""
+    try:
+        with hub.asked(path):
+            yield
+    except (OSError, ValueError) as error:
+        raise UserError(f'model.path = "{path}": {hub.no_model(path, error)}') from error
 
 
 def load_weights(config: ModelConfig, path: str, device: torch.device, *, adapters: bool) -> Any:

@@ -29,16 +29,17 @@ from solostream.errors import UserError
 from solostream.sandbox.types import Sandbox
 from solostream.training.advantages.base import Advantage
 from solostream.training.cluster.rank_sharding import refuse_unshardable
-from solostream.training.config import Config, colocation
+from solostream.training.config import Config, ModelConfig, colocation
 from solostream.training.config.dry_run import refuse_too_large, shared_device
-from solostream.training.config.memory import offloads, only_adapters, small_base
+from solostream.training.config.memory import learners, offloads, only_adapters, small_base
 from solostream.training.learner.device import compute_dtype, device_of, sampler_dtype
+from solostream.training.learner.lora import wrap
 from solostream.training.learner.optimizer import low_memory
 from solostream.training.learner.optimizer.on_host import HostMasters
 from solostream.training.learner.streaming import check_in_parts
 from solostream.training.losses import Loss
 from solostream.training.rollouts.samplers.inner import sampler_of_run
-from solostream.training.run.model import load_model, sampler_model
+from solostream.training.run.model import load_model, sampler_model, without_weights
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
 
 # layers that an adapter may sit on and still travel alone
@@ -82,6 +83,7 @@ def build(
     colocation.check_device(config, str(device))
     if config.cluster.learners == 1:  # the plan of memory knows one device
         refuse_too_large(config, str(device))
+    refuse_modules(config, where)
     offload = offloads(config, device.type)
     model, tokenizer = load_model(
         where,
@@ -97,13 +99,24 @@ def build(
     chat = _chat(config, tokenizer, source)
     tokenizer.chat_template = chat.template  # saved with the model
     prompt = _longest_prompt(config, Tasks((*train, *test)), tokenizer, chat)
+    _refuse_too_long(config, model, prompt)
+    return Components(train, test, model, tokenizer, chat, prompt + config.env.episode_tokens, masters)
+
+
+def refuse_modules(config: Config, where: ModelConfig) -> None:
+    """Raises UserError for what the model `where` has no modules or no room for, before its weights are read."""
+    for learner in learners(config).values():
+        _refuse_too_long(config, wrap(without_weights(where), learner.lora), prompt=1)
+
+
+def _refuse_too_long(config: Config, model: Any, prompt: int) -> None:
+    """prompt: tokens of the longest that is known."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
     if prompt + config.env.episode_tokens > context:
         raise UserError(
             f"env.episode_tokens = {config.env.episode_tokens} and a prompt of {prompt} tokens exceed the model's "
             f"context of {context}: lower episode_tokens to {max(context - prompt, 0)} or less"
         )
-    return Components(train, test, model, tokenizer, chat, prompt + config.env.episode_tokens, masters)
 
 
 def untouched(config: Config) -> bool:

@@ -51,7 +51,7 @@ from solostream.training.run.progress import ProgressBar, ProgressDisplay
 from solostream.training.run.rl_loop import Reinforcement
 from solostream.training.run.summary import Scores, Summary, table
 from solostream.training.sft import cold_start
-from solostream.training.sft.trace_set import TraceSet
+from solostream.training.sft.trace_set import TraceSet, refuse_bad
 
 T = TypeVar("T")
 
@@ -114,6 +114,7 @@ class Trainer:
                 checkpoint.refuse_other_problems(config, train, test, self.saved)
             self.base = setup.base_of(config, folder)
             under = self.base if plain.get("phase") == "rl" or (source and setup.untouched(config)) else None
+            refuse_bad(config, test)
             self.parts = setup.build(config, train, test, of_cold_start, source, under)
             self.traces = TraceSet(config, self.parts, view.say) if config.cold_start.data else None
             if self.traces and plain.get("traces", self.traces.fingerprint) != self.traces.fingerprint:

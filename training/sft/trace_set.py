@@ -10,16 +10,19 @@ import asyncio
 import hashlib
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from solostream.agent.chat_template import Chat
 from solostream.agent.rollout import fit_to
 from solostream.agent.tokenization import encode
 from solostream.agent.trajectory import TokenRecord
+from solostream.envs.data import Tasks
 from solostream.envs.data.sources import SUFFIXES
-from solostream.envs.data.traces import Trace, read_traces, told
+from solostream.envs.data.traces import PACKAGED, Trace, read_traces, told, trace_file
 from solostream.envs.text.observation import observe
 from solostream.envs.tool_env import ToolEnv
 from solostream.errors import UserError
@@ -34,12 +37,39 @@ AT_A_TIME = 8  # traces that are replayed together
 VERIFIED = "verified-traces.json"
 
 
-def refuse_missing(data: str | None) -> None:
-    """Raises UserError for a file of traces that is not there; what the Hub has is asked for by the run."""
-    if data is not None and Path(data).suffix in SUFFIXES and not Path(data).exists():
-        raise UserError(
-            f"there are no traces '{data}': give a file of chat messages, a Hugging Face id, or first-calls"
-        )
+def refuse_bad(config: Config, tasks: Tasks) -> None:
+    """Raises UserError for traces of this machine that are not there, or rows that are none: of what needs no model.
+
+    What the Hub has is asked for by the run.
+    """
+    data = config.cold_start.data
+    if data is None:
+        return
+    if not trace_file(data).exists():
+        if data.count("/") == 1 and Path(data).suffix not in SUFFIXES:
+            return
+        near = get_close_matches(data, PACKAGED, 1, 0.6)
+        hint = f"did you mean '{near[0]}'?" if near else "give a file of messages, a Hugging Face id, or first-calls"
+        raise UserError(f"there are no traces '{data}': {hint}")
+    env = setup.environment(config, tasks, None)
+    try:
+        _speaks(config, env)
+        if env.syntax:  # else the model's chat template says which
+            _, bad, at = read_traces(data, env.syntax, env.parallel_calls)
+            _refuse_rows(config, bad, at)
+    finally:
+        env.close()
+
+
+def _speaks(config: Config, env: Any) -> None:
+    if not isinstance(env, ToolEnv):
+        raise UserError(f"cold_start.data needs an environment whose policy calls tools; {config.env.id} is none")
+
+
+def _refuse_rows(config: Config, bad: Mapping[str, Sequence[int]], at: str) -> None:
+    c = config.cold_start
+    if bad and not c.skip_bad:
+        raise UserError(f"{c.data}: {told(bad, at)}. Fix these, or set cold_start.skip_bad = true")
 
 
 class TraceSet:
@@ -50,8 +80,7 @@ class TraceSet:
         assert c.data is not None
         self._config, self._say = config, say
         env = setup.environment(config, parts.test, parts.tokenizer)
-        if not isinstance(env, ToolEnv):
-            raise UserError(f"cold_start.data needs an environment whose policy calls tools; {config.env.id} is none")
+        _speaks(config, env)
         try:
             fit_to(parts.chat, env)
             self._traces, bad, self._at = read_traces(c.data, env.syntax, env.parallel_calls)
@@ -65,8 +94,7 @@ class TraceSet:
                     rendered[trace.line] = (ids, mask)
         finally:
             env.close()
-        if bad and not c.skip_bad:
-            raise UserError(f"{c.data}: {told(bad, self._at)}. Fix these, or set cold_start.skip_bad = true")
+        _refuse_rows(config, bad, self._at)
         if bad:
             say(f"{c.data}: left out {told(bad, self._at)}")
         said = json.dumps([trace.messages for trace in self._traces], ensure_ascii=False).encode(errors="replace")

@@ -144,7 +144,7 @@ def test_once_through_is_the_default_and_a_resumed_run_sees_the_same(tmp_path: P
 
 def test_what_is_wrong_is_one_line(tmp_path: Path, traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sft(tmp_path, tmp_path / "nowhere.jsonl", "b") == 2
-    assert "cannot read the traces" in capsys.readouterr().err
+    assert "there are no traces" in capsys.readouterr().err
     with traces.open("a", encoding="utf-8") as file:
         file.write('{"text": "x"}\nnonsense\n')
     assert sft(tmp_path, traces, "c") == 2
