@@ -40,7 +40,8 @@ from solostream.training.advantages.base import Advantages, per_token
 from solostream.training.batch import Batch
 from solostream.training.config import validate
 from solostream.training.config.learner import LearnerConfig
-from solostream.training.config.memory import ModelShape, memory
+from solostream.training.config.memory import memory
+from solostream.training.config.memory.shape import ModelShape, decoder_maps
 from solostream.training.learner.kernels.attention import VARLEN, BlockLayout, packed_attention, varlen_attn
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.optimizer.on_host import HostMasters
@@ -293,7 +294,9 @@ def planned(size: str, section: dict[str, Any], batch: list[Trajectory]) -> int:
     config = validate({"model": {"dtype": dtype}, "learner": {"dtype": "bfloat16", **section}})
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"batch": len(batch)})})
     parameters = model(size, "meta").num_parameters()
-    shape = ModelShape("qwen3", parameters, layers, hidden, heads, kv_heads, 128, mlp, VOCABULARY, normed=True)
+    sizes = layers, hidden, heads, kv_heads, 128, mlp, VOCABULARY
+    maps = decoder_maps(layers, hidden, 128 * heads, 128 * kv_heads, mlp)
+    shape = ModelShape("qwen3", parameters, *sizes, normed=True, maps=maps)
     parts = memory(config, shape, 0, max(map(len, batch)), "cuda", 0)
     return sum(bytes_ for name, bytes_ in parts.items() if name not in ("program", "sampler", "KV cache"))
 

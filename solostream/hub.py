@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 _ABSENT = "it is not in the cache, and the Hub cannot be reached"
+_REPOSITORY = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)  # with or without its owner
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -102,6 +103,8 @@ def no_model(name: str, error: BaseException) -> str:
     """As `why`, of a model that may have been meant as a folder."""
     if Path(name).exists():
         return _first_line(error)
+    if not _REPOSITORY.fullmatch(name):
+        return "no such folder, and no name that a Hugging Face id can have: check the path"
     reason = why(name, error)
     bring = f": check the network, or bring it here with `hf download {name}`" if reason == _ABSENT else ""
     return f"no such folder, and as a Hugging Face id: {reason}{bring}"

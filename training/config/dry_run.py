@@ -11,22 +11,23 @@ from solostream.errors import UserError
 from solostream.training.config import Config, colocation
 from solostream.training.config.memory import (
     COLD_START,
+    GROWN,
     PASSING,
     SHARE,
-    ModelShape,
-    available,
     host_memory,
+    in_flight,
     larger,
     learned,
     memory,
-    moments,
     named_share,
     of_phases,
     offloads,
+    optimizer_bytes,
     peak,
-    shape_of,
 )
 from solostream.training.config.memory.remedies import remedies
+from solostream.training.config.memory.room import available
+from solostream.training.config.memory.shape import ModelShape, shape_of
 from solostream.training.config.unused import notices, unused
 
 PROMPT_TOKENS = 64  # a guess: the prompt's length is known only once the data is tokenised
@@ -67,10 +68,10 @@ def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int 
     trained = shape.adapters(c) or shape.parameters
     master = 2 if c.masters == "bfloat16" else 4
     reference = master * trained if c.kl_coef else 0
-    phases = of_phases(config, shape, _in_flight(config), _context(config), device, total)
+    phases = of_phases(config, shape, in_flight(config), _context(config), device, total)
     return Plan(
         shape=shape,
-        in_flight=_in_flight(config),
+        in_flight=in_flight(config),
         start=start,
         evaluations=evaluations,
         held_out=held_out,
@@ -80,7 +81,8 @@ def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int 
         phases=phases,
         memory=larger(config, phases)[1],
         checkpoint=shape.parameters * (weight if c.lora else master)
-        + trained * (moments(c) + (8 if c.lora else 0))
+        + optimizer_bytes(c, shape)
+        + (8 * trained if c.lora else 0)
         + reference,
         trajectories=config.run.steps * batch * _context(config) * JSON_BYTES,
     )
@@ -93,24 +95,25 @@ def refuse_too_large(config: Config, device: str) -> None:
     _refuse_on_host(config, shape, kind)
     free, total = available(device)
 
-    beside = config.rollout.colocate == "beside" and colocation.takes_the_rest(config)
-
-    def by_phase(c: Config) -> dict[str, int]:
+    def resting(c: Config) -> dict[str, dict[str, int]]:
+        """Phase -> part -> bytes that lie there whatever an update or a long episode asks for."""
+        beside = c.rollout.colocate == "beside" and colocation.takes_the_rest(c)  # vLLM keeps what it takes
+        passing = (GROWN,) if beside else (*PASSING, GROWN)
         return {
-            phase: sum(size for name, size in parts.items() if beside or name not in PASSING)
+            phase: {name: size for name, size in parts.items() if name not in passing}
             for phase, parts in _at_least(c, shape, kind, total).items()
         }
 
-    def resting(c: Config) -> int:
-        return max(by_phase(c).values())
+    def need(c: Config) -> int:
+        return max(sum(parts.values()) for parts in resting(c).values())
 
-    if resting(config) > total:
-        found = by_phase(config)
-        where = f" in {max(found, key=lambda phase: found[phase])}" if len(found) > 1 else ""
-        what = "activations, " if beside else ""  # vLLM keeps what it takes at the start
+    if need(config) > total:
+        found = resting(config)
+        most = max(found, key=lambda phase: sum(found[phase].values()))
+        where = f" in {most}" if len(found) > 1 else ""
         raise UserError(
-            f"{config.model.path} does not fit on {device}{where}: weights, gradients, optimizer, {what}and sampler "
-            f"take {_bytes(resting(config))} of {_bytes(total)}; {_would(remedies(config, resting, free))}"
+            f"{config.model.path} does not fit on {device}{where}: {_listed(found[most])} take {_bytes(need(config))} "
+            f"of {_bytes(total)}; {_would(remedies(config, need, free))}"
         )
 
 
@@ -131,7 +134,7 @@ def shared_device(config: Config, device: str) -> dict[str, Any]:
     if not colocation.takes_the_rest(config):
         return colocation.sleeping(config)
     total = available(device)[1]
-    parts = memory(config, shape_of(config), _in_flight(config), _context(config), "cuda", total)
+    parts = memory(config, shape_of(config), in_flight(config), _context(config), "cuda", total)
     share = math.floor(1000 * parts[SHARE] / total) / 1000
     return {"gpu_memory_utilization": share, **colocation.sleeping(config)}
 
@@ -139,16 +142,15 @@ def shared_device(config: Config, device: str) -> dict[str, Any]:
 def _at_least(config: Config, shape: ModelShape, kind: str, total: int) -> dict[str, dict[str, int]]:
     """Phase -> part -> bytes, where vLLM takes no more than it must of what the learner leaves it."""
     wanted = 0 if colocation.takes_the_rest(config) else total
-    return of_phases(config, shape, _in_flight(config), _context(config), kind, wanted)
+    return of_phases(config, shape, in_flight(config), _context(config), kind, wanted)
+
+
+def _listed(parts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items())
 
 
 def _would(found: list[str]) -> str:
     return f"set {', or '.join(found)}" if found else "take a smaller model, or a larger device"
-
-
-def _in_flight(config: Config) -> int:
-    r = config.rollout
-    return max(round(r.batch * r.over_provision), r.batch) if r.mode == "async" else r.batch
 
 
 def _context(config: Config) -> int:
@@ -170,7 +172,6 @@ def _memory_rows(
 
     needed = need(config)
     most, parts = larger(config, {phase: parts for phase, parts in p.phases.items() if phase in chosen})
-    listed = ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items())
     others = [f"{phase} ≤ {_bytes(size)}" for phase, size in by_phase(config).items() if phase != most]
     when = f"; this is {most}, {others[0]}" if others else ""
     beside = _host_rows(config, p.shape, kind)
@@ -178,11 +179,11 @@ def _memory_rows(
         said = (
             f"≤ {_bytes(needed)}{_beside_vllm(config, kind, needed)}; there is no {device} here to compare with{when}"
         )
-        return [(f"memory {device}", listed), ("", said), *beside]
+        return [(f"memory {device}", _listed(parts)), ("", said), *beside]
     rest = ", and vLLM takes the rest" if SHARE in parts and colocation.takes_the_rest(config) else ""
     verdict = f"fits{rest}" if needed <= free else f"does not fit: {_would(remedies(config, need, free))}"
     return [
-        (f"memory {device}", listed),
+        (f"memory {device}", _listed(parts)),
         ("", f"≤ {_bytes(needed)} of {_bytes(free)} free ({_bytes(total)} in all): {verdict}{when}"),
         *beside,
     ]
@@ -204,8 +205,7 @@ def _host_rows(config: Config, shape: ModelShape, kind: str) -> list[tuple[str, 
     parts, (free, _) = host_memory(config, shape), available("cpu")
     needed = sum(parts.values())
     verdict = "fits" if needed <= free else "does not fit: take adapters (learner.lora), or a smaller model"
-    listed = ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items())
-    return [("memory cpu", listed), ("", f"≤ {_bytes(needed)} of {_bytes(free)} free: {verdict}")]
+    return [("memory cpu", _listed(parts)), ("", f"≤ {_bytes(needed)} of {_bytes(free)} free: {verdict}")]
 
 
 def _processes(config: Config) -> list[tuple[str, str]]:

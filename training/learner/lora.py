@@ -6,6 +6,7 @@ rounded, and adapters on top of them would count twice. The base lies where it c
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def wrap(model: Any, config: LoraConfig | None) -> Any:
             # Of tied weights peft only warns, in half a page; they are refused below.
             warnings.filterwarnings("ignore", ".*tie_word_embeddings")
             adapted = peft.get_peft_model(model, wanted)
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise UserError(f"lora.targets = {config.targets!r} does not fit this model: {error}") from None
 
     # An adapter acts at one place only; merged into a weight that stands in two, it would act at both.

@@ -17,7 +17,8 @@ from solostream.errors import UserError
 from solostream.training.advantages.base import Advantages
 from solostream.training.config import validate
 from solostream.training.config.learner import LearnerConfig
-from solostream.training.config.memory import host_memory, memory, shape_of
+from solostream.training.config.memory import host_memory, memory
+from solostream.training.config.memory.shape import shape_of
 from solostream.training.learner.device import cast
 from solostream.training.learner.guards import NotFinite
 from solostream.training.learner.learner import Learner

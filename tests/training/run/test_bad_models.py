@@ -23,6 +23,7 @@ from solostream.cli.main import main
 from solostream.errors import SandboxError, UserError
 from solostream.training.config import ModelConfig, validate
 from solostream.training.config.learner import LearnerConfig
+from solostream.training.config.memory.shape import shape_of
 from solostream.training.learner import optimizer
 from solostream.training.learner.device import base_dtype, compute_dtype, sampler_dtype
 from solostream.training.learner.guards import memory_advice
@@ -39,6 +40,16 @@ def test_a_missing_model_is_one_line() -> None:
     with pytest.raises(UserError, match=r'model.path = "nobody/nothing": no such folder') as error:
         load_model(ModelConfig(path="nobody/nothing"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./mine", "../models/mine", "one/two/three", "~/mine"])
+def test_a_path_that_is_not_there_is_told_as_a_path(path: str) -> None:
+    """Their client would say how names on the Hub are formed, and name an argument of its own."""
+    config = validate({"model": {"path": path}})
+    for ask in (lambda: load_model(config.model), lambda: shape_of(config), lambda: load_for_sampling(path)):
+        with pytest.raises(UserError, match=r"no such folder, and no name that .*: check the path") as error:
+            ask()
+        assert not re.search("[Rr]epo", str(error.value))
 
 
 def test_a_base_model_without_a_chat_template_is_offered_one(tmp_path: Path) -> None:

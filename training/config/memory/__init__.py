@@ -6,17 +6,12 @@ Sums of what is allocated at one time. The constants were measured: on CPUs (doc
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-from solostream import hub
 from solostream.agent.engines import four_bit
-from solostream.errors import UserError
 from solostream.training.config import colocation
 from solostream.training.config.learner import LearnerConfig
+from solostream.training.config.memory.shape import ModelShape
 from solostream.training.config.models import Config, ModelConfig
 
 PROGRAM = {"cpu": 480 << 20, "cuda": 600 << 20}  # Python with torch and transformers; what CUDA takes for itself
@@ -30,115 +25,16 @@ COMPILED = 0.58  # of these, with learner.compile: what lies between two product
 LEAN = 64_000_000  # parameters up to which the hf engine keeps fused copies of its own (agent/engines/hf/lean.py)
 LEAN_KINDS = ("qwen3", "qwen2", "llama")
 PASSING = "activations", "logits", "half copy"  # that an update takes; the rest lies there at all times
+GROWN = "KV cache as episodes grow"  # what doubling adds to it; the rest of it lies there from the start
 SHARE = "vLLM's share"
 COLD_START, REINFORCEMENT = "the cold start", "reinforcement"  # the phases of a run
 SECTIONS = {COLD_START: "cold_start.learner", REINFORCEMENT: "learner"}  # where each says how it trains
 FIRST_COLUMNS = 256  # of the hf engine's KV cache, which doubles them when an episode needs more
 
 
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """Of a causal language model; sizes in units. normed: queries and keys have norms of their own.
-
-    linear: weights of linear layers but the head, which can lie in 4 bits.
-    """
-
-    kind: str
-    parameters: int
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp: int
-    vocabulary: int
-    normed: bool
-    linear: int = 0
-
-    def adapters(self, config: LearnerConfig) -> int:
-        """Parameters of LoRA; targets that this does not know are counted as all linear layers."""
-        if config.lora is None:
-            return 0
-        h, q, kv, m = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.mlp
-        sides = {"q": h + q, "k": h + kv, "v": h + kv, "o": q + h, "gate": h + m, "up": h + m, "down": m + h}
-        named = {f"{name}_proj": size for name, size in sides.items()}
-        chosen = [named[target] for target in config.lora.targets if target in named] or named.values()
-        return self.layers * config.lora.rank * sum(chosen)
-
-    def activations(self, config: LearnerConfig) -> int:
-        """Bytes a token that the backward pass keeps, in float32: counted on Llama, Qwen2 and Qwen3."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        layer = 4 * (6 * (self.hidden + q) + 2 * kv + 4 * self.mlp - (0 if self.normed else 2 * (q + kv)))
-        if not config.gradient_checkpointing:
-            return layer * self.layers
-        return layer + self.returning + 4 * self.hidden * self.layers
-
-    @property
-    def returning(self) -> int:
-        """Bytes a token on the way back through a layer that is still whole: of its gate and its residual stream."""
-        return 4 * (2 * self.mlp + self.hidden)
-
-
-def shape_of(config: Config) -> ModelShape:
-    """Raises UserError for an unknown model."""
-    if config.model.path == "build":
-        b = config.model.build
-        query, key = b.heads * b.head_dim, 2 * b.kv_heads * b.head_dim
-        layer = b.hidden_size * (2 * query + key + 3 * b.mlp_size + 2) + 2 * b.head_dim
-        rows = math.ceil(b.vocabulary / 64) * 64
-        parameters = rows * b.hidden_size + b.layers * layer + b.hidden_size
-        sizes = b.layers, b.hidden_size, b.heads, b.kv_heads, b.head_dim, b.mlp_size, rows
-        return ModelShape("qwen3", parameters, *sizes, normed=True)
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    whole = _hub_config(config.model.path)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(whole)
-    c = whole.get_text_config()
-    heads = c.num_attention_heads
-    return ModelShape(
-        c.model_type,
-        model.num_parameters(),
-        c.num_hidden_layers,
-        c.hidden_size,
-        heads,
-        getattr(c, "num_key_value_heads", None) or heads,
-        getattr(c, "head_dim", None) or c.hidden_size // heads,
-        getattr(c, "intermediate_size", None) or 4 * c.hidden_size,
-        c.vocab_size,
-        normed=any(name.endswith("q_norm.weight") for name, _ in model.named_parameters()),
-        linear=_linear(model),
-    )
-
-
-def _linear(model: Any) -> int:
-    from torch.nn import Linear
-
-    head = model.get_output_embeddings()
-    return sum(m.weight.numel() for m in model.modules() if isinstance(m, Linear) and m is not head)
-
-
-def _hub_config(path: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        with hub.asked(path):
-            found = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f'model.path = "{path}": {hub.no_model(path, error)}') from None
-    quantized = (getattr(found, "quantization_config", None) or {}).get("quant_method", "mxfp4")
-    if quantized != "mxfp4":  # that of gpt-oss, which transformers makes whole where it is loaded
-        raise UserError(
-            f'model.path = "{path}" is quantized ({quantized}), which cannot be trained: take the weights that it was '
-            'made from, with model.dtype = "4bit" under learner.lora where memory is short'
-        )
-    return found
-
-
-def memory(config: Config, shape: ModelShape, in_flight: int, context: int, device: str, total: int) -> dict[str, int]:
+def memory(config: Config, shape: ModelShape, episodes: int, context: int, device: str, total: int) -> dict[str, int]:
     """Part -> bytes on the device at the peak, in the phase that takes the most; see `of_phases`."""
-    return larger(config, of_phases(config, shape, in_flight, context, device, total))[1]
+    return larger(config, of_phases(config, shape, episodes, context, device, total))[1]
 
 
 def larger(config: Config, phases: dict[str, dict[str, int]]) -> tuple[str, dict[str, int]]:
@@ -147,11 +43,11 @@ def larger(config: Config, phases: dict[str, dict[str, int]]) -> tuple[str, dict
 
 
 def of_phases(
-    config: Config, shape: ModelShape, in_flight: int, context: int, device: str, total: int
+    config: Config, shape: ModelShape, episodes: int, context: int, device: str, total: int
 ) -> dict[str, dict[str, int]]:
     """Phase -> part -> bytes on the device at its peak; an upper bound where a batch fills its token budget.
 
-    in_flight: episodes. context: tokens of the longest. device: "cpu" or "cuda". total: bytes that the device has; of a
+    episodes: in flight. context: tokens of the longest. device: "cpu" or "cuda". total: bytes that the device has; of a
     share that `rollout.colocate` leaves to vLLM 0 gives the least.
     """
     batches = {COLD_START: config.cold_start.batch, REINFORCEMENT: config.rollout.batch}
@@ -160,8 +56,14 @@ def of_phases(
     if config.run.engine == "vllm" and device == "cuda":
         sampler = _vllm_on_gpu(config, shape, context, total, learner)
     else:
-        sampler = _sampler(config, shape, in_flight, context, device)
+        sampler = _sampler(config, shape, episodes, context, device)
     return {phase: {name: size for name, size in (parts | sampler).items() if size} for phase, parts in learner.items()}
+
+
+def in_flight(config: Config) -> int:
+    """Episodes that are played at one time."""
+    r = config.rollout
+    return max(round(r.batch * r.over_provision), r.batch) if r.mode == "async" else r.batch
 
 
 def learners(config: Config) -> dict[str, LearnerConfig]:
@@ -194,7 +96,7 @@ def _update(
         "half copy": 2 * wide if half and master == 4 else 0,
         # Moved to the host one by one, the largest of them is the embedding's.
         "gradients": master * (shape.vocabulary * shape.hidden if offloaded else trained),
-        "optimizer": 0 if offloaded else moments(c) * trained,
+        "optimizer": 0 if offloaded else optimizer_bytes(c, shape),
         "reference": master * trained if c.kl_coef else 0,
         "activations": round(rows * shape.activations(c) * share),
         "logits": _logits(c, shape, logits, embedding, round(rows * share)),
@@ -299,7 +201,15 @@ def moments(config: LearnerConfig) -> int:
     return 2 if config.moments == "8bit" else 2 * (2 if config.masters == "bfloat16" else 4)
 
 
-def _sampler(config: Config, shape: ModelShape, in_flight: int, context: int, device: str) -> dict[str, int]:
+def optimizer_bytes(config: LearnerConfig, shape: ModelShape) -> int:
+    """What stands beside all trained parameters: AdamW's two moments, or Muon's momentum alone of its matrices."""
+    trained = shape.adapters(config) or shape.parameters
+    matrices = trained if config.lora else shape.linear  # all adapters are; embeddings, head and norms are AdamW's
+    own = matrices if config.optimizer == "muon" else 0
+    return moments(config) * (trained - own) + 4 * own
+
+
+def _sampler(config: Config, shape: ModelShape, episodes: int, context: int, device: str) -> dict[str, int]:
     engine, options = config.run.engine, config.engine.get(config.run.engine, {})
     sampled = _sampled(config, device)
     if engine == "vllm":
@@ -307,38 +217,36 @@ def _sampler(config: Config, shape: ModelShape, in_flight: int, context: int, de
         return {"vLLM": VLLM_PROGRAM, "sampler": sampled * shape.parameters, "KV cache": cache}
     if engine != "hf":
         return {}
-    lean = shape.kind in LEAN_KINDS and shape.parameters <= LEAN
-    c = config.learner
-    half = c.masters == "bfloat16" or (offloads(config, device) and _computes_in_half(c, device))
-    lies = learned(config) if c.lora else 2 if half else 4
-    steps = c.num_mini_batches * c.epochs
-    second = sampled != lies or (config.rollout.mode == "async" and steps > 1)
-    columns = min(FIRST_COLUMNS, context + 1) if config.rollout.mode == "async" else context + 1
-    while columns <= context:
-        columns *= 2
-    rows = min(in_flight, options.get("concurrency") or in_flight)
+    copies = int(_is_lean(shape)) + int(_samples_from_a_copy(config, sampled, device))
+    rows = min(episodes, options.get("concurrency") or episodes)
+    column = sampled * _cached(shape) * rows  # one token of each
+    first, last = _columns(config, context)
     return {
-        "sampler": sampled * shape.parameters * (lean + second),
-        "KV cache": sampled * _cached(shape) * columns * rows,
+        "sampler": sampled * shape.parameters * copies,
+        "KV cache": column * first,
+        GROWN: column * (last - first),
     }
 
 
-def available(device: str) -> tuple[int, int]:
-    """(free, total) bytes of the CPU's memory, or of the GPU `device`."""
-    if device != "cpu":
-        import torch
-
-        return torch.cuda.mem_get_info(torch.device(device))
-    lines = (line.split() for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
-    found = {name.rstrip(":"): int(size) << 10 for name, size, *_ in lines}
-    return min([found["MemAvailable"], *_group_room()]), found["MemTotal"]
+def _is_lean(shape: ModelShape) -> bool:
+    """Whether the hf engine has fused copies of the weights."""
+    return shape.kind in LEAN_KINDS and shape.parameters <= LEAN
 
 
-def _group_room() -> list[int]:
-    """What the control group of a container leaves, where it has a limit."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return []
-    return [] if limit == "max" else [int(limit) - int(used)]
+def _samples_from_a_copy(config: Config, sampled: int, device: str) -> bool:
+    """Whether the hf engine cannot sample from the learner's own weights.
+
+    They are of another precision, or change in steps while episodes go on. sampled: bytes of a number of the sampler's.
+    """
+    c = config.learner
+    half = c.masters == "bfloat16" or (offloads(config, device) and _computes_in_half(c, device))
+    computed = learned(config) if c.lora else 2 if half else 4
+    return sampled != computed or (config.rollout.mode == "async" and c.num_mini_batches * c.epochs > 1)
+
+
+def _columns(config: Config, context: int) -> tuple[int, int]:
+    """Columns of the hf engine's KV cache at the start, and where an episode needs `context` tokens."""
+    first = last = min(FIRST_COLUMNS, context + 1) if config.rollout.mode == "async" else context + 1
+    while last <= context:
+        last *= 2
+    return first, last
