@@ -108,6 +108,18 @@ class Chat:
         return detect(self._template)
 
     @property
+    def ends(self) -> tuple[str, ...]:
+        """Tokens that end a turn, of this template and of others, as far as the tokenizer has them: their text."""
+        return tuple(sorted(decode(self.tokenizer, [i]) for i in self._ends))
+
+    def control(self, token_ids: Sequence[int]) -> str | None:
+        """The first token in a turn, its own end left out, that ends one or begins a conversation: none can be sampled
+        there. None where there is none.
+        """
+        found = next((i for i in token_ids if i in (*self.stop_token_ids, self.tokenizer.bos_token_id)), None)
+        return None if found is None else decode(self.tokenizer, [found])
+
+    @property
     def template(self) -> str:
         """Its Jinja source."""
         return self._template

@@ -14,7 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from solostream.envs.data.traces import BadTrace, Trace, read_traces, told, trace_of
+from solostream.envs.data.trace_rows import BadTrace
+from solostream.envs.data.traces import Trace, read_traces, told, trace_of
 from solostream.envs.text.prompts import written_answer
 from solostream.errors import UserError
 

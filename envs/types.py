@@ -9,6 +9,7 @@ from typing import Any, Literal
 from solostream.sandbox.types import Execution
 
 CallStatus = Literal["ok", "unclosed", "malformed"]
+UNREADABLE = "Error: this call could not be read:"  # how the answer to a call begins whose status is not "ok"
 EnvEnding = Literal["answered", "void", "turn_limit", "token_limit", "time_limit"]
 
 

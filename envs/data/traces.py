@@ -6,12 +6,12 @@ Layouts, a row each (JSON lines, Parquet, a data set of the Hugging Face Hub): O
 parts, `tool_calls` or `function_call`, `tool` messages), ShareGPT `conversations` (`from`/`value`, `system` beside
 them), `prompt` and `completion` or `response` (text or messages), `instruction`, `input` and `output`. An assistant's
 text may hold calls with their outputs, as ReTool writes them (`<code>…</code><interpreter>…</interpreter>`) or fences
-(```python, then ```output): it is split where the interpreter spoke. What cannot be a trace is told by its number.
+(```python, then ```output, or a plain one behind "Output:"): it is split where the interpreter spoke. A message of the
+user that is such an output, behind a call, is one. What cannot be a trace is told by its number.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,32 +19,43 @@ from pathlib import Path
 from typing import Any
 
 from solostream.envs.data import sources
+from solostream.envs.data.trace_rows import BadTrace, decoded, messages_of
 from solostream.envs.text.parse import parse
 from solostream.envs.text.syntax import framed
 from solostream.envs.text.syntax import syntax as syntax_of
-from solostream.envs.types import ToolCall
+from solostream.envs.types import UNREADABLE, ToolCall
 from solostream.errors import UserError
 
 SHOWN = 5  # kinds of bad rows that a message lists
 PACKAGED = ("first-calls",)  # traces that come with the package
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-_ROLES |= {"developer": "system"} | dict.fromkeys(("observation", "function", "ipython", "tool_response"), "tool")
-_SIDES = (("prompt", "completion"), ("prompt", "response"), ("instruction", "output"))
+# How an output stands in a text: in tags, in a fence that says so, or in a plain one behind a line that does.
+_TAGGED = r"<(?P<shown>interpreter|output|result|llm-code-output|tool_response)>(?P<seen>.*?)</(?P=shown)>"
+_LABEL = r"[*_#\s]{0,8}(?:code )?(?:execution )?(?:output|results?|stdout)[*_]{0,2}:[*_]{0,2}"
+_SEEN = (
+    rf"(?:(?:{_LABEL}\s*)?(?:{_TAGGED}|```(?:output|text|console|stdout)[ \t]*\n(?P<out>.*?)^```[ \t]*$)"
+    rf"|{_LABEL}\s*^```[ \t]*\n(?P<plain>.*?)^```[ \t]*$)"
+)
+_FLAGS = re.DOTALL | re.MULTILINE | re.IGNORECASE
 # A call and what came of it, within one text.
 _INLINE = re.compile(
-    r"<code>(?P<tag>.*?)</code>\s*<interpreter>(?P<seen>.*?)</interpreter>"
-    r"|^```(?:python3?|py)[ \t]*\n(?P<fence>.*?)^```[ \t]*\n\s*```(?:output|text|console|stdout)[ \t]*\n"
-    r"(?P<out>.*?)^```[ \t]*$",
-    re.DOTALL | re.MULTILINE,
+    r"(?:<(?P<call>code|python|llm-code)>(?P<tag>(?:(?!</(?P=call)>).)*)</(?P=call)>"
+    r"|^```(?:python3?|py)[ \t]*\n(?P<fence>(?:(?!```)[^\n]*\n)*)```[ \t]*\n)\s*" + _SEEN,
+    _FLAGS,
 )
+# The same in a message of its own: all of it is the output.
+_ANSWER = re.compile(rf"\s*(?:{_SEEN}|{_LABEL}(?P<rest>.*))\s*\Z", _FLAGS)
+_ANSWERS = re.compile(r"\s*<tool_response>(.*?)</tool_response>", re.DOTALL)
+_FRAMED = re.compile(r"\s*<(interpreter|tool_response)>\n?(.*?)\n?</\1>\s*\Z", re.DOTALL)
 _INNER_FENCE = re.compile(r"\A\s*```(?:python3?|py)?[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
-_TEXTUAL = ("fence", "code", "python", "hermes")  # syntaxes that are recognised in a text
+# Syntaxes that are recognised in a text, in this order: what a fence holds may look like a call of another.
+_TEXTUAL = ("fence", "code", "python", "hermes", "openai", "qwen_xml", "glm", "llama", "mistral", "deepseek", "harmony")
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
     """messages: role and content, the assistant's as it would write them, outputs as it would see them (the message of
-    a tool names it). calls and outputs: of all turns, in order, as they were in the trace.
+    a tool names it); `weight` "0" at a turn that is not learnt. calls and outputs: of all turns, in order, as they were
+    in the trace.
     """
 
     line: int
@@ -53,20 +64,19 @@ class Trace:
     outputs: tuple[str, ...]
 
 
-class BadTrace(ValueError):
-    """Why a line is no trace."""
-
-
 def trace_file(name: str) -> Path:
     """Of a path, or of traces that come with the package ("first-calls")."""
     packaged = name in PACKAGED and not Path(name).exists()
     return Path(__file__).parent / "problems" / f"{name}.jsonl" if packaged else Path(name)
 
 
-def read_traces(name: str, syntax: Sequence[str], parallel: bool) -> tuple[list[Trace], dict[str, list[int]], str]:
+def read_traces(
+    name: str, syntax: Sequence[str], parallel: bool, ends: Sequence[str] = ()
+) -> tuple[list[Trace], dict[str, list[int]], str]:
     """(traces, why -> numbers of the rows that are none, what the numbers count); syntax, parallel: of the environment.
 
-    name: as data is named (a file, a folder, a Hugging Face id), or packaged traces. Raises UserError without any.
+    name: as data is named (a file, a folder, a Hugging Face id), or packaged traces. ends: tokens that end a turn, left
+    out where messages end in them. Raises UserError without any.
     """
     try:
         rows, at = sources.rows(str(trace_file(name)), None, None)
@@ -77,7 +87,7 @@ def read_traces(name: str, syntax: Sequence[str], parallel: bool) -> tuple[list[
     traces, bad = [], dict[str, list[int]]()
     for number, row in rows:
         try:
-            traces.append(trace_of(_checked(row), syntax, parallel, number))
+            traces.append(trace_of(_checked(row), syntax, parallel, number, ends))
         except BadTrace as error:
             bad.setdefault(str(error), []).append(number)
     return traces, bad, at
@@ -97,90 +107,44 @@ def _checked(row: Any) -> Mapping[str, Any]:
     return row
 
 
-def trace_of(row: Mapping[str, Any], syntax: Sequence[str], parallel: bool, number: int = 1) -> Trace:
-    """Raises BadTrace."""
+def trace_of(
+    row: Mapping[str, Any], syntax: Sequence[str], parallel: bool, number: int = 1, ends: Sequence[str] = ()
+) -> Trace:
+    """One row, as `read_traces` reads all of them. Raises BadTrace."""
     messages: list[dict[str, str]] = []
-    for message in _in_order_of_calls(_messages(row)):
-        messages += _spread(message, syntax)
-    while messages and messages[-1]["role"] != "assistant":
-        raise BadTrace(f"it ends with a {messages[-1]['role']} message, not with the assistant's")
-    if not messages or messages[0]["role"] == "assistant":
-        raise BadTrace("no prompt before the assistant speaks" if messages else "no message")
-    if any(m["role"] == "tool" for m in _until_assistant(messages)):
-        raise BadTrace("an output before anything was called")
+    for message in _in_order_of_calls(messages_of(row)):
+        before = messages[-1] if messages and messages[-1]["role"] == "assistant" else None
+        messages += _spread(message, syntax, ends, before)
+    _refuse_order(messages)
     calls: list[ToolCall] = []
     outputs: list[str] = []
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
             after = [m for m in _until_assistant(messages[index + 1 :]) if m["role"] == "tool"]
-            message["content"], found = _turn(message["content"], syntax, len(after), parallel)
+            said = [m["content"] for m in after]
+            message["content"], found = _turn(message["content"], syntax, said, parallel)
             calls += found
             for call, output in zip(found, after, strict=True):
                 outputs.append(output["content"])
                 output.update(name=call.name, content=framed(syntax, output["content"]))
-    if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
-        raise BadTrace("the assistant says nothing")
+    spoken = [m for m in messages if m["role"] == "assistant" and m["content"].strip()]
+    if not any("weight" not in m for m in spoken):
+        raise BadTrace(
+            "no turn of the assistant is learnt: all have weight 0" if spoken else "the assistant says nothing"
+        )
     if any(re.search("[\ud800-\udfff]", m["content"]) for m in messages):
         raise BadTrace("half a character (a lone surrogate), which no tokenizer reads")
     return Trace(number, tuple(messages), tuple(calls), tuple(outputs))
 
 
-def _messages(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    said = row.get("system")
-    opening = [{"role": "system", "content": said}] if isinstance(said, str) and said.strip() else []
-    for name in ("messages", "conversations", "conversation"):
-        listed = row.get(name)
-        if isinstance(listed, str) and listed.lstrip().startswith("["):
-            listed = _decoded(listed, name)
-        if isinstance(listed, list):
-            return [_message(one) for one in (*opening, *listed)]
-    for asked, told in _SIDES:
-        if row.get(asked) is not None and row.get(told) is not None:
-            more = f"\n\n{row['input']}" if asked == "instruction" and row.get("input") else ""
-            sides: list[Any] = []
-            for role, side in (("user", row[asked]), ("assistant", row[told])):
-                text = side + more if role == "user" and isinstance(side, str) else side
-                if not isinstance(side, str | list):
-                    raise BadTrace(f"its {asked if role == 'user' else told} is neither text nor messages")
-                sides += [{"role": role, "content": text}] if isinstance(side, str) else side
-            return [_message(one) for one in (*opening, *sides)]
-    have = ", ".join(map(str, row)) or "nothing"
-    raise BadTrace(f"no messages, no conversations, no prompt and completion (it has: {have})")
-
-
-def _message(one: Any) -> Mapping[str, Any]:
-    """Role, content and calls of a message in either spelling."""
-    if not isinstance(one, Mapping):
-        raise BadTrace("a message that is no object")
-    role = one.get("role", one.get("from"))
-    content = one.get("content", one.get("value"))
-    calls = one.get("tool_calls") or ([one["function_call"]] if one.get("function_call") else [])
-    if not isinstance(calls, list):
-        raise BadTrace("tool_calls that are no list")
-    if role == "function_call":  # ShareGPT's own: the call is the message
-        return {"role": "assistant", "content": "", "tool_calls": [_decoded(content, "the function_call")]}
-    role = _ROLES.get(str(role), role)
-    if role not in ("system", "user", "assistant", "tool"):
-        raise BadTrace(f"a message of the role {role!r}")
-    if isinstance(content, list):
-        content = "".join(map(_text_of, content))
-    if content is None and (calls or role == "tool"):
-        content = ""
-    if not isinstance(content, str):
-        raise BadTrace(f"a {role} message without text")
-    thought = one.get("reasoning_content") or one.get("reasoning")
-    if role == "assistant" and isinstance(thought, str) and thought.strip():
-        content = f"<think>\n{thought.strip()}\n</think>\n\n{content}"
-    answers = one.get("tool_call_id")
-    return {"role": role, "content": content, "tool_calls": calls, "answers": None if answers is None else str(answers)}
-
-
-def _text_of(part: Any) -> str:
-    text = part.get("text") if isinstance(part, Mapping) else part
-    if not isinstance(text, str):  # a picture: what is said of it would be learnt without it
-        kind = part.get("type") if isinstance(part, Mapping) else part
-        raise BadTrace(f"a part of a message that is no text ({kind})")
-    return text
+def _refuse_order(messages: Sequence[Mapping[str, str]]) -> None:
+    """Raises BadTrace where nobody is asked, nobody answers, or nothing was called."""
+    if messages and messages[-1]["role"] != "assistant":
+        raise BadTrace(f"it ends with a {messages[-1]['role']} message, not with the assistant's")
+    if not messages or messages[0]["role"] == "assistant":
+        raise BadTrace("no prompt before the assistant speaks" if messages else "no message")
+    if any(m["role"] == "tool" for m in _until_assistant(messages)):
+        raise BadTrace("an output before anything was called")
 
 
 def _in_order_of_calls(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -199,18 +163,23 @@ def _in_order_of_calls(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[st
     return ordered
 
 
-def _decoded(text: Any, what: str) -> Any:
-    try:
-        return json.loads(text) if isinstance(text, str) else text
-    except ValueError:
-        raise BadTrace(f"{what} is not JSON") from None
+def _spread(
+    message: Mapping[str, Any], syntax: Sequence[str], ends: Sequence[str], before: Mapping[str, str] | None
+) -> list[dict[str, str]]:
+    """The message, split where outputs stand in its text, its calls written into it.
 
-
-def _spread(message: Mapping[str, Any], syntax: Sequence[str]) -> list[dict[str, str]]:
-    """The message, split where outputs stand in its text, its calls written into it."""
-    text = message["content"]
-    if message["role"] != "assistant":
-        return [{"role": message["role"], "content": text}]
+    ends: see `read_traces`. before: the turn that it answers.
+    """
+    role, text = message["role"], message["content"]
+    if role == "tool":
+        inner = _FRAMED.match(text)
+        return [{"role": role, "content": inner[2] if inner else text}]
+    text = _without(text, ends)
+    if role == "user" and before and (seen := _answers(text)) and _calls(before["content"], syntax):
+        return [{"role": "tool", "content": one} for one in seen]
+    if role != "assistant":
+        return [{"role": role, "content": text}]
+    unlearnt = {} if message["learnt"] else {"weight": "0"}
     parts: list[dict[str, str]] = []
     end = 0
     for match in _INLINE.finditer(text):
@@ -218,23 +187,48 @@ def _spread(message: Mapping[str, Any], syntax: Sequence[str]) -> list[dict[str,
         inner = _INNER_FENCE.match(code)
         code = (inner[1] if inner else code).strip("\n")
         said = text[end : match.start()].lstrip("\n") + _written("python", {"code": code}, syntax)
-        seen = match["seen"] if match["seen"] is not None else match["out"]
-        parts += [{"role": "assistant", "content": said}, {"role": "tool", "content": seen.strip("\n")}]
+        parts += [{"role": "assistant", "content": said, **unlearnt}, {"role": "tool", "content": _seen(match)}]
         end = match.end()
     rest = text[end:].lstrip("\n") if parts else text
     written = [_written(*_named(call), syntax) for call in message["tool_calls"]]
     if written and rest.strip():
         written.insert(0, rest)
     if written or rest.strip() or not parts:
-        parts.append({"role": "assistant", "content": "\n".join(written) if written else rest})
+        parts.append({"role": "assistant", "content": "\n".join(written) if written else rest, **unlearnt})
     return parts
+
+
+def _without(text: str, ends: Sequence[str]) -> str:
+    """The text without the tokens that end a turn, where it ends in them: whoever renders it writes them."""
+    either = "|".join(map(re.escape, ends))
+    return re.sub(rf"(?:(?:{either})\s*)+\Z", "", text) if ends else text
+
+
+def _answers(text: str) -> list[str]:
+    """The outputs that a message of the user is; none where it is a question."""
+    found = _ANSWERS.findall(text)
+    if found and not _ANSWERS.sub("", text).strip():
+        return [one.strip("\n") for one in found]
+    answer = _ANSWER.match(text)
+    return [_seen(answer)] if answer else []
+
+
+def _calls(text: str, syntax: Sequence[str]) -> bool:
+    """Whether a turn calls something, in whatever syntax."""
+    return any(call.status == "ok" for one in (tuple(syntax), *_TEXTUAL) for call in _closed(text, one))
+
+
+def _seen(match: re.Match[str]) -> str:
+    """The output in a match of `_SEEN`."""
+    groups = match.groupdict()
+    return next(groups[name] for name in ("seen", "out", "plain", "rest") if groups.get(name) is not None).strip("\n")
 
 
 def _named(call: Any) -> tuple[str, Mapping[str, Any]]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise BadTrace("a tool call without a name")
-    arguments = _decoded(function.get("arguments", {}) or {}, "what a tool call is given")
+    arguments = decoded(function.get("arguments", {}) or {}, "what a tool call is given")
     if not isinstance(arguments, Mapping):
         raise BadTrace("a tool call whose arguments are no object")
     return function["name"], arguments
@@ -248,8 +242,13 @@ def _written(name: str, arguments: Mapping[str, Any], syntax: Sequence[str]) -> 
         )
     if not writer.tools:
         names = [key for key in ("code", "source", "input", "script") if isinstance(arguments.get(key), str)]
-        if not names or len(arguments) != 1:
+        if not names:
             raise BadTrace(f"a call of {name} that is no code: set syntax = 'hermes' in env.options")
+        if others := sorted(arguments.keys() - {names[0]}):
+            told = ", ".join(others)
+            raise BadTrace(
+                f"a call of {name} with {told} beside its code, which alone {syntax[0]!r} writes: drop {told}"
+            )
         name, arguments = "python", {"code": arguments[names[0]].strip("\n")}
     return writer.write(name, arguments)
 
@@ -259,20 +258,20 @@ def _until_assistant(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]
     return list(messages[:end])
 
 
-def _turn(text: str, syntax: Sequence[str], outputs: int, parallel: bool) -> tuple[str, list[ToolCall]]:
+def _turn(text: str, syntax: Sequence[str], outputs: Sequence[str], parallel: bool) -> tuple[str, list[ToolCall]]:
     """The turn in the environment's syntax, and its calls, of which there are as many as outputs follow."""
-    calls = _closed(text, syntax)
+    calls = list(parse(text, tuple(syntax)).calls)
+    unread = any(output.startswith(UNREADABLE) for output in outputs)
+    if unread and len(calls) == len(outputs) and (parallel or len(calls) == 1):
+        return text, calls  # a failed try, and what the environment said to it: both stand as they were
+    calls = [call for call in calls if call.status != "unclosed"]
     if outputs and not any(call.status == "ok" for call in calls):
-        for other in _TEXTUAL:
-            if (found := _closed(text, (other,))) and all(call.status == "ok" for call in found):
-                calls_text = [_written(call.name, call.arguments, syntax) for call in found]
-                text = "\n".join([*([prose] if (prose := text[: found[0].span[0]]).strip() else []), *calls_text])
-                calls = _closed(text, syntax)
-                break
+        text = _rewritten(text, syntax)
+        calls = _closed(text, syntax)
     if not outputs:  # a failed try that nobody answered is prose
         calls = [call for call in calls if call.status == "ok"]
-    if len(calls) != outputs:
-        raise BadTrace(f"{len(calls)} calls and {outputs} outputs in one turn")
+    if len(calls) != len(outputs):
+        raise BadTrace(_uneven(len(calls), len(outputs)))
     if len(calls) > 1 and not parallel:
         raise BadTrace("several calls in one turn: set parallel_calls = true in env.options")
     if calls:
@@ -285,5 +284,26 @@ def _turn(text: str, syntax: Sequence[str], outputs: int, parallel: bool) -> tup
     return text, calls
 
 
-def _closed(text: str, syntax: Sequence[str]) -> list[ToolCall]:
-    return [call for call in parse(text, tuple(syntax)).calls if call.status != "unclosed"]
+def _rewritten(text: str, syntax: Sequence[str]) -> str:
+    """The turn with its calls in this syntax, where all are in another one; else as it is."""
+    for other in _TEXTUAL:
+        if (found := _closed(text, other)) and all(call.status == "ok" for call in found):
+            prose = text[: found[0].span[0]]
+            calls = [_written(call.name, call.arguments, syntax) for call in found]
+            return "\n".join([*([prose] if prose.strip() else []), *calls])
+    return text
+
+
+def _uneven(calls: int, outputs: int) -> str:
+    """Why a turn of so many calls, which so many outputs follow, is none, and how it would be one."""
+    counts = f"{calls} call{'s' * (calls != 1)} and {outputs} output{'s' * (outputs != 1)} in one turn"
+    if calls > outputs:
+        return (
+            f"{counts}: behind a call stands what it gave, as a `tool` message, an ```output block or "
+            "<interpreter>…</interpreter>; code that is only shown is no call without the word python at its fence"
+        )
+    return f"{counts}: a call is written as tool_calls, a ```python block or <code>…</code>"
+
+
+def _closed(text: str, syntax: str | Sequence[str]) -> list[ToolCall]:
+    return [call for call in parse(text, syntax).calls if call.status != "unclosed"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from solostream.envs.space import SURROGATE
 from solostream.envs.text.observation import observe
 from solostream.envs.tools import Tool, typed, wrong_arguments
-from solostream.envs.types import ToolCall
+from solostream.envs.types import UNREADABLE, ToolCall
 from solostream.envs.workspace import Workspace
 from solostream.errors import UserError
 from solostream.sandbox.types import CodeError, Execution
@@ -21,7 +21,7 @@ async def run_call(
     tracebacks: see `observe`. Raises SandboxError, and UserError for what the user of the environment got wrong.
     """
     if call.status != "ok":
-        return None, f"Error: this call could not be read: {call.arguments['error']}"
+        return None, f"{UNREADABLE} {call.arguments['error']}"
     tool = tools.get(call.name)
     if tool is None:
         return None, f"Error: no such tool; there is: {', '.join(tools) or 'none for this problem'}"

@@ -1,7 +1,8 @@
 """The cold start on traces: rendered through the ledger of rollouts, verified in the sandbox, drawn in epochs.
 
-Prompts and tool outputs are never trained on; a turn that ends in a call ends there, as an engine's does, and any other
-with the token that ends a turn. Step i draws what (run.seed, i) says: a resumed run sees the same batches.
+Prompts, tool outputs and turns of weight 0 are never trained on; a turn that ends in a call ends there, as an engine's
+does, and any other with the token that ends a turn. Step i draws what (run.seed, i) says: a resumed run sees the same
+batches.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from solostream.agent.tokenization import encode
 from solostream.agent.trajectory import TokenRecord
 from solostream.envs.data import Tasks
 from solostream.envs.data.sources import SUFFIXES
+from solostream.envs.data.trace_rows import BadTrace
 from solostream.envs.data.traces import PACKAGED, Trace, read_traces, told, trace_file
 from solostream.envs.text.observation import observe
 from solostream.envs.tool_env import ToolEnv
+from solostream.envs.types import UNREADABLE
 from solostream.errors import UserError
 from solostream.sandbox.spec import open_sandbox
 from solostream.sandbox.types import Sandbox
@@ -83,15 +86,17 @@ class TraceSet:
         _speaks(config, env)
         try:
             fit_to(parts.chat, env)
-            self._traces, bad, self._at = read_traces(c.data, env.syntax, env.parallel_calls)
+            self._traces, bad, self._at = read_traces(c.data, env.syntax, env.parallel_calls, parts.chat.ends)
             rendered: dict[int, MaskedTokens] = {}
             limit = getattr(parts.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
             for trace in self._traces:
-                ids, mask = render(trace, parts.chat, env)
-                if len(ids) > limit:
-                    bad.setdefault(f"longer than the model's context of {limit} tokens", []).append(trace.line)
-                else:
+                try:
+                    ids, mask = render(trace, parts.chat, env)
+                    if len(ids) > limit:
+                        raise BadTrace(f"longer than the model's context of {limit} tokens")
                     rendered[trace.line] = (ids, mask)
+                except BadTrace as error:
+                    bad.setdefault(str(error), []).append(trace.line)
         finally:
             env.close()
         _refuse_rows(config, bad, self._at)
@@ -176,7 +181,7 @@ class TraceSet:
 def render(trace: Trace, chat: Chat, env: ToolEnv) -> MaskedTokens:
     """(token ids, mask of what the policy says), as a rollout of the same words in `env`, fitted to `chat`, has them.
 
-    A trace's own system message takes the place of the environment's.
+    A trace's own system message takes the place of the environment's. Raises BadTrace for a turn that none can say.
     """
     messages, before = list(trace.messages), env.instructions
     if messages[0]["role"] == "system":
@@ -198,10 +203,15 @@ def render(trace: Trace, chat: Chat, env: ToolEnv) -> MaskedTokens:
         reader = env.parser(inside)
         reader.feed(text)
         spoken = encode(chat.tokenizer, text)
+        if control := chat.control(spoken):
+            raise BadTrace(f"{control} within what the assistant says, where it would end or begin anew: take it out")
         if env.parallel_calls or reader.stop is None:
             spoken.append(chat.stop_token_ids[0])
         inside = reader.finish().inside
-        ledger.add_action(spoken, [0.0] * len(spoken), [0] * len(spoken), text)
+        if "weight" in message:  # a turn that is only read
+            ledger.add_observation("assistant", spoken, text)
+        else:
+            ledger.add_action(spoken, [0.0] * len(spoken), [0] * len(spoken), text)
         seen = []
     closed = ledger.close("", 0.0, "answered")
     return closed.token_ids, closed.action_mask
@@ -215,6 +225,8 @@ async def _contradiction(trace: Trace, sandbox: Sandbox, timeout_s: float, limit
         session = await sandbox.open()
         try:
             for call, output in zip(trace.calls, trace.outputs, strict=True):
+                if output.startswith(UNREADABLE):
+                    continue  # nothing ran
                 if call.status != "ok":
                     return f"a call that cannot be read ({call.status})"
                 if call.name != "python":

@@ -10,6 +10,7 @@ import pytest
 
 from solostream.agent.chat_template import Chat
 from solostream.agent.engines.scripted import byte_tokenizer
+from solostream.envs.data.trace_rows import BadTrace
 from solostream.envs.data.traces import read_traces
 from solostream.envs.text.parse import parse
 from solostream.envs.tool_env import ToolEnv
@@ -107,6 +108,124 @@ def test_only_what_the_policy_says_is_learnt(tmp_path: Path, row: Any) -> None:
     encode = lambda text: chat.tokenizer.encode(text, add_special_tokens=False)
     assert ids.tolist() == [token for text, _ in texts for token in encode(text)]
     assert mask.tolist() == [learnt for text, learnt in texts for _ in encode(text)]
+
+
+PLAIN = f"{FENCE}\nOutput:\n```\n{OUT}\n```\n{END}"
+SPELLINGS: dict[str, list[dict[str, Any]]] = {
+    "a plain fence behind a line": [{"role": "assistant", "content": PLAIN}],
+    "the same in bold": [{"role": "assistant", "content": PLAIN.replace("Output:", "**Execution Result:**")}],
+    "a fence and tags": [
+        {"role": "assistant", "content": f"{FENCE}<interpreter>\n{OUT}\n</interpreter>\n{END}"}
+    ],
+    "OpenMathInstruct": [{"role": "assistant", "content":
+        f"{SAY}\n<llm-code>\n{CODE}\n</llm-code>\n<llm-code-output>\n{OUT}\n</llm-code-output>\n{END}"}],
+    "a tool that is framed": [*TOLD[1:2], {"role": "tool", "content": f"<interpreter>\n{OUT}\n</interpreter>"},
+                              {"role": "assistant", "content": END}],
+    **{
+        f"the user says {shown!r}": [*TOLD[1:2], {"role": "user", "content": shown},
+                                     {"role": "assistant", "content": END}]
+        for shown in (f"```output\n{OUT}\n```", f"<interpreter>{OUT}</interpreter>", f"Output:\n{OUT}\n",
+                      f"Code execution result: \n```\n{OUT}\n```", f"<tool_response>\n{OUT}\n</tool_response>")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", SPELLINGS.values(), ids=SPELLINGS)
+def test_an_output_may_be_spelt_in_many_ways(tmp_path: Path, said: list[dict[str, Any]]) -> None:
+    (trace,), bad = read(tmp_path, {"messages": [USER, *said]})
+    assert not bad
+    assert [(m["role"], m["content"].replace(OUT + "\n", OUT)) for m in trace.messages] == [
+        ("user", ASK), ("assistant", FENCE), ("tool", OUT), ("assistant", END)
+    ]  # fmt: skip
+
+
+def test_a_question_is_no_output(tmp_path: Path) -> None:
+    """Only behind a call, and only where all of the message is one."""
+    after = lambda said, asked: [USER, {"role": "assistant", "content": said}, {"role": "user", "content": asked},
+                                 {"role": "assistant", "content": END}]  # fmt: skip
+    rows = [after("Which code?", "Output: 42"), after(FENCE, "It said:\n```output\n42\n```\nWhy?")]
+    (trace,), bad = read(tmp_path, *({"messages": row} for row in rows))
+    assert [m["role"] for m in trace.messages] == ["user", "assistant", "user", "assistant"]
+    ((why, lines),) = bad.items()
+    assert lines == [2]
+    assert "1 call and 0 outputs" in why
+    assert "<interpreter>" in why
+
+
+def test_code_before_a_call_is_not_drawn_into_it(tmp_path: Path) -> None:
+    text = f"<code>y</code> is no call.\n<code>\n{CODE}\n</code><interpreter>\n{OUT}\n</interpreter>\n{END}"
+    _, bad = read(tmp_path, {"prompt": ASK, "completion": text})
+    assert not bad
+    (trace,), bad = read(tmp_path, {"prompt": ASK, "completion": text}, syntax=("fence",))
+    assert [call.code for call in trace.calls] == [CODE]
+    assert trace.messages[1]["content"].startswith("<code>y</code> is no call.")
+
+
+def test_what_a_text_syntax_cannot_say_is_told_with_its_name(tmp_path: Path) -> None:
+    arguments = {"code": CODE, "timeout": 30, "env": "py3"}
+    call = {"function": {"name": "python", "arguments": json.dumps(arguments)}}
+    row = {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [call]}, TOLD[2],
+                        {"role": "assistant", "content": END}]}  # fmt: skip
+    _, bad = read(tmp_path, row)
+    assert list(bad) == [
+        "a call of python with env, timeout beside its code, which alone 'fence' writes: drop env, timeout"
+    ]
+    (trace,), _ = read(tmp_path, row, syntax=("hermes",))
+    assert trace.calls[0].arguments == arguments
+
+
+@pytest.mark.parametrize(("name", "no"), [("weight", 0), ("train", False), ("training", False), ("loss", False)])
+def test_a_turn_of_weight_0_is_read_and_not_learnt(tmp_path: Path, name: str, no: Any) -> None:
+    """In the spellings of OpenAI and ShareGPT, axolotl and ms-swift."""
+    row = {"messages": [*TOLD[:1], {**TOLD[1], name: no}, TOLD[2], {"role": "assistant", "content": END, name: 1},
+                        USER, {"role": "assistant", "content": "42", name: None}]}  # fmt: skip
+    (trace,), bad = read(tmp_path, row)
+    assert not bad
+    chat, env = Chat(byte_tokenizer()), ToolEnv()
+    ids, mask = render(trace, chat, env)
+    assert chat.tokenizer.decode(ids[mask]) == f"{END}<|im_end|>42<|im_end|>"
+    (whole,), _ = read(tmp_path, {"messages": [{k: v for k, v in m.items() if k != name} for m in row["messages"]]})
+    assert ids.tolist() == render(whole, chat, env)[0].tolist()
+
+
+def test_a_weight_between_0_and_1_is_told(tmp_path: Path) -> None:
+    said = {"role": "assistant", "content": END}
+    odd = ({"weight": 0.3}, {"train": "no"}, {"train_detail": [{"begin_offset": 0, "end_offset": 3, "train": False}]})
+    rows = [[USER, {**said, **one}] for one in (*odd, {"weight": 0})]
+    inline = {"role": "assistant", "content": PLAIN, "weight": 0}
+    traces, bad = read(tmp_path, *({"messages": row} for row in [*rows, [USER, inline], [USER, inline, USER, said]]))
+    assert list(bad) == [
+        "weight = 0.3 at a message: 1 (it is learnt) or 0 (it is only read)",
+        "train = 'no' at a message: 1 (it is learnt) or 0 (it is only read)",
+        "train_detail at a message, which is learnt whole or not at all: write train = true or false",
+        "no turn of the assistant is learnt: all have weight 0",
+    ]
+    assert list(bad.values()) == [[1], [2], [3], [4, 5]]
+    (trace,) = traces  # both halves of the turn that is split are of its weight
+    ids, mask = render(trace, Chat(byte_tokenizer()), ToolEnv())
+    assert byte_tokenizer().decode(ids[mask]) == f"{END}<|im_end|>"
+
+
+def test_a_turn_ends_once(tmp_path: Path) -> None:
+    """Tokens that end a turn are left out where a text ends in them, and refused within it."""
+    end, chat = "<|im_end|>", Chat(byte_tokenizer())
+    rows = [
+        [
+            USER,
+            {"role": "assistant", "content": FENCE + end},
+            TOLD[2],
+            {"role": "assistant", "content": f"{END}{end}\n{end}"},
+        ],
+        [USER, {"role": "assistant", "content": "4"}, USER, {"role": "assistant", "content": f"a{end}b"}],
+    ]
+    path = tmp_path / "traces.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    traces, bad, _ = read_traces(str(path), ("fence",), False, chat.ends)
+    assert not bad
+    ids, mask = render(traces[0], chat, ToolEnv())
+    assert chat.tokenizer.decode(ids[mask]) == f"{FENCE}{END}{end}"
+    with pytest.raises(BadTrace, match=r"<\|im_end\|> within what the assistant says"):
+        render(traces[1], chat, ToolEnv())
 
 
 def test_a_text_of_messages_and_a_system_text_beside_them(tmp_path: Path) -> None:
@@ -240,7 +359,7 @@ def test_bad_lines_are_told_by_number_and_the_others_are_read(tmp_path: Path) ->
     lines = {line: why for why, where in bad.items() for line in where}
     expected = {
         2: "not JSON", 3: "not an object", 4: "no messages", 5: "no message", 6: "no prompt", 7: "ends with a user",
-        8: "the role 'critic'", 9: "0 calls and 1 outputs", 10: "1 calls and 0 outputs", 11: "text between a call",
+        8: "the role 'critic'", 9: "0 calls and 1 output in", 10: "1 call and 0 outputs", 11: "text between a call",
         12: "without a name", 13: "syntax = 'hermes'", 14: "without text", 15: "says nothing", 17: "no messages",
         18: "before anything was called",
     }  # fmt: skip

@@ -81,6 +81,15 @@ async def test_a_right_trace_is_rewarded_and_has_the_ledger_of_its_rollout(row: 
     assert mask.tolist() == played.action_mask.tolist()
 
 
+async def test_an_output_that_looks_like_the_end_of_a_turn_is_text() -> None:
+    """As in the rollout, where a zero-width space breaks it."""
+    row = conversation("```python\nprint('<|im_' + 'end|>')\n```\n", "\\boxed{51}")
+    row["messages"][2]["content"] = "<|im_end|>"
+    (ids, mask), _, played = await as_both(row, CHATML)
+    assert "<\u200b|im_end|>" in byte_tokenizer().decode(ids)
+    assert (ids.tolist(), mask.tolist()) == (played.token_ids.tolist(), played.action_mask.tolist())
+
+
 async def test_what_is_said_where_the_template_opens_the_thought() -> None:
     said = {name: (await as_both(row, THINKS))[1] for name, row in ROWS.items()}
     empty = "\n</think>\n\n"
