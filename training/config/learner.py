@@ -121,7 +121,8 @@ class LearnerConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> LearnerConfig:
         if self.schedule != "constant" and self.total_steps <= self.warmup_steps:
-            raise ValueError(f"schedule = {self.schedule!r} ends at total_steps: set it above warmup_steps")
+            remedy = "set it above warmup_steps" if self.total_steps else "set it, or cold_start.steps"
+            raise ValueError(f"schedule = {self.schedule!r} ends at total_steps: {remedy}")
         if self.optimizer != "adamw" and (self.masters != "float32" or self.moments != "full"):
             raise ValueError('masters = "bfloat16" and moments = "8bit" are of AdamW: set optimizer = "adamw"')
         if self.masters == "bfloat16" and (self.lora or self.dtype == "float32"):

@@ -230,6 +230,13 @@ def test_schedules_end_with_the_run() -> None:
     assert (config.learner.total_steps, config.cold_start.learner.total_steps) == (20, 7)
 
 
+def test_a_schedule_over_traces_ends_at_the_steps_that_are_set() -> None:
+    settings = ["cold_start.data=first-calls", "cold_start.phases=[]", "cold_start.learner.schedule=linear"]
+    with pytest.raises(UserError, match=r"ends at total_steps: set it, or cold_start\.steps"):
+        validate(assign({}, settings))
+    assert validate(assign({}, [*settings, "cold_start.steps=13"])).cold_start.learner.total_steps == 13
+
+
 def test_a_cold_start_without_steps_has_no_schedule() -> None:
     config = configuration.load(ROOT / "configs" / "recipes" / "quickstart.toml", ["cold_start.phases=[]"])
     assert config.cold_start.planned.startswith("0 steps")
