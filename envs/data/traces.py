@@ -137,7 +137,7 @@ def trace_of(
     return Trace(number, tuple(messages), tuple(calls), tuple(outputs))
 
 
-def _refuse_order(messages: Sequence[Mapping[str, str]]) -> None:
+def _refuse_order(messages: Sequence[dict[str, str]]) -> None:
     """Raises BadTrace where nobody is asked, nobody answers, or nothing was called."""
     if messages and messages[-1]["role"] != "assistant":
         raise BadTrace(f"it ends with a {messages[-1]['role']} message, not with the assistant's")

@@ -47,9 +47,10 @@ def read_model(path: str, **options: Any) -> Any:
     _LOADER.addFilter(report)
     try:
         # Shapes that differ are told below, with their names.
-        model, found = AutoModelForCausalLM.from_pretrained(
+        read: Any = AutoModelForCausalLM.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
+        model, found = read
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(_unreadable(path, error)) from error
     except RuntimeError as error:
