@@ -69,7 +69,7 @@ def sft(
         dry_run: print the plan (memory: of these steps alone) and stop.
     """
     runs = _runs(config, name, None, seed, set, resume)
-    if not all(settings.cold_start.phases or settings.cold_start.data for settings, _ in runs):
+    if not all(settings.cold_start.begun for settings, _ in runs):
         raise UserError("there is no cold start: give [cold_start] phases or data, or use solostream train")
     if dry_run:
         return _plan(runs, cold_start_only=True)

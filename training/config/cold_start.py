@@ -51,8 +51,15 @@ class ColdStartConfig(Section):
         return self
 
     @property
+    def begun(self) -> bool:
+        """Whether there is one."""
+        return bool(self.phases or self.data)
+
+    @property
     def planned(self) -> str:
         """How long it takes, for a person."""
+        if not self.begun:
+            return "none"
         if self.data is None:
             most = "at most " if any(phase.until for phase in self.phases) else ""
             return f"{most}{sum(phase.steps for phase in self.phases)} steps of {self.batch} demonstrations"

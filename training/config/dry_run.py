@@ -250,26 +250,49 @@ def describe(config: Config, *, cold_start_only: bool = False) -> str:
     p = plan(config, len(train), len(test), device.partition(":")[0], total)
     chosen = [COLD_START] if cold_start_only else [*p.phases]
     memory_rows = _memory_rows(config, p, device, free, total, chosen)
-    r, a = config.rollout, config.algorithm
-    batch = f"{_count(r.batch_tokens)} action tokens" if r.batch_tokens else f"{r.batch} trajectories"
+    logged = "" if cold_start_only else f", trajectories ≤ {_bytes(p.trajectories)}"
     rows = [
         ("model", f"{config.model.path}, {_count(p.shape.parameters)} parameters, {config.model.dtype}"),
         ("data", f"{len(train)} problems to train on, {len(test)} held out; {setup.described(config)}"),
         ("environment", f"{config.env.id} in {config.env.sandbox}, {config.env.max_turns} turns at most"),
         ("cold start", config.cold_start.planned),
-        ("tracker start", f"{p.start} episodes ({a.tracker.start_samples} a prompt)" if p.start else "none"),
-        ("rollouts", f"{r.mode}, {p.in_flight} in flight, batches of {batch}, staleness at most {r.max_staleness}"),
         *_processes(config),
-        ("learning", f"{config.run.steps} steps, {' + '.join(a.components)}, {config.learner.loss}"),
-        ("evaluation", f"{p.evaluations} times {p.held_out} episodes, and {len(test)} without the tool"),
-        ("episodes", f"{p.episodes:,} in all"),
-        ("tokens", f"≤ {_count(p.tokens_a_step)} a step, ≤ {_count(p.tokens)} in all"),
+        *([] if cold_start_only else _reinforcement(config, p)),
+        ("evaluation", _evaluations(config, p, len(test), cold_start_only)),
+        *([] if cold_start_only else _episodes(p)),
         *memory_rows,
-        ("disk", f"checkpoints {config.run.keep} x {_bytes(p.checkpoint)}, trajectories ≤ {_bytes(p.trajectories)}"),
+        ("disk", f"checkpoints {config.run.keep} x {_bytes(p.checkpoint)}{logged}"),
         *(("not used", line) for line in unused(config)),
         *(("notice", line) for line in notices(config)),
     ]
     return "\n".join(f"{name:<14} {what}" for name, what in rows)
+
+
+def _reinforcement(config: Config, p: Plan) -> list[tuple[str, str]]:
+    r, a = config.rollout, config.algorithm
+    batch = f"{_count(r.batch_tokens)} action tokens" if r.batch_tokens else f"{r.batch} trajectories"
+    # lockstep plays a batch while the one before it is learnt, sync when it has been
+    stale = {"sync": "", "lockstep": ", one update old", "async": f", staleness at most {r.max_staleness}"}[r.mode]
+    return [
+        ("tracker start", f"{p.start} episodes ({a.tracker.start_samples} a prompt)" if p.start else "none"),
+        ("rollouts", f"{r.mode}, {p.in_flight} in flight, batches of {batch}{stale}"),
+        ("learning", f"{config.run.steps} steps, {' + '.join(a.components)}, {config.learner.loss}"),
+    ]
+
+
+def _evaluations(config: Config, p: Plan, tests: int, cold_start_only: bool) -> str:
+    often = config.cold_start.eval_every if config.cold_start.begun else 0
+    between = f"; every {often} steps of the cold start {p.held_out} more" if often else ""
+    if cold_start_only:
+        return f"once {p.held_out} episodes{between}"
+    return f"{p.evaluations} times {p.held_out} episodes, and {tests} without the tool{between}"
+
+
+def _episodes(p: Plan) -> list[tuple[str, str]]:
+    return [
+        ("episodes", f"{p.episodes:,} in all"),
+        ("tokens", f"≤ {_count(p.tokens_a_step)} a step, ≤ {_count(p.tokens)} in all"),
+    ]
 
 
 def _count(n: float) -> str:

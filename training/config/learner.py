@@ -44,7 +44,7 @@ def check_base(config: Config) -> None:
         )
     if config.model.path == "build":
         raise ValueError(f'model.dtype = "4bit" is of a model that is loaded: set model.path, {other}')
-    if cold.phases or cold.data:
+    if cold.begun:
         raise ValueError(
             'a cold start changes the base, and model.dtype = "4bit" has no room for changes: run it first, with '
             'model.dtype = "bfloat16" (`solostream sft`), and set model.path to its checkpoint'

@@ -266,8 +266,7 @@ class Config(Section):
         _check_parts(self)
         if self.cluster.learners > 1 and (self.learner.masters == "bfloat16" or self.learner.moments == "8bit"):
             raise ValueError("learner.masters and learner.moments are for one learner: several share float32 out")
-        begun = bool(self.cold_start.phases or self.cold_start.data)
-        if begun and self.learner.offload_optimizer != self.cold_start.learner.offload_optimizer:
+        if self.cold_start.begun and self.learner.offload_optimizer != self.cold_start.learner.offload_optimizer:
             raise ValueError(
                 "both phases train the same masters: set learner.offload_optimizer and "
                 "cold_start.learner.offload_optimizer alike (AdamW in both)"

@@ -1,0 +1,45 @@
+"""The rows of `--dry-run` are of what the command does."""
+
+from __future__ import annotations
+
+import pytest
+
+from solostream.training.config import Config, assign, validate
+from solostream.training.config.dry_run import describe
+
+COLD = "cold_start.phases=[{steps=1,mix={early=1.0}}]"
+
+
+def rows(config: Config, **how: bool) -> dict[str, str]:
+    return {line[:14].strip(): line[15:] for line in describe(config, **how).splitlines() if line.strip()}
+
+
+def test_the_plan_of_sft_is_of_what_it_does() -> None:
+    """5 problems, each evaluated three times sampled and once greedily; no batch is learnt from."""
+    some = ["data.test=5", "eval.samples=3", "run.steps=7", "eval.every=2", "cold_start.eval_every=11"]
+    config = validate(assign({"model": {"device": "cpu"}}, [COLD, *some]))
+    whole, sft = rows(config), rows(config, cold_start_only=True)
+    of_reinforcement = ["tracker start", "rollouts", "learning", "episodes", "tokens"]
+    assert [name for name in whole if name not in sft] == of_reinforcement
+    assert sft["cold start"] == whole["cold start"] == "1 steps of 32 demonstrations"
+    assert sft["evaluation"] == "once 20 episodes; every 11 steps of the cold start 20 more"
+    said = "5 times 20 episodes, and 5 without the tool; every 11 steps of the cold start 20 more"
+    assert whole["evaluation"] == said
+    assert "trajectories" in whole["disk"]
+    assert sft["disk"] == whole["disk"].partition(",")[0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("sync", "sync, 20 in flight, batches of 20 trajectories"),
+        ("lockstep", "lockstep, 20 in flight, batches of 20 trajectories, one update old"),
+        ("async", "async, 30 in flight, batches of 20 trajectories, staleness at most 3"),
+    ],
+)
+def test_the_plan_says_how_old_a_trajectory_can_be(mode: str, said: str) -> None:
+    given = [f"rollout.mode={mode}", "rollout.batch=20", "rollout.max_staleness=3", "cold_start.eval_every=11"]
+    found = rows(validate(assign({"model": {"device": "cpu"}}, given)))
+    assert found["rollouts"] == said
+    assert found["cold start"] == "none"
+    assert "cold start" not in found["evaluation"]
