@@ -31,6 +31,7 @@ from solostream.training.config.memory.shape import ModelShape, shape_of
 from solostream.training.config.unused import notices, unused
 
 PROMPT_TOKENS = 64  # a guess: the prompt's length is known only once the data is tokenised
+CARDS = [gigabytes * 10**9 for gigabytes in (8, 12, 16, 24, 32, 48, 80, 141, 192)]  # what GPUs are sold with
 JSON_BYTES = 24  # a token in trajectories.jsonl: id, mask, logprob, version, text
 
 
@@ -170,23 +171,32 @@ def _memory_rows(
     def need(c: Config) -> int:
         return max(by_phase(c).values())
 
-    needed = need(config)
+    needed, learners = need(config), config.cluster.learners
+    if learners > 1 and kind == "cpu":
+        free, total = free // learners, total // learners  # on this machine they share it
     most, parts = larger(config, {phase: parts for phase, parts in p.phases.items() if phase in chosen})
     others = [f"{phase} ≤ {_bytes(size)}" for phase, size in by_phase(config).items() if phase != most]
     when = f"; this is {most}, {others[0]}" if others else ""
     beside = _host_rows(config, p.shape, kind)
+    listed = f"each of {learners} learners: {_listed(parts)}" if learners > 1 else _listed(parts)
     if not total:
-        said = (
-            f"≤ {_bytes(needed)}{_beside_vllm(config, kind, needed)}; there is no {device} here to compare with{when}"
-        )
-        return [(f"memory {device}", _listed(parts)), ("", said), *beside]
+        vllm = _beside_vllm(config, kind, needed)
+        card = "" if vllm else f": {_card_for(needed) or _would(remedies(config, need, max(CARDS)))}"
+        said = f"≤ {_bytes(needed)}{vllm}; there is no {device} here to compare with{card}{when}"
+        return [(f"memory {device}", listed), ("", said), *beside]
     rest = ", and vLLM takes the rest" if SHARE in parts and colocation.takes_the_rest(config) else ""
     verdict = f"fits{rest}" if needed <= free else f"does not fit: {_would(remedies(config, need, free))}"
     return [
-        (f"memory {device}", _listed(parts)),
+        (f"memory {device}", listed),
         ("", f"≤ {_bytes(needed)} of {_bytes(free)} free ({_bytes(total)} in all): {verdict}{when}"),
         *beside,
     ]
+
+
+def _card_for(needed: int) -> str:
+    """The smallest GPU on which so many bytes fit; "" where they fit on none."""
+    card = next((card for card in CARDS if needed <= card), 0)
+    return f"a card of {card // 10**9} GB takes it" if card else ""
 
 
 def _beside_vllm(config: Config, kind: str, needed: int) -> str:
@@ -210,12 +220,17 @@ def _host_rows(config: Config, shape: ModelShape, kind: str) -> list[tuple[str, 
 
 def _processes(config: Config) -> list[tuple[str, str]]:
     """Of `[cluster]`; none where everything is in one process."""
-    c = config.cluster
+    c, urls = config.cluster, config.engine.get("server", {}).get("urls", ())
     if not c.used:
         return []
     place = f"the Ray cluster at {c.address}" if c.address else "Ray on this machine"
-    rest = "memory below is of one process that does it all"
-    return [("processes", f"{c.learners} learn, {c.replicas} sample, {c.players} play, by {place}; {rest}")]
+    sample = f"{len(urls)} servers sample" if config.run.engine == "server" and urls else f"{c.replicas} sample"
+    rest = f"memory below is of one learner{'' if _on_gpu(config) else ' and what samples'}"
+    return [("processes", f"{c.learners} learn, {sample}, {c.players} play, by {place}; {rest}")]
+
+
+def _on_gpu(config: Config) -> bool:
+    return _device(config.model.device)[0] != "cpu"
 
 
 def _device(name: str) -> tuple[str, int, int]:

@@ -139,10 +139,31 @@ def test_a_recipe_for_several_cards_names_them(recipe: str, here: Path) -> None:
     config = load(Path(recipe), [f"model.path=shapes/{model_of(recipe)}"])
     assert "eight GPUs" in recipes()[recipe].read_text().partition("[run]")[0]
     assert config.cluster.learners + len(config.engine["server"]["urls"]) == 8
-    weights = plan(config, 40, 40, device="cuda", total=80 * 10**9).phases["reinforcement"]
-    shared = sum(weights[part] for part in ("weights", "gradients", "optimizer")) / config.cluster.learners
-    own = sum(weights[part] for part in ("program", "half copy", "activations", "logits"))
-    assert shared + own < 80e9
+    for phase, parts in plan(config, 40, 40, device="cuda", total=80 * 10**9).phases.items():
+        assert sum(parts[part] for part in ("weights", "gradients", "optimizer")) == 16 * PUBLISHED["Qwen3-8B"] / 4
+        assert sum(parts.values()) < 80e9, phase
+
+
+@pytest.mark.parametrize("recipe", SEVERAL)
+def test_the_plan_of_several_cards_is_that_of_each(
+    recipe: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of 16 bytes a parameter; all of it, on one of five learners and on one alone, is told as it is."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    def shown(*more: str) -> str:
+        given = ["model.path=shapes/Qwen3-8B", "data.path=problems.jsonl", "data.test_path=test.jsonl", *more]
+        assert main(["train", recipe, "--dry-run", *(word for one in given for word in ("--set", one))]) == 0
+        return capsys.readouterr().out
+
+    four = shown()
+    assert "4 learn, 4 servers sample, 0 play" in four
+    assert "each of 4 learners: program 600 MiB, weights 7.63 GiB, gradients 7.63 GiB, optimizer 15.3 GiB" in four
+    assert "a card of 80 GB takes it" in four
+    assert "each of 5 learners: program 600 MiB, weights 6.1 GiB" in shown("cluster.learners=5")
+    alone = shown("cluster.learners=1")
+    assert "weights 30.5 GiB, gradients 30.5 GiB" in alone
+    assert "a card of 192 GB takes it" in alone
 
 
 def test_the_smallest_real_run_takes_four_gigabytes(here: Path) -> None:
@@ -157,7 +178,8 @@ def test_the_smallest_real_run_takes_four_gigabytes(here: Path) -> None:
 def test_the_cost_of_all_weights_of_8b_and_how_it_runs_on_one_card_are_what_its_recipe_says(here: Path) -> None:
     """16 bytes a parameter: 131 GB, which is why the recipe names adapters for one card: in both phases."""
     given = ["model.path=shapes/Qwen3-8B", "data.path=problems.jsonl", "data.test_path=test.jsonl"]
-    whole = plan(load(Path("qwen3-8b-spo"), given), 40, 40, device="cuda").phases["reinforcement"]
+    alone = [*given, "cluster.learners=1"]
+    whole = plan(load(Path("qwen3-8b-spo"), alone), 40, 40, device="cuda").phases["reinforcement"]
     assert 130.9e9 < whole["weights"] + whole["gradients"] + whole["optimizer"] < 131.2e9
     head = recipes()["qwen3-8b-spo"].read_text().partition("[run]")[0]
     named = re.findall(r"--set ((?:[^\s']|'[^']*')+)", head)

@@ -6,6 +6,7 @@ Sums of what is allocated at one time. The constants were measured: on CPUs (doc
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 from solostream.agent.engines import four_bit
@@ -47,13 +48,17 @@ def of_phases(
 ) -> dict[str, dict[str, int]]:
     """Phase -> part -> bytes on the device at its peak; an upper bound where a batch fills its token budget.
 
+    Of one learner, where several share the weights out. What samples for them on GPUs is not in it.
+
     episodes: in flight. context: tokens of the longest. device: "cpu" or "cuda". total: bytes that the device has; of a
     share that `rollout.colocate` leaves to vLLM 0 gives the least.
     """
     batches = {COLD_START: config.cold_start.batch, REINFORCEMENT: config.rollout.batch}
     update = partial(_update, config, shape, device=device, context=context)
     learner = {phase: update(c, batch=batches[phase]) for phase, c in learners(config).items()}
-    if config.run.engine == "vllm" and device == "cuda":
+    if config.cluster.used and device == "cuda":
+        sampler = {}  # in other processes, on GPUs of their own
+    elif config.run.engine == "vllm" and device == "cuda":
         sampler = _vllm_on_gpu(config, shape, context, total, learner)
     else:
         sampler = _sampler(config, shape, episodes, context, device)
@@ -89,18 +94,28 @@ def _update(
     share = 1.0 if not half else HALF * COMPILED if c.compile else HALVED if halved else HALF
     # Autocast casts each float32 weight once a micro-batch; a base in bfloat16 is computed with as it lies there.
     wide = trained + (shape.parameters if c.lora and stored == 4 else 0)
-    return {
-        "program": PROGRAM[device],
+    shared = {
         "base": _base(config, shape) if c.lora else 0,
         "weights": master * trained,
-        "half copy": 2 * wide if half and master == 4 else 0,
         # Moved to the host one by one, the largest of them is the embedding's.
         "gradients": master * (shape.vocabulary * shape.hidden if offloaded else trained),
         "optimizer": 0 if offloaded else optimizer_bytes(c, shape),
         "reference": master * trained if c.kl_coef else 0,
+    }
+    ranks = config.cluster.learners
+    return {
+        "program": PROGRAM[device],
+        **{name: math.ceil(size / ranks) for name, size in shared.items()},
+        "made whole": _made_whole(shape, stored if c.lora else master) if ranks > 1 else 0,
+        "half copy": 2 * wide if half and master == 4 else 0,
         "activations": round(rows * shape.activations(c) * share),
         "logits": _logits(c, shape, logits, embedding, round(rows * share)),
     }
+
+
+def _made_whole(shape: ModelShape, number: int) -> int:
+    """Bytes of what FSDP2 has whole at a rank: embedding and head, a layer, and the next one that is on its way."""
+    return number * (shape.parameters - shape.linear + 2 * shape.linear // shape.layers)
 
 
 def only_adapters(config: Config) -> bool:
