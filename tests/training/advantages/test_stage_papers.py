@@ -140,7 +140,10 @@ def test_improbable_tokens_of_wrong_answers_are_capped(sets: Sequence, floor: fl
 @given(GROUPS, st.floats(0.01, 0.5), st.floats(0, 2))
 @few
 def test_inclusion_weights_are_horvitz_thompsons(sets: Sequence, epsilon: float, gamma: float) -> None:
-    """Σ w·A over the draws is the sum that uniform draws would give, times one constant: u_i/u_j = w_j/w_i, mean 1."""
+    """Σ w·A over the draws is the sum that uniform draws would give, times one constant: u_i/u_j = w_j/w_i, mean 1.
+
+    The mean is over what the filters leave.
+    """
     batch, _, a = made(sets)
     tracker = ValueTracker()
     for g in range(len(sets)):
@@ -149,7 +152,9 @@ def test_inclusion_weights_are_horvitz_thompsons(sets: Sequence, epsilon: float,
     n = [max(min(float(t.dispatch.group % 4), 8.0), 1.0) for t in batch]  # outcomes of the start
     v = [t.dispatch.value for t in batch]
     u = [1 / (math.sqrt(x * (1 - x)) / m**gamma + epsilon) for x, m in zip(v, n, strict=True)]
-    expected = [x * (u[i] * len(u) / sum(u)) for i, one in enumerate(a) for x in one]
+    left = [x for x, keep in zip(u, batch.kept, strict=True) if keep]
+    mean = sum(left) / len(left) if left else 1.0
+    expected = [x * (u[i] / mean) for i, one in enumerate(a) for x in one]
     assert flat(InclusionWeights(Given(a), sampler)(batch).values) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 

@@ -223,10 +223,10 @@ def test_a_task_of_a_pool_starts_from_its_source_and_its_own_outcomes() -> None:
     for before, reward in ((None, 1.0), (1.0, 0.75)):
         pool.observe("x", reward, before)
     tracker.initialize("first", [1.0, 0.75])
+    alpha, beta = pool.prior("x")  # of the first task alone
     for before, reward in ((None, 0.25), (0.25, 0.5), (0.5, 0.0)):
         pool.observe("x", reward, before)
     tracker.initialize("second", [0.25, 0.5, 0.0])
-    alpha, beta = pool.prior("x")
     strength = min(3 + alpha + beta, 10.0)
     v0 = (0.75 + alpha) / (3 + alpha + beta)
     assert tracker.evidence("second") == pytest.approx((strength * v0, strength * (1 - v0)))
@@ -310,6 +310,7 @@ def test_options_of_spo_work_on_what_earlier_batches_said() -> None:
         baselines = [ratio.baseline(v) for v in values]
         raw = [r - slope.value * b for r, b in zip(rewards, baselines, strict=True)]
         kept = [True, False, True]
+        now = [tracker.value(t.task_id) for t in batch]
         found = spo(Batch(batch, kept))
         assert one_each(found) == pytest.approx(raw)
         assert found.metrics["advantage/mean"] == pytest.approx((raw[0] + raw[2]) / 2)
@@ -319,8 +320,8 @@ def test_options_of_spo_work_on_what_earlier_batches_said() -> None:
         assert found.metrics["tracker/rho"] == pytest.approx(forgetting.rho)
         energies = [energy(t) for t in batch]
         slope.update(rewards, baselines, [e if keep else 0.0 for e, keep in zip(energies, kept, strict=True)])
-        ratio.update(rewards, energies)
-        forgetting.update([t.task_id for t in batch], rewards, values)
+        ratio.update([rewards[0], rewards[2]], [energies[0], energies[2]])
+        forgetting.update([t.task_id for t in batch], rewards, now)
     assert slope.value > 0
     assert ratio.value != 1
     saved = spo.state_dict()
