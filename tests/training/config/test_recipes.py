@@ -78,6 +78,20 @@ def test_a_run_has_the_whole_name_of_its_file(here: Path) -> None:
         train("qwen3-0.6b")
 
 
+@pytest.mark.parametrize(
+    "recipe", ["own-data", "gsm8k", "smollm2-135m-cpu", "quickstart", "qwen3-4b-lora", "qwen3-0.6b"]
+)
+def test_who_starts_from_a_recipe_gets_the_single_stream_that_is_recommended(recipe: str) -> None:
+    """*Ours* and negatives at a quarter, of docs/evidence.md; recipes of papers have the papers' settings."""
+    algorithm = load(Path(recipe)).completed().algorithm
+    spo, tracker = algorithm.options["spo"], algorithm.tracker
+    found = [spo[key] for key in ("measure", "baseline", "slope", "scale")]
+    assert found == ["energy", "energy", "fitted", "running"]
+    assert (tracker.start_samples, tracker.pooled, tracker.shared_drift) == (0, True, 0.5)
+    assert algorithm.components == ("spo", "negative_weight", "aspo")
+    assert algorithm.options["negative_weight"] == {"weight": 0.25}
+
+
 @pytest.mark.parametrize("recipe", recipes())
 def test_each_says_what_it_takes_and_every_key_is_commented(recipe: str) -> None:
     text = recipes()[recipe].read_text()
