@@ -118,6 +118,29 @@ def refuse_too_large(config: Config, device: str) -> None:
         )
 
 
+def exceeds(config: Config, device: str) -> str:
+    """One line with what would fit, where the plan takes more than is free on `device` now; "" where it fits.
+
+    No reason to refuse: the plan is of the longest episodes, and of the larger phase.
+    """
+    if config.cluster.learners > 1:
+        return ""  # what is free here is not what each of them finds
+    shape, kind = shape_of(config), device.partition(":")[0]
+    free, total = available(device)
+
+    def need(c: Config) -> int:
+        phases = _at_least(c, shape, kind, total)
+        return max(peak(c, parts) for parts in phases.values())
+
+    needed = need(config)
+    if needed <= free:
+        return ""
+    return (
+        f"memory: the plan takes ≤ {_bytes(needed)} on {device}, and {_bytes(free)} of {_bytes(total)} are free: where "
+        f"it comes to that, the run ends; {_would(remedies(config, need, free))}"
+    )
+
+
 def _refuse_on_host(config: Config, shape: ModelShape, kind: str) -> None:
     wanted, total = sum(host_memory(config, shape).values()), available("cpu")[1]
     if offloads(config, kind) and wanted > total:

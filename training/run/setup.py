@@ -30,7 +30,7 @@ from solostream.sandbox.types import Sandbox
 from solostream.training.advantages.base import Advantage
 from solostream.training.cluster.rank_sharding import refuse_unshardable
 from solostream.training.config import Config, ModelConfig, colocation
-from solostream.training.config.dry_run import refuse_too_large, shared_device
+from solostream.training.config.dry_run import exceeds, refuse_too_large, shared_device
 from solostream.training.config.memory import learners, offloads, only_adapters, small_base
 from solostream.training.learner.device import compute_dtype, device_of, sampler_dtype
 from solostream.training.learner.lora import wrap
@@ -72,10 +72,12 @@ def build(
     sft_batches: Sequence[Task],
     source: Path | None = None,
     base: Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> Components:
     """`sft_batches`: problems of the cold start, for a built tokenizer to learn from. Raises UserError.
 
     source: a checkpoint that has the weights and the tokenizer. base: where the weights are instead, under adapters.
+    say: told where the plan of memory is more than is free.
     """
     found = base or source
     where = config.model.model_copy(update={"path": str(found)}) if found else config.model
@@ -83,6 +85,8 @@ def build(
     colocation.check_device(config, str(device))
     if config.cluster.learners == 1:  # the plan of memory knows one device
         refuse_too_large(config, str(device))
+        if said := exceeds(config, str(device)):
+            say(said)
     refuse_modules(config, where)
     offload = offloads(config, device.type)
     model, tokenizer = load_model(

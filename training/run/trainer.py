@@ -115,7 +115,7 @@ class Trainer:
             self.base = setup.base_of(config, folder)
             under = self.base if plain.get("phase") == "rl" or (source and setup.untouched(config)) else None
             refuse_bad(config, test)
-            self.parts = setup.build(config, train, test, of_cold_start, source, under)
+            self.parts = setup.build(config, train, test, of_cold_start, source, under, view.say)
             self.traces = TraceSet(config, self.parts, view.say) if config.cold_start.data else None
             if self.traces and plain.get("traces", self.traces.fingerprint) != self.traces.fingerprint:
                 raise UserError(
