@@ -26,7 +26,7 @@ from .tuning import best_rate
 
 STEPS, BUDGET, SEEDS, TUNING_SEEDS = 8, 2560, range(10), (100, 101)
 RATES = (0.01, 0.03, 0.1, 0.3)
-CONTESTANTS = ("none", "batch", "grpo", "ours", "ours_negative")
+CONTESTANTS = ("none", "batch", "grpo", "ours", "ours_negative", "ours_tokens")
 FREE = 1e9
 CLIPS = {
     "no bound": PPOClip(1.0, FREE, 0.0),

@@ -22,6 +22,7 @@ from solostream.training.config.memory import (
     named_share,
     of_phases,
     offloads,
+    only_adapters,
     optimizer_bytes,
     peak,
 )
@@ -30,14 +31,17 @@ from solostream.training.config.memory.room import available
 from solostream.training.config.memory.shape import ModelShape, shape_of
 from solostream.training.config.unused import notices, unused
 
-PROMPT_TOKENS = 64  # a guess: the prompt's length is known only once the data is tokenised
+PROMPT_TOKENS = 64  # a guess, where the tokenizer is not on this machine
 CARDS = [gigabytes * 10**9 for gigabytes in (8, 12, 16, 24, 32, 48, 80, 141, 192)]  # what GPUs are sold with
-JSON_BYTES = 24  # a token in trajectories.jsonl: id, mask, logprob, version, text
+JSON_BYTES = 40  # a token in trajectories.jsonl: id, mask, logprob, version, text; 28 to 37 were measured
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Upper bounds: episodes, tokens, bytes."""
+    """Upper bounds: episodes, tokens, bytes. `prompt`: tokens of the longest; None where it is guessed.
+
+    base: bytes of the weights under adapters, which a run keeps once where they are its own.
+    """
 
     shape: ModelShape
     in_flight: int
@@ -51,10 +55,19 @@ class Plan:
     memory: dict[str, int]  # of the phase that takes the most
     checkpoint: int
     trajectories: int
+    base: int
+    prompt: int | None
+
+    @property
+    def most(self) -> str:
+        """How a figure begins that grows with the prompt."""
+        return "about" if self.prompt is None else "≤"
 
 
-def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int = 0) -> Plan:
+def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int = 0, prompt: int | None = None) -> Plan:
     """pool, tests: problems to train on and held out. device, total: "cpu" or "cuda", and the bytes that it has.
+
+    prompt: tokens of the longest, where they are known.
 
     Raises UserError for an unknown model.
     """
@@ -69,7 +82,8 @@ def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int 
     trained = shape.adapters(c) or shape.parameters
     master = 2 if c.masters == "bfloat16" else 4
     reference = master * trained if c.kl_coef else 0
-    phases = of_phases(config, shape, in_flight(config), _context(config), device, total)
+    phases = of_phases(config, shape, in_flight(config), _context(config, prompt), device, total)
+    own_base = c.lora and (config.model.path == "build" or not only_adapters(config))
     return Plan(
         shape=shape,
         in_flight=in_flight(config),
@@ -85,7 +99,9 @@ def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int 
         + optimizer_bytes(c, shape)
         + (8 * trained if c.lora else 0)
         + reference,
-        trajectories=config.run.steps * batch * _context(config) * JSON_BYTES,
+        trajectories=config.run.steps * batch * _context(config, prompt) * JSON_BYTES,
+        base=shape.parameters * weight if own_base else 0,
+        prompt=prompt,
     )
 
 
@@ -163,10 +179,12 @@ def shared_device(config: Config, device: str) -> dict[str, Any]:
     return {"gpu_memory_utilization": share, **colocation.sleeping(config)}
 
 
-def _at_least(config: Config, shape: ModelShape, kind: str, total: int) -> dict[str, dict[str, int]]:
+def _at_least(
+    config: Config, shape: ModelShape, kind: str, total: int, prompt: int | None = None
+) -> dict[str, dict[str, int]]:
     """Phase -> part -> bytes, where vLLM takes no more than it must of what the learner leaves it."""
     wanted = 0 if colocation.takes_the_rest(config) else total
-    return of_phases(config, shape, in_flight(config), _context(config), kind, wanted)
+    return of_phases(config, shape, in_flight(config), _context(config, prompt), kind, wanted)
 
 
 def _listed(parts: dict[str, int]) -> str:
@@ -177,8 +195,8 @@ def _would(found: list[str]) -> str:
     return f"set {', or '.join(found)}" if found else "take a smaller model, or a larger device"
 
 
-def _context(config: Config) -> int:
-    return PROMPT_TOKENS + config.env.episode_tokens
+def _context(config: Config, prompt: int | None = None) -> int:
+    return (PROMPT_TOKENS if prompt is None else prompt) + config.env.episode_tokens
 
 
 def _memory_rows(
@@ -188,7 +206,7 @@ def _memory_rows(
     kind = device.partition(":")[0]
 
     def by_phase(c: Config) -> dict[str, int]:
-        found = _at_least(c, p.shape, kind, total)
+        found = _at_least(c, p.shape, kind, total, p.prompt)
         return {phase: peak(c, parts) for phase, parts in found.items() if phase in chosen}
 
     def need(c: Config) -> int:
@@ -198,20 +216,20 @@ def _memory_rows(
     if learners > 1 and kind == "cpu":
         free, total = free // learners, total // learners  # on this machine they share it
     most, parts = larger(config, {phase: parts for phase, parts in p.phases.items() if phase in chosen})
-    others = [f"{phase} ≤ {_bytes(size)}" for phase, size in by_phase(config).items() if phase != most]
+    others = [f"{phase} {p.most} {_bytes(size)}" for phase, size in by_phase(config).items() if phase != most]
     when = f"; this is {most}, {others[0]}" if others else ""
     beside = _host_rows(config, p.shape, kind)
     listed = f"each of {learners} learners: {_listed(parts)}" if learners > 1 else _listed(parts)
     if not total:
         vllm = _beside_vllm(config, kind, needed)
         card = "" if vllm else f": {_card_for(needed) or _would(remedies(config, need, max(CARDS)))}"
-        said = f"≤ {_bytes(needed)}{vllm}; there is no {device} here to compare with{card}{when}"
+        said = f"{p.most} {_bytes(needed)}{vllm}; there is no {device} here to compare with{card}{when}"
         return [(f"memory {device}", listed), ("", said), *beside]
     rest = ", and vLLM takes the rest" if SHARE in parts and colocation.takes_the_rest(config) else ""
     verdict = f"fits{rest}" if needed <= free else f"does not fit: {_would(remedies(config, need, free))}"
     return [
         (f"memory {device}", listed),
-        ("", f"≤ {_bytes(needed)} of {_bytes(free)} free ({_bytes(total)} in all): {verdict}{when}"),
+        ("", f"{p.most} {_bytes(needed)} of {_bytes(free)} free ({_bytes(total)} in all): {verdict}{when}"),
         *beside,
     ]
 
@@ -285,10 +303,9 @@ def describe(config: Config, *, cold_start_only: bool = False) -> str:
     device, free, total = _device(config.model.device)
     colocation.check_device(config, device)
     setup.refuse_modules(config, config.model)
-    p = plan(config, len(train), len(test), device.partition(":")[0], total)
+    p = plan(config, len(train), len(test), device.partition(":")[0], total, setup.planned_prompt(config, train, test))
     chosen = [COLD_START] if cold_start_only else [*p.phases]
     memory_rows = _memory_rows(config, p, device, free, total, chosen)
-    logged = "" if cold_start_only else f", trajectories ≤ {_bytes(p.trajectories)}"
     rows = [
         ("model", f"{config.model.path}, {_count(p.shape.parameters)} parameters, {config.model.dtype}"),
         ("data", f"{len(train)} problems to train on, {len(test)} held out; {setup.described(config)}"),
@@ -299,7 +316,7 @@ def describe(config: Config, *, cold_start_only: bool = False) -> str:
         ("evaluation", _evaluations(config, p, len(test), cold_start_only)),
         *([] if cold_start_only else _episodes(p)),
         *memory_rows,
-        ("disk", f"checkpoints {config.run.keep} x {_bytes(p.checkpoint)}{logged}"),
+        ("disk", _disk(config, p) + ("" if cold_start_only else _logged(p))),
         *(("not used", line) for line in unused(config)),
         *(("notice", line) for line in notices(config)),
     ]
@@ -331,6 +348,16 @@ def _episodes(p: Plan) -> list[tuple[str, str]]:
         ("episodes", f"{p.episodes:,} in all"),
         ("tokens", f"≤ {_count(p.tokens_a_step)} a step, ≤ {_count(p.tokens)} in all"),
     ]
+
+
+def _disk(config: Config, p: Plan) -> str:
+    base = f", base {_bytes(p.base)}" if p.base else ""
+    # A checkpoint is whole before an old one goes.
+    return f"checkpoints {config.run.keep} + 1 while one is written, {_bytes(p.checkpoint)} each{base}"
+
+
+def _logged(p: Plan) -> str:
+    return f", trajectories {p.most} {_bytes(p.trajectories)}"
 
 
 def _count(n: float) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from solostream import registry
 from solostream.agent.chat_template import Chat, read_template
 from solostream.agent.engine import Engine
@@ -39,7 +41,7 @@ from solostream.training.learner.optimizer.on_host import HostMasters
 from solostream.training.learner.streaming import check_in_parts
 from solostream.training.losses import Loss
 from solostream.training.rollouts.samplers.inner import sampler_of_run
-from solostream.training.run.model import load_model, sampler_model, without_weights
+from solostream.training.run.model import build_tokenizer, load_model, sampler_model, without_weights
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
 
 # layers that an adapter may sit on and still travel alone
@@ -373,6 +375,20 @@ def _longest_prompt(config: Config, tasks: Tasks, tokenizer: Any, chat: Chat) ->
         return max(len(chat.open(messages, env.tools)) for messages in openings)
     finally:
         env.close()
+
+
+def planned_prompt(config: Config, train: Tasks, test: Tasks) -> int | None:
+    """Tokens of the longest opening; None where the tokenizer is not on this machine. Raises UserError."""
+    if config.model.path == "build":
+        tokenizer: Any = build_tokenizer(_corpus(train), config.model.build.vocabulary)
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
+        except (OSError, ValueError, TypeError):
+            return None
+    if tokenizer.chat_template is None and config.model.chat_template is None:
+        return None
+    return _longest_prompt(config, Tasks((*train, *test)), tokenizer, _chat(config, tokenizer, None))
 
 
 def _forms(config: Config, tasks: Tasks) -> list[Task]:
