@@ -33,6 +33,7 @@ CHATML = (
 )
 
 _log = logging.getLogger(__name__)
+_THOUGHTS = {"<think>": "\n</think>\n\n", "[THINK]": "[/THINK]"}  # what opens one, and what closes one without a word
 KEPT = 256  # kinds of conversations whose rendering is remembered
 # If these come out of the template as they went in, it only puts text around contents, and that text can be kept.
 _PROBE = " \n{n}\"<&>\\ '{n}\n "
@@ -125,9 +126,17 @@ class Chat:
         return self._template
 
     @cached_property
+    def thought_opener(self) -> str:
+        """The tag by which the template opens a thought, with the white space behind it; "" where it opens none."""
+        opening = self._render(self._variables, [USER], (), True)
+        written = opening.rstrip()
+        tag = next((tag for tag in _THOUGHTS if written.endswith(tag)), "")
+        return tag and tag + opening[len(written) :]
+
+    @property
     def opens_thought(self) -> bool:
         """Whether the template writes the tag that opens a thought: the policy's turns begin inside."""
-        return bool(self._thought_closer)
+        return bool(self.thought_opener)
 
     @cached_property
     def _answer_head(self) -> str:
@@ -135,19 +144,6 @@ class Chat:
         opening = self._render(self._variables, [USER], (), True)
         whole = self._render(self._variables, [USER, assistant(), USER], (), True)
         return whole[len(opening) :].partition(SPOKEN)[0] if whole.startswith(opening) else ""
-
-    @cached_property
-    def _thought_closer(self) -> str:
-        """What closes the thought that the template opens; "" where it opens none."""
-        opening = self._render(self._variables, [USER], (), True).rstrip()
-        closers = {"<think>": "\n</think>\n\n", "[THINK]": "[/THINK]"}
-        return next((closer for opener, closer in closers.items() if opening.endswith(opener)), "")
-
-    @cached_property
-    def _behind_opener(self) -> str:
-        """White space that the template writes behind the tag that opens a thought."""
-        opening = self._render(self._variables, [USER], (), True)
-        return opening[len(opening.rstrip()) :]
 
     def spoken(self, text: str, *, calls: bool, inside: bool = False) -> str:
         """A turn that somebody else wrote, as a policy would have sampled it behind this template.
@@ -157,10 +153,10 @@ class Chat:
         before an answer. calls: it ends in a call. inside: the turn before left its thought open.
         """
         opens, (start, end) = thought_tag(text) or (True, (len(text), len(text)))
-        if self._thought_closer:
+        if tag := self.thought_opener.rstrip():
             if opens and start < end and not text[:start].strip():
-                return text[end:].removeprefix(self._behind_opener)
-            return self._thought_closer + text if opens and not inside else text
+                return text[end:].removeprefix(self.thought_opener[len(tag) :])
+            return _THOUGHTS[tag] + text if opens and not inside else text
         if not opens and not inside:
             text = text[start:end].replace("/", "") + "\n" + text
         return text if calls or self._headed(text) else self._answer_head + text  # a call writes its own head

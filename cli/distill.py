@@ -16,6 +16,7 @@ from solostream.agent.trajectory_file import read_lines
 from solostream.cli.eval import evaluate
 from solostream.envs.data import is_made, training_split
 from solostream.errors import UserError
+from solostream.evaluation.evaluate import SUMMARY
 from solostream.evaluation.folder import SAMPLES
 from solostream.evaluation.metrics import SOLVED
 from solostream.evaluation.options import EvalOptions
@@ -45,7 +46,8 @@ def distill(
     if not (folder / SAMPLES).is_file():
         return code
     place = traces or folder / "traces.jsonl"
-    kept = list(_kept(folder / SAMPLES, per_problem, tool_only))
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    kept = list(_kept(folder / SAMPLES, per_problem, tool_only, summary["thought_opener"]))
     if not kept:
         raise UserError(f"no sample in {folder} is right: raise -k, take easier --data or a better model")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +67,7 @@ def _of_training(options: EvalOptions) -> EvalOptions:
     return replace(options, split=split)
 
 
-def _kept(path: Path, per_problem: int, tool_only: bool) -> Iterator[dict[str, object]]:
+def _kept(path: Path, per_problem: int, tool_only: bool, opener: str) -> Iterator[dict[str, object]]:
     """A row of messages for each of the shortest right samples of every problem."""
     found: dict[str, dict[str, Trajectory]] = {}
     prompts: dict[str, str] = {}
@@ -82,14 +84,21 @@ def _kept(path: Path, per_problem: int, tool_only: bool) -> Iterator[dict[str, o
         prompts[one.task_id] = line.record["prompt"]
     for task in sorted(found):  # samples come in the order in which they were finished
         for one in sorted(found[task].values(), key=lambda t: t.response_length)[:per_problem]:
-            yield {"task_id": task, "reward": one.reward, "messages": _messages(one, prompts[task])}
+            yield {"task_id": task, "reward": one.reward, "messages": _messages(one, prompts[task], opener)}
 
 
-def _messages(one: Trajectory, prompt: str) -> list[dict[str, str]]:
-    """The conversation as it was: the instructions apart from the problem, calls as the policy wrote them."""
+def _messages(one: Trajectory, prompt: str, opener: str) -> list[dict[str, str]]:
+    """The conversation as it was: the instructions apart from the problem, calls as the policy wrote them.
+
+    opener: what the teacher's template wrote before each turn to open a thought; another template needs to know.
+    """
     system = one.turns[0].text.removesuffix(prompt).strip()
     opening = [{"role": "system", "content": system}] if system else []
-    rest = [{"role": turn.role, "content": turn.text} for turn in one.turns[1:]]
+    rest: list[dict[str, str]] = []
+    for turn in one.turns[1:]:
+        spoken = turn.role == "assistant"
+        message = {"role": turn.role, "content": (opener if spoken else "") + turn.text}
+        rest.append({**message, "reasoning_content": turn.reasoning} if turn.reasoning else message)
     while rest and rest[-1]["role"] != "assistant":  # an observation that nobody answered
         rest.pop()
     return [*opening, {"role": "user", "content": prompt}, *rest]

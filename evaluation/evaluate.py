@@ -51,6 +51,7 @@ class Progress:
     replaced: int = 0  # samples of problems that were edited since
     waiting: int = 0  # requests that wait for a rate limit now
     trouble: str = ""  # of the endpoint, with the last sample that it did not answer
+    thought_opener: str = ""  # of the player
     k: int = 1  # samples a problem: asked for, or on disk where these are more
     started: float = field(default_factory=time.monotonic)
 
@@ -96,6 +97,7 @@ async def evaluate(options: EvalOptions, report: Callable[[Progress], None] = la
             player = await open_player(options, waits)
             try:
                 progress.started = time.monotonic()
+                progress.thought_opener = player.thought_opener
                 report(progress)
                 await _play(folder, player, lambda: make(player.tokenizer), missing, options, progress, report)
             finally:
@@ -203,6 +205,7 @@ def _write_summary(folder: Path, options: EvalOptions, progress: Progress) -> di
         "expected": progress.total,
         "infra": progress.infra,
         "trouble": progress.trouble,
+        "thought_opener": progress.thought_opener,
         "damaged": progress.damaged,
         "replaced": progress.replaced,
         "wall_s": wall_s,

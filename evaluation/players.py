@@ -30,10 +30,11 @@ FAILURES = 8  # samples in a row that an endpoint does not answer, before the ev
 
 class Player(Protocol):
     """tokenizer: of its environments; None: they count tokens approximately. waiting: requests that wait for a rate
-    limit. trouble: why the last sample that came to nothing did, else "".
+    limit. trouble: why the last sample that came to nothing did, else "". thought_opener: see `Chat`.
     """
 
     tokenizer: Any
+    thought_opener: str
 
     @property
     def waiting(self) -> int:
@@ -82,7 +83,7 @@ class EnginePlayer:
 
     def __init__(self, engine: Engine, chat: Chat, preset: SamplingPreset, seed: int, strategy: Any = rollout) -> None:
         """strategy: what plays an episode (see `agent.rollout.rollout`)."""
-        self.tokenizer = chat.tokenizer
+        self.tokenizer, self.thought_opener = chat.tokenizer, chat.thought_opener
         self._engine, self._chat, self._seed, self._strategy = engine, chat, seed, strategy
         self._max_tokens = min(preset.max_tokens, getattr(engine, "max_len", preset.max_tokens))
         self._sampling = preset.turn(self._max_tokens)
@@ -110,7 +111,7 @@ class EnginePlayer:
 class EndpointPlayer:
     """Plays one sample. One that the endpoint does not answer ends itself alone; many in a row end the evaluation."""
 
-    tokenizer = None
+    tokenizer, thought_opener = None, ""
 
     def __init__(
         self, endpoint: ChatEndpoint, parameters: Parameters, max_tokens: int | None, seed: int | None

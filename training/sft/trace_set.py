@@ -205,7 +205,8 @@ def render(trace: Trace, chat: Chat, env: ToolEnv) -> MaskedTokens:
         spoken = encode(chat.tokenizer, text)
         if control := chat.control(spoken):
             raise BadTrace(f"{control} within what the assistant says, where it would end or begin anew: take it out")
-        if env.parallel_calls or reader.stop is None:
+        stopped = reader.stop is not None and text.endswith(env.stops)  # by the engine; else the policy ends its turn
+        if not stopped:
             spoken.append(chat.stop_token_ids[0])
         inside = reader.finish().inside
         if "weight" in message:  # a turn that is only read
