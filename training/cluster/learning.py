@@ -22,7 +22,7 @@ from solostream.training.learner.device import describe, sampler_dtype
 from solostream.training.learner.learner import Learner
 from solostream.training.learner.packing import MaskedTokens
 from solostream.training.losses import Loss
-from solostream.training.run import setup
+from solostream.training.run import checkpoint
 from solostream.training.run.setup import Components
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ class Learning:
     def write_base(self, base: Path) -> None:
         """The weights under the adapters, once a run and where they are new; then everybody has those."""
         write = self.ranks.write_model if self.ranks else self._parts.model.save_pretrained
-        setup.write_base(base, self._folder, self._parts, write)
+        checkpoint.write_base(base, self._folder, self._parts.tokenizer, write)
         if self.ranks is not None:  # what the cold start has shared out takes no adapters any more
             self.ranks.load_model(self._model(base), only_adapters(self._config))
 

@@ -26,6 +26,7 @@ from solostream.envs.data import Tasks
 from solostream.envs.few_shot import fingerprint
 from solostream.errors import UserError
 from solostream.training.config import Config
+from solostream.training.config.memory import only_adapters
 
 MANIFEST = "manifest.json"
 
@@ -180,3 +181,25 @@ def _replace(draft: Path, place: Path) -> None:
         os.rename(place, aside)
     os.rename(draft, place)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def untouched(config: Config) -> bool:
+    """Whether the weights under the adapters are those that lie where `model.path` says."""
+    return only_adapters(config) and config.model.path != "build"
+
+
+def base_of(config: Config, folder: Path) -> Path | None:
+    """Where the weights under the adapters lie while the run `folder` reinforces; None where all are trained."""
+    if config.learner.lora is None:
+        return None
+    return Path(config.model.path) if untouched(config) else folder / "base"
+
+
+def write_base(base: Path, folder: Path, tokenizer: Any, write: Callable[[Path], None]) -> None:
+    """Once a run, where they are new: built, or of a cold start. write: the model, into a folder."""
+    if base.parent == folder and not base.exists():
+        draft = base.with_name(".draft-base")
+        with writing(folder):
+            write(draft)
+            tokenizer.save_pretrained(draft)
+        draft.rename(base)

@@ -33,7 +33,7 @@ from solostream.training.advantages.base import Advantage
 from solostream.training.cluster.rank_sharding import refuse_unshardable
 from solostream.training.config import Config, ModelConfig, colocation
 from solostream.training.config.dry_run import exceeds, refuse_too_large, shared_device
-from solostream.training.config.memory import learners, offloads, only_adapters, small_base
+from solostream.training.config.memory import learners, offloads, small_base
 from solostream.training.learner.device import compute_dtype, device_of, sampler_dtype
 from solostream.training.learner.lora import wrap
 from solostream.training.learner.optimizer import low_memory
@@ -41,6 +41,7 @@ from solostream.training.learner.optimizer.on_host import HostMasters
 from solostream.training.learner.streaming import check_in_parts
 from solostream.training.losses import Loss
 from solostream.training.rollouts.samplers.inner import sampler_of_run
+from solostream.training.run import checkpoint
 from solostream.training.run.model import build_tokenizer, load_model, sampler_model, without_weights
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
 
@@ -123,28 +124,6 @@ def _refuse_too_long(config: Config, model: Any, prompt: int) -> None:
             f"env.episode_tokens = {config.env.episode_tokens} and a prompt of {prompt} tokens exceed the model's "
             f"context of {context}: lower episode_tokens to {max(context - prompt, 0)} or less"
         )
-
-
-def untouched(config: Config) -> bool:
-    """Whether the weights under the adapters are those that lie where `model.path` says."""
-    return only_adapters(config) and config.model.path != "build"
-
-
-def base_of(config: Config, folder: Path) -> Path | None:
-    """Where the weights under the adapters lie while the run `folder` reinforces; None where all are trained."""
-    if config.learner.lora is None:
-        return None
-    return Path(config.model.path) if untouched(config) else folder / "base"
-
-
-def write_base(base: Path, folder: Path, parts: Components, write: Callable[[Path], None]) -> None:
-    """Once a run, where they are new: built, or of a cold start. write: the model, into a folder."""
-    if base.parent == folder and not base.exists():
-        draft = base.with_name(".draft-base")
-        with writing(folder):
-            write(draft)
-            parts.tokenizer.save_pretrained(draft)
-        draft.rename(base)
 
 
 def _chat(config: Config, tokenizer: Any, source: Path | None) -> Chat:
@@ -308,7 +287,7 @@ def rank_to_send(config: Config) -> int:
     whole weights.
     """
     lora, targets = config.learner.lora, config.learner.lora and config.learner.lora.targets
-    if lora is None or not untouched(config) or config.model.dtype == "4bit":
+    if lora is None or not checkpoint.untouched(config) or config.model.dtype == "4bit":
         return 0
     known = targets == "all-linear" or (not isinstance(targets, str) and set(targets or ()) <= PROJECTIONS)
     return lora.rank if known and lora.rank <= LARGEST_RANK and not config.cluster.used else 0

@@ -112,8 +112,8 @@ class Trainer:
             train, test = setup.problems(config, view.say)
             if self.saved is not None:
                 checkpoint.refuse_other_problems(config, train, test, self.saved)
-            self.base = setup.base_of(config, folder)
-            under = self.base if plain.get("phase") == "rl" or (source and setup.untouched(config)) else None
+            self.base = checkpoint.base_of(config, folder)
+            under = self.base if plain.get("phase") == "rl" or (source and checkpoint.untouched(config)) else None
             refuse_bad(config, test)
             self.parts = setup.build(config, train, test, of_cold_start, source, under, view.say)
             self.traces = TraceSet(config, self.parts, view.say) if config.cold_start.data else None
