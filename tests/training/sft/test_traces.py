@@ -383,6 +383,8 @@ async def test_a_trace_that_the_sandbox_contradicts_is_found(tmp_path: Path) -> 
     search = {"id": "s", "type": "function", "function": {"name": "search", "arguments": '{"query": "x"}'}}
     looked_up = [{"role": "assistant", "content": None, "tool_calls": [search]},
                  {"role": "tool", "tool_call_id": "s", "content": "42"}]  # fmt: skip
+    unread = [{"role": "assistant", "content": "<tool_call>\n{python\n</tool_call>"},
+              {"role": "tool", "content": "Error: this call could not be read: not JSON."}]  # fmt: skip
     traces, bad = read(
         tmp_path,
         row(("x = 5\nprint(x)", "5"), ("x * 9", "45\n")),  # state lasts; white space at the ends does not count
@@ -394,6 +396,7 @@ async def test_a_trace_that_the_sandbox_contradicts_is_found(tmp_path: Path) -> 
         row(("y", "NameError: name 'y' is not defined")),
         {"messages": [USER, {"role": "assistant", "content": "no code at all"}]},
         {"messages": [USER, *looked_up, {"role": "assistant", "content": END}]},
+        {"messages": [USER, *unread, *TOLD[1:], {"role": "assistant", "content": END}]},
         syntax=("hermes",),
     )
     assert not bad
@@ -402,6 +405,6 @@ async def test_a_trace_that_the_sandbox_contradicts_is_found(tmp_path: Path) -> 
         limit = asyncio.Semaphore(3)
         found = [await _contradiction(trace, sandbox, 5.0, limit) for trace in traces]
         other = "the sandbox gives another output"
-        assert found == ["", other, "", other, "", "", "a call of 'search', which is not replayed"]
+        assert found == ["", other, "", other, "", "", "a call of 'search', which is not replayed", ""]
     finally:
         await sandbox.close()
