@@ -26,7 +26,7 @@ def test_the_plan_of_sft_is_of_what_it_does() -> None:
     said = "5 times 20 episodes, and 5 without the tool; every 11 steps of the cold start 20 more"
     assert whole["evaluation"] == said
     assert "trajectories" in whole["disk"]
-    assert sft["disk"] == whole["disk"].partition(",")[0]
+    assert sft["disk"] == whole["disk"].partition(", trajectories")[0]
 
 
 @pytest.mark.parametrize(
