@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 # of half a million parameters needs.
 BUILT: dict[str, Any] = {"lr": 5e-4}
 PRETRAINED: dict[str, Any] = {"lr": 1e-6}
-DEMONSTRATIONS: dict[str, Any] = {"optimizer": "muon", "lr": 2e-3}
-TRACES: dict[str, Any] = {"lr": 1e-4}  # also demonstrations to a pretrained model
+IMITATED_BY_BUILT: dict[str, Any] = {"optimizer": "muon", "lr": 2e-3}  # in a cold start
+IMITATED: dict[str, Any] = {"lr": 1e-4}
 
 Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum"]
 
@@ -67,7 +67,7 @@ class LearnerConfig(Section):
     """One optimizer and one loss.
 
     The defaults of `optimizer` and `lr` follow from what is learnt. A built model is reinforced at 5e-4, a pretrained
-    one at 1e-6. A cold start has AdamW at 1e-4; on demonstrations of a built model Muon, at 0.02, with AdamW at 2e-3.
+    one at 1e-6. A cold start has AdamW at 1e-4; of a built model Muon, at 0.02, with AdamW at 2e-3.
 
     The loss is SPO's (arXiv 2509.13232, Eq. 10). The optimizer's defaults are the project's own: betas (.9, .95), no
     weight decay, one step a batch; the authors' are (.9, .999), .01 and eight (`recipes/qwen3-8b-spo.toml` has them).
@@ -153,15 +153,14 @@ class LearnerConfig(Section):
 def with_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The sections `tree`, each learner with the defaults of its place under its own keys.
 
-    They follow from what is learnt (a built or a pretrained model, demonstrations or traces), not from which other keys
-    a section has: one key changes that key alone.
+    They follow from the model, built or pretrained, not from which other keys a section has: one key changes that key
+    alone.
     """
     cold, model = _given(tree.get("cold_start", {})), _given(tree.get("model", {}))
     built = not isinstance(model, Mapping) or model.get("path", "build") == "build"
     found = {**tree, "learner": _over(BUILT if built else PRETRAINED, tree.get("learner", {}))}
     if isinstance(cold, Mapping):
-        pretrained = cold.get("data") is not None or (cold.get("phases") and not built)
-        learner = _over(TRACES if pretrained else DEMONSTRATIONS, cold.get("learner", {}))
+        learner = _over(IMITATED_BY_BUILT if built else IMITATED, cold.get("learner", {}))
         found["cold_start"] = {**cold, "learner": learner}
     return found
 

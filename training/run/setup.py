@@ -86,11 +86,11 @@ def build(
     where = config.model.model_copy(update={"path": str(found)}) if found else config.model
     device = device_of(config.model.device)
     colocation.check_device(config, str(device))
+    refuse_modules(config, where)
     if config.cluster.learners == 1:  # the plan of memory knows one device
         refuse_too_large(config, str(device))
         if said := exceeds(config, str(device)):
             say(said)
-    refuse_modules(config, where)
     offload = offloads(config, device.type)
     model, tokenizer = load_model(
         where,

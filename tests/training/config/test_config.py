@@ -148,8 +148,8 @@ def test_set_without_a_value_is_refused() -> None:
 PHASES = {"phases": [{"steps": 3, "mix": {"early": 1.0}}]}
 PLACES = {  # sections -> (optimizer, lr) of the cold start, lr of reinforcement
     "built": ({"cold_start": PHASES}, ("muon", 2e-3), 5e-4),
-    "built, traces": ({"cold_start": {"data": "a.jsonl"}}, ("adamw", 1e-4), 5e-4),
-    "pretrained": ({"model": {"path": "a/b"}}, ("muon", 2e-3), 1e-6),  # no cold start: nothing reads it
+    "built, traces": ({"cold_start": {"data": "a.jsonl"}}, ("muon", 2e-3), 5e-4),
+    "pretrained": ({"model": {"path": "a/b"}}, ("adamw", 1e-4), 1e-6),
     "pretrained, traces": ({"model": {"path": "a/b"}, "cold_start": {"data": "a.jsonl"}}, ("adamw", 1e-4), 1e-6),
     "pretrained, demonstrations": ({"model": {"path": "a/b"}, "cold_start": PHASES}, ("adamw", 1e-4), 1e-6),
 }

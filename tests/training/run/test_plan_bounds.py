@@ -38,8 +38,8 @@ def test_the_longest_prompt_is_that_of_the_run(few_shot: int, problems: Path, tm
     config = of(tmp_path / "model", problems, few_shot)
     train, test = setup.problems(config, lambda _: None)
     tokens = setup.planned_prompt(config, train, test)
-    # The run tells its longest prompt where the two together are more than the model can read.
-    long = config.model_copy(update={"env": config.env.model_copy(update={"episode_tokens": 10**6})})
+    # The run tells its longest prompt where the two together are more than the 512 tokens that the model can read.
+    long = config.model_copy(update={"env": config.env.model_copy(update={"episode_tokens": 511})})
     with pytest.raises(UserError, match=f"and a prompt of {tokens} tokens exceed the model's context"):
         setup.build(long, train, test, [])
     assert tokens is not None
