@@ -22,9 +22,9 @@ from solostream.training.config.memory import (
     named_share,
     of_phases,
     offloads,
-    only_adapters,
     optimizer_bytes,
     peak,
+    untouched,
 )
 from solostream.training.config.memory.remedies import remedies
 from solostream.training.config.memory.room import available
@@ -83,7 +83,7 @@ def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int 
     master = 2 if c.masters == "bfloat16" else 4
     reference = master * trained if c.kl_coef else 0
     phases = of_phases(config, shape, in_flight(config), _context(config, prompt), device, total)
-    own_base = c.lora and (config.model.path == "build" or not only_adapters(config))
+    own_base = c.lora and not untouched(config)
     return Plan(
         shape=shape,
         in_flight=in_flight(config),

@@ -26,7 +26,7 @@ from solostream.envs.data import Tasks
 from solostream.envs.few_shot import fingerprint
 from solostream.errors import UserError
 from solostream.training.config import Config
-from solostream.training.config.memory import only_adapters
+from solostream.training.config.memory import untouched
 
 MANIFEST = "manifest.json"
 
@@ -181,11 +181,6 @@ def _replace(draft: Path, place: Path) -> None:
         os.rename(place, aside)
     os.rename(draft, place)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def untouched(config: Config) -> bool:
-    """Whether the weights under the adapters are those that lie where `model.path` says."""
-    return only_adapters(config) and config.model.path != "build"
 
 
 def base_of(config: Config, folder: Path) -> Path | None:

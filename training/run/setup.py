@@ -33,7 +33,7 @@ from solostream.training.advantages.base import Advantage
 from solostream.training.cluster.rank_sharding import refuse_unshardable
 from solostream.training.config import Config, ModelConfig, colocation
 from solostream.training.config.dry_run import exceeds, refuse_too_large, shared_device
-from solostream.training.config.memory import learners, offloads, small_base
+from solostream.training.config.memory import learners, offloads, small_base, untouched
 from solostream.training.learner.device import compute_dtype, device_of, sampler_dtype
 from solostream.training.learner.lora import wrap
 from solostream.training.learner.optimizer import low_memory
@@ -41,7 +41,6 @@ from solostream.training.learner.optimizer.on_host import HostMasters
 from solostream.training.learner.streaming import check_in_parts
 from solostream.training.losses import Loss
 from solostream.training.rollouts.samplers.inner import sampler_of_run
-from solostream.training.run import checkpoint
 from solostream.training.run.model import build_tokenizer, load_model, sampler_model, without_weights
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
 
@@ -287,7 +286,7 @@ def rank_to_send(config: Config) -> int:
     whole weights.
     """
     lora, targets = config.learner.lora, config.learner.lora and config.learner.lora.targets
-    if lora is None or not checkpoint.untouched(config) or config.model.dtype == "4bit":
+    if lora is None or not untouched(config) or config.model.dtype == "4bit":
         return 0
     known = targets == "all-linear" or (not isinstance(targets, str) and set(targets or ()) <= PROJECTIONS)
     return lora.rank if known and lora.rank <= LARGEST_RANK and not config.cluster.used else 0

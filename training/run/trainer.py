@@ -32,7 +32,7 @@ from solostream.training.cluster import crew
 from solostream.training.cluster.learning import Learning, Learns, sft_loss, sft_step
 from solostream.training.cluster.rank_worker import RankLost
 from solostream.training.config import Config
-from solostream.training.config.memory import learners, only_adapters
+from solostream.training.config.memory import learners, only_adapters, untouched
 from solostream.training.config.unused import notices, unused
 from solostream.training.losses import Loss
 from solostream.training.observers import RunTracker
@@ -113,7 +113,7 @@ class Trainer:
             if self.saved is not None:
                 checkpoint.refuse_other_problems(config, train, test, self.saved)
             self.base = checkpoint.base_of(config, folder)
-            under = self.base if plain.get("phase") == "rl" or (source and checkpoint.untouched(config)) else None
+            under = self.base if plain.get("phase") == "rl" or (source and untouched(config)) else None
             refuse_bad(config, test)
             self.parts = setup.build(config, train, test, of_cold_start, source, under, view.say)
             self.traces = TraceSet(config, self.parts, view.say) if config.cold_start.data else None

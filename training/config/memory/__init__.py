@@ -123,6 +123,11 @@ def only_adapters(config: Config) -> bool:
     return config.learner.lora is not None and not (config.cold_start.phases or config.cold_start.data)
 
 
+def untouched(config: Config) -> bool:
+    """Whether the weights under the adapters are those that lie where `model.path` says."""
+    return only_adapters(config) and config.model.path != "build"
+
+
 def small_base(config: Config) -> bool:
     """Whether the weights under adapters stay in `model.dtype`: no phase trains them.
 
