@@ -34,9 +34,20 @@ class DirectAnswer:
 
     def __init__(self, engine: Engine, opening: Sequence[int]) -> None:
         self.version, self._engine, self.opening = engine.version, engine, list(opening)
+        self._open: dict[str | None, list[int]] = {}  # episode -> its context where the last part of a turn ended
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        """The engine's turn behind the given opening, whose tokens count as the policy's with log-probability 0."""
+        """The engine's turn behind the given opening, whose tokens count as the policy's with log-probability 0.
+
+        What goes on where the episode's last part ended (an engine may give up in the middle) is not opened again.
+        """
+        prompt = list(prompt_ids)
+        goes_on = prompt == self._open.get(sampling.key)
+        part = await (self._engine.generate(prompt, sampling) if goes_on else self._begun(prompt, sampling))
+        self._open[sampling.key] = prompt + part.token_ids
+        return part
+
+    async def _begun(self, prompt_ids: list[int], sampling: Sampling) -> Generation:
         n = len(self.opening)
         left = sampling.max_tokens - n
         if left < 1:  # the opening is cut where the turn's room ends
@@ -49,6 +60,7 @@ class DirectAnswer:
 
     async def release(self, key: str) -> None:
         """As the engine's."""
+        self._open.pop(key, None)
         await self._engine.release(key)
 
     async def load_weights(self, weights: Weights, version: int) -> None:
