@@ -3,8 +3,8 @@
     python benchmarks/gpu.py [--sizes 0.5 1.5] [--parts learner engine …] [--quick] [--device cuda]
 
 settings: the packed update, compiled, with micro-batches and chunks of several sizes. profile: where its time goes.
-attention: the kernels for sequences of any length that this torch has, alone. learner: packed against padded. engine:
-what the hf engine samples, with CUDA graphs and without. memory: the plan of `--dry-run` against the peak.
+attention: the kernels for sequences of any length that this torch has, alone. learner: packed against padded, as TRL
+pads too. engine: the hf engine, with CUDA graphs and without. memory: the plan of `--dry-run` against the peak.
 
 Random weights in the shapes of Qwen3-0.6B and Qwen3-1.7B with a small vocabulary tied to the head, so that "0.5 B" is
 0.5 billion parameters of matrix products. Batches are skewed as responses are: log-normal lengths, median 512 tokens.
@@ -83,16 +83,16 @@ def advantages(batch: Batch) -> Advantages:
     return Advantages(per_token(values.tolist(), batch))
 
 
-def padded_update(policy: Any, batch: list[Trajectory], order: list[int], keep: int) -> Callable[[], None]:
-    """A plain padded loop in bfloat16 autocast: micro-batches of `keep` sequences, each to its own longest."""
+def padded_update(policy: Any, batch: list[Trajectory], order: list[int], as_trl: bool = False) -> Callable[[], None]:
+    """A plain padded loop in bfloat16 autocast: micro-batches to their own longest or, as TRL pads, to the batch's."""
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-9, fused=True)
     total, device = sum(t.n_action_tokens for t in batch), policy.device
 
     def update() -> None:
         optimizer.zero_grad()
-        for start in range(0, len(order), keep):
-            part = [batch[i] for i in order[start : start + keep]]
-            width = max(len(t) for t in part)
+        for start in range(0, len(order), MICRO):
+            part = [batch[i] for i in order[start : start + MICRO]]
+            width = max(len(t) for t in (batch if as_trl else part))
             ids, mask = torch.zeros(len(part), width, dtype=torch.int64), torch.zeros(len(part), width)
             for row, t in enumerate(part):
                 ids[row, : len(t)], mask[row, PROMPT : len(t)] = torch.from_numpy(t.token_ids).long(), 1
@@ -134,8 +134,9 @@ def learner_part(size: str, device: str, quick: bool) -> Iterator[dict[str, Any]
     row |= {"compiled tokens/s": round(tokens / fused), "compiled mfu": more["mfu"]}
     row |= {"compiled peak GiB": more.get("peak GiB"), "packed / compiled": round(packed / fused, 2)}
     plain, by_length = list(range(len(batch))), sorted(range(len(batch)), key=lambda i: len(batch[i]))
-    for name, order in (("padded", plain), ("padded, sorted", by_length)):
-        spent = clock(padded_update(model(size, device), batch, order, MICRO), rounds, device)
+    for name, order in (("padded", plain), ("padded, sorted", by_length), ("padded as TRL", plain)):
+        update = padded_update(model(size, device), batch, order, name == "padded as TRL")
+        spent = clock(update, rounds, device)
         row |= {f"{name} tokens/s": round(tokens / spent), f"packed / {name}": round(spent / packed, 2)}
     yield row
 
