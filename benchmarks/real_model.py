@@ -123,7 +123,7 @@ def _settings(args: argparse.Namespace, model: str, seed: int) -> list[str]:
         settings |= {
             f"{place}.{key}": value for place in ("learner", "cold_start.learner") for key, value in adapters.items()
         }
-        settings["cold_start.learner.lr"] = 5e-4
+        settings |= {"cold_start.learner.lr": 5e-4, "cold_start.steps": 24}  # 8 leave a loss of .07, all weights .001
     if args.quick:
         settings |= {"run.steps": 4, "rollout.batch": 16, "data.train": 96}
     if args.steps:
