@@ -214,7 +214,7 @@ def _show_methods(args: argparse.Namespace, seed: int) -> None:
 
 def _show_all(seeds: Sequence[dict[str, Any]]) -> None:
     """Mean accuracies over the seeds, and half of their 95 % t interval."""
-    print(f"\n| {len(seeds)} seeds | six kinds | two never shown | GSM-symbolic |\n|---|---|---|---|")
+    print(f"\n| seeds: {len(seeds)} | six kinds | two never shown | GSM-symbolic |\n|---|---|---|---|")
     for stage in seeds[0]:
         means = [said([one[stage][part]["avg"]["mean"] for one in seeds], ".1%") for part in ("six", "two", "gsm")]
         print(f"| {stage} | {' | '.join(means)} |", flush=True)
