@@ -53,21 +53,24 @@ class Variant:
     settings: tuple[str, ...] = ()
 
 
-ASPO = ('algorithm.stages=["aspo"]', 'algorithm.aspo.eligible="code"', 'algorithm.aspo.compare="batch"')
+PRIORITIZED = "algorithm.sampler=prioritized"  # the recipe draws uniformly
+ASPO = (PRIORITIZED, 'algorithm.stages=["aspo"]', 'algorithm.aspo.eligible="code"', 'algorithm.aspo.compare="batch"')
 VARIANTS = {
-    "spo": Variant("SPO"),
+    "spo": Variant("SPO", (PRIORITIZED,)),
     "grpo": Variant("GRPO, G = 8", ("algorithm.advantage=grpo", "algorithm.group_size=8")),
     "batch-mean": Variant("batch mean (SPO's v = 0)", ("algorithm.advantage=reinforce_pp",)),
     "no-baseline": Variant("no baseline (A = r)", ("algorithm.advantage=none",)),
-    "no-start": Variant("SPO, no offline start", ("algorithm.tracker.start_samples=0",)),
+    "no-start": Variant("SPO, no offline start", (PRIORITIZED, "algorithm.tracker.start_samples=0")),
     "uniform": Variant("SPO, uniform sampling", ("algorithm.sampler=uniform",)),
     "constant-rho": Variant(
-        "SPO, constant ρ = 0.9", ("algorithm.tracker.rho_min=0.9", "algorithm.tracker.rho_max=0.9")
+        "SPO, constant ρ = 0.9", (PRIORITIZED, "algorithm.tracker.rho_min=0.9", "algorithm.tracker.rho_max=0.9")
     ),
-    "trajectory": Variant("SPO, trajectory measure", ("algorithm.spo.measure=trajectory",)),
+    "trajectory": Variant("SPO, trajectory measure", (PRIORITIZED, "algorithm.spo.measure=trajectory")),
     "aspo": Variant("SPO + ASPO (−2, 0.7)", (*ASPO, "algorithm.aspo.delta=-2.0", "algorithm.aspo.k=0.7")),
     "aspo-aggressive": Variant("SPO + ASPO (−2.5, 0.9)", (*ASPO, "algorithm.aspo.delta=-2.5", "algorithm.aspo.k=0.9")),
-    "reward-shaping": Variant("SPO + bounded shaping (−2, 0.7)", ("algorithm.advantage=reproduction:RewardShaping",)),
+    "reward-shaping": Variant(
+        "SPO + bounded shaping (−2, 0.7)", (PRIORITIZED, "algorithm.advantage=reproduction:RewardShaping")
+    ),
 }
 # Whose batches show the sign of correct answers, under which (δ, k).
 SIGNS = {"spo": (-2.0, 0.7), "aspo": (-2.0, 0.7), "aspo-aggressive": (-2.5, 0.9), "reward-shaping": (-2.0, 0.7)}

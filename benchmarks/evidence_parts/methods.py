@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GROUPED = ("algorithm.group_size=8",)
-SPO = ("algorithm.advantage=spo",)
+SPO = ("algorithm.advantage=spo", "algorithm.sampler=prioritized")  # the recipe that runs begin from draws uniformly
 # What the product recommends in place of the published settings; every line has an ablation below.
 OURS = {
     "measure": 'algorithm.spo.measure="energy"',

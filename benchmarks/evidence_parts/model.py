@@ -21,7 +21,7 @@ from solostream.training import config
 from solostream.training.run import checkpoint, metric_logger
 
 from .cells import Cells
-from .methods import METHODS, PROTOCOL, ours
+from .methods import METHODS, PROTOCOL, SPO, ours
 from .statistics import area
 from .table_run import no_signal
 from .tuning import best_rate
@@ -32,7 +32,7 @@ PASS = 8  # samples of a held-out problem, for pass@k
 ASPO = ('algorithm.stages=["aspo"]', "algorithm.aspo.delta=-2.0", "algorithm.aspo.k=0.7")
 SHAPING = "algorithm.advantage=evidence_parts.shaping:PaperShaping"
 # what the quickstart learnt with before this protocol spoke
-SHIPPED = ("algorithm.advantage=spo", "algorithm.tracker.start_samples=1", 'algorithm.spo.measure="token"')
+SHIPPED = (*SPO, "algorithm.tracker.start_samples=1", 'algorithm.spo.measure="token"')
 MODEL_METHODS: dict[str, Sequence[str]] = {
     **{
         name: METHODS[name].settings
