@@ -32,7 +32,7 @@ from solostream.training.run import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import smollm2
-from evidence_parts.methods import METHODS, PROTOCOL
+from evidence_parts.methods import METHODS, PLAIN
 from evidence_parts.statistics import said
 
 KINDS = ("chain_sum", "gcd", "products", "count_bits", "lcm", "decimal_chain_sum")  # four of them are in the traces
@@ -87,20 +87,20 @@ def _stages(args: argparse.Namespace, model: str, seed: int) -> Iterator[tuple[s
         _solostream("sft", "smollm2-135m-cpu", "--name", name, *_settings(args, model, seed))
     cold = str(checkpoint.complete(run / "checkpoints")[0])
     yield COLD, _evaluate(args, cold, seed, run / "cold")
-    yield LEARNT, _trained(args, run, ["train", str(run), "--resume"], seed)
+    yield LEARNT, _trained(args, run, seed)
     for method in args.methods:
         other = args.out / f"{name}-{method}"
-        settings = ["cold_start={}", *PROTOCOL[:-1], *METHODS[method].settings]  # as asynchronous as the recipe
+        settings = ["cold_start={}", *PLAIN, *METHODS[method].settings]  # as asynchronous as the recipe
         words = [word for setting in settings for word in ("--set", setting)]
         begin = ["train", "smollm2-135m-cpu", "--name", other.name, *_settings(args, cold, seed), *words]
-        yield f"after {METHODS[method].title}", _trained(args, other, begin, seed)
+        yield f"after {METHODS[method].title}", _trained(args, other, seed, begin)
 
 
 def _name(args: argparse.Namespace, seed: int) -> str:
     return f"{'lora' if args.lora else 'full'}-{args.engine}-{seed}"
 
 
-def _trained(args: argparse.Namespace, run: Path, begin: list[str], seed: int) -> dict[str, Any]:
+def _trained(args: argparse.Namespace, run: Path, seed: int, begin: Sequence[str] = ()) -> dict[str, Any]:
     if not (run / "summary.json").exists():
         _solostream(*(["train", str(run), "--resume"] if (run / "config.toml").exists() else begin))
     return _evaluate(args, str(checkpoint.complete(run / "checkpoints")[-1]), seed, run / "learnt")

@@ -81,9 +81,5 @@ METHODS = {
     ),
 }
 # what every method is on top of: the published settings, whatever the recipe that runs begin from recommends
-PROTOCOL = (
-    "algorithm.stages=[]",
-    'algorithm.spo={measure = "token"}',
-    "algorithm.tracker={start_samples = 1}",
-    'rollout.mode="sync"',
-)
+PLAIN = ("algorithm.stages=[]", 'algorithm.spo={measure = "token"}', "algorithm.tracker={start_samples = 1}")
+PROTOCOL = (*PLAIN, 'rollout.mode="sync"')
