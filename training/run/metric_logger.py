@@ -50,6 +50,10 @@ class MetricLogger:
         for row in self.rows:
             self._show(row)
 
+    def holds(self, phase: str, step: int) -> bool:
+        """Whether a row of `phase` was logged at `step`."""
+        return any((row["phase"], row["step"]) == (phase, step) for row in self.rows)
+
     def log(self, phase: str, step: int, metrics: Mapping[str, Value]) -> None:
         """`metrics` maps `group/name` to a number; None (nothing to average) and non-finite numbers become null."""
         clean = {k: v if v is None or math.isfinite(v) else None for k, v in metrics.items()}

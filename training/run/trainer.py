@@ -178,7 +178,8 @@ class Trainer:
         await self.thread.run(self.learning.open, (self.base if reinforced else None) or self.source)
         async with self.cores.alone():
             learner = await self._cold_start()
-        await self._evaluate_before(learner)
+        if self.before is None:
+            self.before = await self._evaluate("before", 0, learner)
         if cold_start_only:
             await self._save(learner)
             if self.before is not None:
@@ -255,14 +256,10 @@ class Trainer:
             measured["held_out_accuracy"] = found.accuracy
         return measured
 
-    async def _evaluate_before(self, learner: Learns) -> None:
-        if self.before is None:
-            self.before = await self._evaluate("before", 0, learner)
-
-    async def _evaluate(self, title: str, step: int, learner: Learns | None = None) -> Scores:
-        """`learner`: saved when the person interrupts; None where a checkpoint has everything already."""
+    async def _evaluate(self, title: str, step: int, *state: Any) -> Scores:
+        """state: what `_save` is given when the person interrupts; none where a checkpoint has everything already."""
         with self.clock.phase("evaluation"), self.view.stage(title, self.held_out.total) as stage:
-            found, rewards = await self._interruptible(self.held_out.scores(stage.advance), learner)
+            found, rewards = await self._interruptible(self.held_out.scores(stage.advance), *state)
         self.logger.log_problems(step, rewards)
         self.logger.log("eval", step, asdict(found))
         return found
@@ -299,6 +296,9 @@ class Trainer:
             observers.tell(self._callbacks, "on_start", rl.step)
             with self.clock.phase("reinforcement"), self.view.stage("learning", config.run.steps, rl.step) as stage:
                 while rl.step < config.run.steps and not self._enough:
+                    due = rl.step > 0 < config.eval.every and rl.step % config.eval.every == 0
+                    if due and not self.logger.holds("eval", rl.step):  # a kill may have come between save and score
+                        await self._evaluate(f"step {rl.step}", rl.step, learner, rl, log)
                     await self._step(rl, learner, log, stage)
             return await self._report(rl)
         finally:
@@ -333,8 +333,6 @@ class Trainer:
             await self._save(learner, rl, log)
         if self.interrupt.asked and not last:
             raise Interrupted
-        if self.config.eval.every and not last and not self._enough and rl.step % self.config.eval.every == 0:
-            await self._evaluate(f"step {rl.step}", rl.step)
 
     async def _report(self, rl: Reinforcement) -> Summary:
         assert self.before is not None
@@ -382,18 +380,20 @@ class Trainer:
     async def _send_weights(self, learner: Learns, version: int) -> None:
         await self.policy.load_weights(await self.thread.run(learner.weights), version)
 
-    async def _interruptible(self, work: Coroutine[Any, Any, T], learner: Learns | None = None) -> T:
-        """`work` has no state worth keeping: an interruption ends it, and saves the cold start's where there is one."""
+    async def _interruptible(self, work: Coroutine[Any, Any, T], *state: Any) -> T:
+        """`work` has no state worth keeping: an interruption ends it, and saves `state` where there is one."""
         try:
             async with self.cores.alone():
                 return await self.interrupt.race(work)
         except Interrupted:
-            if learner is not None:
-                await self._save(learner)
+            if state:
+                await self._save(*state)
             raise
 
     def _is_behind(self, row: Mapping[str, Any]) -> bool:
         """Whether a row of metrics is part of what the checkpoint has done."""
         if row["phase"] == "cold_start":
             return bool(row["step"] <= self.cold_step)
-        return self.before is not None and self.saved is not None and row["step"] <= self.saved.step
+        done = self.saved.step if self.before is not None and self.saved is not None else -1
+        told_again = row["phase"] == "eval" and 0 < row["step"] == self.config.run.steps
+        return bool(row["step"] <= done and not told_again)

@@ -7,12 +7,14 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +28,13 @@ from solostream.agent.trajectory_file import read_lines
 from solostream.cli.main import main
 from solostream.envs import ToolEnv
 from solostream.evaluation import training_curves
+from solostream.training.config import assign, validate
+from solostream.training.config import read as read_config
 from solostream.training.run.checkpoint import newest
+from solostream.training.run.interrupt import Interrupted
 from solostream.training.run.metric_logger import read
+from solostream.training.run.progress import ProgressBar, ProgressDisplay
+from solostream.training.run.trainer import Trainer
 
 TINY = Path(__file__).parent / "tiny.toml"
 ROOT = Path(__file__).parents[3]
@@ -182,6 +189,55 @@ def test_killed_at_a_random_moment_and_resumed_it_equals_the_uninterrupted_run(
     child.wait()
     assert main(arguments(tmp_path, "killed", *more, "--resume")) == 0
     assert fingerprint(tmp_path / "killed") == fingerprint(whole), f"killed after step {at} of {phase}"
+
+
+def evaluated(folder: Path) -> list[int]:
+    return [row["step"] for row in read(folder / "metrics.jsonl") if row["phase"] == "eval"]
+
+
+def test_a_kill_anywhere_around_an_evaluation_leaves_it_in_the_log_once(tmp_path: Path) -> None:
+    more = ["--set", "eval.every=2"]
+    assert main(arguments(tmp_path, "once", *more)) == 0
+    folder = tmp_path / "once"
+    first = fingerprint(folder)
+    assert evaluated(folder) == [0, 2, 4, 6]
+
+    def back_to(step: int, *, with_score: bool) -> list[int]:
+        """As a kill leaves the folder that comes after the checkpoint of `step`, or after its evaluation too."""
+        for late in (folder / "checkpoints").glob("step-*"):
+            if int(late.name.removeprefix("step-")) > step:
+                shutil.rmtree(late)
+        rows = [row for row in read(folder / "metrics.jsonl") if row["step"] <= step or row["phase"] == "cold_start"]
+        kept = rows if with_score else [row for row in rows if (row["phase"], row["step"]) != ("eval", step)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        assert main(arguments(tmp_path, "once", *more, "--resume")) == 0
+        return evaluated(folder)
+
+    assert back_to(6, with_score=True) == [0, 2, 4, 6]  # the report is made again
+    assert back_to(4, with_score=True) == [0, 2, 4, 6]
+    assert back_to(4, with_score=False) == [0, 2, 4, 6]
+    assert fingerprint(folder) == first
+
+
+def test_an_interruption_during_an_evaluation_keeps_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
+    class Stops(ProgressDisplay):
+        @contextmanager
+        def stage(self, title: str, total: int, done: int = 0) -> Iterator[ProgressBar]:
+            with super().stage(title, total, done) as bar:
+                if title == "step 3":
+                    trainer.stop()
+                yield bar
+
+    settings = ("run.steps=6", "run.checkpoint_every=5", "eval.every=3", f"run.root={tmp_path}", "run.name=asked")
+    trainer = Trainer(validate(assign(read_config(TINY), settings)), view=Stops())
+    with pytest.raises(Interrupted):
+        trainer.run()
+    assert newest(tmp_path / "asked" / "checkpoints")[1].step == 3
+    assert evaluated(tmp_path / "asked") == [0]
+    more = ["--set", "run.checkpoint_every=5", "--set", "eval.every=3"]
+    assert main(arguments(tmp_path, "asked", *more, "--resume")) == 0
+    assert evaluated(tmp_path / "asked") == [0, 3, 6]
+    assert [row["step"] for row in read(tmp_path / "asked" / "metrics.jsonl") if row["phase"] == "rl"] == [*range(1, 7)]
 
 
 def test_a_cold_start_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
