@@ -61,6 +61,11 @@ METHODS = {
     **{f"ours-{name}": Method(f"ours without {name}", ours(name), baseline=False) for name in OURS},
     "ours_uniform": Method("ours, uniform prompts", (*ours(), "algorithm.sampler=uniform"), baseline=False),
     "ours_negative": Method("ours + negatives × ¼", (*ours(), 'algorithm.stages=["negative_weight"]'), baseline=False),
+    "ours_negative_uniform": Method(
+        "ours + negatives × ¼, uniform prompts",
+        (*ours(), 'algorithm.stages=["negative_weight"]', "algorithm.sampler=uniform"),
+        baseline=False,
+    ),
     "ours_tokens": Method("ours + negative tokens", (*ours(), 'algorithm.stages=["negative_tokens"]'), baseline=False),
     "ours_improbable": Method(
         "ours + improbable capped", (*ours(), 'algorithm.stages=["improbable_tokens"]'), baseline=False
