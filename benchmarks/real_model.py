@@ -79,9 +79,9 @@ def _arguments() -> argparse.Namespace:
 def _stages(args: argparse.Namespace, model: str, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """(stage, its figures), in order; training happens in between."""
     name = _name(args, seed)
-    base = args.out / f"base-{args.engine}-{seed}"  # the same for LoRA and full
-    yield "no tool", _evaluate(args, model, seed, base / "no-tool", tools=False)
-    yield "tool, untrained", _evaluate(args, model, seed, base / "tool")
+    base = args.out / f"base-{args.engine}"  # one for all seeds, for LoRA and for full: nothing is trained yet
+    yield "no tool", _evaluate(args, model, 0, base / "no-tool", tools=False)
+    yield "tool, untrained", _evaluate(args, model, 0, base / "tool")
     run = args.out / name
     if not checkpoint.complete(run / "checkpoints"):
         _solostream("sft", "smollm2-135m-cpu", "--name", name, *_settings(args, model, seed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import gc
 import importlib
 import io
 import locale
@@ -187,6 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted. argv: None: what the program was given."""
     argv = _given() if argv is None else argv
     _print_anywhere()
+    gc.set_threshold(20_000)  # torch and transformers make 400,000 containers that stay: an eighth of their import
     try:
         if (text := _asks_for_help(argv)) is not None:
             print(text)
