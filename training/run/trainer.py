@@ -296,8 +296,8 @@ class Trainer:
             observers.tell(self._callbacks, "on_start", rl.step)
             with self.clock.phase("reinforcement"), self.view.stage("learning", config.run.steps, rl.step) as stage:
                 while rl.step < config.run.steps and not self._enough:
-                    due = rl.step > 0 < config.eval.every and rl.step % config.eval.every == 0
-                    if due and not self.logger.holds("eval", rl.step):  # a kill may have come between save and score
+                    due = rl.step and config.eval.every and rl.step % config.eval.every == 0
+                    if due and not self.logger.holds("eval", rl.step):  # also after a kill between save and score
                         await self._evaluate(f"step {rl.step}", rl.step, learner, rl, log)
                     await self._step(rl, learner, log, stage)
             return await self._report(rl)
