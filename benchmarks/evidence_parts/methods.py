@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 GROUPED = ("algorithm.group_size=8",)
 SPO = ("algorithm.advantage=spo", "algorithm.sampler=prioritized")  # the recipe that runs begin from draws uniformly
+QUARTER = 'algorithm.stages=["negative_weight"]'
 # What the product recommends in place of the published settings; every line has an ablation below.
 OURS = {
     "measure": 'algorithm.spo.measure="energy"',
@@ -60,18 +61,22 @@ METHODS = {
     "ours": Method("ours", ours(), baseline=False),
     **{f"ours-{name}": Method(f"ours without {name}", ours(name), baseline=False) for name in OURS},
     "ours_uniform": Method("ours, uniform prompts", (*ours(), "algorithm.sampler=uniform"), baseline=False),
-    "ours_negative": Method("ours + negatives × ¼", (*ours(), 'algorithm.stages=["negative_weight"]'), baseline=False),
+    "ours_negative": Method("ours + negatives × ¼", (*ours(), QUARTER), baseline=False),
     "ours_negative_uniform": Method(
         "ours + negatives × ¼, uniform prompts",
-        (*ours(), 'algorithm.stages=["negative_weight"]', "algorithm.sampler=uniform"),
+        (*ours(), QUARTER, "algorithm.sampler=uniform"),
         baseline=False,
     ),
     "ours_tokens": Method("ours + negative tokens", (*ours(), 'algorithm.stages=["negative_tokens"]'), baseline=False),
     "ours_improbable": Method(
         "ours + improbable capped", (*ours(), 'algorithm.stages=["improbable_tokens"]'), baseline=False
     ),
-    "spo_negative": Method(
-        "SPO + negatives × ¼", (*SPO, *PUBLISHED.values(), 'algorithm.stages=["negative_weight"]'), baseline=False
+    "spo_negative": Method("SPO + negatives × ¼", (*SPO, *PUBLISHED.values(), QUARTER), baseline=False),
+    "spo_no_start": Method(
+        "SPO, nothing to start from", (*SPO, PUBLISHED["measure"], "algorithm.tracker.start_samples=0"), baseline=False
+    ),
+    "batch_negative": Method(
+        "batch mean + negatives × ¼", ("algorithm.advantage=reinforce_pp", QUARTER), baseline=False
     ),
     "spo_calibrated": Method(
         "SPO + calibrated forgetting",

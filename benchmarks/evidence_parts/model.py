@@ -39,7 +39,10 @@ MODEL_METHODS: dict[str, Sequence[str]] = {
         for name in ("none", "batch", "rloo", "grpo", "dr_grpo", "opo", "opo_groups", "spo", "spo_pp")
     },
     "quickstart": SHIPPED,
-    **{name: METHODS[name].settings for name in ("ours", "ours_negative", "ours_negative_uniform", "ours_tokens")},
+    **{
+        name: METHODS[name].settings
+        for name in ("ours", "ours_negative", "ours_negative_uniform", "ours_tokens", "batch_negative")
+    },
     "ours + ASPO": (*ours(), *ASPO),
     "GRPO + ASPO": (*METHODS["grpo"].settings, *ASPO, "algorithm.aspo.compare=group"),
     "GRPO + reward shaping": (SHAPING, "algorithm.group_size=8"),
