@@ -25,7 +25,7 @@ import numpy as np
 
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
-from solostream.training.advantages.base import Advantages, per_token
+from solostream.training.advantages.base import Advantages, centre, per_token
 from solostream.training.advantages.stream.energy_ratio import EnergyRatio
 from solostream.training.advantages.stream.forgetting import CalibratedForgetting
 from solostream.training.advantages.stream.measure import Measure, energy, weights
@@ -81,7 +81,8 @@ class SPO:
         baselines = frozen if self.ratio is None else [self.ratio.baseline(v) for v in frozen]
         s = 1.0 if self.slope is None else self.slope.value
         raw = [r - s * b for r, b in zip(outcomes, baselines, strict=True)]
-        metrics = {**spread(raw, outcomes, kept_of(batch)), **self._state()}
+        centred = raw if self.scale.kind == "none" else centre(raw, used)[0]
+        metrics = {**spread(raw, outcomes, kept_of(batch), centred), **self._state()}
         values = self.scale(raw, used)
         if self.slope is not None:
             self.slope.update(outcomes, baselines, used)
@@ -158,17 +159,26 @@ class SPO:
         return {name: part for name, part in parts.items() if part is not None}
 
 
-def spread(raw: Sequence[float], outcomes: Sequence[float], kept: Sequence[bool] | None = None) -> dict[str, float]:
-    """How much signal a batch carries, before standardization: the paper's Fig. 3. kept: which count; None: all."""
-    if kept is not None:
-        raw = [a for a, keep in zip(raw, kept, strict=True) if keep]
-        outcomes = [r for r, keep in zip(outcomes, kept, strict=True) if keep]
-    if not raw:
+def spread(
+    raw: Sequence[float],
+    outcomes: Sequence[float],
+    kept: Sequence[bool] | None = None,
+    centred: Sequence[float] | None = None,
+) -> dict[str, float]:
+    """How much signal a batch carries, before it is scaled: the paper's Fig. 3. kept: which count; None: all.
+
+    centred: what the loss sees but for its scale, where that is not `raw`: under a slope of 0 `raw` is the reward, and
+    a wrong answer is no near-zero one.
+    """
+    centred = raw if centred is None else centred
+    rows = [row for row, keep in enumerate(kept or [True] * len(raw)) if keep]
+    if not rows:
         return {}
+    raw, outcomes, centred = ([numbers[row] for row in rows] for numbers in (raw, outcomes, centred))
     return {
         "advantage/mean": fmean(raw),
         "advantage/variance": pvariance(raw),
-        "advantage/near_zero": sum(abs(a) <= 0.02 for a in raw) / len(raw),
+        "advantage/near_zero": sum(abs(a) <= 0.02 for a in centred) / len(rows),
         "reward/variance": pvariance(outcomes),
     }
 

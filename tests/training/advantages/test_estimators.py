@@ -44,8 +44,25 @@ def test_spo_reads_the_frozen_value_not_the_tracker() -> None:
 
 
 def test_spo_near_zero_share() -> None:
-    batch = [trajectory("a", 1, value=0.99, event=0), trajectory("b", 1, value=0.97, event=1)]
-    assert SPO(ValueTracker())(batch).metrics["advantage/near_zero"] == 0.5
+    """Of what is centred, as the loss sees it: residuals .01, .03 and .37 of six, two and five tokens."""
+    batch = [
+        trajectory("a", 1, value=0.99, response=range(6), event=0),
+        trajectory("b", 1, value=0.97, response=range(2), event=1),
+        trajectory("c", 1, value=0.63, response=range(5), event=2),
+    ]
+    near = lambda **options: SPO(ValueTracker(), **options)(batch).metrics["advantage/near_zero"]
+    assert near(scale="none") == pytest.approx(1 / 3)  # r - v as it is
+    assert near() == 0  # less their mean of .151
+    batch[2] = trajectory("c", 1, value=0.96, response=range(5), event=2)
+    assert near() == 1
+
+
+def test_spo_a_wrong_answer_has_a_signal_where_the_value_is_not_believed() -> None:
+    """A slope of 0 leaves r, which is 0 for it; centred it is the loudest of the batch."""
+    batch = [trajectory(task, r, value=0.5, event=e) for e, (task, r) in enumerate([("a", 1), ("b", 1), ("c", 0)])]
+    estimator = SPO(ValueTracker(), slope="fitted")
+    assert estimator(batch).metrics["advantage/near_zero"] == 0
+    assert one_each(SPO(ValueTracker(), slope="fitted")(batch))[2] < -1
 
 
 def test_spo_duplicates_enter_in_event_order_not_batch_order() -> None:
