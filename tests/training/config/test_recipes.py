@@ -67,6 +67,14 @@ def test_dry_run_on_the_published_shape(recipe: str, here: Path, capsys: pytest.
     assert found.shape.parameters == PUBLISHED[model]
 
 
+def test_the_published_method_is_as_published() -> None:
+    """The five settings that docs/algorithms.md names, in which the defaults are not the paper's."""
+    made = load(Path("qwen3-8b-spo"))
+    spo, tracker = made.algorithm.options["spo"], made.algorithm.tracker
+    assert (spo["measure"], spo["divergence"]) == ("trajectory", "rescore")
+    assert (tracker.start_samples, made.algorithm.stages, made.learner.num_mini_batches) == (8, (), 8)
+
+
 def test_a_run_has_the_whole_name_of_its_file(here: Path) -> None:
     """Points and all: of names that differ after one, the second would be refused."""
     for name in ("qwen3-0.6b", "mine-1.7b"):
