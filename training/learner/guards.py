@@ -61,6 +61,6 @@ def memory_advice(config: LearnerConfig, section: str = "learner") -> Iterator[N
         elif config.logits_chunk > 256:
             ways.append(f"{section}.logits_chunk = {config.logits_chunk // 4}")
         raise UserError(
-            f"out of memory with max_tokens_per_batch = {budget}; the last checkpoint is kept: resume with "
+            f"out of memory with max_tokens_per_batch = {budget}; what is finished is kept: go on with --resume and "
             f"{', or '.join(ways)}"
         ) from error

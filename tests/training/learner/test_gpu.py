@@ -183,7 +183,7 @@ def test_a_device_that_is_full_in_the_middle_of_a_run_leaves_its_checkpoint(
 
     monkeypatch.setattr(Learner, "update", update)
     try:
-        with pytest.raises(UserError, match=r"out of memory with max_tokens_per_batch .* checkpoint is kept") as told:
+        with pytest.raises(UserError, match=r"out of memory with max_tokens_per_batch .* is finished is kept") as told:
             run(config, tmp_path / "run", None, ProgressDisplay())
     finally:
         tenant.clear()

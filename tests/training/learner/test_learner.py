@@ -417,7 +417,7 @@ def test_out_of_memory_names_the_budget_to_try() -> None:
 
     one.model.base_model.layers[0].forward = exhausted
     batch = [trajectory("a")]
-    with pytest.raises(UserError, match=r"is kept: resume with learner.max_tokens_per_batch = 2048, or learner.gr"):
+    with pytest.raises(UserError, match=r": go on with --resume and learner.max_tokens_per_batch = 2048, or learner"):
         one.update(batch, constant(1.0, batch=batch))
 
 

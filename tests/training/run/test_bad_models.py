@@ -142,7 +142,7 @@ def too_much(*args: object, **kwargs: object) -> None:
     [
         (model, "build_model", r"out of memory \(CAUSE\): --dry-run lists .* train goes on with --resume"),
         (optimizer.Optimizer, "__init__", r"out of memory \(CAUSE\): --dry-run lists"),
-        (optimizer.Optimizer, "apply", r"resume with cold_start.learner.max_tokens_per_batch = 4096, or cold_start"),
+        (optimizer.Optimizer, "apply", r"--resume and cold_start.learner.max_tokens_per_batch = 4096, or cold_start"),
     ],
 )
 def test_out_of_memory_anywhere_is_one_line(
