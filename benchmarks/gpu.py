@@ -8,7 +8,8 @@ pads too. engine: the hf engine, with CUDA graphs and without. memory: the plan 
 
 Random weights in the shapes of Qwen3-0.6B and Qwen3-1.7B with a small vocabulary tied to the head, so that "0.5 B" is
 0.5 billion parameters of matrix products. Batches are skewed as responses are: log-normal lengths, median 512 tokens.
-The padded contestants do the same work on the same batch; only real tokens count. Each line is one JSON object.
+The padded contestants do the same work on the same batch; only real tokens count. Each line is one JSON object, but for
+MISSED and a goal.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.gpu_parts.endless_tokenizer import EndlessTokenizer
+from benchmarks.gpu_parts.goals import missed
 from solostream.agent.engine import Sampling
 from solostream.agent.engines.hf import HFEngine
 from solostream.agent.trajectory import TokenRecord, Trajectory
@@ -311,24 +314,6 @@ async def _sample(engine: HFEngine, episodes: int, tokens: int) -> tuple[float, 
     return time.perf_counter() - start, [(p, g) for p, g in zip(prompts, found, strict=True)]
 
 
-class _Tokenizer:
-    """As many tokens as the model has, none of which ends a turn."""
-
-    eos_token_id = None
-
-    def __len__(self) -> int:
-        return VOCABULARY
-
-    def decode(self, ids: Any, **_: Any) -> str:
-        return "x" * len(ids)
-
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        return ["x"] * len(ids)
-
-    def get_vocab(self) -> dict[str, int]:
-        return {f"t{i}": i for i in range(VOCABULARY)}
-
-
 def engine_part(size: str, device: str, quick: bool) -> Iterator[dict[str, Any]]:
     for episodes, graphs in ((64, False), (64, True), (256, True)):
         yield sampled(size, device, episodes, graphs, quick)
@@ -341,7 +326,8 @@ def sampled(size: str, device: str, episodes: int, graphs: bool, quick: bool) ->
     sampler.generation_config.eos_token_id = sampler.config.eos_token_id = None
 
     async def run() -> tuple[float, list[Any]]:
-        engine = HFEngine(sampler, _Tokenizer(), slots=episodes, max_len=PROMPT + length + 1, graphs=graphs)
+        told = {"slots": episodes, "max_len": PROMPT + length + 1, "graphs": graphs}
+        engine = HFEngine(sampler, EndlessTokenizer(VOCABULARY), **told)
         await _sample(engine, episodes, 4)
         found = await _sample(engine, episodes, length)
         await engine.close()
@@ -373,7 +359,9 @@ PARTS: dict[str, Callable[[str, str, bool], Iterator[dict[str, Any]]]] = {
 }
 
 
-def main() -> None:
+def main() -> int:
+    """1 where a part failed; a goal that is missed is said, and is no failure."""
+    failed = 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["0.5", "1.5"], choices=SHAPES)
     parser.add_argument("--device", default="cuda")
@@ -388,13 +376,17 @@ def main() -> None:
             try:
                 for row in PARTS[name](size, options.device, options.quick):
                     print(json.dumps({"part": name, "size": size, **row}), flush=True)
+                    if options.device == "cuda":
+                        print("".join(f"MISSED  {name} {size}: {goal}\n" for goal in missed(row)), end="", flush=True)
             except Exception:  # a machine is lent for minutes: one part that fails must not take the others with it
                 traceback.print_exc()
+                failed = 1
             print(f"# {name} {size}: {time.perf_counter() - started:.0f} s", flush=True)
             gc.collect()
             if options.device == "cuda":
                 torch.cuda.empty_cache()
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
