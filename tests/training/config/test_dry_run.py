@@ -279,6 +279,8 @@ def test_what_the_sampler_takes() -> None:
     assert planned().memory["sampler"] == weights
     assert planned("learner.epochs=3").memory["sampler"] == 2 * weights
     assert planned("learner.epochs=3", "rollout.mode=sync").memory["sampler"] == weights
+    assert planned("rollout.mode=lockstep").memory["sampler"] == 2 * weights
+    assert planned("cluster.replicas=2", "rollout.mode=sync").memory["sampler"] == 2 * weights  # in another process
     assert planned("model.sampler_dtype=bfloat16").memory["sampler"] == weights  # twice, at half the size
     # 2 sides, 4 bytes, 3 layers, 2 heads of 16; 300 + 64 columns, from 256 doubled to 512; 192 in flight.
     wide = cached("env.episode_tokens=300")

@@ -256,12 +256,15 @@ def _is_lean(shape: ModelShape) -> bool:
 def _samples_from_a_copy(config: Config, sampled: int, device: str) -> bool:
     """Whether the hf engine cannot sample from the learner's own weights.
 
-    They are of another precision, or change in steps while episodes go on. sampled: bytes of a number of the sampler's.
+    They lie in another process, are of another precision, or change while episodes go on under those from before: in
+    lockstep, and in an asynchronous update of several steps. sampled: bytes of a number of the sampler's.
     """
     c = config.learner
     half = c.masters == "bfloat16" or (offloads(config, device) and _computes_in_half(c, device))
     computed = learned(config) if c.lora else 2 if half else 4
-    return sampled != computed or (config.rollout.mode == "async" and c.num_mini_batches * c.epochs > 1)
+    mode = config.rollout.mode
+    steps = mode == "async" and c.num_mini_batches * c.epochs > 1
+    return config.cluster.used or sampled != computed or mode == "lockstep" or steps
 
 
 def _columns(config: Config, context: int) -> tuple[int, int]:
