@@ -38,7 +38,7 @@ class BuildConfig(Section):
 class ModelConfig(Section):
     """`path`: a Hugging Face id, a local folder, or "build" for a new model of the shape `build`.
 
-    dtype: of weights that stay as they are (the base under adapters, the KL reference); what is trained is float32.
+    dtype: of weights that stay as they are (the base under adapters); what is trained is float32.
     4bit: the base's linear layers in NF4 (bitsandbytes), the rest of it bfloat16; only under `learner.lora`.
     sampler_dtype: of the weights that sample. auto: bfloat16 on a GPU, else that of the model.
     """

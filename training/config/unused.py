@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from solostream.training.config.memory import small_base
 from solostream.training.config.models import Config
 
 
@@ -31,6 +32,11 @@ def notices(config: Config) -> list[str]:
         found.append(
             'loss gspo under learner.aggregation = "token_mean" weighs a sequence by its length; the paper\'s '
             'objective is learner.aggregation = "seq_mean_token_mean"'
+        )
+    if config.model.dtype == "bfloat16" and not small_base(config):
+        found.append(
+            "model.dtype is of a base that is never trained, and here all weights are: leave it out; on a CPU it is "
+            "that of what samples, for which there is model.sampler_dtype"
         )
     return found
 

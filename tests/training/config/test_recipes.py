@@ -156,6 +156,13 @@ def test_a_recipe_fits_the_card_that_its_head_names(recipe: str, here: Path) -> 
         assert found.memory["vLLM's share"] > 2 * shape.parameters + episodes
 
 
+@pytest.mark.parametrize("recipe", ["own-data", "gsm8k"])
+def test_what_trains_all_weights_samples_from_them(recipe: str, here: Path) -> None:
+    data = ["data.path=problems.jsonl", "data.test_path=test.jsonl"][: 1 if recipe == "own-data" else 2]
+    config = load(Path(recipe), [f"model.path=shapes/{model_of(recipe)}", *data])
+    assert "sampler" not in plan(config, 40, 40).memory
+
+
 @pytest.mark.parametrize("recipe", SEVERAL)
 def test_a_recipe_for_several_cards_names_them(recipe: str, here: Path) -> None:
     config = load(Path(recipe), [f"model.path=shapes/{model_of(recipe)}"])

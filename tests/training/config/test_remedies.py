@@ -26,7 +26,7 @@ def room(monkeypatch: pytest.MonkeyPatch, total: int) -> None:
 
 
 def own_data(*settings: str) -> Config:
-    return load(Path("own-data"), [f"model.path={SHAPES}/Qwen3-0.6B", "model.dtype=float32", *settings])
+    return load(Path("own-data"), [f"model.path={SHAPES}/Qwen3-0.6B", *settings])
 
 
 def needed(config: Config) -> int:

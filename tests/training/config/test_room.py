@@ -86,7 +86,7 @@ def test_a_plan_above_what_is_free_is_said_at_the_start(tmp_path: Path, monkeypa
 
 def test_what_would_fit_is_said_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = Path(__file__).parent / "shapes" / "Qwen3-0.6B"
-    config = load(Path("own-data"), [f"model.path={shape}", "model.dtype=float32", "learner.max_tokens_per_batch=1024"])
+    config = load(Path("own-data"), [f"model.path={shape}", "learner.max_tokens_per_batch=1024"])
     monkeypatch.setattr("solostream.training.config.dry_run.available", lambda device: (27 << 30, 64 << 30))
     assert "; set engine.hf.concurrency = 12, or " in f"{exceeds(config, 'cpu')}, or "
     assert exceeds(config.model_copy(update={"engine": {"hf": {"concurrency": 3}}}), "cpu") == ""

@@ -85,6 +85,14 @@ def test_gspo_under_the_mean_over_tokens_is_not_the_papers() -> None:
     assert [line.split()[0] for line in both] == ["learner.tis_cap", "loss"]
 
 
+def test_the_dtype_of_a_base_without_adapters_is_told() -> None:
+    adapters, half = "learner.lora={rank=4}", "model.dtype=bfloat16"
+    (line,) = told(half)
+    assert line.startswith("model.dtype is of a base that is never trained, and here all weights are: leave it out")
+    assert told(half, adapters, "cold_start.phases=[{steps=1,mix={early=1.0}}]") == [line]  # which trains them all
+    assert told(half, adapters) == told("model.dtype=float32") == []
+
+
 def test_a_recipe_says_nothing_that_it_does_not_use() -> None:
     for recipe in RECIPES.glob("*.toml"):
         config = validate(tomllib.loads(recipe.read_text()))
