@@ -100,7 +100,12 @@ def why(name: str, error: BaseException, kind: str = "") -> str:
 
 
 def no_model(name: str, error: BaseException) -> str:
-    """As `why`, of a model that may have been meant as a folder."""
+    """As `why`, of a model that may have been meant as a folder, or be a run's folder or a file of a model."""
+    saved = sorted(Path(name).glob("checkpoints/step-*"))
+    if saved:
+        return f"it is a run, not a model: give one of its checkpoints, such as {saved[-1]}"
+    if Path(name).is_file():
+        return f"it is a file, and a model is a folder with a config.json: give that, such as {Path(name).parent}"
     if Path(name).exists():
         return _first_line(error)
     if not _REPOSITORY.fullmatch(name):

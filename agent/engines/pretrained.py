@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from solostream import hub
@@ -51,7 +50,4 @@ def vocabulary_hash(tokenizer: Any) -> str:
 
 def no_model(name: str, error: Exception) -> str:
     """One line for a model or tokenizer that does not load."""
-    saved = sorted(Path(name).glob("checkpoints/step-*"))
-    if saved:
-        return f"{name} is a run, not a model: give one of its checkpoints, such as {saved[-1]}"
     return f"cannot load {name!r}: {hub.no_model(name, error)}; an engine is {FORMS}"

@@ -1,0 +1,42 @@
+"""A path that is no model is told what it is and which one to give, in the plan, in a run and in an evaluation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from test_architectures import write_model
+
+from solostream.agent.engines.pretrained import load_tokenizer
+from solostream.errors import UserError
+from solostream.training.config import ModelConfig, validate
+from solostream.training.config.memory.shape import shape_of
+from solostream.training.run.model import load_model
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    write_model(tmp_path / "run" / "checkpoints" / "step-000020", "qwen3")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ("", "it is a run, not a model: give one of its checkpoints, such as {run}/checkpoints/step-000020"),
+        (
+            "checkpoints/step-000020/model.safetensors",
+            "it is a file, and a model is a folder with a config.json: give that, such as {run}/checkpoints/step-000020",
+        ),
+    ],
+)
+def test_a_run_and_a_file_of_a_model_are_named(inside: str, said: str, run_folder: Path) -> None:
+    path = str(run_folder / inside)
+    told = re.escape(said.format(run=run_folder))
+    with pytest.raises(UserError, match=rf'^model\.path = "{re.escape(path)}": {told}$'):
+        shape_of(validate({"model": {"path": path}}))
+    with pytest.raises(UserError, match=rf'^model\.path = "{re.escape(path)}": {told}$'):
+        load_model(ModelConfig(path=path))
+    with pytest.raises(UserError, match=rf"^cannot load '{re.escape(path)}': {told}; an engine is "):
+        load_tokenizer(path)
