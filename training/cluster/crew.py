@@ -25,7 +25,7 @@ from solostream.training.cluster.placement import Placement, versions
 from solostream.training.cluster.players import EpisodePlayer, PlayerLost, Players
 from solostream.training.cluster.ranks import refuse_too_many
 from solostream.training.cluster.samplers import ByTransfer, SamplerReplica, by_memory, open_remote
-from solostream.training.config import Config
+from solostream.training.config import Config, colocation
 from solostream.training.learner.device import device_of, sampler_dtype
 from solostream.training.rollouts.env_pool import Episodes, Plays
 from solostream.training.run import setup
@@ -177,10 +177,7 @@ async def _make(
     engine: Engine = await made if inspect.isawaitable(made) else made
     if config.rollout.colocate == "turns" and not isinstance(engine, Sleeper):
         await engine.close()
-        raise UserError(
-            f'rollout.colocate = "turns": a {type(engine).__name__} cannot sleep while the learner computes: '
-            'set run.engine = "vllm", or rollout.colocate = "no"'
-        )
+        raise UserError(colocation.no_sleeper(f"a {type(engine).__name__}"))
     return engine
 
 

@@ -49,6 +49,14 @@ def check_device(config: Config, device: str) -> None:
         )
 
 
+def no_sleeper(engine: str) -> str:
+    """The line for an engine, so called, that cannot give its memory back for an update."""
+    return (
+        f'rollout.colocate = "turns": {engine} cannot sleep while the learner computes: set run.engine = "vllm", or '
+        'rollout.colocate = "no"'
+    )
+
+
 def takes_the_rest(config: Config) -> bool:
     """Whether vLLM's share is what the learner leaves, because nobody has named another."""
     options = config.engine.get("vllm", {})

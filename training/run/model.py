@@ -118,24 +118,33 @@ def load_model(
         return fresh, built
     with _asked(config.path):
         tokenizer = AutoTokenizer.from_pretrained(config.path)
-    if tokenizer.chat_template is None and config.chat_template is None:  # before gigabytes are read
-        raise UserError(
-            f'the tokenizer of model.path = "{config.path}" has no chat template: set model.chat_template = "chatml" '
-            "(or a Jinja file), or use an instruct model"
-        )
+    refuse_no_template(config, tokenizer)  # before gigabytes are read
     if shape_only:
         return without_weights(config), tokenizer
     with _asked(config.path):
         return load_weights(config, config.path, device, adapters=adapters), tokenizer
 
 
+def refuse_no_template(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError where neither the configuration nor the tokenizer has a chat template."""
+    if tokenizer.chat_template is None and config.chat_template is None:
+        raise UserError(
+            f'the tokenizer of model.path = "{config.path}" has no chat template: set model.chat_template = "chatml" '
+            "(or a Jinja file), or use an instruct model"
+        )
+
+
+def config_of(config: ModelConfig) -> Any:
+    """The model's own configuration, of transformers. Raises UserError when the path is no model."""
+    if config.path == "build":
+        return _qwen3(config.build, config.build.vocabulary)
+    with _asked(config.path):
+        return AutoConfig.from_pretrained(config.path)
+
+
 def without_weights(config: ModelConfig) -> PreTrainedModel:
     """The model's modules, on torch's device "meta". Raises UserError when the path is no model."""
-    if config.path == "build":
-        shape: Any = _qwen3(config.build, config.build.vocabulary)
-    else:
-        with _asked(config.path):
-            shape = AutoConfig.from_pretrained(config.path)
+    shape = config_of(config)
     with torch.device("meta"), _asked(config.path):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(shape)
     return model

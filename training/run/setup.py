@@ -41,7 +41,13 @@ from solostream.training.learner.optimizer.on_host import HostMasters
 from solostream.training.learner.streaming import check_in_parts
 from solostream.training.losses import Loss
 from solostream.training.rollouts.samplers.inner import sampler_of_run
-from solostream.training.run.model import build_tokenizer, load_model, sampler_model, without_weights
+from solostream.training.run.model import (
+    build_tokenizer,
+    load_model,
+    refuse_no_template,
+    sampler_model,
+    without_weights,
+)
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
 
 # layers that an adapter may sit on and still travel alone
@@ -364,8 +370,7 @@ def planned_prompt(config: Config, train: Tasks, test: Tasks) -> int | None:
             tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
         except (OSError, ValueError, TypeError):
             return None
-    if tokenizer.chat_template is None and config.model.chat_template is None:
-        return None
+        refuse_no_template(config.model, tokenizer)
     return _longest_prompt(config, Tasks((*train, *test)), tokenizer, _chat(config, tokenizer, None))
 
 

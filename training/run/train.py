@@ -18,6 +18,7 @@ from solostream.training.learner.device import device_of
 from solostream.training.run import checkpoint
 from solostream.training.run.interrupt import Interrupted
 from solostream.training.run.progress import ProgressDisplay
+from solostream.training.run.refusals import refuse_sampler
 from solostream.training.run.summary import Summary
 from solostream.training.run.trainer import Trainer
 
@@ -83,6 +84,7 @@ def run(
     """
     device_of(config.model.device)  # first of all: a recipe for a machine that this is not
     new = not folder.exists()
+    refuse_sampler(config, source)
     with device_told(TOO_LARGE):
         trainer = Trainer(config, folder, view, source, started=time.monotonic() if started is None else started)
     try:

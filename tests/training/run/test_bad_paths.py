@@ -27,7 +27,8 @@ def run_folder(tmp_path: Path) -> Path:
         ("", "it is a run, not a model: give one of its checkpoints, such as {run}/checkpoints/step-000020"),
         (
             "checkpoints/step-000020/model.safetensors",
-            "it is a file, and a model is a folder with a config.json: give that, such as {run}/checkpoints/step-000020",
+            "it is a file, and a model is a folder with a config.json: give that, such as "
+            "{run}/checkpoints/step-000020",
         ),
     ],
 )

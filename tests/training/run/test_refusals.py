@@ -40,6 +40,9 @@ REFUSED = {
     "cold_start.data=nowhere": "there are no traces 'nowhere': give a file",
     "cold_start.data=a/b/c": "there are no traces 'a/b/c': give a file",
     "cold_start.data=broken.jsonl": "broken.jsonl: line 3: no messages",
+    "run.engine=server": "engine 'server' has no servers: set engine.server.urls = [\"http://HOST:PORT\"]",
+    "engine.server.urls=['gpu:8000']": "'gpu:8000' is no address; set engine.server.urls = ",
+    "rollout.colocate=turns": 'rollout.colocate = "turns": the engine "hf" cannot sleep while the learner computes',
 }
 
 
@@ -47,7 +50,8 @@ REFUSED = {
 def test_a_plan_is_refused_as_the_run_is(setting: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cold = ["cold_start.phases=[]"] if "data" in setting else []
     command = ["train", str(TINY), "--name", "x"]
-    for given in (f"model.path={model}", *cold, setting):
+    implied = {"rollout.colocate": ["rollout.mode=sync"], "engine.server.urls": ["run.engine=server"]}
+    for given in (f"model.path={model}", *cold, *implied.get(setting.partition("=")[0], []), setting):
         command += ["--set", given]
     said = []
     for more in (["--dry-run"], []):
@@ -90,9 +94,21 @@ def test_a_share_of_a_gpu_is_one(share: str) -> None:
     validate(assign({}, ["run.engine=vllm", "engine.vllm.gpu_memory_utilization=1"]))
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
 def test_a_template_that_is_missing_is_told_before_the_weights_are_read(
-    model: Path, capsys: pytest.CaptureFixture[str]
+    more: tuple[str, ...], model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (model / "chat_template.jinja").unlink()
-    assert main(["train", str(TINY), "--name", "x", "--set", f"model.path={model}"]) == 2
+    assert main(["train", str(TINY), "--name", "x", "--set", f"model.path={model}", *more]) == 2
     assert "has no chat template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_other_attention_is_told_before_the_weights_are_read(
+    more: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model(tmp_path, "gemma3")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    command = ["train", str(TINY), "--name", "x", "--set", f"model.path={tmp_path}", "--set", f"run.root={tmp_path}"]
+    assert main([*command, *more]) == 2
+    assert "the hf engine runs full attention only, gemma3_text has sliding_attention" in capsys.readouterr().err
