@@ -13,10 +13,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from solostream import registry
 from solostream.agent.engine import Engine, Sleeper
+from solostream.agent.engines.hf.forward import refuse_other_attention
 from solostream.agent.replicas import Replicas
 from solostream.envs.data import Tasks
 from solostream.errors import UserError
@@ -29,11 +31,30 @@ from solostream.training.config import Config, colocation
 from solostream.training.learner.device import device_of, sampler_dtype
 from solostream.training.rollouts.env_pool import Episodes, Plays
 from solostream.training.run import setup
-from solostream.training.run.model import sampler_model
+from solostream.training.run.model import config_of, sampler_model
 from solostream.training.run.setup import Components
 
 Still = Callable[[], AbstractAsyncContextManager[None]]
 OwnEngine = Callable[[int], Any]  # from the number of concurrent episodes to an engine, plain or async
+
+AWAKE = ("hf", "server")  # the engines that cannot sleep; one of your own says so once it is made
+
+
+def refuse_sampler(config: Config, source: Path | None = None) -> None:
+    """Raises UserError for what the engine that the configuration names would refuse once it is opened.
+
+    source: the checkpoint that the run goes on from.
+    """
+    name, model = config.run.engine, config.model
+    if config.rollout.colocate == "turns" and name in AWAKE:
+        raise UserError(colocation.no_sleeper(f'the engine "{name}"'))
+    if name == "server":
+        registry.load("engine", name)  # says what is to be installed
+        from solostream.agent.engines.vllm.server import check_urls
+
+        check_urls(config.engine.get(name, {}).get("urls", ()))
+    if name == "hf" and model.path != "build":
+        refuse_other_attention(config_of(model.model_copy(update={"path": str(source)}) if source else model))
 
 
 def connect(config: Config, say: Callable[[str], None]) -> Placement | None:

@@ -13,12 +13,12 @@ from solostream.agent.engines.hf.device import KEPT, device_told
 from solostream.errors import UserError
 from solostream.sandbox.interpreter import in_any_thread
 from solostream.training import config as configuration
+from solostream.training.cluster.crew import refuse_sampler
 from solostream.training.config import Config
 from solostream.training.learner.device import device_of
 from solostream.training.run import checkpoint
 from solostream.training.run.interrupt import Interrupted
 from solostream.training.run.progress import ProgressDisplay
-from solostream.training.run.refusals import refuse_sampler
 from solostream.training.run.summary import Summary
 from solostream.training.run.trainer import Trainer
 
