@@ -70,7 +70,7 @@ def _of_training(options: EvalOptions) -> EvalOptions:
 def _kept(path: Path, per_problem: int, tool_only: bool, opener: str) -> Iterator[dict[str, object]]:
     """A row of messages for each of the shortest right samples of every problem."""
     found: dict[str, dict[str, Trajectory]] = {}
-    prompts: dict[str, str] = {}
+    opened: dict[str, tuple[str, str | None]] = {}  # the problem and the system text
     for line in read_lines(path):
         one = line.trajectory
         if one is None or line.record is None or one.reward <= SOLVED or one.void or (tool_only and not one.n_calls):
@@ -81,18 +81,20 @@ def _kept(path: Path, per_problem: int, tool_only: bool, opener: str) -> Iterato
             continue
         said = "\n".join(turn.text for turn in one.turns if turn.role == "assistant")
         found.setdefault(one.task_id, {}).setdefault(said, one)
-        prompts[one.task_id] = line.record["prompt"]
+        opened[one.task_id] = line.record["prompt"], line.record.get("system")
     for task in sorted(found):  # samples come in the order in which they were finished
         for one in sorted(found[task].values(), key=lambda t: t.response_length)[:per_problem]:
-            yield {"task_id": task, "reward": one.reward, "messages": _messages(one, prompts[task], opener)}
+            yield {"task_id": task, "reward": one.reward, "messages": _messages(one, *opened[task], opener)}
 
 
-def _messages(one: Trajectory, prompt: str, opener: str) -> list[dict[str, str]]:
+def _messages(one: Trajectory, prompt: str, system: str | None, opener: str) -> list[dict[str, str]]:
     """The conversation as it was: the instructions apart from the problem, calls as the policy wrote them.
 
+    Examples before the problem are left out: they are of the environment (`few_shot`), which puts its own there again.
+    system: None where the environment did not tell: then it is all that stood before the problem.
     opener: what the teacher's template wrote before each turn to open a thought; another template needs to know.
     """
-    system = one.turns[0].text.removesuffix(prompt).strip()
+    system = one.turns[0].text.removesuffix(prompt).strip() if system is None else system
     opening = [{"role": "system", "content": system}] if system else []
     rest: list[dict[str, str]] = []
     for turn in one.turns[1:]:

@@ -142,7 +142,7 @@ async def _play(
                     progress.infra += 1
                     progress.trouble = player.trouble
                 else:
-                    file.write(line_of(trajectory, task, sample))
+                    file.write(line_of(trajectory, task, sample, system_text(env)))
                     file.flush()
                     progress.samples.append(reduce(trajectory))
                     watch.see(trajectory)
@@ -158,6 +158,12 @@ async def _play(
                     group.create_task(work())
         except BaseExceptionGroup as errors:  # of the workers: one that says what is wrong is enough
             raise _first(errors) from None
+
+
+def system_text(env: Any) -> str | None:
+    """What the system message of a fitted environment says, "" without one; None where it does not tell."""
+    told = getattr(env, "instructions", None)
+    return None if told is None else "\n\n".join(one["content"] for one in told if one["role"] == "system")
 
 
 def _environment(options: EvalOptions) -> tuple[Sequence[Task], Callable[[Any], Any]]:

@@ -87,9 +87,14 @@ def open_folder(folder: Path, identity: Mapping[str, Any], tasks: Sequence[Task]
     return found
 
 
-def line_of(trajectory: Trajectory, task: Task, sample: int) -> str:
-    """What `open_folder` reads back: the record of the trajectory with its number and its problem."""
+def line_of(trajectory: Trajectory, task: Task, sample: int, system: str | None = None) -> str:
+    """What `open_folder` reads back: the record of the trajectory with its number and its problem.
+
+    system: what the system message said; the record of the opening runs it together with examples. None: unknown.
+    """
     record = {**trajectory.to_dict(), "sample": sample, "prompt": task.prompt, "problem": content_hash(task)}
+    if system is not None:
+        record["system"] = system
     return json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 

@@ -46,6 +46,24 @@ def test_right_samples_become_traces_that_can_be_learnt(tmp_path: Path) -> None:
     assert "no sample in" in none.stderr
 
 
+def test_examples_before_the_problem_are_no_part_of_a_trace(tmp_path: Path) -> None:
+    (tmp_path / "shown.py").write_text(
+        "def policy(text):\n"
+        "    return '\\\\boxed{42}' if text.count('|>tool') > 2 else '```python\\nprint(6 * 7)\\n```\\n'\n"
+    )
+    (tmp_path / "problems.jsonl").write_text(json.dumps({"prompt": PROBLEMS[0][0], "answer": "42"}))
+    options = json.dumps({"few_shot": 2, "system_prompt": "Be brief."})
+    done = run(tmp_path, "scripted:shown:policy", "--data", "problems.jsonl", "--env-options", options,
+               "--traces", "few.jsonl")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (row,) = map(json.loads, (tmp_path / "few.jsonl").read_text().splitlines())
+    assert row["messages"][:2] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": PROBLEMS[0][0]},
+    ]
+    assert [m["role"] for m in row["messages"][2:]] == ["assistant", "tool", "assistant"]
+
+
 def test_what_is_imitated_is_never_what_tests() -> None:
     from solostream.cli.distill import _of_training
     from solostream.evaluation.options import EvalOptions

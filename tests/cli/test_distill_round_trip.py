@@ -18,6 +18,7 @@ from solostream.envs.data.traces import trace_of
 from solostream.envs.text.syntax import syntax as syntax_of
 from solostream.envs.tool_env import ToolEnv
 from solostream.envs.types import Task
+from solostream.evaluation.evaluate import system_text
 from solostream.training.sft.trace_set import render
 
 TASK = Task("product", "What is 17 * 3?", "51")
@@ -57,7 +58,8 @@ async def played(said: list[str], template: str, **options: Any) -> tuple[Trajec
 
 def learnt(trajectory: Trajectory, teacher: Chat, chat: Chat, env: ToolEnv) -> tuple[list[int], list[bool]]:
     """The trace of it, through a file, as `chat` renders it."""
-    row = json.loads(json.dumps({"messages": _messages(trajectory, TASK.prompt, teacher.thought_opener)}))
+    messages = _messages(trajectory, TASK.prompt, system_text(env), teacher.thought_opener)
+    row = json.loads(json.dumps({"messages": messages}))
     fit_to(chat, env)
     ids, mask = render(trace_of(row, env.syntax, env.parallel_calls, 1, chat.ends), chat, env)
     return ids.tolist(), mask.tolist()
@@ -72,6 +74,21 @@ async def test_a_rollout_is_learnt_as_it_was(syntax: str, template: str) -> None
     ids, mask = learnt(trajectory, chat, chat, env)
     assert chat.tokenizer.decode(ids) == chat.tokenizer.decode(trajectory.token_ids)
     assert mask == trajectory.action_mask.tolist()
+
+
+@pytest.mark.parametrize("system", [None, "", "Be brief. \n"], ids=["its own", "none", "another"])
+@pytest.mark.parametrize("syntax", ["fence", "code", "hermes"])
+async def test_examples_stand_once_before_the_problem(syntax: str, system: str | None) -> None:
+    """The environment brings them again: in the trace they would stand twice, the first time as a system message."""
+    said = turns(syntax, thinks=False)
+    trajectory, chat, env = await played(said, CHATML, syntax=syntax, few_shot=2, system_prompt=system)
+    assert trajectory.reward == 1.0
+    ids, mask = learnt(trajectory, chat, chat, env)
+    assert chat.tokenizer.decode(ids) == chat.tokenizer.decode(trajectory.token_ids)
+    assert mask == trajectory.action_mask.tolist()
+    without = ToolEnv([TASK], syntax=syntax, system_prompt=system)
+    played_without = (await played(said, CHATML, syntax=syntax, system_prompt=system))[0]
+    assert learnt(trajectory, chat, chat, without)[0] == played_without.token_ids.tolist()
 
 
 async def test_thoughts_go_over_to_a_template_that_opens_none_and_back() -> None:
