@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from solostream.cli.eval import evaluate
 from solostream.envs.data import is_made, training_split
 from solostream.errors import UserError
 from solostream.evaluation.evaluate import SUMMARY
-from solostream.evaluation.folder import SAMPLES
+from solostream.evaluation.folder import REPLACED, SAMPLES
 from solostream.evaluation.metrics import SOLVED
 from solostream.evaluation.options import EvalOptions
 
@@ -34,24 +36,28 @@ def distill(
     in its folder, and the same command goes on there. Samples with several calls in one turn are left out.
 
     Args:
-        traces: The .jsonl file to write; default: traces.jsonl in the evaluation's folder.
+        traces: The .jsonl file to write; default: traces.jsonl in the evaluation's folder. What else holds something
+            is never written over.
         per_problem: At most so many traces of a problem, the shortest ones; equal ones count once.
         tool_only: Only samples that ran code.
     """
     if per_problem < 1:
         raise UserError("--per-problem must be at least 1")
     options = _of_training(options)
-    code = evaluate(options)
     folder = options.folder()
+    place = traces or folder / "traces.jsonl"
+    _refuse(place, options)
+    code = evaluate(options)
     if not (folder / SAMPLES).is_file():
         return code
-    place = traces or folder / "traces.jsonl"
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    kept = list(_kept(folder / SAMPLES, per_problem, tool_only, summary["thought_opener"]))
+    kept = list(_kept(folder / SAMPLES, per_problem, tool_only, _opener(folder)))
     if not kept:
         raise UserError(f"no sample in {folder} is right: raise -k, take easier --data or a better model")
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+    target = place.resolve()  # a link stays one
+    draft = target.with_name(f".{target.name}.draft")  # half a file would be taken for somebody else's
+    draft.write_text("".join(_line(row) for row in kept), encoding="utf-8")
+    os.replace(draft, target)
     problems = len({row["task_id"] for row in kept})
     print(f"{len(kept)} traces of {problems} problems: {place}")
     return code
@@ -65,6 +71,47 @@ def _of_training(options: EvalOptions) -> EvalOptions:
         return options
     split = "train" if is_made(options.data) else training_split(options.data)
     return replace(options, split=split)
+
+
+def _refuse(place: Path, options: EvalOptions) -> None:
+    """Raises UserError, before anything is played, for what cannot be written or would be lost by it."""
+    folder = options.folder()
+    if place.exists() and not place.is_file():
+        raise UserError(f"--traces {place} is no file: name a .jsonl file, for example {place / 'traces.jsonl'}")
+    if place.suffix != ".jsonl":
+        raise UserError(f"--traces {place}: traces are JSON lines, name a file that ends in .jsonl")
+    if options.data is not None and place.resolve() == Path(options.data).resolve():
+        raise UserError(f"--traces {place} is the file of the problems: name another")
+    if place.resolve() in [(folder / name).resolve() for name in (SAMPLES, REPLACED)]:
+        raise UserError(f"--traces {place} is where the samples are: name another file")
+    above = next(path for path in place.absolute().parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--traces {place}: {above} is no folder that can be written to; name another file")
+    if place.exists() and not _lines(place) <= _ours(folder):
+        raise UserError(f"{place} holds what {folder} did not give it: name another --traces, or remove that file")
+
+
+def _ours(folder: Path) -> set[str]:
+    """Every line that this evaluation, as far as it was played, may have written: such a file is only brought up to
+    date.
+    """
+    places = [folder / name for name in (SAMPLES, REPLACED) if (folder / name).is_file()]
+    return {_line(row) for place in places for row in _kept(place, sys.maxsize, False, _opener(folder))}
+
+
+def _lines(place: Path) -> set[str]:
+    with place.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        return set(file)
+
+
+def _opener(folder: Path) -> str:
+    """What the teacher's template opens a turn with; no evaluation that has played is without a summary."""
+    place = folder / SUMMARY
+    return str(json.loads(place.read_text(encoding="utf-8"))["thought_opener"]) if place.is_file() else ""
+
+
+def _line(row: dict[str, object]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _kept(path: Path, per_problem: int, tool_only: bool, opener: str) -> Iterator[dict[str, object]]:

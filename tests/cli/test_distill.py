@@ -46,6 +46,52 @@ def test_right_samples_become_traces_that_can_be_learnt(tmp_path: Path) -> None:
     assert "no sample in" in none.stderr
 
 
+def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
+    """Said before anything is played, in one line; what the same evaluation wrote is only brought up to date."""
+    (tmp_path / "problems.jsonl").write_text(json.dumps({"prompt": PROBLEMS[0][0], "answer": "42"}) + "\n")
+    (tmp_path / "notes.jsonl").write_text('{"mine": 1}\n')
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "link.jsonl").symlink_to("problems.jsonl")
+    before = {path.name: path.read_text() for path in tmp_path.glob("*.jsonl") if path.is_file()}
+
+    def made(traces: str, *more: str) -> subprocess.CompletedProcess[str]:
+        policy = "scripted:evaluation_policies:calculator"
+        return run(tmp_path, policy, "--data", "problems.jsonl", "--out", "e", "--traces", traces, *more)
+
+    refused = {
+        "problems.jsonl": "the file of the problems",
+        "link.jsonl": "the file of the problems",
+        "e/samples.jsonl": "where the samples are",
+        "notes.jsonl": "name another --traces",
+        "folder.jsonl": "is no file",
+        "notes.jsonl/a.jsonl": "is no folder",
+        "traces.json": "ends in .jsonl",
+    }
+    for place, why in refused.items():
+        done = made(place)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert why in done.stderr
+        assert not (tmp_path / "e").exists()
+    assert {name: (tmp_path / name).read_text() for name in before} == before
+
+    (tmp_path / "t.jsonl").touch()
+    (tmp_path / "link.jsonl").unlink()
+    (tmp_path / "link.jsonl").symlink_to("t.jsonl")
+    assert made("link.jsonl").returncode == 0
+    assert (tmp_path / "link.jsonl").is_symlink()
+    first = (tmp_path / "t.jsonl").read_text()
+    more = {"prompt": "What is 2\u2028* 3?", "answer": "6"}
+    with (tmp_path / "problems.jsonl").open("a") as file:
+        file.write(json.dumps(more) + "\n")
+    for _ in range(2):
+        assert made("t.jsonl", "-k", "2").returncode == 0
+        assert first in (tmp_path / "t.jsonl").read_text()
+        assert (tmp_path / "t.jsonl").read_text().count("\n") == 2
+    (tmp_path / "t.jsonl").write_text(first.replace("compute", "calculate"))  # a person's work
+    done = made("t.jsonl")
+    assert (done.returncode, "holds what e did not give it" in done.stderr) == (2, True)
+
+
 def test_examples_before_the_problem_are_no_part_of_a_trace(tmp_path: Path) -> None:
     (tmp_path / "shown.py").write_text(
         "def policy(text):\n"
