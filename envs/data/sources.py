@@ -22,6 +22,7 @@ from solostream.errors import UserError
 Row = tuple[int, Any]
 _PROBLEMS = Path(__file__).parent / "problems"
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_ABOUT = re.compile(r"dataset_(?:infos?|dict)")  # stems of .json files that tell of data, and are none
 _SHARD = re.compile(r"(?:[-_.]?\d+(?:[-_]of[-_]\d+)?)$")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -128,7 +129,8 @@ def rows(name: str, config: str | None, split: str | None) -> tuple[Iterator[Row
             )
         return _file_rows(path), "row" if path.suffix == ".parquet" else "line"
     if path.is_dir():
-        inside = ", ".join(sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)) or "no data file"
+        files = [p for p in (*path.iterdir(), *path.glob("data/*")) if p.suffix in SUFFIXES and not _tells_of_data(p)]
+        inside = ", ".join(sorted(str(p.relative_to(path)) for p in files)) or "no data file"
         raise UserError(f"{name} is a folder with {inside}: name a file, or a split that is one")
     if name.count("/") != 1 or path.suffix in SUFFIXES:
         near = get_close_matches(name, PRESETS, 1, 0.5)
@@ -143,20 +145,28 @@ def _in_folder(folder: Path, split: str | None) -> list[Path]:
     """The file of a split, or its parts in the order of their numbers; without a split all there is, if it is one set.
 
     As the Hub, `datasets` and Spark write them: SPLIT.*, SPLIT-00000-of-00002.*, SPLIT_0.*, SPLIT/*, data/SPLIT-*,
-    part-0.*. Raises UserError where parts are missing.
+    part-0.*. Files of one suffix that are no set are not passed over for those of the next: nobody could tell which of
+    them were meant. Raises UserError where parts are missing.
     """
     for suffix in SUFFIXES:
         inside = [*folder.glob(f"*{suffix}"), *folder.glob(f"data/*{suffix}")]
+        inside = [path for path in inside if not _tells_of_data(path)]
         if split:
             if (folder / f"{split}{suffix}").is_file():
                 return [folder / f"{split}{suffix}"]
             files = [p for p in inside if _SHARD.sub("", p.stem) == split] or [*folder.glob(f"{split}/*{suffix}")]
+        elif len({_SHARD.sub("", p.stem) for p in inside}) > 1:
+            return []
         else:
-            files = inside if len({_SHARD.sub("", p.stem) for p in inside}) == 1 else []
+            files = inside
         if files:
             _all_there(files)
             return sorted(files, key=lambda p: [int(n) for n in re.findall(r"\d+", p.stem)])
     return []
+
+
+def _tells_of_data(path: Path) -> bool:
+    return path.suffix == ".json" and _ABOUT.fullmatch(path.stem) is not None
 
 
 def _all_there(files: Sequence[Path]) -> None:
