@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,8 @@ from solostream import hub
 from solostream.errors import UserError
 
 MARKER = "\n[… {} tokens cut …]\n"
+_MARKED = re.compile(r"\n?\[… \d+ tokens cut …\]\n?")  # whoever stored it may have stripped the ends
+_NOTE = re.compile(r"\n\[turns left: \d+(?:, tokens left: \d+)?\]\Z")
 
 
 class TokenCounter(Protocol):
@@ -112,6 +115,11 @@ def clip(text: str, cap: int, counter: TokenCounter) -> str:
     return ""
 
 
+def cuts(text: str) -> list[tuple[str, str]]:
+    """(head, tail) wherever `clip` may have cut: the text before and behind each marker, of which one is its own."""
+    return [(text[: found.start()], text[found.end() :]) for found in _MARKED.finditer(text)]
+
+
 def _text(counter: TokenCounter, ids: Sequence[int]) -> str:
     """Decoded, without the halves of characters at the cuts."""
     return counter.decode(ids).strip("\ufffd")
@@ -135,3 +143,8 @@ def budget_note(turns: int, tokens: int | None, messages: Sequence[str], count: 
     left = tokens - sum(map(count, others))
     left -= count(f"{last}{note}, tokens left: {left}]")  # no smaller number is longer
     return f"{note}, tokens left: {max(left, 0)}]"
+
+
+def without_note(text: str) -> str:
+    """What a tool said before `budget_note` was added to it."""
+    return _NOTE.sub("", text)

@@ -25,12 +25,13 @@ from solostream.envs.data import Tasks
 from solostream.envs.data.sources import SUFFIXES
 from solostream.envs.data.trace_rows import BadTrace
 from solostream.envs.data.traces import PACKAGED, Trace, read_traces, told, trace_file
+from solostream.envs.text.budgets import cuts, without_note
 from solostream.envs.text.observation import observe
 from solostream.envs.tool_env import ToolEnv
 from solostream.envs.types import UNREADABLE
 from solostream.errors import UserError
 from solostream.sandbox.spec import open_sandbox
-from solostream.sandbox.types import Sandbox
+from solostream.sandbox.types import Execution, Sandbox
 from solostream.training.config import Config
 from solostream.training.learner.packing import MaskedTokens
 from solostream.training.run import setup
@@ -233,13 +234,38 @@ async def _contradiction(trace: Trace, sandbox: Sandbox, timeout_s: float, limit
                 if call.name != "python":
                     return f"a call of '{call.name}', which is not replayed"
                 seen = await session.run(call.code, timeout=timeout_s)
-                if _words(output) not in (_words(observe(seen)), _words(observe(seen, tracebacks=False))):
-                    failed = seen.error is not None and _last(output) == _last(observe(seen))
-                    if not failed:  # of an exception the last line decides: tracebacks name files
-                        return "the sandbox gives another output"
+                if why := _difference(output, seen):
+                    return why
         finally:
             await session.close()
     return ""
+
+
+def _difference(output: str, seen: Execution) -> str:
+    """Why an output of a trace is not what the sandbox gives; "" where it is.
+
+    Of one that an environment cut (`output_tokens`), head and tail decide.
+    """
+    given = observe(seen), observe(seen, tracebacks=False)
+    spellings = output, without_note(output)
+    for said in spellings:
+        if _words(said) in map(_words, given):
+            return ""
+        if seen.error is not None and _last(said) == _last(given[0]):
+            return ""  # of an exception the last line decides: tracebacks name files
+    pieces = [(_letters(head), _letters(tail)) for said in spellings for head, tail in cuts(said)]
+    for whole in map(_letters, given):
+        fits = (len(h) + len(t) <= len(whole) and whole.startswith(h) and whole.endswith(t) for h, t in pieces)
+        if any(fits):
+            return ""
+    if pieces:
+        return "the sandbox gives another output before or behind what was cut"
+    return "the sandbox gives another output"
+
+
+def _letters(text: str) -> str:
+    """Without white space, of which a tokenizer may have changed some where it decoded a piece."""
+    return "".join(text.split())
 
 
 def _words(text: str) -> str:
