@@ -220,7 +220,7 @@ class Trainer:
             await self.thread.run(learner.load, self.source)
         await self._send_weights(learner, 0)
         if self.traces and self.config.cold_start.verify:
-            await self.traces.verify(self.folder)
+            await self._interruptible(self.traces.verify(self.folder), learner)
         course = self.traces or cold_start.Demonstrations(self.config, self.parts, self.sft_batches)
         total = course.steps
         turns = Turns(self.policy, self.thread.run, lent=self.config.rollout.colocate == "turns")
@@ -279,8 +279,6 @@ class Trainer:
             advantage=self._advantage, sampler=self._sampler, own_metrics=self._metrics, traces=self.traces,
         )  # fmt: skip
         try:
-            if self.traces and config.learner.imitation and config.cold_start.verify:
-                await self.traces.verify(self.folder)
             if resumed is not None:
                 await self.thread.run(learner.load, self.source)
                 torch.set_rng_state(resumed.tensors["torch_rng"])

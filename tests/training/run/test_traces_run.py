@@ -13,7 +13,12 @@ import pytest
 from solostream.agent.chat_template import CHATML
 from solostream.cli.main import main
 from solostream.envs.data.arithmetic import generate
+from solostream.training.config import assign, validate
+from solostream.training.config import read as read_config
+from solostream.training.run.interrupt import Interrupted
 from solostream.training.run.metric_logger import read
+from solostream.training.run.trainer import Trainer
+from solostream.training.sft.trace_set import TraceSet
 
 TINY = Path(__file__).parent / "tiny.toml"
 
@@ -170,3 +175,29 @@ def test_the_syntax_and_the_thought_of_the_template_are_taken_on(
     more = (f"model.chat_template={tmp_path / 'thinks.jinja'}", 'env.options={syntax="auto"}', "cold_start.steps=3")
     assert sft(tmp_path, traces, "auto", *more) == 0, capsys.readouterr().err
     assert len(losses(tmp_path / "auto")) == 3
+
+
+def test_an_interruption_while_traces_are_verified_ends_it(
+    tmp_path: Path, traces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a checkpoint and no half of a verification; a resumed run does it anew, and learns as one that never
+    stopped.
+    """
+    settings = ("cold_start.phases=[]", "cold_start.verify=true", f"cold_start.data={traces}", f"run.root={tmp_path}")
+    trainer = Trainer(validate(assign(read_config(TINY), [*settings, "run.name=cut"])))
+    verify = TraceSet.verify
+
+    async def stopped(self: TraceSet, folder: Path) -> None:
+        trainer.stop()
+        await verify(self, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TraceSet, "verify", stopped)
+        with pytest.raises(Interrupted):
+            trainer.run(cold_start_only=True)
+    assert not (tmp_path / "cut" / "verified-traces.json").exists()
+    assert len(list((tmp_path / "cut" / "checkpoints").glob("step-*"))) == 1
+    assert sft(tmp_path, traces, "cut", "cold_start.verify=true", resume=True) == 0
+    assert sft(tmp_path, traces, "whole", "cold_start.verify=true") == 0
+    assert json.loads((tmp_path / "cut" / "verified-traces.json").read_text()) == list(range(1, 30))
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
