@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from solostream.agent.run_settings import run_settings
 from solostream.agent.trajectory import Trajectory
 from solostream.agent.trajectory_file import read_lines
 from solostream.cli.eval import evaluate
-from solostream.envs.data import is_made, training_split
+from solostream.envs.data import is_made, only_tests, training_split
 from solostream.errors import UserError
 from solostream.evaluation.evaluate import SUMMARY
 from solostream.evaluation.folder import REPLACED, SAMPLES
@@ -69,6 +70,11 @@ def _of_training(options: EvalOptions) -> EvalOptions:
         raise UserError("distill needs --data here: without it the problems are those that the run is tested with")
     if options.split is not None or options.data is None:
         return options
+    if only_tests(options.data):
+        warnings.warn(
+            f"{options.data} is there to test models, and its answers are learnt from these traces: test with another",
+            stacklevel=2,
+        )
     split = "train" if is_made(options.data) else training_split(options.data)
     return replace(options, split=split)
 

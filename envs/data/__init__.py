@@ -4,7 +4,7 @@ from solostream.envs.data.combine import dedup, mix, split
 from solostream.envs.data.generators import is_made
 from solostream.envs.data.loader import Tasks, TaskSource, load, tasks
 from solostream.envs.data.pair import train_and_test
-from solostream.envs.data.sources import training_split
+from solostream.envs.data.sources import only_tests, training_split
 
 __all__ = [
     "TaskSource",
@@ -13,6 +13,7 @@ __all__ = [
     "is_made",
     "load",
     "mix",
+    "only_tests",
     "split",
     "tasks",
     "train_and_test",

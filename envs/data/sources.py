@@ -89,6 +89,12 @@ def training_split(name: str) -> str | None:
     return preset.train_split if preset else None
 
 
+def only_tests(name: str) -> bool:
+    """Whether `name` is a preset without problems to learn from, whatever the split is called that it has."""
+    preset = PRESETS.get(name.lower())
+    return preset is not None and preset.train_split is None and preset.tested_with is None
+
+
 def is_built_in(name: str) -> bool:
     """Whether `name` is one of the small lists that come with this package."""
     return name in ("sample", "lookup")

@@ -118,8 +118,11 @@ def test_what_is_imitated_is_never_what_tests() -> None:
     assert chosen(data="reasoning-gym:gcd") == "train"
     assert chosen(data="GSM8K") == "train"
     assert chosen(data="gsm8k", split="test") == "test"
-    assert chosen(data="aime25") is None
+    assert chosen(data="dapo-math-17k") is None
     assert chosen() is None
+    for name in ("aime25", "MATH-500"):
+        with pytest.warns(UserWarning, match=f"{name} is there to test models"):
+            assert chosen(data=name) is None
 
 
 def test_a_runs_own_model_is_not_taught_what_tests_it(tmp_path: Path) -> None:

@@ -76,8 +76,29 @@ def _refuse_rows(config: Config, bad: Mapping[str, Sequence[int]], at: str) -> N
         raise UserError(f"{c.data}: {told(bad, at)}. Fix these, or set cold_start.skip_bad = true")
 
 
+def _of_no_test(traces: Sequence[Trace], test: Tasks, name: str, say: Callable[[str], None]) -> list[Trace]:
+    """Without those in which a problem is asked that tests the run, as the pool of problems is without these.
+
+    Raises UserError where none is left.
+    """
+    asked = {task.prompt.strip() for task in test}
+    kept = [trace for trace in traces if asked.isdisjoint(_questions(trace))]
+    if traces and not kept:
+        raise UserError(f"every trace of {name} is of a held-out problem: give other traces, or another data.test_path")
+    if len(kept) < len(traces):
+        say(f"{name}: {len(traces) - len(kept)} of {len(traces)} traces are of held-out problems: left out of training")
+    return kept
+
+
+def _questions(trace: Trace) -> set[str]:
+    return {message["content"].strip() for message in trace.messages if message["role"] == "user"}
+
+
 class TraceSet:
-    """All traces of a configuration; `train` and `held_out` are rendered. Raises UserError for rows that are none."""
+    """All traces of a configuration but those of held-out problems; `held_out` and what is drawn are rendered.
+
+    Raises UserError for rows that are none.
+    """
 
     def __init__(self, config: Config, parts: Components, say: Callable[[str], None]) -> None:
         c = config.cold_start
@@ -87,7 +108,8 @@ class TraceSet:
         _speaks(config, env)
         try:
             fit_to(parts.chat, env)
-            self._traces, bad, self._at = read_traces(c.data, env.syntax, env.parallel_calls, parts.chat.ends)
+            traces, bad, self._at = read_traces(c.data, env.syntax, env.parallel_calls, parts.chat.ends)
+            self._traces = _of_no_test(traces, parts.test, c.data, say)
             rendered: dict[int, MaskedTokens] = {}
             limit = getattr(parts.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
             for trace in self._traces:

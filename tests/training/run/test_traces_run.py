@@ -201,3 +201,31 @@ def test_an_interruption_while_traces_are_verified_ends_it(
     assert sft(tmp_path, traces, "whole", "cold_start.verify=true") == 0
     assert json.loads((tmp_path / "cut" / "verified-traces.json").read_text()) == list(range(1, 30))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_what_tests_the_run_is_not_imitated(tmp_path: Path, traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Traces of all problems, with the very file that they are of: the tenth that is held out is left out of them."""
+    tasks = generate(30, seed=5, split="train", kinds=["gcd"], levels=[1])
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({"prompt": t.prompt, "answer": t.answer}) + "\n" for t in tasks))
+    given = (f"data.path={path}", "data.kinds=[]", "data.levels=[]", "run.name=own", f"cold_start.data={traces}")
+    given = (*given, "cold_start.phases=[]", f"run.root={tmp_path}", "data.train=9", "data.test=9")
+    trainer = Trainer(validate(assign(read_config(TINY), given)))
+    held_out = {task.prompt for task in trainer.parts.test}
+    assert 0 < len(held_out) < 9
+    told = f"{len(held_out)} of 30 traces are of held-out problems: left out of training"
+    assert told in capsys.readouterr().out
+    assert trainer.traces is not None
+    learnt = [trainer.parts.tokenizer.decode(ids) for step in range(9) for ids, _ in trainer.traces.batch(step)]
+    assert len(learnt) == 30 - len(held_out)
+    assert not [text for text in learnt for prompt in held_out if prompt in text]
+
+    rows = [json.loads(line) for line in traces.read_text(encoding="utf-8").splitlines()]
+    of_test = [row for row in rows if row["messages"][0]["content"] in held_out]
+    of_test[0]["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    of_test[0]["messages"][1]["content"] += "\n"
+    traces.write_text("".join(json.dumps(row) + "\n" for row in of_test), encoding="utf-8")
+    assert main(["sft", str(TINY), *(part for one in given for part in ("--set", one))]) == 2
+    said = capsys.readouterr().err
+    assert "is of a held-out problem" in said
+    assert said.count("\n") == 1
