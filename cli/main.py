@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
+from itertools import pairwise
 from typing import Any
 
 import solostream
@@ -56,6 +57,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 # Options that may stand alone: `--resume` means `--resume auto`.
 ALONE = {"--resume": "auto", "--cluster": "auto"}
+
+
+# Options of `distill` and `eval` that a command has as a setting of its file: (settings, what each is of).
+_TRACES, _PROBLEMS = ("cold_start.data", "traces"), ("data.path", "problems")
+AS_SETTINGS = {
+    ("sft", "--data"): (_TRACES, _PROBLEMS),
+    ("sft", "--traces"): (_TRACES,),
+    ("train", "--data"): (_PROBLEMS, _TRACES),
+    ("train", "--traces"): (_TRACES,),
+}
 
 
 def _usage(group: str = "") -> str:
@@ -149,8 +160,21 @@ def _parse(command: Callable[..., Any], name: str, args: list[str]) -> tuple[Seq
         text = " ".join(re.sub(r"[│╭╮╰╯]", " ", drawn).split())
         fault, *more = [part for part in re.split(r"\s*[─-]{3,}\s*", text) if part]
         guesses = [part for part in more if part.startswith("Perhaps you meant")]
-        raise UserError("; ".join([fault.rstrip("."), *guesses, f"see solostream {name} --help"])) from None
+        found = [*_as_settings(name, args), *guesses]
+        raise UserError("; ".join([fault.rstrip("."), *found, f"see solostream {name} --help"])) from None
     return parsed
+
+
+def _as_settings(name: str, args: Sequence[str]) -> list[str]:
+    """How to say what somebody gave as an option of another command."""
+    found = []
+    for arg, after in pairwise([*args, ""]):
+        option, equals, value = arg.partition("=")
+        value = value if equals else after if not after.startswith("-") else ""
+        said = [f"--set {key}={value or 'FILE'} ({what})" for key, what in AS_SETTINGS.get((name, option), ())]
+        if said:
+            found.append(f"{option} is a setting here: {' or '.join(said)}")
+    return found
 
 
 def _print_anywhere() -> None:
