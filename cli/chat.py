@@ -81,7 +81,7 @@ def chat(
     template, date = read_template(chat_template), date or (run.date if run else None)
     rendering = partial(Chat, template=template, variables=variables, date=date)
     how: dict[str, Any] = {"slots": 1, "max_len": max_tokens, "seed": seed or 0, "api_key_env": api_key_env}
-    opening = partial(open_engine, model, tokenizer=tokenizer, **how)
+    opening = partial(open_engine, model, tokenizer=tokenizer, check=rendering, **how)
     return _converse(run, settings, preset, seed if endpoint else seed or 0, opening, rendering)
 
 

@@ -68,6 +68,7 @@ async def open_player(options: EvalOptions, on_wait: Callable[[], None]) -> Play
         max_len=options.max_tokens,
         seed=options.seed or 0,
         api_key_env=options.api_key_env,
+        check=options.chat,
     )
     try:
         return EnginePlayer(engine, options.chat(tokenizer), options.sampling(), options.seed or 0, play)

@@ -14,7 +14,7 @@ and has options of its own, in `[engine.NAME]`. An engine with an attribute `tok
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +35,27 @@ async def open_engine(
     reproducible: bool = False,
     options: Mapping[str, Any] | None = None,
     api_key_env: str | None = None,
+    check: Callable[[Any], object] | None = None,
 ) -> tuple[Engine, Any]:
     """The engine and the tokenizer that `spec` names; see `FORMS`. Load the model, connect to the server.
 
     tokenizer: a path or id where it differs from the model's (needed for a server whose model is not on this machine).
     slots: concurrent episodes. max_len: tokens of a ledger. dtype: "auto", "float32" or "bfloat16", of a model loaded
     here. options: the engine's own. api_key_env: the environment variable that holds a server's key, where it is not
-    OPENAI_API_KEY. Raises UserError for a spec, model or server that does not exist, and for what an engine refuses.
+    OPENAI_API_KEY. check: called with the tokenizer before hf or vLLM load a model, and raises UserError where the
+    caller cannot use it. Raises UserError for a spec, model or server that does not exist, and for what an engine
+    refuses.
     """
     name, model = split(spec)
     wanted = {**(options or {}), **({"api_key_env": api_key_env} if api_key_env else {})}
     given = {"model": model, "slots": slots, "max_len": max_len, "seed": seed, "dtype": dtype}
     known = None
-    if not registry.asks("engine", name, "tokenizer"):  # said before the engine takes its time to start
+    if name == "hf" or not registry.asks("engine", name, "tokenizer"):  # said before the engine takes its time to start
         known = tokenizer_of(model, tokenizer)
-    engine = await opened(name, wanted, **given, tokenizer=tokenizer, reproducible=reproducible)
+        if check is not None and name in ("hf", "vllm"):  # one of your own may bring another tokenizer
+            check(known)
+    chosen = tokenizer if known is None else known
+    engine = await opened(name, wanted, **given, tokenizer=chosen, reproducible=reproducible)
     return engine, getattr(engine, "tokenizer", known)
 
 

@@ -9,6 +9,7 @@ import pytest
 from test_architectures import write_model
 
 from solostream.agent.engines.pretrained import load_tokenizer
+from solostream.cli.main import main
 from solostream.errors import UserError
 from solostream.training.config import ModelConfig, validate
 from solostream.training.config.memory.shape import shape_of
@@ -41,3 +42,17 @@ def test_a_run_and_a_file_of_a_model_are_named(inside: str, said: str, run_folde
         load_model(ModelConfig(path=path))
     with pytest.raises(UserError, match=rf"^cannot load '{re.escape(path)}': {told}; an engine is "):
         load_tokenizer(path)
+
+
+@pytest.mark.parametrize("command", ["eval", "distill", "chat"])
+def test_a_template_that_is_missing_is_told_before_the_weights_are_read(
+    command: str, run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which nobody could read: whoever tries says so."""
+    monkeypatch.chdir(run_folder)
+    (run_folder / "p.jsonl").write_text('{"prompt": "1 + 1?", "answer": "2"}\n')
+    model = run_folder / "checkpoints" / "step-000020"
+    (model / "chat_template.jinja").unlink()
+    (model / "model.safetensors").write_bytes(b"")
+    assert main([command, str(model), *([] if command == "chat" else ["--data", "p.jsonl"])]) == 2
+    assert "has no chat template: give one (" in capsys.readouterr().err
