@@ -105,8 +105,11 @@ def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int 
     )
 
 
-def refuse_too_large(config: Config, device: str) -> None:
-    """Raises UserError, with what would fit, where what must lie in memory at all times is more than the device has."""
+def refuse_too_large(config: Config, device: str, *, cold_start_only: bool = False) -> None:
+    """Raises UserError, with what would fit, where what must lie in memory at all times is more than the device has.
+
+    cold_start_only: the second phase is not entered.
+    """
     shape = shape_of(config)
     kind = device.partition(":")[0]
     _refuse_on_host(config, shape, kind)
@@ -118,7 +121,7 @@ def refuse_too_large(config: Config, device: str) -> None:
         passing = (GROWN,) if beside else (*PASSING, GROWN)
         return {
             phase: {name: size for name, size in parts.items() if name not in passing}
-            for phase, parts in _at_least(c, shape, kind, total).items()
+            for phase, parts in _entered(_at_least(c, shape, kind, total), cold_start_only).items()
         }
 
     def need(c: Config) -> int:
@@ -134,10 +137,10 @@ def refuse_too_large(config: Config, device: str) -> None:
         )
 
 
-def exceeds(config: Config, device: str) -> str:
+def exceeds(config: Config, device: str, *, cold_start_only: bool = False) -> str:
     """One line with what would fit, where the plan takes more than is free on `device` now; "" where it fits.
 
-    No reason to refuse: the plan is of the longest episodes, and of the larger phase.
+    No reason to refuse: the plan is of the longest episodes, and of the larger phase that is entered.
     """
     if config.cluster.learners > 1:
         return ""  # what is free here is not what each of them finds
@@ -145,7 +148,7 @@ def exceeds(config: Config, device: str) -> str:
     free, total = available(device)
 
     def need(c: Config) -> int:
-        phases = _at_least(c, shape, kind, total)
+        phases = _entered(_at_least(c, shape, kind, total), cold_start_only)
         return max(peak(c, parts) for parts in phases.values())
 
     needed = need(config)
@@ -185,6 +188,10 @@ def _at_least(
     """Phase -> part -> bytes, where vLLM takes no more than it must of what the learner leaves it."""
     wanted = 0 if colocation.takes_the_rest(config) else total
     return of_phases(config, shape, in_flight(config), _context(config, prompt), kind, wanted)
+
+
+def _entered(phases: dict[str, dict[str, int]], cold_start_only: bool) -> dict[str, dict[str, int]]:
+    return {COLD_START: phases[COLD_START]} if cold_start_only else phases
 
 
 def _listed(parts: dict[str, int]) -> str:

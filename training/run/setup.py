@@ -81,11 +81,12 @@ def build(
     source: Path | None = None,
     base: Path | None = None,
     say: Callable[[str], None] = print,
+    cold_start_only: bool = False,
 ) -> Components:
     """`sft_batches`: problems of the cold start, for a built tokenizer to learn from. Raises UserError.
 
     source: a checkpoint that has the weights and the tokenizer. base: where the weights are instead, under adapters.
-    say: told where the plan of memory is more than is free.
+    say: told where the plan of memory is more than is free. cold_start_only: that of this phase.
     """
     found = base or source
     where = config.model.model_copy(update={"path": str(found)}) if found else config.model
@@ -93,8 +94,8 @@ def build(
     colocation.check_device(config, str(device))
     refuse_modules(config, where)
     if config.cluster.learners == 1:  # the plan of memory knows one device
-        refuse_too_large(config, str(device))
-        if said := exceeds(config, str(device)):
+        refuse_too_large(config, str(device), cold_start_only=cold_start_only)
+        if said := exceeds(config, str(device), cold_start_only=cold_start_only):
             say(said)
     offload = offloads(config, device.type)
     model, tokenizer = load_model(

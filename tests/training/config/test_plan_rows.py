@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from solostream.errors import UserError
 from solostream.training.config import Config, assign, validate
-from solostream.training.config.dry_run import describe
+from solostream.training.config.dry_run import describe, exceeds, refuse_too_large
 
 COLD = "cold_start.phases=[{steps=1,mix={early=1.0}}]"
 
@@ -27,6 +28,19 @@ def test_the_plan_of_sft_is_of_what_it_does() -> None:
     assert whole["evaluation"] == said
     assert "trajectories" in whole["disk"]
     assert sft["disk"] == whole["disk"].partition(", trajectories")[0]
+
+
+def test_sft_is_refused_for_its_own_phase_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters there, all weights in the reinforcement that follows: which does not fit, and is another command's."""
+    monkeypatch.setattr("solostream.training.config.dry_run.available", lambda device: (700 << 20, 700 << 20))
+    built = {"hidden_size": 512, "layers": 4, "mlp_size": 2048}
+    more = ["cold_start.learner.lora.rank=4", "cold_start.learner.max_tokens_per_batch=256", "rollout.batch=4"]
+    config = validate(assign({"model": {"build": built}}, [COLD, *more]))
+    with pytest.raises(UserError, match="does not fit on cpu in reinforcement: "):
+        refuse_too_large(config, "cpu")
+    refuse_too_large(config, "cpu", cold_start_only=True)
+    assert "the plan takes" in exceeds(config, "cpu")
+    assert exceeds(config, "cpu", cold_start_only=True) == ""
 
 
 @pytest.mark.parametrize(
