@@ -87,7 +87,7 @@ def cold_start(out: Path) -> Path:
     """The folder of the model that both begin with."""
     folder = out / "cold-start"
     if not checkpoint.complete(folder / "checkpoints"):
-        Trainer(settings(out, None, 1, 400), folder, ProgressDisplay(live=False)).run(cold_start_only=True)
+        Trainer(settings(out, None, 1, 400), folder, ProgressDisplay(live=False), cold_start_only=True).run()
     return checkpoint.newest(folder / "checkpoints")[0]
 
 

@@ -206,7 +206,7 @@ def work(folder: Path, wanted: config.Config, *, cold_start_only: bool = False) 
     root = folder / "checkpoints"
     source = checkpoint.newest(root)[0] if checkpoint.complete(root) else None
     try:
-        Trainer(wanted, folder, ProgressDisplay(live=False), source).run(cold_start_only=cold_start_only)
+        Trainer(wanted, folder, ProgressDisplay(live=False), source, cold_start_only=cold_start_only).run()
     except Interrupted:
         raise KeyboardInterrupt from None
 

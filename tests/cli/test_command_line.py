@@ -37,7 +37,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train binary.jsonl", "cannot read binary.jsonl"),
         ("train empty.jsonl --set run.root=other.jsonl/x", "other.jsonl/x"),
         ("sft empty.jsonl", "there is no cold start"),
-        ("sft empty.jsonl --data t.jsonl", "--set cold_start.data=t.jsonl (traces) or --set data.path=t.jsonl (problems)"),
+        (
+            "sft empty.jsonl --data t.jsonl",
+            "--set cold_start.data=t.jsonl (traces) or --set data.path=t.jsonl (problems)",
+        ),
         ("train empty.jsonl --seed 3 --data=a.csv", "--set data.path=a.csv (problems) or --set cold_start.data=a.csv"),
         ("train empty.jsonl --traces --dry-run", "--set cold_start.data=FILE (traces); see"),
         ("eval", "a model folder or hugging face id"),

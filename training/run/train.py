@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,10 +85,10 @@ def run(
     new = not folder.exists()
     refuse_sampler(config, source)
     with device_told(TOO_LARGE):
-        trainer = Trainer(config, folder, view, source, started=time.monotonic() if started is None else started)
+        trainer = Trainer(config, folder, view, source, started=started, cold_start_only=cold_start_only)
     try:
         with device_told(TOO_LARGE):
-            return in_any_thread(lambda: trainer.run(cold_start_only=cold_start_only), trainer.stop)
+            return in_any_thread(trainer.run, trainer.stop)
     except BaseException:
         if new and not checkpoint.complete(folder / "checkpoints") and not _worth_keeping(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -60,7 +60,7 @@ class Trainer:
     """One run, prepared; `run` does it.
 
     folder: default `run.root`/`run.name`. view: where progress is shown. source: the checkpoint to go on from.
-    started: `time.monotonic()` when the work began (default: now).
+    started: `time.monotonic()` when the work began (default: now). cold_start_only: no reinforcement comes after it.
 
     Objects that take the place of what the configuration names: advantage (with its stages around it), loss, sampler
     (of tasks), rollout (a function like `agent.rollout.rollout`), engine (a function from the number of concurrent
@@ -86,11 +86,12 @@ class Trainer:
         metrics: Mapping[str, Metric] = MappingProxyType({}),
         callbacks: Sequence[Any] = (),
         started: float | None = None,
+        cold_start_only: bool = False,
     ) -> None:
         started = time.monotonic() if started is None else started
         config = config.completed()
         view = view or ProgressDisplay()
-        self.config, self.view = config, view
+        self.config, self.view, self.cold_start_only = config, view, cold_start_only
         self.folder = folder = folder or Path(config.run.root) / (config.run.name or "run")
         self._advantage, self._sampler, self._rollout, self._engine = advantage, sampler, rollout, engine
         self.loss = loss or registry.make("loss", config.learner.loss, config.loss.get(config.learner.loss))
@@ -115,7 +116,9 @@ class Trainer:
             self.base = checkpoint.base_of(config, folder)
             under = self.base if plain.get("phase") == "rl" or (source and untouched(config)) else None
             refuse_bad(config, test)
-            self.parts = setup.build(config, train, test, of_cold_start, source, under, view.say)
+            self.parts = setup.build(
+                config, train, test, of_cold_start, source, under, view.say, cold_start_only=cold_start_only
+            )
             self.traces = TraceSet(config, self.parts, view.say) if config.cold_start.data else None
             if self.traces and plain.get("traces", self.traces.fingerprint) != self.traces.fingerprint:
                 raise UserError(
@@ -136,15 +139,15 @@ class Trainer:
         if (interrupt := getattr(self, "interrupt", None)) is not None:
             interrupt.ask()
 
-    def run(self, *, cold_start_only: bool = False) -> Summary | None:
+    def run(self) -> Summary | None:
         """What is left to do; None after the cold start only. Raises Interrupted, SandboxError, EngineError."""
         torch.manual_seed(self.config.run.seed)
         pieces = any(c.gradient_checkpointing or c.lora for c in learners(self.config).values())
         (return_freed_memory if pieces else keep_freed_memory)()
         with locked(self.folder), rare_collections():
-            return asyncio.run(self._run(cold_start_only))
+            return asyncio.run(self._run())
 
-    async def _run(self, cold_start_only: bool) -> Summary | None:
+    async def _run(self) -> Summary | None:
         self.thread = LearnerThread()
         self.cores = Cores(self.thread.run, self.config.rollout.mode)
         self.policy, self.episodes = crew.assemble(
@@ -154,7 +157,7 @@ class Trainer:
             await self.cores.share()
             if self.learning.ranks is None:
                 await self.policy.load_weights(LiveWeights(self.parts.model), 0)  # an engine may refuse the model
-            return await self._phases(cold_start_only)
+            return await self._phases()
         finally:
             await self.episodes.close()
             await self.policy.close()
@@ -164,15 +167,15 @@ class Trainer:
             if self.placement is not None:
                 self.placement.close()
 
-    async def _phases(self, cold_start_only: bool) -> Summary | None:
+    async def _phases(self) -> Summary | None:
         self._open()
         try:
             with self.interrupt.listening():
-                return await self.learning.through(partial(self._learn, cold_start_only), self._take_up_last)
+                return await self.learning.through(self._learn, self._take_up_last)
         finally:
             self.logger.close()
 
-    async def _learn(self, cold_start_only: bool) -> Summary | None:
+    async def _learn(self) -> Summary | None:
         """From the checkpoint that there is, or from the start."""
         reinforced = self.saved is not None and self.saved.plain["phase"] == "rl"
         await self.thread.run(self.learning.open, (self.base if reinforced else None) or self.source)
@@ -180,7 +183,7 @@ class Trainer:
             learner = await self._cold_start()
         if self.before is None:
             self.before = await self._evaluate("before", 0, learner)
-        if cold_start_only:
+        if self.cold_start_only:
             await self._save(learner)
             if self.before is not None:
                 self.view.say(f"held-out accuracy {self.before.accuracy:.1%} sampled\n{self.folder}/")
