@@ -36,25 +36,7 @@ from solostream.training.run.setup import Components
 
 Still = Callable[[], AbstractAsyncContextManager[None]]
 OwnEngine = Callable[[int], Any]  # from the number of concurrent episodes to an engine, plain or async
-
 AWAKE = ("hf", "server")  # the engines that cannot sleep; one of your own says so once it is made
-
-
-def refuse_sampler(config: Config, source: Path | None = None) -> None:
-    """Raises UserError for what the engine that the configuration names would refuse once it is opened.
-
-    source: the checkpoint that the run goes on from.
-    """
-    name, model = config.run.engine, config.model
-    if config.rollout.colocate == "turns" and name in AWAKE:
-        raise UserError(colocation.no_sleeper(f'the engine "{name}"'))
-    if name == "server":
-        registry.load("engine", name)  # says what is to be installed
-        from solostream.agent.engines.vllm.server import check_urls
-
-        check_urls(config.engine.get(name, {}).get("urls", ()))
-    if name == "hf" and model.path != "build":
-        refuse_other_attention(config_of(model.model_copy(update={"path": str(source)}) if source else model))
 
 
 def connect(config: Config, say: Callable[[str], None]) -> Placement | None:
@@ -79,6 +61,23 @@ def connect(config: Config, say: Callable[[str], None]) -> Placement | None:
     if short is not None:
         say(short)
     return placement
+
+
+def refuse_sampler(config: Config, source: Path | None = None) -> None:
+    """Raises UserError, before weights are read, for what the engine of the configuration would refuse when opened.
+
+    source: the checkpoint that the run goes on from.
+    """
+    name, model = config.run.engine, config.model
+    if config.rollout.colocate == "turns" and name in AWAKE:
+        raise UserError(colocation.no_sleeper(f'the engine "{name}"'))
+    if name == "server":
+        registry.load("engine", name)  # says what is to be installed
+        from solostream.agent.engines.vllm.server import check_urls
+
+        check_urls(config.engine.get(name, {}).get("urls", ()))
+    if name == "hf" and model.path != "build":
+        refuse_other_attention(config_of(model.model_copy(update={"path": str(source)}) if source else model))
 
 
 def assemble(

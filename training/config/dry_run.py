@@ -298,7 +298,7 @@ def describe(config: Config, *, cold_start_only: bool = False) -> str:
 
     cold_start_only: of what `solostream sft` does.
     """
-    from solostream.training.cluster import crew
+    from solostream.training.cluster.crew import refuse_sampler
     from solostream.training.run import setup
     from solostream.training.sft.cold_start import sft_batches
     from solostream.training.sft.trace_set import refuse_bad
@@ -309,7 +309,7 @@ def describe(config: Config, *, cold_start_only: bool = False) -> str:
     refuse_bad(config, test)
     setup.environment(config, test, None).close()
     device, free, total = _device(config.model.device)
-    crew.refuse_sampler(config)
+    refuse_sampler(config)
     colocation.check_device(config, device)
     setup.refuse_modules(config, config.model)
     p = plan(config, len(train), len(test), device.partition(":")[0], total, setup.planned_prompt(config, train, test))

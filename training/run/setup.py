@@ -371,6 +371,8 @@ def planned_prompt(config: Config, train: Tasks, test: Tasks) -> int | None:
             tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
         except (OSError, ValueError, TypeError):
             return None
+        if tokenizer.vocab_size <= 1:  # what transformers makes of a folder that has a config.json alone
+            return None
         refuse_no_template(config.model, tokenizer)
     return _longest_prompt(config, Tasks((*train, *test)), tokenizer, _chat(config, tokenizer, None))
 

@@ -233,8 +233,7 @@ async def open_servers(
     api_key_env: str | None = None,
 ) -> ServerEngine:
     """The engine `server`: replicas at `urls`, else at those that `model` lists, with commas. Raises UserError."""
-    # A training run hands over its model: only what is an address can stand for the servers.
-    addresses = list(urls) or [part for part in model.split(",") if "://" in part]
+    addresses = list(urls) or model.split(",")
     check_urls(addresses)
     return await ServerEngine.connect(addresses, tokenizer, max_len=max_len, api_key_env=api_key_env)
 
@@ -245,7 +244,7 @@ def check_urls(urls: Sequence[str]) -> None:
         raise UserError("engine 'server' has no servers: set engine.server.urls = [\"http://HOST:PORT\"]")
     for url in urls:
         if not url.startswith(("http://", "https://")):
-            raise UserError(f"engine 'server': {url!r} is no address; set engine.server.urls = [\"http://HOST:PORT\"]")
+            raise UserError(f"engine 'server': {url!r} is no address: set engine.server.urls = [\"http://HOST:PORT\"]")
 
 
 def _generation(choice: dict[str, Any], versions: dict[str, int], start: int) -> Generation:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from solostream.errors import UserError
 from solostream.training.config import Config, assign, validate
 from solostream.training.config.dry_run import describe, exceeds, refuse_too_large
+from solostream.training.run.trainer import Trainer
 
 COLD = "cold_start.phases=[{steps=1,mix={early=1.0}}]"
 
@@ -30,7 +33,7 @@ def test_the_plan_of_sft_is_of_what_it_does() -> None:
     assert sft["disk"] == whole["disk"].partition(", trajectories")[0]
 
 
-def test_sft_is_refused_for_its_own_phase_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sft_is_refused_for_its_own_phase_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Adapters there, all weights in the reinforcement that follows: which does not fit, and is another command's."""
     monkeypatch.setattr("solostream.training.config.dry_run.available", lambda device: (700 << 20, 700 << 20))
     built = {"hidden_size": 512, "layers": 4, "mlp_size": 2048}
@@ -41,6 +44,9 @@ def test_sft_is_refused_for_its_own_phase_alone(monkeypatch: pytest.MonkeyPatch)
     refuse_too_large(config, "cpu", cold_start_only=True)
     assert "the plan takes" in exceeds(config, "cpu")
     assert exceeds(config, "cpu", cold_start_only=True) == ""
+    Trainer(config, tmp_path / "sft", cold_start_only=True)
+    with pytest.raises(UserError, match="does not fit on cpu in reinforcement: "):
+        Trainer(config, tmp_path / "train")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ REFUSED = {
     "cold_start.data=a/b/c": "there are no traces 'a/b/c': give a file",
     "cold_start.data=broken.jsonl": "broken.jsonl: line 3: no messages",
     "run.engine=server": "engine 'server' has no servers: set engine.server.urls = [\"http://HOST:PORT\"]",
-    "engine.server.urls=['gpu:8000']": "'gpu:8000' is no address; set engine.server.urls = ",
+    "engine.server.urls=['gpu:8000']": "'gpu:8000' is no address: set engine.server.urls = ",
     "rollout.colocate=turns": 'rollout.colocate = "turns": the engine "hf" cannot sleep while the learner computes',
 }
 
