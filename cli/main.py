@@ -200,11 +200,15 @@ def _of_file(error: OSError) -> str:
 
 
 def _given() -> list[str]:
-    """The command line. Our files are UTF-8, whatever the terminal is: where it differs, Python starts once more."""
+    """The command line of a process that is the command's own, which is set up for it.
+
+    Our files are UTF-8, whatever the terminal is: where it differs, Python starts once more.
+    """
     if not sys.flags.utf8_mode and codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
         terminal = os.environ.get("PYTHONIOENCODING") or getattr(sys.stdout, "encoding", None) or "utf-8"
         env = {**os.environ, "PYTHONIOENCODING": terminal, "PYTHONUTF8": "1"}
         os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], env)
+    gc.set_threshold(20_000)  # torch and transformers make 400,000 containers that stay: an eighth of their import
     return sys.argv[1:]
 
 
@@ -212,7 +216,6 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted. argv: None: what the program was given."""
     argv = _given() if argv is None else argv
     _print_anywhere()
-    gc.set_threshold(20_000)  # torch and transformers make 400,000 containers that stay: an eighth of their import
     try:
         if (text := _asks_for_help(argv)) is not None:
             print(text)

@@ -184,7 +184,7 @@ def test_an_interruption_while_traces_are_verified_ends_it(
     stopped.
     """
     settings = ("cold_start.phases=[]", "cold_start.verify=true", f"cold_start.data={traces}", f"run.root={tmp_path}")
-    trainer = Trainer(validate(assign(read_config(TINY), [*settings, "run.name=cut"])))
+    trainer = Trainer(validate(assign(read_config(TINY), [*settings, "run.name=cut"])), cold_start_only=True)
     verify = TraceSet.verify
 
     async def stopped(self: TraceSet, folder: Path) -> None:
@@ -194,7 +194,7 @@ def test_an_interruption_while_traces_are_verified_ends_it(
     with monkeypatch.context() as patch:
         patch.setattr(TraceSet, "verify", stopped)
         with pytest.raises(Interrupted):
-            trainer.run(cold_start_only=True)
+            trainer.run()
     assert not (tmp_path / "cut" / "verified-traces.json").exists()
     assert len(list((tmp_path / "cut" / "checkpoints").glob("step-*"))) == 1
     assert sft(tmp_path, traces, "cut", "cold_start.verify=true", resume=True) == 0
