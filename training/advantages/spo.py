@@ -25,7 +25,7 @@ import numpy as np
 
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
-from solostream.training.advantages.base import Advantages, centre, per_token
+from solostream.training.advantages.base import Advantages, per_token
 from solostream.training.advantages.stream.energy_ratio import EnergyRatio
 from solostream.training.advantages.stream.forgetting import CalibratedForgetting
 from solostream.training.advantages.stream.measure import Measure, energy, weights
@@ -81,9 +81,8 @@ class SPO:
         baselines = frozen if self.ratio is None else [self.ratio.baseline(v) for v in frozen]
         s = 1.0 if self.slope is None else self.slope.value
         raw = [r - s * b for r, b in zip(outcomes, baselines, strict=True)]
-        centred = raw if self.scale.kind == "none" else centre(raw, used)[0]
+        centred, values = self.scale(raw, used)
         metrics = {**spread(raw, outcomes, kept_of(batch), centred), **self._state()}
-        values = self.scale(raw, used)
         if self.slope is not None:
             self.slope.update(outcomes, baselines, used)
         if self.ratio is not None:

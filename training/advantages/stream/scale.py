@@ -27,19 +27,19 @@ class Scale:
         self.kind = kind
         self._square = self._seen = 0.0  # EMA of σ², and of 1
 
-    def __call__(self, advantages: Sequence[float], weights: Sequence[float]) -> list[float]:
-        """n floats, n weights -> n floats; zeros where all are equal."""
+    def __call__(self, advantages: Sequence[float], weights: Sequence[float]) -> tuple[list[float], list[float]]:
+        """n floats, n weights -> (centred, centred and divided), n floats each; zeros where all are equal."""
         if self.kind == "none":
-            return list(advantages)
+            return list(advantages), list(advantages)
         centred, deviation = centre(advantages, weights)
         if self.kind == "running" and any(weights):  # where the filters took everything, nothing was measured
             self._square = KEEP * self._square + deviation**2
             self._seen = KEEP * self._seen + 1
         if deviation == 0:
-            return [0.0] * len(centred)
+            return centred, [0.0] * len(centred)
         running = math.sqrt(self._square / self._seen) if self._seen else 1.0
         by = {"deviation": deviation, "centred": 1.0, "fixed": LARGEST_DEVIATION, "running": running}[self.kind]
-        return [a / by for a in centred]
+        return centred, [a / by for a in centred]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
