@@ -19,6 +19,7 @@ from typing import Any
 from solostream import registry
 from solostream.agent.engine import Engine, Sleeper
 from solostream.agent.engines.hf.forward import refuse_other_attention
+from solostream.agent.engines.vllm.engine import refuse_unknown
 from solostream.agent.replicas import Replicas
 from solostream.envs.data import Tasks
 from solostream.errors import UserError
@@ -49,6 +50,8 @@ def connect(config: Config, say: Callable[[str], None]) -> Placement | None:
         return None
     _shares(config)
     _refuse_transfer(config)
+    if c.transfer != "memory" and find_spec("vllm") is None:
+        raise UserError(f"cluster.transfer = \"{c.transfer}\" needs vllm: pip install 'solostream[vllm]'")
     placement = Placement(c, cpus=c.learners + c.replicas + c.players, say=say)
     try:
         refuse_transfer_without_gpus(config, placement.gpus)
@@ -71,6 +74,10 @@ def refuse_sampler(config: Config, source: Path | None = None) -> None:
     name, model = config.run.engine, config.model
     if config.rollout.colocate == "turns" and name in AWAKE:
         raise UserError(colocation.no_sleeper(f'the engine "{name}"'))
+    _shares(config)
+    _refuse_transfer(config)
+    if name == "vllm":
+        refuse_unknown(config.engine.get(name, {}))
     if name == "server":
         registry.load("engine", name)  # says what is to be installed
         from solostream.agent.engines.vllm.server import check_urls
@@ -124,7 +131,7 @@ def gpus_of_one(config: Config, available: int) -> int:
 
 
 def _refuse_transfer(config: Config) -> None:
-    """Raises UserError for a transfer that the engine of the configuration does not know, or that finds no vLLM."""
+    """Raises UserError for a transfer that the engine does not know, or that needs other numbers of processes."""
     transfer, name = config.cluster.transfer, config.run.engine
     if transfer == "memory":
         return
@@ -133,8 +140,6 @@ def _refuse_transfer(config: Config) -> None:
             f'cluster.transfer = "{transfer}", but the engine "{name}" takes weights by memory alone: set run.engine = '
             '"vllm", or cluster.transfer = "memory"'
         )
-    if find_spec("vllm") is None:
-        raise UserError(f"cluster.transfer = \"{transfer}\" needs vllm: pip install 'solostream[vllm]'")
     if transfer == "ipc" and config.cluster.learners + config.cluster.replicas > 2:
         raise UserError(
             'cluster.transfer = "ipc" goes through the memory of the one GPU that learner and replica share: set '

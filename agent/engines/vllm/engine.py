@@ -19,8 +19,11 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
+from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any
 
 from solostream.agent.engine import EngineError, Generation, Sampling, Weights, check_prompt
@@ -31,8 +34,24 @@ from solostream.errors import UserError
 CPU_CACHE_BYTES = 256 << 20
 ADAPTER = "solostream", 1  # the name and the number of the one adapter
 ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
+# What is known to be an engine argument without an import of vLLM, which takes 10 s.
+ARGUMENTS = {"data_parallel_size", "enforce_eager", "gpu_memory_utilization", "kv_cache_dtype", "quantization",
+             "pipeline_parallel_size", "tensor_parallel_size"}  # fmt: skip
 # Its dozen lines of notes at every start are for its developers; whoever wants them sets these variables.
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore::FutureWarning"}
+
+
+def refuse_unknown(options: Iterable[str]) -> None:
+    """Raises UserError, before anything starts, for an option that vLLM does not have; none where it is not here."""
+    unknown = set(options) - ARGUMENTS
+    if not unknown or find_spec("vllm") is None:
+        return
+    with _own_environment("memory"):
+        arguments = {field.name for field in fields(_vllm()[0])}
+    for name in sorted(unknown - arguments):
+        close = get_close_matches(name, arguments, 1, 0.5)
+        hint = f"did you mean '{close[0]}'?" if close else "take it out, or see `vllm serve --help=all`"
+        raise UserError(f"[engine.vllm]: vLLM has no engine argument '{name}'; {hint}")
 
 
 class VllmEngine:
