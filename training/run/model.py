@@ -81,7 +81,11 @@ def _qwen3(shape: BuildConfig, rows: int, **tokens: Any) -> Qwen3Config:
 
 
 def build_model(shape: BuildConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
-    """A Qwen3 with random weights; the vocabulary is padded to a multiple of 64 rows."""
+    """A Qwen3 with random weights; the vocabulary is padded to a multiple of 64 rows.
+
+    Embeddings have the deviation 1/√hidden, so that logits of the tied head begin at variance 1. At transformers' .02
+    the first layer's output drowns what the token was, and some seeds take twice as long to learn to copy numbers.
+    """
     config = _qwen3(
         shape,
         -(-len(tokenizer) // 64) * 64,
@@ -91,7 +95,10 @@ def build_model(shape: BuildConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen3ForCausalLM(config)
+        model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(shape.hidden_size**-0.5 / config.initializer_range)
+    return model
 
 
 def load_model(
