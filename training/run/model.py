@@ -84,7 +84,7 @@ def build_model(shape: BuildConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     """A Qwen3 with random weights; the vocabulary is padded to a multiple of 64 rows.
 
     Embeddings have the deviation 1/√hidden, so that logits of the tied head begin at variance 1. At transformers' .02
-    the first layer's output drowns what the token was, and some seeds take twice as long to learn to copy numbers.
+    little of what the second layer reads is which token it was, and some seeds learn to copy numbers twice as late.
     """
     config = _qwen3(
         shape,
