@@ -152,6 +152,33 @@ right.recv(1), child, os.getuid()
     assert (await (await sandbox.open()).run(code)).result == "(b'a', '42\\n', 1000)"
 
 
+@pytest.mark.parametrize("tier", ["namespaces", "landlock"])
+async def test_nothing_that_waits_for_a_source_holds_the_output(tier: str) -> None:
+    """`sendfile` from a quiet socket keeps the pipe locked: whoever reads it would hang in the kernel, unkillable."""
+    need(tier)
+    box = ForkSandbox(limits=LIMITS, isolation=tier, preimport=())
+    try:
+        session = await box.open()
+        code = """
+import os, shutil, socket
+here, there = socket.socketpair()
+def refused(call, *arguments):
+    try:
+        call(*arguments)
+    except PermissionError:
+        return True
+print(refused(os.sendfile, 1, here.fileno(), None, 3), refused(os.splice, here.fileno(), 1, 3))
+open('a', 'w').write('copied')
+with open(shutil.copyfile('a', 'b'), 'rb') as copy:
+    here.sendfile(copy)
+there.recv(9)
+"""
+        seen = await session.run(code)
+        assert (seen.stdout, seen.result) == ("True True\n", "b'copied'")
+    finally:
+        await box.close()
+
+
 def interpret(machine: str, code: bytes, number: int, *arguments: int, of: int | None = None) -> int:
     """What the kernel would make of a call."""
     program = [struct.unpack("<HBBI", line) for line in _lines(code)]

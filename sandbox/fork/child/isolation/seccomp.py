@@ -3,10 +3,10 @@
 A refused call returns an error, it does not kill: Python reports it as an exception and goes on. Sockets of every
 family are refused, and so are datagram pairs, which can send to any path, and messages that carry descriptors; stream
 pairs stay. Refused as well: namespaces, mounts, tracing, other processes' memory, kernel keys, System V IPC, memory
-files, BPF, perf, io_uring, and every call newer than this table; and what draws on a pool that the kernel keeps for a
-user or for the machine: inotify, fanotify, asynchronous I/O, epoll (Python falls back to poll), larger pipes, leases;
-further filters and rules; children that are given to the caller's own parent. Of `prctl` and `ioctl` only what is named
-here is let through.
+files, BPF, perf, io_uring, `sendfile` and `splice` (Python copies without them), and every call newer than this table;
+and what draws on a pool that the kernel keeps for a user or for the machine: inotify, fanotify, asynchronous I/O, epoll
+(Python falls back to poll), larger pipes, leases; further filters and rules; children that are given to the caller's
+own parent. Of `prctl` and `ioctl` only what is named here is let through.
 
 Where sessions share the host's pid namespace or its user (`shared`), other processes and the modes, owners, times and
 extended attributes of files cannot be reached either: Landlock does not cover them.
@@ -48,6 +48,8 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {  # (x86_64, aarch64)
     "memfd_secret": (447, 447), "mbind": (237, 235), "set_mempolicy": (238, 237), "migrate_pages": (256, 238),
     "move_pages": (279, 239), "set_mempolicy_home_node": (450, 450), "vmsplice": (278, 75),
     "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445), "landlock_restrict_self": (446, 446),
+    # a pipe stays locked while they wait for their source: whoever reads our output would wait in the kernel with us
+    "sendfile": (40, 71), "splice": (275, 76), "tee": (276, 77),
     # System V and POSIX objects: whoever guesses a number or a name reaches those of its user
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193),
     "semctl": (66, 191), "semtimedop": (220, 192), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188),
