@@ -48,6 +48,7 @@ def connect(config: Config, say: Callable[[str], None]) -> Placement | None:
     c = config.cluster
     if not c.used:
         return None
+    # As in `refuse_sampler`: a `Trainer` may be made by itself.
     _shares(config)
     _refuse_transfer(config)
     if c.transfer != "memory" and find_spec("vllm") is None:
