@@ -74,8 +74,12 @@ def violations(page) -> list[str]:
 
 
 def until(page, expression: str, seconds: float = 20.0) -> None:
-    """Wait for a JavaScript expression. (Playwright's own wait evaluates in the page, which the page's CSP forbids.)"""
-    wait(page, lambda: page.evaluate(expression), seconds, expression)
+    """Wait for a JavaScript expression; one that throws, as for an element not drawn yet, is not true yet.
+
+    (Playwright's own wait evaluates in the page, which the page's CSP forbids.)
+    """
+    careful = f"() => {{ try {{ return {expression} }} catch {{ return false }} }}"
+    wait(page, lambda: page.evaluate(careful), seconds, expression)
 
 
 def wait(page, true: Callable[[], object], seconds: float = 20.0, what: str = "what was waited for") -> None:
