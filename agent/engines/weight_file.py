@@ -7,6 +7,7 @@ It has no name in any folder: nothing is left of it when this process is killed,
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from solostream.agent.engines.live_weights import Adapters
 from solostream.errors import UserError
 
 TIED = "lm_head.weight"
+ALIGNED, LENGTH = 64, 8  # bytes: where a tensor may begin; of the length of the index
 
 
 def stored_shapes(model: str) -> dict[str, tuple[int, ...]]:
@@ -70,32 +72,51 @@ def check_shapes(given: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int,
 
 @contextmanager
 def weight_file(weights: Weights, dtype: str | None = None) -> Iterator[str]:
-    """The path of a file that holds `weights`; gone afterwards.
+    """The path of a file that holds `weights`, for `read_weights`; gone afterwards.
 
     dtype: of what samples ("bfloat16"), which would round to it anyway: half the bytes of float32. None: as they are.
     The output layer is named also where it is tied to the embedding: on CPUs vLLM keeps a packed copy of its own, which
     would silently stay as it was. In the file the two are one tensor.
+
+    The bytes of each tensor, then where they are, in JSON, and how long that is: one tensor at a time leaves the
+    device and is converted, so that all of them lie in memory once.
     """
     import torch
 
     embedding = next((name for name in weights if name.endswith("embed_tokens.weight")), None)
     tied = embedding is not None and (TIED not in weights or _shares(weights[TIED], weights[embedding]))
-    tensors: dict[str, Any] = {}
-    for name, tensor in weights.items():
-        if tied and name == TIED:
-            continue
-        # One at a time off the device, where there may be no room for a second copy of them all.
-        to = getattr(torch, dtype) if dtype and tensor.is_floating_point() else tensor.dtype
-        tensors[name] = tensor.detach().to("cpu", to).contiguous()
-    if tied and embedding is not None:
-        tensors[TIED] = tensors[embedding]
+    index: dict[str, tuple[str, tuple[int, ...], int]] = {}
     handle = os.memfd_create("solostream-weights")
     try:
-        path = f"/proc/{os.getpid()}/fd/{handle}"
-        torch.save(tensors, path)
-        yield path
+        with open(handle, "wb", closefd=False) as file:
+            for name in weights:
+                if tied and name == TIED:
+                    continue
+                tensor = weights[name].detach()
+                to = getattr(torch, dtype) if dtype and tensor.is_floating_point() else tensor.dtype
+                place = file.seek(-file.tell() % ALIGNED, os.SEEK_CUR)
+                file.write(tensor.to("cpu", to).contiguous().reshape(-1).view(torch.uint8).numpy())
+                index[name] = str(to).removeprefix("torch."), tuple(tensor.shape), place
+            if tied and embedding is not None:
+                index[TIED] = index[embedding]
+            told = json.dumps(index).encode()
+            file.write(told + len(told).to_bytes(LENGTH))
+        yield f"/proc/{os.getpid()}/fd/{handle}"
     finally:
         os.close(handle)
+
+
+def read_weights(path: str) -> Iterator[tuple[str, Any]]:
+    """(name, tensor) of a `weight_file`; the tensors are views of the file, which is mapped and not read."""
+    import torch
+
+    size = os.stat(path).st_size
+    whole = torch.from_file(path, shared=False, size=size, dtype=torch.uint8)
+    end = size - LENGTH
+    told = int.from_bytes(bytes(whole[end:].numpy()))
+    for name, (dtype, shape, place) in json.loads(bytes(whole[end - told : end].numpy())).items():
+        to = getattr(torch, dtype)
+        yield name, whole[place : place + math.prod(shape) * to.itemsize].view(to).reshape(shape)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from solostream.training.cluster.placement import Placement
 from solostream.training.cluster.rank_worker import RankLost, RankWorker, learner_of
 from solostream.training.cluster.ranks import Ranks, on_gpus
 from solostream.training.config import Config
-from solostream.training.config.memory import only_adapters
+from solostream.training.config.memory.weights import only_adapters
 from solostream.training.learner import supervised
 from solostream.training.learner.device import describe, sampler_dtype
 from solostream.training.learner.learner import Learner

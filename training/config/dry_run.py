@@ -10,7 +10,6 @@ from typing import Any
 from solostream.errors import UserError
 from solostream.training.config import Config, colocation
 from solostream.training.config.memory import (
-    COLD_START,
     GROWN,
     PASSING,
     SHARE,
@@ -21,14 +20,13 @@ from solostream.training.config.memory import (
     memory,
     named_share,
     of_phases,
-    offloads,
     optimizer_bytes,
     peak,
-    untouched,
 )
 from solostream.training.config.memory.remedies import remedies
 from solostream.training.config.memory.room import available
 from solostream.training.config.memory.shape import ModelShape, shape_of
+from solostream.training.config.memory.weights import COLD_START, untouched
 from solostream.training.config.unused import notices, unused
 
 PROMPT_TOKENS = 64  # a guess, where the tokenizer is not on this machine
@@ -161,11 +159,12 @@ def exceeds(config: Config, device: str, *, cold_start_only: bool = False) -> st
 
 
 def _refuse_on_host(config: Config, shape: ModelShape, kind: str) -> None:
-    wanted, total = sum(host_memory(config, shape).values()), available("cpu")[1]
-    if offloads(config, kind) and wanted > total:
+    parts, total = host_memory(config, shape), available("cpu")[1]
+    wanted = sum(parts.values())
+    if kind != "cpu" and wanted > total:
         raise UserError(
-            f"learner.offload_optimizer: masters, moments and gradients of {config.model.path} take {_bytes(wanted)}, "
-            f"and the CPU's memory is {_bytes(total)}: take adapters (learner.lora), or a smaller model"
+            f"{config.model.path} on {kind} needs {_bytes(wanted)} of the CPU's memory, too ({_listed(parts)}), "
+            f"which is {_bytes(total)}: take adapters (learner.lora), or a smaller model"
         )
 
 
@@ -256,11 +255,13 @@ def _beside_vllm(config: Config, kind: str, needed: int) -> str:
 
 
 def _host_rows(config: Config, shape: ModelShape, kind: str) -> list[tuple[str, str]]:
-    """What an optimizer on the host takes there."""
-    if not offloads(config, kind):
+    """What a model on a GPU takes on the host: its optimizer, and weights on their way to vLLM."""
+    if kind == "cpu":
         idle = config.learner.offload_optimizer
         return [("", "learner.offload_optimizer has nothing to move here: the optimizer is on the CPU")] if idle else []
     parts, (free, _) = host_memory(config, shape), available("cpu")
+    if not parts:
+        return []
     needed = sum(parts.values())
     verdict = "fits" if needed <= free else "does not fit: take adapters (learner.lora), or a smaller model"
     return [("memory cpu", _listed(parts)), ("", f"≤ {_bytes(needed)} of {_bytes(free)} free: {verdict}")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from solostream.training.config.memory import small_base
+from solostream.training.config.memory.weights import small_base
 from solostream.training.config.models import Config
 
 

@@ -26,7 +26,7 @@ from solostream.envs.data import Tasks
 from solostream.envs.few_shot import fingerprint
 from solostream.errors import UserError
 from solostream.training.config import Config
-from solostream.training.config.memory import untouched
+from solostream.training.config.memory.weights import untouched
 
 MANIFEST = "manifest.json"
 

@@ -33,7 +33,8 @@ from solostream.training.advantages.base import Advantage
 from solostream.training.cluster.rank_sharding import refuse_unshardable
 from solostream.training.config import Config, ModelConfig, colocation
 from solostream.training.config.dry_run import exceeds, refuse_too_large, shared_device
-from solostream.training.config.memory import learners, offloads, small_base, untouched
+from solostream.training.config.memory import offloads
+from solostream.training.config.memory.weights import learners, rank_to_send, small_base
 from solostream.training.learner.device import compute_dtype, device_of, sampler_dtype
 from solostream.training.learner.lora import wrap
 from solostream.training.learner.optimizer import low_memory
@@ -50,9 +51,6 @@ from solostream.training.run.model import (
 )
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
 
-# layers that an adapter may sit on and still travel alone
-PROJECTIONS = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
-LARGEST_RANK = 512  # of an adapter in vLLM
 GENERATED = 512  # problems in the pool where the configuration does not say how many
 LONGEST = 32  # prompts (in characters) of which the longest in tokens sizes the engine's context
 
@@ -283,20 +281,6 @@ async def open_engine(config: Config, parts: Components, slots: int, module: Cal
         await engine.close()
         raise UserError(f"engine '{name}' {wrong}")
     return engine
-
-
-def rank_to_send(config: Config) -> int:
-    """The rank of adapters that can travel without the base under them; 0 where whole weights, merged, have to.
-
-    The engine loads the base from the folder that training begins with, so nothing may have changed it (in 4 bits it is
-    another model), and vLLM knows adapters of the layers in `PROJECTIONS` for certain. Replicas in other processes get
-    whole weights.
-    """
-    lora, targets = config.learner.lora, config.learner.lora and config.learner.lora.targets
-    if lora is None or not untouched(config) or config.model.dtype == "4bit":
-        return 0
-    known = targets == "all-linear" or (not isinstance(targets, str) and set(targets or ()) <= PROJECTIONS)
-    return lora.rank if known and lora.rank <= LARGEST_RANK and not config.cluster.used else 0
 
 
 def module_beside(config: Config, model: Any) -> Any:

@@ -32,7 +32,7 @@ from solostream.training.cluster import crew
 from solostream.training.cluster.learning import Learning, Learns, sft_loss, sft_step
 from solostream.training.cluster.rank_worker import RankLost
 from solostream.training.config import Config
-from solostream.training.config.memory import learners, only_adapters, untouched
+from solostream.training.config.memory.weights import learners, only_adapters, untouched
 from solostream.training.config.unused import notices, unused
 from solostream.training.losses import Loss
 from solostream.training.observers import RunTracker

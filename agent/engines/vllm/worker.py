@@ -11,6 +11,8 @@ import signal
 from threading import Thread
 from typing import Any
 
+from solostream.agent.engines.weight_file import read_weights
+
 
 class Reload:
     """Mixed into vLLM's worker class by vLLM."""
@@ -32,11 +34,8 @@ class Reload:
         return str(self.model_config.dtype).removeprefix("torch.")
 
     def load_from(self, path: str) -> None:
-        """Load the file `path` of `torch.save` (names as in the Hugging Face state dict) over the model."""
-        import torch
-
-        weights = torch.load(path, map_location="cpu", mmap=True)
-        self.model_runner.reload_weights(weights_iterator=iter(weights.items()))
+        """Load a `weight_file` (names as in the Hugging Face state dict) over the model."""
+        self.model_runner.reload_weights(weights_iterator=read_weights(path))
 
     def abandon_update(self) -> None:
         """After a transfer that broke off: layers that have some of their weights take no others until they are whole.

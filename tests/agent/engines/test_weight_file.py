@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from solostream.agent.engines.live_weights import LiveWeights
-from solostream.agent.engines.weight_file import TIED, weight_file
+from solostream.agent.engines.weight_file import TIED, read_weights, weight_file
 
 
 def sent(weights: Any, dtype: str | None) -> tuple[dict[str, torch.Tensor], int]:
     with weight_file(weights, dtype) as path:
-        return torch.load(path), Path(path).stat().st_size
+        return dict(read_weights(path)), Path(path).stat().st_size
 
 
 @pytest.mark.parametrize("live", [True, False], ids=["learner", "state dict"])

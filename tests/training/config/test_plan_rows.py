@@ -9,6 +9,8 @@ import pytest
 from solostream.errors import UserError
 from solostream.training.config import Config, assign, validate
 from solostream.training.config.dry_run import describe, exceeds, refuse_too_large
+from solostream.training.config.memory import host_memory, memory, peak
+from solostream.training.config.memory.shape import shape_of
 from solostream.training.run.trainer import Trainer
 
 COLD = "cold_start.phases=[{steps=1,mix={early=1.0}}]"
@@ -63,3 +65,41 @@ def test_the_plan_says_how_old_a_trajectory_can_be(mode: str, said: str) -> None
     assert found["rollouts"] == said
     assert found["cold start"] == "none"
     assert "cold start" not in found["evaluation"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "of_a_parameter"),
+    [
+        (["run.engine=vllm"], 4),
+        (["run.engine=vllm", "model.sampler_dtype=bfloat16"], 2),
+        (["run.engine=server"], 4),
+        (["run.engine=vllm", "learner.lora.rank=4"], 4),  # over a model built here: vLLM has no base to lay them on
+        (["run.engine=hf"], 0),
+    ],
+)
+def test_weights_on_their_way_to_another_process_are_in_the_plan(settings: list[str], of_a_parameter: int) -> None:
+    """Not while an update is computed: what takes more of the two counts."""
+    config = validate(assign({"model": {"device": "cpu"}}, ["learner.max_tokens_per_batch=300", *settings]))
+    shape = shape_of(config)
+    parts = memory(config, shape, 7, 300, "cpu", 0)
+    way = parts.get("weights on their way", 0)
+    assert way == of_a_parameter * shape.parameters
+    assert peak(config, parts) == sum(parts.values()) - min(way, parts["activations"] + parts["logits"])
+
+
+def test_adapters_over_a_folder_travel_alone() -> None:
+    lora = ["run.engine=vllm", "learner.lora.rank=4", "model.device=cuda"]
+    whole = validate(assign({"model": {"path": "somebody/model"}}, lora[::2]))
+    alone = validate(assign({"model": {"path": "somebody/model"}}, lora))
+    shape = shape_of(validate(assign({}, lora)))
+    assert host_memory(alone, shape) == {}
+    assert host_memory(whole, shape)["weights on their way"] == 2 * shape.parameters
+
+
+def test_what_a_gpu_needs_of_the_host_is_said_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = validate(assign({"model": {"device": "cuda"}}, ["run.engine=vllm"]))
+    assert rows(config)["memory cpu"].startswith("program 480 MiB, weights on their way ")
+    there = {"cuda": (8 << 30, 8 << 30), "cpu": (480 << 20, 480 << 20)}
+    monkeypatch.setattr("solostream.training.config.dry_run.available", there.get)
+    with pytest.raises(UserError, match=r"on cuda needs .* of the CPU's memory, too \(program 480 MiB, weights on"):
+        refuse_too_large(config, "cuda")

@@ -18,10 +18,11 @@ from solostream.agent.engines.hf.lean import LeanForward
 from solostream.agent.engines.live_weights import LiveWeights
 from solostream.training.config import Config, validate
 from solostream.training.config.learner import LearnerConfig, LoraConfig
+from solostream.training.config.memory.weights import rank_to_send
 from solostream.training.learner.learner import Learner
 from solostream.training.rollouts.learner_thread import LearnerThread
 from solostream.training.run.model import build_tokenizer
-from solostream.training.run.setup import rank_to_send, why_a_second_copy
+from solostream.training.run.setup import why_a_second_copy
 
 TOKENIZER = build_tokenizer(["a b c"], 300)
 SHAPE: dict[str, Any] = {

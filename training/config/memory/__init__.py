@@ -13,6 +13,7 @@ from solostream.agent.engines import four_bit
 from solostream.training.config import colocation
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.config.memory.shape import ModelShape
+from solostream.training.config.memory.weights import COLD_START, REINFORCEMENT, learners, rank_to_send, small_base
 from solostream.training.config.models import Config, ModelConfig
 
 PROGRAM = {"cpu": 480 << 20, "cuda": 600 << 20}  # Python with torch and transformers; what CUDA takes for itself
@@ -28,8 +29,7 @@ LEAN_KINDS = ("qwen3", "qwen2", "llama")
 PASSING = "activations", "logits", "half copy"  # that an update takes; the rest lies there at all times
 GROWN = "KV cache as episodes grow"  # what doubling adds to it; the rest of it lies there from the start
 SHARE = "vLLM's share"
-COLD_START, REINFORCEMENT = "the cold start", "reinforcement"  # the phases of a run
-SECTIONS = {COLD_START: "cold_start.learner", REINFORCEMENT: "learner"}  # where each says how it trains
+ON_THE_WAY = "weights on their way"  # to an engine in other processes, between two updates
 FIRST_COLUMNS = 256  # of the hf engine's KV cache, which doubles them when an episode needs more
 
 
@@ -69,12 +69,6 @@ def in_flight(config: Config) -> int:
     """Episodes that are played at one time."""
     r = config.rollout
     return max(round(r.batch * r.over_provision), r.batch) if r.mode == "async" else r.batch
-
-
-def learners(config: Config) -> dict[str, LearnerConfig]:
-    """Phase of the run -> what trains in it; one after the other."""
-    begun = {COLD_START: config.cold_start.learner} if config.cold_start.phases or config.cold_start.data else {}
-    return {**begun, REINFORCEMENT: config.learner}
 
 
 def _update(
@@ -118,24 +112,6 @@ def _made_whole(shape: ModelShape, number: int) -> int:
     return number * (shape.parameters - shape.linear + 2 * shape.linear // shape.layers)
 
 
-def only_adapters(config: Config) -> bool:
-    """Whether the weights under the adapters are never trained, not in a cold start either."""
-    return config.learner.lora is not None and not (config.cold_start.phases or config.cold_start.data)
-
-
-def untouched(config: Config) -> bool:
-    """Whether the weights under the adapters are those that lie where `model.path` says."""
-    return only_adapters(config) and config.model.path != "build"
-
-
-def small_base(config: Config) -> bool:
-    """Whether the weights under adapters stay in `model.dtype`: no phase trains them.
-
-    Those of a cold start are merged into them once, which rounds as what samples them in bfloat16 is rounded.
-    """
-    return all(c.lora is not None for c in learners(config).values())
-
-
 def _wide(model: ModelConfig) -> int:
     """Bytes of a number that is not trained and not in 4 bits."""
     return 4 if model.dtype == "float32" else 2
@@ -171,17 +147,28 @@ def _computes_in_half(c: LearnerConfig, device: str) -> bool:
 
 
 def host_memory(config: Config, shape: ModelShape) -> dict[str, int]:
-    """Part -> bytes in the CPU's memory, where the optimizer is there and the model is not."""
-    sizes = {"program": PROGRAM["cpu"], "masters": 4 * shape.parameters, "gradients": 4 * shape.parameters}
-    return {**sizes, "optimizer": moments(config.learner) * shape.parameters}
+    """Part -> bytes in the CPU's memory, where the model is on a GPU; nothing where all that counts is there, too."""
+    sizes = {ON_THE_WAY: _on_the_way(config, shape, "cuda")}
+    if offloads(config, "cuda"):
+        sizes |= dict.fromkeys(("masters", "gradients"), 4 * shape.parameters)
+        sizes["optimizer"] = moments(config.learner) * shape.parameters
+    sizes = {name: size for name, size in sizes.items() if size}
+    return {"program": PROGRAM["cpu"], **sizes} if sizes else {}
+
+
+def _on_the_way(config: Config, shape: ModelShape, device: str) -> int:
+    """Bytes of whole weights in the file in memory through which an engine on this machine gets them."""
+    apart = config.run.engine in ("vllm", "server") and not config.cluster.used and not rank_to_send(config)
+    return _sampled(config, device) * shape.parameters if apart else 0
 
 
 def peak(config: Config, parts: dict[str, int]) -> int:
-    """Bytes at one time of what `memory` lists: in turns an update has the room in which vLLM samples."""
-    both = sum(parts.values())
-    if config.rollout.colocate != "turns":
-        return both
-    return both - min(sum(parts.get(name, 0) for name in PASSING), parts.get(SHARE, 0))
+    """Bytes at one time of what `memory` lists.
+
+    In turns an update has the room in which vLLM samples; and nothing is on its way while one is computed.
+    """
+    other = parts.get(SHARE if config.rollout.colocate == "turns" else ON_THE_WAY, 0)
+    return sum(parts.values()) - min(sum(parts.get(name, 0) for name in PASSING), other)
 
 
 def _vllm_on_gpu(
@@ -232,11 +219,12 @@ def optimizer_bytes(config: LearnerConfig, shape: ModelShape) -> int:
 def _sampler(config: Config, shape: ModelShape, episodes: int, context: int, device: str) -> dict[str, int]:
     engine, options = config.run.engine, config.engine.get(config.run.engine, {})
     sampled = _sampled(config, device)
+    way = {ON_THE_WAY: _on_the_way(config, shape, device)} if device == "cpu" else {}  # a GPU's are in `host_memory`
     if engine == "vllm":
         cache = int(options.get("cache_bytes") or VLLM_CACHE)
-        return {"vLLM": VLLM_PROGRAM, "sampler": sampled * shape.parameters, "KV cache": cache}
+        return {"vLLM": VLLM_PROGRAM, "sampler": sampled * shape.parameters, "KV cache": cache} | way
     if engine != "hf":
-        return {}
+        return way
     copies = int(_is_lean(shape)) + int(_samples_from_a_copy(config, sampled, device))
     rows = min(episodes, options.get("concurrency") or episodes)
     column = sampled * _cached(shape) * rows  # one token of each

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from solostream.training.config.learner import LoraConfig
-from solostream.training.config.memory import SECTIONS, in_flight, learners
+from solostream.training.config.memory import in_flight
+from solostream.training.config.memory.weights import SECTIONS, learners
 from solostream.training.config.models import Config
 
 
