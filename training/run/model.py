@@ -28,6 +28,7 @@ from transformers import (
 from solostream import hub
 from solostream.agent.chat_template import CHATML
 from solostream.agent.engines import four_bit
+from solostream.agent.engines.allocator import trim
 from solostream.agent.engines.hf.device import straight_to
 from solostream.agent.engines.hf.reading import read_model
 from solostream.errors import UserError
@@ -181,6 +182,7 @@ def load_weights(config: ModelConfig, path: str, device: torch.device, *, adapte
     quantization = four_bit.quantization()
     model = read_model(path, dtype=dtype, quantization_config=quantization, **straight_to(device))
     four_bit.settle(model)
+    trim()
     return model
 
 
