@@ -7,7 +7,10 @@ machine favours nobody. The first lines say which model and batch, and check tha
 the packed learner with `learner.compile`, and says what compiling took (it needs a C++ compiler, and a minute or two).
 
     pip install trl
-    python benchmarks/learner.py [--model 0.5M|25M|135M] [--compile] [--quick] [--rounds N] [--plot learner.png]
+    python benchmarks/learner.py [--model 0.5M|25M|135M] [--peers longest batch sorted trl] [--compile] [--quick]
+        [--rounds N] [--plot learner.png]
+
+Each has a model and an optimizer of its own: at 135M all of them take 20 GB, packed, sorted and TRL 11.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,7 +38,12 @@ from solostream.training.learner.learner import Learner
 
 PROMPT, MICRO = 32, 8
 OURS, COMPILED = "solostream, packed", "packed and compiled"
-SORTED, TRL = "padded, sorted by length", "TRL GRPOTrainer"
+PEERS = {
+    "longest": "padded to the longest",
+    "batch": "padded a micro-batch",
+    "sorted": "padded, sorted by length",
+    "trl": "TRL GRPOTrainer",
+}
 # name -> what it is, vocabulary, hidden size, MLP, layers, heads, heads of keys and values, head size
 SHAPES = {
     "0.5M": ("the quickstart's shape", 640, 128, 384, 2, 8, 4, 16),
@@ -222,7 +230,7 @@ def cpu_s() -> float:
 
 
 def contestants(
-    name: str, batch: list[Trajectory], advantages: list[float], compiled: bool
+    name: str, batch: list[Trajectory], advantages: list[float], compiled: bool, peers: Sequence[str]
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     """Name -> one update; name -> how near its gradient is to the packed one (cosine). Each has done one."""
     caught: list[torch.Tensor] = []
@@ -231,16 +239,15 @@ def contestants(
         before, wall = cpu_s(), time.monotonic()
         updates[COMPILED] = packed_update(name, batch, advantages, True, caught)
         print(f"compiling and the first update: {cpu_s() - before:.0f} CPU s, {time.monotonic() - wall:.0f} s")
-    peers = {
-        "padded to the longest": lambda: padded_update(model(name), batch, advantages, False),
-        "padded a micro-batch": lambda: padded_update(model(name), batch, advantages, True),
-        SORTED: lambda: padded_update(model(name), batch, advantages, True, in_order=True),
-        TRL: lambda: trl_update(model(name), batch, advantages),
-    }
     agree = {COMPILED: float(torch.cosine_similarity(caught[0], caught[1], 0))} if compiled else {}
-    for peer, make in peers.items():
+    for short in peers:
+        peer, policy = PEERS[short], model(name)
         try:
-            policy, updates[peer] = make()
+            if short == "trl":
+                policy, updates[peer] = trl_update(policy, batch, advantages)
+            else:
+                trim, in_order = short != "longest", short == "sorted"
+                policy, updates[peer] = padded_update(policy, batch, advantages, trim, in_order)
         except ImportError as error:
             print(f"{peer}: left out, {error}; pip install trl")
             continue
@@ -252,6 +259,7 @@ def contestants(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SHAPES, default="0.5M")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--compile", action="store_true", help="also with learner.compile")
     parser.add_argument("--quick", action="store_true", help="a smaller batch, fewer rounds")
     parser.add_argument("--rounds", type=int, help="default: 5, with --quick 2")
@@ -271,7 +279,7 @@ def main() -> None:
         f"padding: {n * lengths[-1] / sum(lengths):.2f}x the tokens to the longest, {widest / sum(lengths):.2f}x sorted"
     )
 
-    updates, agree = contestants(options.model, batch, advantages, options.compile)
+    updates, agree = contestants(options.model, batch, advantages, options.compile, options.peers)
     for name, cosine in agree.items():
         print(f"gradient of {name} against packed: cosine {cosine:.6f}")
     seconds: dict[str, list[float]] = {name: [] for name in updates}
