@@ -7,7 +7,7 @@ machine favours nobody. The first lines say which model and batch, and check tha
 the packed learner with `learner.compile`, and says what compiling took (it needs a C++ compiler, and a minute or two).
 
     pip install trl
-    python benchmarks/learner.py [--model 0.5M|25M|135M] [--peers longest batch sorted trl] [--compile] [--quick]
+    python benchmarks/learner.py [--model 0.5M|25M|135M] [--peers longest micro-batch sorted trl] [--compile] [--quick]
         [--rounds N] [--plot learner.png]
 
 Each has a model and an optimizer of its own: at 135M all of them take 20 GB, packed, sorted and TRL 11.
@@ -40,7 +40,7 @@ PROMPT, MICRO = 32, 8
 OURS, COMPILED = "solostream, packed", "packed and compiled"
 PEERS = {
     "longest": "padded to the longest",
-    "batch": "padded a micro-batch",
+    "micro-batch": "padded a micro-batch",
     "sorted": "padded, sorted by length",
     "trl": "TRL GRPOTrainer",
 }

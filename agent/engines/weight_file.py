@@ -79,7 +79,8 @@ def weight_file(weights: Weights, dtype: str | None = None) -> Iterator[str]:
     would silently stay as it was. In the file the two are one tensor.
 
     The bytes of each tensor, then where they are, in JSON, and how long that is: one tensor at a time leaves the
-    device and is converted, so that all of them lie in memory once.
+    device and is converted, so that all of them lie in memory once. (`torch.save` and safetensors take all tensors
+    at one time, and safetensors has no two names for one.)
     """
     import torch
 

@@ -123,14 +123,14 @@ def refuse_too_large(config: Config, device: str, *, cold_start_only: bool = Fal
         }
 
     def need(c: Config) -> int:
-        return max(sum(parts.values()) for parts in resting(c).values())
+        return max(peak(c, parts) for parts in resting(c).values())
 
     if need(config) > total:
         found = resting(config)
-        most = max(found, key=lambda phase: sum(found[phase].values()))
+        most, parts = larger(config, found)
         where = f" in {most}" if len(found) > 1 else ""
         raise UserError(
-            f"{config.model.path} does not fit on {device}{where}: {_listed(found[most])} take {_bytes(need(config))} "
+            f"{config.model.path} does not fit on {device}{where}: {_listed(parts)} take {_bytes(need(config))} "
             f"of {_bytes(total)}; {_would(remedies(config, need, free))}"
         )
 

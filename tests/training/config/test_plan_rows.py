@@ -78,20 +78,38 @@ def test_the_plan_says_how_old_a_trajectory_can_be(mode: str, said: str) -> None
     ],
 )
 def test_weights_on_their_way_to_another_process_are_in_the_plan(settings: list[str], of_a_parameter: int) -> None:
-    """Not while an update is computed: what takes more of the two counts."""
+    """Not while there is an update, with its gradients: what takes more of the two counts."""
     config = validate(assign({"model": {"device": "cpu"}}, ["learner.max_tokens_per_batch=300", *settings]))
     shape = shape_of(config)
     parts = memory(config, shape, 7, 300, "cpu", 0)
     way = parts.get("weights on their way", 0)
     assert way == of_a_parameter * shape.parameters
-    assert peak(config, parts) == sum(parts.values()) - min(way, parts["activations"] + parts["logits"])
+    assert peak(config, parts) == sum(parts.values()) - min(
+        way, parts["gradients"] + parts["activations"] + parts["logits"]
+    )
+
+
+def test_weights_on_their_way_refuse_no_run_that_has_room_for_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These are gone when those are sent, and what an update takes besides may be less than planned."""
+    built = {"hidden_size": 512, "layers": 4, "mlp_size": 2048}
+    config = validate(assign({"model": {"build": built, "device": "cpu"}}, ["run.engine=vllm"]))
+    shape = shape_of(config)
+    lie = {"program": 480 << 20, "vLLM": 900 << 20, "KV cache": 256 << 20}
+    needed = sum(lie.values()) + 5 * 4 * shape.parameters  # weights, gradients, two moments; the sampler's
+    for room, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr("solostream.training.config.dry_run.available", lambda _, room=room: (room, room))
+        if fits:
+            refuse_too_large(config, "cpu")
+        else:
+            with pytest.raises(UserError, match="does not fit on cpu"):
+                refuse_too_large(config, "cpu")
 
 
 def test_adapters_over_a_folder_travel_alone() -> None:
-    lora = ["run.engine=vllm", "learner.lora.rank=4", "model.device=cuda"]
-    whole = validate(assign({"model": {"path": "somebody/model"}}, lora[::2]))
-    alone = validate(assign({"model": {"path": "somebody/model"}}, lora))
-    shape = shape_of(validate(assign({}, lora)))
+    sections = {"model": {"path": "somebody/model", "device": "cuda"}}
+    whole = validate(assign(sections, ["run.engine=vllm"]))
+    alone = validate(assign(sections, ["run.engine=vllm", "learner.lora.rank=4"]))
+    shape = shape_of(validate({}))
     assert host_memory(alone, shape) == {}
     assert host_memory(whole, shape)["weights on their way"] == 2 * shape.parameters
 

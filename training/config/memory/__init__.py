@@ -165,10 +165,13 @@ def _on_the_way(config: Config, shape: ModelShape, device: str) -> int:
 def peak(config: Config, parts: dict[str, int]) -> int:
     """Bytes at one time of what `memory` lists.
 
-    In turns an update has the room in which vLLM samples; and nothing is on its way while one is computed.
+    In turns an update has the room in which vLLM samples; and nothing is on its way while one is computed, after which
+    its gradients are gone.
     """
-    other = parts.get(SHARE if config.rollout.colocate == "turns" else ON_THE_WAY, 0)
-    return sum(parts.values()) - min(sum(parts.get(name, 0) for name in PASSING), other)
+    updating = sum(parts.get(name, 0) for name in PASSING)
+    asleep = parts.get(SHARE, 0) if config.rollout.colocate == "turns" else 0
+    sent = min(updating + parts.get("gradients", 0), parts.get(ON_THE_WAY, 0))
+    return sum(parts.values()) - min(updating, asleep) - sent
 
 
 def _vllm_on_gpu(
