@@ -37,6 +37,8 @@ def main() -> int:
     env |= {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     failed = 0
     with tempfile.TemporaryDirectory() as place:
+        resolver = _new_pip(Path(place) / "pip", env)
+        dry = ("-q", "--dry-run", "--no-cache-dir", "--use-feature=fast-deps")
         for version in sys.argv[1:] or claimed:
             python = _interpreter(version)
             if python is None:
@@ -45,10 +47,18 @@ def main() -> int:
                 continue
             for extras in EXTRAS:
                 wanted = ["--ignore-installed", "-c", "constraints.txt", "-e", f".[{extras}]"]
-                done = _run([python, "-m", "pip", "install", "-q", "--dry-run", *wanted], ROOT, env)
+                done = _run([*resolver, "--python", python, "install", *dry, *wanted], ROOT, env)
                 failed += not _told(f"Python {version}, [{extras}]", "resolves", done)
             failed += not _works(python, version, Path(place) / version, env)
     return 1 if failed else 0
+
+
+def _new_pip(folder: Path, env: dict[str, str]) -> list[str]:
+    """A pip that resolves from what wheels say of themselves: an older one downloads CUDA's torch, 4 GB, to read it."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True, env=env)
+    python = str(folder / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-cache-dir", "pip>=25.3"], check=True, env=env)
+    return [python, "-m", "pip"]
 
 
 def _works(python: str, version: str, folder: Path, env: dict[str, str]) -> bool:
