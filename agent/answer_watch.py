@@ -1,4 +1,4 @@
-"""Says so, once, when a policy's first episodes hold no answer that could be read: there is nothing to learn from."""
+"""Says so, once each: a prompt that leaves the policy no token, and first episodes without an answer that could be read."""
 
 from __future__ import annotations
 
@@ -14,16 +14,32 @@ class AnswerWatch:
     """Show it every episode. `style`: the environment's answer style."""
 
     def __init__(self, style: str) -> None:
-        self._style, self._seen, self._over = style, 0, False
+        self._style, self._seen, self._over, self._silent = style, 0, False, False
 
     def see(self, trajectory: Trajectory) -> None:
-        """Count one episode; `infra` ones do not count. Warns once, after `EPISODES` without an answer."""
-        if self._over or trajectory.ending == "infra":
+        """Count one episode; `infra` ones do not count. Warns once of a policy that could not speak, at once; and once
+        after `EPISODES` without an answer.
+        """
+        if trajectory.ending == "infra":
+            return
+        if not any(turn.role == "assistant" for turn in trajectory.turns):
+            if not self._silent:
+                warnings.warn(_no_room(trajectory), stacklevel=2)
+            self._silent = True
+            return
+        if self._over:
             return
         self._seen += 1
         self._over = trajectory.answer is not None or self._seen >= EPISODES
         if trajectory.answer is None and self._seen >= EPISODES:
             warnings.warn(_remark(self._style, trajectory), stacklevel=2)
+
+
+def _no_room(trajectory: Trajectory) -> str:
+    return (
+        f"the prompt of '{trajectory.task_id}' ({len(trajectory)} {trajectory.unit}) leaves no room for an answer, and such "
+        "an episode counts as wrong: raise --max-tokens or the context of the endpoint, or show fewer examples (few_shot)"
+    )
 
 
 def _remark(style: str, trajectory: Trajectory) -> str:

@@ -1,4 +1,4 @@
-"""When nothing can be rewarded, it is said after 32 episodes, once, with one of them; else nothing is said."""
+"""What can never be rewarded is said once: a prompt that leaves no room, and 32 episodes without an answer."""
 
 from __future__ import annotations
 
@@ -51,3 +51,17 @@ def test_nothing_is_said_of_fewer_or_where_one_answered(
     policy: str, limit: int, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "none of the first" not in said(policy, limit, capsys)
+
+
+@pytest.mark.parametrize("answering", ["never", "late"])
+def test_a_prompt_that_leaves_no_room_is_said_at_once_and_once(
+    answering: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = said(answering, 3, capsys, "--max-tokens", "50")
+    assert shown.count("leaves no room for an answer") == 1
+    assert "raise --max-tokens" in shown
+    assert "none of the first" not in shown
+
+
+def test_room_for_a_token_is_room(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "leaves no room" not in said("never", 3, capsys)
