@@ -1,13 +1,14 @@
 """What a real pretrained model of 135 M parameters learns here, on problems nobody here wrote, by their own scorers.
 
 SmolLM2-135M-Instruct on reasoning-gym: without the tool → the tool, untrained → after the cold start on 120 generated
-traces → after SPO + ASPO, on held-out problems of six kinds, of two that it was never shown, and of GSM-symbolic's
-templates. The steps are those of the recipe `smollm2-135m-cpu`. One row a stage, 95 % intervals over problems, and one
-over the seeds; exit code 1 where a bar is missed. --methods: what else is trained from the same cold start, by the
-names of the evidence's methods, at the recipe's rate; each is compared with SPO + ASPO problem by problem.
+traces → after SPO + ASPO, on held-out problems of the six kinds that reinforcement meets (two of which no trace shows),
+of two that neither shows, and of GSM-symbolic's templates. The steps are those of the recipe `smollm2-135m-cpu`. One
+row a stage, 95 % intervals over problems, and one over the seeds; exit code 1 where a bar is missed. --methods: what
+else is trained from the same cold start, by the names of the evidence's methods, at the recipe's rate; each is compared
+with SPO + ASPO problem by problem. --all-kinds: the recipe once more, meeting the two kinds that it never meets, too.
 
     python benchmarks/real_model.py [--quick] [--model FOLDER] [--seeds 0 1 2] [--steps N] [--methods none batch grpo]
-                                    [--lora] [--engine vllm] [--out FOLDER]
+                                    [--all-kinds] [--lora] [--engine vllm] [--out FOLDER]
 
 The whole is planned for 3 hours on two quiet cores, `--quick` (one seed, 40 held-out problems, 4 steps) for a quarter
 of one. A run that was interrupted goes on: finished stages are kept in the folder.
@@ -35,11 +36,18 @@ import smollm2
 from evidence_parts.methods import METHODS, PLAIN
 from evidence_parts.statistics import said
 
-KINDS = ("chain_sum", "gcd", "products", "count_bits", "lcm", "decimal_chain_sum")  # four of them are in the traces
+TRACED = ("chain_sum", "gcd", "products", "count_bits")  # what the traces show
+UNTRACED = ("lcm", "decimal_chain_sum")  # no trace shows them, reinforcement meets them
+KINDS = (*TRACED, *UNTRACED)
 NEVER_SHOWN = ("basic_arithmetic", "letter_counting")
 GSM = ("gsm_symbolic",)  # never shown either, and in words: a set of its own
-COLD, LEARNT = "after the cold start", "after SPO + ASPO"
-BARS = (f"{COLD} ≥ 60 %", f"{LEARNT} ≥ 80 %", "kinds never shown ≥ 20 points above the cold start")
+COLD, LEARNT, LEARNT_ALL = "after the cold start", "after SPO + ASPO", "after SPO + ASPO on all eight kinds"
+BARS = (
+    f"{COLD} ≥ 60 %",
+    f"{LEARNT} ≥ 80 %",
+    "the two kinds that no trace shows ≥ 20 points above the cold start",
+    "the two kinds never shown ≥ 20 points above the cold start",
+)
 LIMITS = {"max_turns": 3, "output_tokens": 48, "tracebacks": False}
 SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "turn_tokens": 96, "max_tokens": 480}
 
@@ -67,6 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--steps", type=int, help="updates; default: the recipe's, with --quick 4")
     parser.add_argument("--methods", nargs="*", default=[], choices=METHODS)
+    parser.add_argument("--all-kinds", action="store_true", help="once more, on the kinds never shown, too")
     parser.add_argument("--lora", action="store_true", help="adapters of rank 16 instead of all weights")
     parser.add_argument("--engine", default="hf", choices=("hf", "vllm"))
     parser.add_argument("--out", type=Path, default=Path("build/real_model"))
@@ -94,6 +103,12 @@ def _stages(args: argparse.Namespace, model: str, seed: int) -> Iterator[tuple[s
         words = [word for setting in settings for word in ("--set", setting)]
         begin = ["train", "smollm2-135m-cpu", "--name", other.name, *_settings(args, cold, seed), *words]
         yield f"after {METHODS[method].title}", _trained(args, other, seed, begin)
+    if args.all_kinds:
+        pool = {"data.path": f"reasoning-gym:{','.join((*KINDS, *NEVER_SHOWN))}", "data.train": 320}  # 40 a kind
+        words = [word for key, value in pool.items() for word in ("--set", f"{key}={_toml(value)}")]
+        other = args.out / f"{name}-all-kinds"
+        begin = ["train", "smollm2-135m-cpu", "--name", other.name, *_settings(args, cold, seed), *words]
+        yield LEARNT_ALL, _trained(args, other, seed, [*begin, "--set", "cold_start={}"])
 
 
 def _name(args: argparse.Namespace, seed: int) -> str:
@@ -166,7 +181,7 @@ def _evaluate(args: argparse.Namespace, model: str, seed: int, out: Path, *, too
         return read_samples(out)[0]
 
     shown = samples((*KINDS, *NEVER_SHOWN), out)
-    parts = {"six": KINDS, "two": NEVER_SHOWN}
+    parts = {"six": KINDS, "untraced": UNTRACED, "two": NEVER_SHOWN}
     found = {part: summarize(_of(own, shown)) for part, own in parts.items()}
     return found | {"gsm": summarize(samples(GSM, out.with_name(f"{out.name}-gsm")))}
 
@@ -177,10 +192,10 @@ def _of(kinds: tuple[str, ...], samples: Sequence[Sample]) -> list[Sample]:
 
 def _show(seed: int, stages: dict[str, dict[str, Any]]) -> None:
     print(
-        f"\n| seed {seed} | six kinds | solved | pass@k | two never shown | GSM-symbolic | code | first call (token) "
-        "| rounds |"
+        f"\n| seed {seed} | six kinds | solved | pass@k | two in no trace | two never shown | GSM-symbolic | code "
+        "| first call (token) | rounds |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for stage, figures in stages.items():
         six, two = figures["six"], figures["two"]
         use = six["behaviour"]
@@ -189,6 +204,7 @@ def _show(seed: int, stages: dict[str, dict[str, Any]]) -> None:
             _interval(six["avg"]),
             _interval(six["solved"]),
             f"{six['pass'][-1]['mean']:.1%} (k = {six['pass'][-1]['k']})",
+            _interval(figures["untraced"]["avg"]),
             _interval(two["avg"]),
             _interval(figures["gsm"]["avg"]),
             f"{use['code_ratio'] or 0:.1%}",
@@ -214,9 +230,11 @@ def _show_methods(args: argparse.Namespace, seed: int) -> None:
 
 def _show_all(seeds: Sequence[dict[str, Any]]) -> None:
     """Mean accuracies over the seeds, and half of their 95 % t interval."""
-    print(f"\n| seeds: {len(seeds)} | six kinds | two never shown | GSM-symbolic |\n|---|---|---|---|")
+    print(f"\n| seeds: {len(seeds)} | six kinds | two in no trace | two never shown | GSM-symbolic |")
+    print("|---|---|---|---|---|")
+    sets = ("six", "untraced", "two", "gsm")
     for stage in seeds[0]:
-        means = [said([one[stage][part]["avg"]["mean"] for one in seeds], ".1%") for part in ("six", "two", "gsm")]
+        means = [said([one[stage][part]["avg"]["mean"] for one in seeds], ".1%") for part in sets]
         print(f"| {stage} | {' | '.join(means)} |", flush=True)
 
 
@@ -226,9 +244,9 @@ def _interval(found: dict[str, float]) -> str:
 
 def _missed(stages: dict[str, dict[str, Any]]) -> Iterator[str]:
     score = lambda stage, part: stages[stage][part]["avg"]["mean"]
-    gained = score(LEARNT, "two") - score(COLD, "two")
-    found = (score(COLD, "six"), score(LEARNT, "six"), gained)
-    for bar, value, wanted in zip(BARS, found, (0.6, 0.8, 0.2), strict=True):
+    gained = [score(LEARNT, part) - score(COLD, part) for part in ("untraced", "two")]
+    found = (score(COLD, "six"), score(LEARNT, "six"), *gained)
+    for bar, value, wanted in zip(BARS, found, (0.6, 0.8, 0.2, 0.2), strict=True):
         if value < wanted:
             yield f"{bar}: {value:.1%}"
 
