@@ -1,4 +1,4 @@
-"""Says so, once each: a prompt that leaves the policy no token, and first episodes without an answer that could be read."""
+"""Says so, once each: a prompt that leaves the policy no token, and first episodes without an answer to read."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ class AnswerWatch:
 
 def _no_room(trajectory: Trajectory) -> str:
     return (
-        f"the prompt of '{trajectory.task_id}' ({len(trajectory)} {trajectory.unit}) leaves no room for an answer, and such "
-        "an episode counts as wrong: raise --max-tokens or the context of the endpoint, or show fewer examples (few_shot)"
+        f"the prompt of '{trajectory.task_id}' ({len(trajectory)} {trajectory.unit}) leaves no room for an answer, and "
+        "such an episode counts as wrong: raise --max-tokens or the context of the endpoint, or show fewer examples "
+        "(few_shot)"
     )
 
 

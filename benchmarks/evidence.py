@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -121,6 +121,8 @@ def table_noise(out: Path, population: str, names: list[str], seed: int) -> None
 
 
 def _tables(out: Path, a: argparse.Namespace, size: Size) -> None:
+    if {"table", "noise"} & set(a.stage):
+        _known(a.methods, METHODS)
     with ProcessPoolExecutor(a.processes) as pool:
         work = []
         if "table" in a.stage:
@@ -132,6 +134,11 @@ def _tables(out: Path, a: argparse.Namespace, size: Size) -> None:
             ]
         for done in work:
             done.result()
+
+
+def _known(names: Sequence[str] | None, methods: Iterable[str]) -> None:
+    if unknown := [name for name in names or () if name not in methods]:
+        raise SystemExit(f"--methods: no {', '.join(unknown)} here; there are {', '.join(methods)}")
 
 
 def _probes(out: Path, populations: Sequence[str]) -> None:
@@ -151,12 +158,13 @@ def _early(out: Path) -> None:
 
 
 def _model(out: Path, a: argparse.Namespace, size: Size) -> None:
-    from evidence_parts.model import MODEL_METHODS, Plan, pass_at_k, tune_and_run
+    from evidence_parts.model import DEFAULT, MODEL_METHODS, Plan, pass_at_k, tune_and_run
 
+    _known(a.methods, MODEL_METHODS)
     plan = Plan(
         out,
         a.populations,
-        a.methods or list(MODEL_METHODS),
+        a.methods or DEFAULT,
         a.rates or size.model_rates,
         size.model_tuning_seeds,
         a.seeds or size.model_seeds,

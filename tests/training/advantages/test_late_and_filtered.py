@@ -66,14 +66,14 @@ def test_a_batch_that_comes_at_once_is_learnt_against_its_frozen_values() -> Non
 def test_a_lag_that_is_mended_does_not_count_again() -> None:
     """(2 + .5)/(3 + 1) = .625 was frozen for two batches; when the second lands, the first has moved all values."""
     tracker = ValueTracker(0.9, 0.9, shared_drift=0.5)
-    for task in "xyz":
+    for task in ["x", *(f"{letter}{i}" for letter in "yz" for i in range(12))]:
         tracker.initialize(task, [1, 1, 0], version=0)
     spo = SPO(tracker)
-    spo(Batch([trajectory("y", 0.9, value=0.625, version=1)]))
+    spo(Batch([trajectory(f"y{i}", 0.9, value=0.625, version=1, event=i) for i in range(12)]))
     first = 0.5 * (0.9 - 0.625) / (0.625 * 0.375)
     assert logit(tracker.value("x")) == pytest.approx(logit(0.625) + first)
-    now = tracker.value("z")
-    got = spo(Batch([trajectory("z", 0.9, value=0.625, version=2, event=1)]))
+    now = tracker.value("z0")
+    got = spo(Batch([trajectory(f"z{i}", 0.9, value=0.625, version=2, event=12 + i) for i in range(12)]))
     second = 0.5 * (0.9 - now) / (now * (1 - now))
     assert logit(tracker.value("x")) == pytest.approx(logit(0.625) + first + second)
     assert second < 0.7 * first

@@ -123,6 +123,17 @@ def test_a_batch_of_right_answers_is_not_blown_up() -> None:
     assert Scale("centred")(quiet, [1, 1])[1] == pytest.approx([0.01, -0.01])
 
 
+def test_the_first_wrong_answer_after_many_right_ones_is_not_blown_up_either() -> None:
+    """Forty batches all right, then one of 32 wrong: as under `deviation`, by hand −√31; small after mixed ones."""
+    ones, one_wrong = [1.0] * 32, [0.0] + [1.0] * 31
+    rested, busy = Scale("running"), Scale("running")
+    for _ in range(40):
+        rested(ones, ones)
+        busy([0.0, 1.0] * 16, ones)
+    assert rested(one_wrong, ones)[1][0] == pytest.approx(-math.sqrt(31))
+    assert busy(one_wrong, ones)[1][0] == pytest.approx(-31 / 32 / 0.5, rel=0.06)  # its own square is a tenth of it
+
+
 def test_forgetting_follows_the_errors_of_successive_visits() -> None:
     """A tracker that lags behind a rising rate forgets faster, one of a constant rate slower than it began."""
 
@@ -157,7 +168,7 @@ def test_shared_drift_by_hand() -> None:
     drift = SharedDrift(0.5)
     drift.update(3, [("s", 1.0, 0.5), ("s", 0.7, 0.5), ("o", 0.6, 0.5), ("", 0.2, 0.5 - math.sqrt(0.15))])
     errors = 0.5 + 0.2 + 0.1 + 0.2 - (0.5 - math.sqrt(0.15))
-    common = 0.5 * errors / (0.75 + 0.1)
+    common = 0.5 * errors / 2  # the variances add up to .85, which is less than the least
     own = common + 0.5 * (0.7 - common / 0.5 * 0.5) / (0.5 + 2)
     logit = lambda p: math.log(p / (1 - p))
     assert logit(drift.moved(0.4, "s", 2, None)) == pytest.approx(logit(0.4) + own)
@@ -168,6 +179,36 @@ def test_shared_drift_by_hand() -> None:
     again = SharedDrift(0.5)
     again.load_state_dict(json.loads(json.dumps(drift.state_dict())))
     assert again.moved(0.4, "s", 0, 9) == drift.moved(0.4, "s", 0, 9)
+
+
+def test_a_stretch_without_any_success_does_not_wind_the_drift_up() -> None:
+    """100 batches of 32 all wrong, then rate .4: twelve batches later the values of 2,000 tasks are there."""
+    rng, tracker = random.Random(5), ValueTracker(shared_drift=0.5)
+    tasks, spo = [f"t{i}" for i in range(2000)], SPO(tracker)
+    for task in tasks:
+        tracker.initialize(task, [1.0, 0.0], version=0)
+
+    def batch(step: int, rate: float) -> None:
+        drawn = enumerate(rng.sample(tasks, 32))
+        where = [(task, {"value": tracker.value(task), "event": 32 * step + i, "version": step}) for i, task in drawn]
+        spo(Batch([trajectory(task, float(rng.random() < rate), **rest) for task, rest in where]))
+
+    for step in range(100):
+        batch(step, 0.0)
+    assert max(map(tracker.value, tasks)) < 0.02
+    for step in range(100, 112):
+        batch(step, 0.4)
+    values = [tracker.value(task) for task in tasks]
+    assert 0.3 < sum(values) / len(values) < 0.5
+
+
+def test_no_shift_takes_a_value_out_of_its_range() -> None:
+    """All that a run can add up, either way: 4,000 batches at the largest change."""
+    drift = SharedDrift(1.0)
+    for version in range(4000):
+        drift.update(version, 16 * [("", 1.0, 0.5), ("", 0.97, 0.31)])
+    assert drift.moved(0.4, "", 0, None) == pytest.approx(0.999)
+    assert drift.moved(0.4, "", 3999, 0) == pytest.approx(0.001)
 
 
 def test_a_value_is_fresh_without_a_visit() -> None:
@@ -194,7 +235,7 @@ def test_a_value_is_fresh_without_a_visit() -> None:
 def test_shared_drift_moves_the_belief_before_the_evidence_enters() -> None:
     tracker = ValueTracker(0.9, 0.9, shared_drift=1.0)
     tracker.observe("x", 1, 0.0, event=0, version=0)  # (1.45, .45)
-    tracker.learn_shared(1, [("y", 0.0), ("y", 0.5)])  # both against .5: Δb = −.5/.5 = −1
+    tracker.learn_shared(1, 3 * [("y", 0.0), ("y", 0.5), ("y", 0.1)])  # against .5: Δb = −2.7/2.25, at most 1
     moved = 1 / (1 + math.exp(-(math.log(1.45 / 0.45) - 1)))
     assert tracker.value("x") == pytest.approx(moved)
     tracker.observe("x", 0, 0.0, event=1, version=1)

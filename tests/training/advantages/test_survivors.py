@@ -237,9 +237,9 @@ def test_a_task_of_a_pool_starts_from_its_source_and_its_own_outcomes() -> None:
 
 def test_a_second_batch_of_a_version_moves_that_version() -> None:
     drift = SharedDrift(0.5)
-    drift.update(3, [("", 1.0, 0.5), ("", 1.0, 0.5)])  # 0.5 · 1/0.5 = 1
-    drift.update(5, [("", 0.0, 0.5), ("", 1.0, 0.2)])  # 0.5 · 0.3/0.41
-    drift.update(5, [("", 1.0, 0.75)])  # 0.5 · 0.25/0.1875
+    drift.update(3, 12 * [("", 1.0, 0.5), ("", 1.0, 0.5)])  # 0.5 · 1/0.5 = 1
+    drift.update(5, 12 * [("", 0.0, 0.5), ("", 1.0, 0.2)])  # 0.5 · 0.3/0.41
+    drift.update(5, 12 * [("", 1.0, 0.75)])  # 0.5 · 0.25/0.1875
     later = 1.0 + 0.15 / 0.41 + 0.125 / 0.1875
     assert drift.state_dict() == {"versions": {"": [3, 5]}, "sums": {"": pytest.approx([1.0, later])}}
     for last, now, shift in ((3, 5, later - 1.0), (2, 4, 1.0), (0, None, later), (5, None, 0.0), (4, 3, 0.0)):
@@ -249,10 +249,10 @@ def test_a_second_batch_of_a_version_moves_that_version() -> None:
 
 def test_a_new_source_begins_where_all_the_others_stand() -> None:
     drift = SharedDrift(0.5)
-    drift.update(1, [("", 1.0, 0.5), ("", 1.0, 0.5)])
-    drift.update(2, [("x", 0.0, 0.25), ("", 1.0, 0.25)])
+    drift.update(1, 12 * [("", 1.0, 0.5), ("", 1.0, 0.5)])
+    drift.update(2, 12 * [("x", 0.0, 0.25), ("", 1.0, 0.25)])
     common = 0.5 * 0.5 / 0.375  # of both, and what is left of x within itself
-    own = common + 0.5 * (-0.25 - common / 0.5 * 0.1875) / (0.1875 + 2.0)
+    own = common + 0.5 * (12 * -0.25 - common / 0.5 * 12 * 0.1875) / (12 * 0.1875 + 2.0)
     assert drift.state_dict()["sums"]["x"] == pytest.approx([1.0, 1.0 + own])
     # Values at the very ends are moved from a thousandth within, and only where there is a shift.
     assert drift.moved(1.0, "x", 1, 2) < 1

@@ -4,7 +4,8 @@
 `deviation`  its own                       SPO, Eq. 9; a batch in which nearly all are right is blown up to deviation 1
 `centred`    1                             nothing is amplified; the size of a step follows the signal that is left
 `fixed`      0.5                           the largest deviation that outcomes on [0, 1] can have
-`running`    √EMA σ² over the batches      the batch at hand included; a batch without signal stays small
+`running`    √EMA σ² over the batches      the batch at hand included, and no less than its own: a batch without signal
+                                           stays small, and the first with some after many is not blown up for them
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Scale:
             self._seen = KEEP * self._seen + 1
         if deviation == 0:
             return centred, [0.0] * len(centred)
-        running = math.sqrt(self._square / self._seen) if self._seen else 1.0
+        running = max(math.sqrt(self._square / self._seen), deviation) if self._seen else 1.0
         by = {"deviation": deviation, "centred": 1.0, "fixed": LARGEST_DEVIATION, "running": running}[self.kind]
         return centred, [a / by for a in centred]
 

@@ -4,9 +4,12 @@ q is the policy's version, q_x the one of the task's last evidence; b is tracked
 a value is fresh without a visit. Per batch, one damped Newton step of the logistic likelihood on r against v, the value
 of the moment at which the batch is learnt (not of its dispatch: a lag that is mended already must not count again):
 
-    Δb = rate·Σ(r − v)/Σ v(1 − v),    Δb_source = Δb + rate·(what is left within the source)/(Σ_source v(1 − v) + 2)
+    Δb = rate·Σ(r − v)/max(Σ v(1 − v), 2)
+    Δb_source = Δb + rate·(what is left within the source)/(Σ_source v(1 − v) + 2)
 
-within ±1. The 2 is worth eight outcomes at v = ½: a source that has few stays with the others.
+within ±1. The 2 is worth eight outcomes at v = ½: a source that has few stays with the others, and where all values are
+at an edge and right b comes to rest. (Without it, both sums go to 0 in step, and b falls by the rate for as long as
+nothing is solved: it then takes as many batches to come back.)
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from typing import Any
 
 PRIOR = 2.0
 LARGEST = 1.0  # change of a logit, a batch
-EDGE = 1e-3  # of a value that is moved: beyond it a logit is noise
+EDGE = 1e-3  # of a value that is moved, before and after: beyond it a logit is noise
+FAR = math.log((1 - EDGE) / EDGE)
 
 
 class SharedDrift:
@@ -35,7 +39,7 @@ class SharedDrift:
         if last is None:
             return value
         shift = self._at(source, now) - self._at(source, last)
-        return _sigmoid(_logit(value) + shift) if shift else value
+        return _sigmoid(min(max(_logit(value) + shift, -FAR), FAR)) if shift else value
 
     def update(self, version: int, residuals: Iterable[tuple[str, float, float]]) -> None:
         """One batch, dispatched up to `version`: (source, r, v) of each trajectory."""
@@ -45,7 +49,7 @@ class SharedDrift:
             for name in {source, ""}:
                 errors[name] += r - v
                 spreads[name] += v * (1 - v)
-        common = self.rate * errors[""] / spreads[""] if spreads.get("") else 0.0
+        common = self.rate * errors[""] / max(spreads[""], PRIOR)
         own = {
             source: common + self.rate * (errors[source] - common / self.rate * spread) / (spread + PRIOR)
             for source, spread in spreads.items()
