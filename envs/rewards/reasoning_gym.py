@@ -31,7 +31,8 @@ from reasoning_gym.factory import get_score_answer_fn
 def score(kind, packed):
     answer, entry = pickle.loads(base64.b64decode(packed))
     read, write = os.pipe()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         try:
             said = repr(float(get_score_answer_fn(kind)(answer, entry)))
         except BaseException as error:
@@ -40,7 +41,9 @@ def score(kind, packed):
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
-        return pipe.read()
+        said = pipe.read()
+    os.waitpid(child, 0)  # else it counts among the session's processes for good
+    return said
 """
 
 
@@ -54,7 +57,7 @@ class ReasoningGym:
         self._interpreter: Interpreter | None = None
 
     def __call__(self, episode: Episode) -> Score:
-        """Raises SandboxError, and UserError where the sandbox has no reasoning-gym."""
+        """Raises SandboxError where nothing could be judged, UserError where the sandbox has no reasoning-gym."""
         meta, answer = episode.task.meta, episode.answer
         if answer is None:
             return Score(0.0, "no answer")
@@ -72,11 +75,14 @@ class ReasoningGym:
             if self._interpreter is None:
                 self._interpreter = _opened()
             done = self._interpreter.run(f"score({kind!r}, {packed!r})", timeout=SECONDS)
-            if not done.state_kept:
+            failed = done.status == "error"  # what the verifier raises is an answer of its process, this is none
+            if failed or not done.state_kept:
                 self._interpreter.close()
                 self._interpreter = None
+        if failed:
+            raise SandboxError(f"the verifier's sandbox: {done.error.message if done.error else done.status}")
         if done.status != "ok":
-            return done.error.name if done.error else done.status
+            return done.status
         return (done.result or "''")[1:-1]
 
 

@@ -144,6 +144,10 @@ class TaskSampler:
         self._left -= 1
         return self._task, self._group
 
+    def skip(self, group: int) -> None:
+        """What is drawn from now on has groups after `group`: up to there a log has them, of other tasks."""
+        self._group = max(self._group, group)
+
     def learn(self, outcomes: Iterable[Outcome]) -> dict[str, float]:
         """Tell the sampler's history what a batch has brought; returns the sampler's metrics."""
         if self.history is not None:

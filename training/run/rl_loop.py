@@ -300,16 +300,19 @@ class Reinforcement:
         self._sampler.load_state_dict(state["sampler"])
         self._discarded = [Discarded(*one) for one in state.get("discarded", ())]
         kept = list(logged)
+        self._event = max([state["event"], *(t.dispatch.event + 1 for t in kept)])
+        self._sampler.skip(max([-1, *(t.dispatch.group for t in kept if t.dispatch.group is not None)]))
+        if step == 0:  # what a lost policy sampled has no version to go under: it is played again
+            kept = [t for t in kept if not (t.versions > 0).any()]
         finished = [clamp_versions(t, step) for t in unused(kept, state["event"], state["pipeline"])]
         self.pipeline.restore(state["pipeline"], finished)
-        self._event = max([state["event"], *(t.dispatch.event + 1 for t in kept)])
         self.pipeline.advance(step)
 
 
 def clamp_versions(trajectory: Trajectory, step: int) -> Trajectory:
     """Versions after `step` are of a process that was killed: this one will give their numbers to other policies.
 
-    They become the version before `step`, so that no token passes for one of the policy that learns.
+    They become the version before `step`, so that no token passes for one of the policy that learns. step: from 1 on.
     """
     versions = np.where(trajectory.versions > step, step - 1, trajectory.versions)
     dispatch = replace(trajectory.dispatch, version=min(trajectory.dispatch.version, step))

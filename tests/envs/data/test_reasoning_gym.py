@@ -15,7 +15,7 @@ from solostream.envs.rewards.builtin import correct
 from solostream.envs.rewards.episode import Episode
 from solostream.envs.rewards.grading import Rules
 from solostream.envs.types import Step, Task
-from solostream.errors import UserError
+from solostream.errors import SandboxError, UserError
 from solostream.evaluation.options import EvalOptions
 from solostream.training import config as configuration
 from solostream.training.run import setup
@@ -106,6 +106,30 @@ def test_what_is_no_plain_answer_is_scored_in_the_sandbox(tmp_path: Path) -> Non
     assert graded(queens, queens.answer) == 1.0
     assert graded(queens, "[" * 50) < 0.1
     assert graded(countdown, countdown.answer) == 1.0  # and the session lives
+
+
+@seen_inside
+def test_the_hundredth_verdict_in_the_sandbox_is_as_right_as_the_first() -> None:
+    """Each has a process of its own, and none is left behind: a session has 64 at one time."""
+    tasks = made("reasoning-gym:countdown", "test", 100)
+    right = [graded(task, f"({task.meta['row']['metadata']['expression']})") for task in tasks]
+    assert right == [1.0] * 100
+
+
+@seen_inside
+def test_a_sandbox_that_cannot_judge_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from solostream.envs.rewards import reasoning_gym
+
+    (task,) = made("reasoning-gym:countdown", "test", 1)
+    answer = f"({task.meta['row']['metadata']['expression']})"
+    broken = reasoning_gym._SETUP.replace("os.fork()", "os.open('/nowhere', 0)")
+    monkeypatch.setattr(reasoning_gym, "_SETUP", broken)
+    verifier = reasoning_gym.ReasoningGym()
+    episode = Episode(task, (Step("", (), (), (), 0.0, "answered", answer),), answer, "answered", 4, Rules())
+    with pytest.raises(SandboxError, match="the verifier's sandbox: .*nowhere"):
+        verifier(episode)
+    monkeypatch.undo()
+    assert verifier(episode).value == 1.0  # in a new session
 
 
 @pytest.mark.parametrize(
