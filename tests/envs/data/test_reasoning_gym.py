@@ -126,7 +126,7 @@ def test_a_sandbox_that_cannot_judge_is_no_wrong_answer(monkeypatch: pytest.Monk
     monkeypatch.setattr(reasoning_gym, "_SETUP", broken)
     verifier = reasoning_gym.ReasoningGym()
     episode = Episode(task, (Step("", (), (), (), 0.0, "answered", answer),), answer, "answered", 4, Rules())
-    with pytest.raises(SandboxError, match="the verifier's sandbox: .*nowhere"):
+    with pytest.raises(SandboxError, match="the verifier's sandbox"):
         verifier(episode)
     monkeypatch.undo()
     assert verifier(episode).value == 1.0  # in a new session

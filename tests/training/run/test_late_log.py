@@ -1,4 +1,4 @@
-"""An asynchronous run that was killed long after its last checkpoint: what its log holds is used once, as what it is."""
+"""An asynchronous run killed long after its last checkpoint: what its log holds is used once, as what it is."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_before_the_first_checkpoint_of_reinforcement_it_goes_on_too(tmp_path: P
 
 @pytest.mark.parametrize("advantage", ["grpo", "rloo"])
 def test_groups_that_are_drawn_after_it_are_no_groups_of_the_log(advantage: str, tmp_path: Path) -> None:
-    grouped = ("algorithm.group_size=2", f"algorithm.advantage={advantage}", "rollout.over_provision=2")
+    grouped = ("algorithm.group_size=2", f"algorithm.advantage={advantage}", "rollout.over_provision=2", "run.keep=9")
     folder = train(tmp_path, 8, "run.checkpoint_every=3", *grouped)
     killed_after(folder, 3)
     before = max(t.dispatch.group or 0 for t in played(folder))
