@@ -63,6 +63,28 @@ def test_a_base_model_without_a_chat_template_is_offered_one(tmp_path: Path) -> 
     assert load_model(ModelConfig(path=str(tmp_path), chat_template="chatml"))[1].chat_template is None
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"do_sample": False, "temperature": 0.9, "top_p": 0.6}, {"do_sample": True, "temperature": 0.9, "top_p": 0.6}),
+        ({"early_stopping": True, "num_beams": 1}, {"early_stopping": None}),
+        ({"do_sample": True, "top_k": 20}, {"do_sample": True, "top_k": 20}),
+    ],
+)
+def test_defaults_of_generate_that_transformers_reads_and_will_not_write_end_no_run(
+    given: dict[str, Any], kept: dict[str, Any], tmp_path: Path
+) -> None:
+    """Older folders have them: the first checkpoint of a run was a traceback."""
+    write_model(tmp_path / "old", "qwen3")
+    place = tmp_path / "old/generation_config.json"
+    place.write_text(json.dumps({"eos_token_id": [2, 5], **given}))
+    loaded, _ = load_model(ModelConfig(path=str(tmp_path / "old")))
+    loaded.save_pretrained(tmp_path / "new")
+    written = json.loads((tmp_path / "new/generation_config.json").read_text())
+    assert {name: written.get(name) for name in kept} == kept
+    assert written["eos_token_id"] == [2, 5]
+
+
 def cut(folder: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-1000])
