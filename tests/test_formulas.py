@@ -180,25 +180,30 @@ def test_split_goes_by_the_prompt() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_rescored_evidence_counts_in_the_order_of_dispatch(seed: int) -> None:
-    """Whatever the order in the batch, D is measured on the task's trajectory dispatched just before."""
+    """Whatever the order in a batch, the first by another policy has the travel, on the last one of the batch before.
+
+    A token 100 + e, of event e, moves by .011·(1 + e) an update: D tells which trajectory was scored.
+    """
     rng = random.Random(seed)
     events = [
-        trajectory("x", rng.choice([0.0, 1.0]), event=e, version=v, logprobs=[-1.0 - 0.05 * v**1.5] * 4)
-        for e, v in enumerate([0, 1, 1, 3, 4, 5])
+        trajectory("x", rng.choice([0.0, 1.0]), event=e, version=v, response=[100 + e] * 4)
+        for e, v in enumerate([0, 0, 1, 1, 3, 4, 5, 6, 6])
     ]
+    updates = 0
 
     def now(trajectories: list) -> list[np.ndarray]:
-        return [t.logprobs[t.action_mask] - 0.011 * (1 + t.dispatch.event) for t in trajectories]
+        return [-0.011 * updates * (t.token_ids[t.action_mask] - 99) for t in trajectories]
 
-    expected = ValueTracker(0.1, 0.99)
-    for before, t in zip([None, *events], events, strict=False):
-        same = before is None or before.dispatch.version == t.dispatch.version
-        d = 0.0 if same else 0.011 * (1 + before.dispatch.event)
-        expected.observe("x", t.reward, d, event=t.dispatch.event)
-    shuffled = rng.sample(events, len(events))
-    tracker = ValueTracker(0.1, 0.99)
-    SPO(tracker, divergence="rescore", logprobs=now)(Batch(shuffled))
-    assert tracker.evidence("x") == pytest.approx(expected.evidence("x"), rel=1e-6)
+    expected, tracker = ValueTracker(0.1, 0.99), ValueTracker(0.1, 0.99)
+    spo = SPO(tracker, divergence="rescore", logprobs=now)
+    # By event: how many updates since, and what the last one moves by. Event 3 is by the policy that acted before.
+    moved = {4: 1 * 0.011 * 3, 7: 2 * 0.011 * 7}
+    for t in events:
+        expected.observe("x", t.reward, moved.get(t.dispatch.event, 0.0), event=t.dispatch.event)
+    for first, last, done in ((0, 3, 0), (3, 7, 1), (7, 9, 3)):
+        updates = done
+        spo(Batch(rng.sample(events[first:last], last - first)))
+    assert tracker.evidence("x") == pytest.approx(expected.evidence("x"), rel=1e-5)
 
 
 def test_gspo_clips_the_ratio_of_a_sequence_on_both_sides() -> None:

@@ -6,9 +6,8 @@ episodes one observation a trunk (`tree.evidence`). The measure of
 the standardization is SPO++'s action tokens, or the paper's trajectories.
 
 Divergence D of the forgetting: by default the drift between policy versions that `tracker.record_drift` was told. With
-"rescore" the learner's `logprobs` measure it on each task's last trajectory: the mean over its action tokens of
-|log π_now − log π_then|. That is D of the authors' code (`_get_spo_rho`), for which D_half = 0.06 was set; a KL in nats
-is about half its square.
+"rescore" the learner's `logprobs` measure it on each task's last trajectory, as the authors' code does
+(`stream.rescoring`).
 
 The options baseline, slope, scale, and the values "energy" and "calibrated" are this project's (`advantages.stream`, a
 file each). The published estimator has what stands here as their default, measure = "trajectory" and divergence =
@@ -17,11 +16,9 @@ file each). The published estimator has what stands here as their default, measu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean, pvariance
 from typing import Any, Literal
-
-import numpy as np
 
 from solostream.agent.trajectory import Trajectory
 from solostream.errors import UserError
@@ -29,6 +26,7 @@ from solostream.training.advantages.base import Advantages, per_token
 from solostream.training.advantages.stream.energy_ratio import EnergyRatio
 from solostream.training.advantages.stream.forgetting import CalibratedForgetting
 from solostream.training.advantages.stream.measure import Measure, energy, weights
+from solostream.training.advantages.stream.rescoring import Logprobs, Rescoring
 from solostream.training.advantages.stream.scale import Kind, Scale
 from solostream.training.advantages.stream.slope import FittedSlope
 from solostream.training.advantages.tree.evidence import observations
@@ -38,7 +36,6 @@ from solostream.training.batch import Batch, kept_of
 Divergence = Literal["drift", "rescore", "calibrated"]
 Baseline = Literal["value", "energy"]
 Slope = Literal["one", "fitted"]
-Logprobs = Callable[[Sequence[Trajectory]], Sequence[Any]]
 
 
 class SPO:
@@ -60,10 +57,12 @@ class SPO:
         scale: Kind = "deviation",
         logprobs: Logprobs | None = None,
     ) -> None:
-        if divergence == "rescore" and logprobs is None:
-            raise UserError("divergence 'rescore' scores trajectories again: give SPO the learner's logprobs")
         self.tracker, self.measure = tracker, measure
-        self.rescore = logprobs if divergence == "rescore" else None
+        self.rescoring: Rescoring | None = None
+        if divergence == "rescore":
+            if logprobs is None:
+                raise UserError("divergence 'rescore' scores trajectories again: give SPO the learner's logprobs")
+            self.rescoring = Rescoring(logprobs)
         self.ratio = EnergyRatio() if baseline == "energy" else None
         self.slope = FittedSlope() if slope == "fitted" else None
         self.forgetting = CalibratedForgetting(tracker) if divergence == "calibrated" else None
@@ -71,7 +70,6 @@ class SPO:
         # In parts nothing may be taken over the batch, and nothing learnt from it but the evidence of the tracker.
         by_itself = scale == "none" and baseline == "value" and slope == "one" and divergence == "drift"
         self.in_parts = by_itself and tracker.shared is None and tracker.pool is None
-        self._last: dict[str, Trajectory] = {}  # by task, only for rescoring
 
     def __call__(self, batch: Batch) -> Advantages:
         """r − v, standardized; then the tracker learns the rewards. Raises UserError for a missing v."""
@@ -114,7 +112,10 @@ class SPO:
         if order:
             newest = max(t.dispatch.version for t in batch)
             self.tracker.learn_shared(newest, [(batch[i].task_id, r) for i, r in seen])
-        divergences = self._divergences([batch[i] for i in order])
+        # None leaves it to the tracker's drift.
+        divergences: Sequence[float | None] = [None] * len(order)
+        if self.rescoring is not None:
+            divergences = self.rescoring.divergences([batch[i] for i in order])
         if self.forgetting is not None:
             divergences = [self.forgetting.divergence] * len(order)
             self.forgetting.update([batch[i].task_id for i in order], earned, values)
@@ -122,39 +123,24 @@ class SPO:
             dispatch = batch[i].dispatch
             self.tracker.observe(batch[i].task_id, outcome, divergence, event=dispatch.event, version=dispatch.version)
 
-    def _divergences(self, ordered: Sequence[Trajectory]) -> list[float | None]:
-        """D of each trajectory from the one before it on the same task; None leaves it to the tracker's drift."""
-        if self.rescore is None:
-            return [None] * len(ordered)
-        found: list[float | None] = [0.0] * len(ordered)
-        before: list[tuple[int, Trajectory]] = []
-        for i, trajectory in enumerate(ordered):
-            last = self._last.get(trajectory.task_id)
-            if last is not None and last.dispatch.version != trajectory.dispatch.version and last.n_action_tokens:
-                before.append((i, last))
-            self._last[trajectory.task_id] = trajectory
-        for (i, last), now in zip(before, self.rescore([t for _, t in before]) if before else [], strict=True):
-            d = np.asarray(now, np.float64) - last.logprobs[last.action_mask]
-            found[i] = float(np.mean(np.abs(d)))
-        return found
-
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON types. The tracker keeps its own state; with "rescore" each task's last trajectory is in it."""
-        parts = self._parts()
-        return {
-            "last": {task_id: t.to_dict() for task_id, t in self._last.items()},
-            **{name: part.state_dict() for name, part in parts.items()},
-        }
+        """Plain JSON types. The tracker keeps its own state."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self._last = {task_id: Trajectory.from_dict(t) for task_id, t in state["last"].items()}
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
 
     def _parts(self) -> dict[str, Any]:
         """What has a state of its own."""
-        parts = {"scale": self.scale, "slope": self.slope, "ratio": self.ratio, "forgetting": self.forgetting}
+        parts = {
+            "scale": self.scale,
+            "slope": self.slope,
+            "ratio": self.ratio,
+            "forgetting": self.forgetting,
+            "rescoring": self.rescoring,
+        }
         return {name: part for name, part in parts.items() if part is not None}
 
 

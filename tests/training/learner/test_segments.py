@@ -10,6 +10,7 @@ from tiny_ledgers import constant
 
 from solostream.agent.trajectory import TokenRecord, Trajectory
 from solostream.training.advantages.base import Advantages
+from solostream.training.advantages.stream.rescoring import Scored
 from solostream.training.batch import Batch
 from solostream.training.config.learner import LearnerConfig
 from solostream.training.learner.learner import Learner
@@ -60,6 +61,14 @@ def test_the_learner_scores_what_was_seen(name: str, most: int) -> None:
     metrics = learner.update(Batch(batch), constant(1.0, -1.0, 0.5, batch=batch), version=0)
     assert metrics["mismatch/max"] < 1e-5
     assert metrics["drift"] >= 0.0
+
+
+def test_what_is_kept_for_rescoring_is_scored_alike() -> None:
+    learner = Learner(tiny_models.model(), LearnerConfig())
+    batch = told(learner)
+    then = learner.logprobs(batch)
+    kept = [Scored.of(one, 0, values).trajectory("t") for one, values in zip(batch, then, strict=True)]
+    assert [values.tolist() for values in learner.logprobs(kept)] == [values.tolist() for values in then]
 
 
 def caught(most: int, aggregation: str, batch: list[Trajectory], values: list[np.ndarray]) -> torch.Tensor:

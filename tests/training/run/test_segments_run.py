@@ -30,12 +30,16 @@ def train(root: Path, name: str, *more: str, **settings: str) -> int:
 
 
 def test_a_segmented_run_that_is_made_longer_equals_one_that_was(tmp_path: Path) -> None:
-    assert train(tmp_path, "whole", run__steps="3") == 0
-    assert train(tmp_path, "longer", run__steps="2") == 0
+    rescore = {"algorithm__spo__divergence": '"rescore"'}  # scores what was folded again, after the resume too
+    assert train(tmp_path, "whole", run__steps="3", **rescore) == 0
+    assert train(tmp_path, "longer", run__steps="2", **rescore) == 0
     assert train(tmp_path, "longer", "--resume", run__steps="3") == 0
     mine, other = fingerprint(tmp_path / "longer"), fingerprint(tmp_path / "whole")
     mine["rows"] = [row for row in mine["rows"] if not (row["phase"] == "eval" and row["step"] == 2)]
     assert mine == other
+    # Seen first, or by a policy that has gone on since.
+    told = [event for belief in mine["tracker"]["beliefs"].values() for event in belief["events"]]
+    assert all((divergence > 0) == (version > 0) for _, _, divergence, version in told)
 
     # Three turns, of which each sees the opening and the answer to the one before: two segments a trajectory.
     path = tmp_path / "whole" / "trajectories.jsonl"
