@@ -57,6 +57,12 @@ class SPO:
         scale: Kind = "deviation",
         logprobs: Logprobs | None = None,
     ) -> None:
+        # Its passes and its state would be paid for a D that nothing reads.
+        if divergence != "drift" and tracker.forgetting == "snapshot":
+            raise UserError(
+                f"divergence '{divergence}' says how far evidence has aged, and forgetting = 'snapshot' counts policy "
+                "versions instead: leave [algorithm.spo] divergence away, or [algorithm.tracker] forgetting"
+            )
         self.tracker, self.measure = tracker, measure
         self.rescoring: Rescoring | None = None
         if divergence == "rescore":

@@ -78,7 +78,8 @@ class ValueTracker:
         pooled: bool = False,
     ) -> None:
         # With ρ = 1 evidence of a policy long gone would count for ever, with ρ = 0 the last outcome alone.
-        if not 0 < rho_min <= rho_max < 1 or d_half <= 0 or window < 1:
+        most = rho_min if forgetting == "snapshot" else rho_max  # a snapshot reads no rho_max
+        if not 0 < rho_min <= most < 1 or d_half <= 0 or window < 1:
             raise UserError(
                 "the tracker needs 0 < rho_min <= rho_max < 1, d_half > 0 and window >= 1; "
                 f"got rho_min={rho_min}, rho_max={rho_max}, d_half={d_half}, window={window}"

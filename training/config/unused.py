@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from solostream import registry
+from solostream.training.config.algorithm import AlgorithmConfig, TrackerConfig
 from solostream.training.config.memory.weights import small_base
 from solostream.training.config.models import Config
 
 
 def unused(config: Config) -> list[str]:
     """A line for each section of a component that the run does not use, and for each key whose switch is off."""
-    return [*_sections(config), *_keys(config)]
+    return [*_sections(config), *_keys(config), *_of_tracker(config.algorithm)]
 
 
 def notices(config: Config) -> list[str]:
@@ -82,4 +84,33 @@ def _keys(config: Config) -> list[str]:
         f"{section}.{key} does nothing here: it needs {needs}"
         for model, section, key, read, needs in switches
         if not read and getattr(model, key) != type(model).model_fields[key].default
+    ]
+
+
+def _of_tracker(a: AlgorithmConfig) -> list[str]:
+    """Options of the tracker and of SPO that others leave unread."""
+    if not a.uses_tracker:
+        return []
+    usual = {"tracker": TrackerConfig().model_dump(), "spo": registry.defaults("advantage", "spo")}
+    chosen = a.options.get("spo", {}) if a.advantage == "spo" else {}
+    now = {"tracker": a.tracker.model_dump(), "spo": {**usual["spo"], **chosen}}
+    spo, snapshot = now["spo"], a.tracker.forgetting == "snapshot"
+    constant = a.tracker.rho_min == a.tracker.rho_max
+    # A calibrated ρ is told as the D that gives it: d_half cancels. What dynamic sampling discards has the drift's D.
+    cancels = spo["divergence"] == "calibrated" and not a.dynamic_sampling
+    by_distance, apart = 'algorithm.tracker.forgetting = "divergence"', "algorithm.tracker.rho_min below rho_max"
+    measured = 'algorithm.spo.scale = "deviation", "centred", "fixed" or "running", or slope = "fitted"'
+    # section and key, whether something reads it, and what would make it do so
+    switches = (
+        ("tracker", "rho_max", not snapshot, by_distance),
+        ("tracker", "d_half", not snapshot, by_distance),
+        ("tracker", "d_half", snapshot or not constant, apart),
+        ("tracker", "d_half", constant or not cancels, 'algorithm.spo.divergence = "drift" or "rescore"'),
+        ("spo", "divergence", not constant, apart),
+        ("spo", "measure", spo["scale"] != "none" or spo["slope"] != "one", measured),
+    )
+    return [
+        f"algorithm.{section}.{key} does nothing here: it needs {needs}"
+        for section, key, read, needs in switches
+        if not read and now[section][key] != usual[section][key]
     ]

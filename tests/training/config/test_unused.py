@@ -15,6 +15,9 @@ from solostream.training.run.trainer import Trainer
 
 RECIPES = Path(__file__).parents[3] / "configs" / "recipes"
 TINY = Path(__file__).parents[1] / "run" / "tiny.toml"
+SNAPSHOT = "algorithm.tracker.forgetting=snapshot"
+CALIBRATED = "algorithm.spo.divergence=calibrated"
+CONSTANT = ["algorithm.tracker.rho_min=0.9", "algorithm.tracker.rho_max=0.9"]
 
 
 def lines(*settings: str) -> list[str]:
@@ -30,6 +33,24 @@ def test_nothing_is_said_of_what_is_used() -> None:
     assert lines("algorithm.aspo.delta=0.1", "loss.ppo_clip.clip_high=0.3", "rollout.over_provision=2.0") == []
     own = ["learner.optimizer=muon", "learner.muon_lr=0.01", "learner.entropy_coef=1e-3"]
     assert lines(*own, "learner.entropy_band=[0.8,1.2]", "learner.entropy_band_weight=2.0") == []
+
+
+def test_nothing_is_said_of_what_the_tracker_and_spo_read() -> None:
+    d_half, measure = "algorithm.tracker.d_half=0.1", "algorithm.spo.measure=energy"
+    for divergence in ("drift", "rescore"):
+        assert lines(d_half, "algorithm.tracker.rho_max=0.9", f"algorithm.spo.divergence={divergence}") == []
+    assert lines(CALIBRATED, "algorithm.tracker.rho_min=0.5", "algorithm.tracker.rho_max=0.98") == []
+    assert lines(SNAPSHOT, "algorithm.tracker.rho_min=0.97") == []
+    assert lines(measure) == lines(measure, "algorithm.spo.scale=none", "algorithm.spo.slope=fitted") == []
+    # What dynamic sampling leaves out is aged by the drift.
+    grouped = ["algorithm.group_size=4", "algorithm.aspo.compare=group", "algorithm.dynamic_sampling=1.0"]
+    assert lines(CALIBRATED, d_half, *grouped) == []
+
+
+@pytest.mark.parametrize("divergence", ["rescore", "calibrated"])
+def test_a_divergence_that_a_snapshot_would_not_read_is_refused(divergence: str) -> None:
+    with pytest.raises(UserError, match=rf"divergence '{divergence}' .* leave \[algorithm.spo\] divergence away"):
+        validate(assign({}, [SNAPSHOT, f"algorithm.spo.divergence={divergence}"]))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +71,34 @@ def test_nothing_is_said_of_what_is_used() -> None:
         (
             ["algorithm.advantage=grpo", "algorithm.group_size=4", "algorithm.tracker.window=8", "algorithm.stages=[]"],
             "algorithm.tracker does nothing here: it needs an advantage that keeps a tracker",
+        ),
+        (
+            [SNAPSHOT, "algorithm.tracker.rho_max=0.9"],
+            'algorithm.tracker.rho_max does nothing here: it needs algorithm.tracker.forgetting = "divergence"',
+        ),
+        (
+            [SNAPSHOT, "algorithm.tracker.d_half=0.1"],
+            'algorithm.tracker.d_half does nothing here: it needs algorithm.tracker.forgetting = "divergence"',
+        ),
+        (
+            [*CONSTANT, "algorithm.tracker.d_half=0.1"],
+            "algorithm.tracker.d_half does nothing here: it needs algorithm.tracker.rho_min below rho_max",
+        ),
+        (
+            [*CONSTANT, "algorithm.spo.divergence=rescore"],
+            "algorithm.spo.divergence does nothing here: it needs algorithm.tracker.rho_min below rho_max",
+        ),
+        (
+            [CALIBRATED, "algorithm.tracker.d_half=0.1"],
+            'algorithm.tracker.d_half does nothing here: it needs algorithm.spo.divergence = "drift" or "rescore"',
+        ),
+        (
+            ["algorithm.spo.scale=none", "algorithm.spo.measure=energy"],
+            'algorithm.spo.measure does nothing here: it needs algorithm.spo.scale = "deviation"',
+        ),
+        (
+            ["algorithm.spo.scale=none", "algorithm.spo.measure=energy", "algorithm.spo.baseline=energy"],
+            "algorithm.spo.measure does nothing here",
         ),
     ],
 )
