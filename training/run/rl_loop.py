@@ -154,7 +154,8 @@ class Reinforcement:
     async def learn(self, taken: Sequence[Trajectory]) -> dict[str, float | int | None]:
         """One update from what was `taken`, then the new weights go to the sampler. Returns the step's metrics.
 
-        Raises UnfitBatch and NotFinite, with the batch dumped, before the tracker has moved or a step was taken.
+        Raises UnfitBatch and NotFinite, with the batch dumped; the step is not taken. At NotFinite the estimator has
+        learnt from the batch; no checkpoint knows of it, for the run ends there.
         """
         started = time.monotonic()
         unused_groups, self._discarded = self._discarded, []

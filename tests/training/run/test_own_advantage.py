@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_run import TINY
 
 from solostream.agent.trajectory_file import read_lines
-from solostream.training.advantages import GRPO, SPO, Advantage, ValueTracker
+from solostream.training.advantages import GRPO, SPO, Advantage, Advantages, ValueTracker
+from solostream.training.batch import Batch
 from solostream.training.config import load
+from solostream.training.learner.guards import NotFinite
 from solostream.training.run.metric_logger import read
 from solostream.training.run.trainer import Trainer
 
@@ -50,3 +54,25 @@ def test_what_keeps_no_tracker_tells_no_values(tmp_path: Path, advantage: Advant
     told = {name for row in rows for name in row}
     assert not {name for name in told if name.startswith("tracker/")}
     assert "learner/drift" not in told
+
+
+class BreaksAtTheThird(SPO):
+    """Learns from each batch; the advantages of the third are no numbers."""
+
+    def __call__(self, batch: Batch) -> Advantages:
+        found = super().__call__(batch)
+        if batch[0].dispatch.version < 2:
+            self.second = json.loads(json.dumps(self.tracker.state_dict()["beliefs"]))
+            return found
+        return Advantages([np.full_like(values, np.nan) for values in found.values], found.metrics)
+
+
+def test_of_advantages_that_are_not_finite_nothing_is_saved(tmp_path: Path) -> None:
+    """The estimator has learnt from the batch, and the checkpoint to go on from has not."""
+    spo = BreaksAtTheThird(ValueTracker())
+    with pytest.raises(NotFinite, match="no step was taken"):
+        run(tmp_path / "run", spo, "run.checkpoint_every=1")
+    *_, newest = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    saved = json.loads((newest / "trainer.json").read_text())["reinforcement"]
+    assert newest.name == "step-000002"
+    assert saved["tracker"]["beliefs"] == spo.second != spo.tracker.state_dict()["beliefs"]
