@@ -89,7 +89,7 @@ class Gradient:
         loss.backward()
 
         # Before the first step the policy is still the one that should have sampled, up to numerics and staleness.
-        update.metrics.tokens({**sums, "loss": loss}, logprob, old, entropy)
+        update.metrics.tokens(loss, sums, logprob, old, entropy)
         if not update.norms:
             self._remember_start(update, packed, logprob, sampler)
 

@@ -167,7 +167,7 @@ class Learner:
             moved = {"drift": update.drift(self._scored(update.first), self.group)} if drift else {}
 
         # What the update was like, over all its tokens; the band holds the next one by this one's entropy.
-        found = update.metrics.result(version, self.group)
+        found = update.metrics.result(version, len(update.norms), self.group)
         if self.band is not None and update.norms:
             self.band.record(found["entropy"])
         if update.imitation is not None:

@@ -141,7 +141,7 @@ class StreamedUpdate:
         # How far the policy went is what the tracker forgets by.
         with learner.scorer.active():
             moved = {"drift": update.drift(learner._scored(update.first), learner.group)} if drift else {}
-        numbers = update.metrics.result(version)
+        numbers = update.metrics.result(version, 1)
         if "loss" in numbers:
             numbers["loss"] *= scale
 

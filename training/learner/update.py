@@ -24,7 +24,8 @@ from solostream.training.losses.kl import estimates
 
 
 class UpdateMetrics:
-    """`entropy`, `kl/k1..k3` (of KL(π_old ‖ π)), `clip/...` are means over the action tokens of all passes.
+    """`entropy`, `kl/k1..k3` (of KL(π_old ‖ π)), `clip/...` are means over the action tokens of all passes, `loss` over
+    the optimizer steps: what each minimised, under its aggregation.
 
     `mismatch/...` compare the learner with the sampler on the first optimizer step's tokens, before any step was taken:
     `kl` is k3 of KL(sampler ‖ learner), `mean` and `max` are of |Δ log p|, `on_policy_max` the same over tokens of the
@@ -36,8 +37,8 @@ class UpdateMetrics:
         self._tokens = 0
         self._first: list[tuple[Tensor, np.ndarray]] = []  # Δ log p and the versions of the first step's tokens
 
-    def tokens(self, sums: Mapping[str, Tensor], logprob: Tensor, old: Tensor, entropy: Tensor) -> None:
-        """Add one micro-batch: n tokens, and `sums` over them."""
+    def tokens(self, loss: Tensor, sums: Mapping[str, Tensor], logprob: Tensor, old: Tensor, entropy: Tensor) -> None:
+        """Add one micro-batch: its share of a step's loss, n tokens, and `sums` over them."""
         # How far the policy of now is from π_old. e^20 is the largest ratio that is told: one token far away would hide
         # all others in a mean.
         log_ratio = (old - logprob.detach()).clamp(-20, 20)  # float32 [n]
@@ -45,7 +46,7 @@ class UpdateMetrics:
         for estimator, of_token in estimates(log_ratio).items():
             divergences[f"kl/{estimator}"] = of_token.sum()
 
-        every = {**sums, **divergences, "entropy": entropy.sum()}
+        every = {**sums, **divergences, "entropy": entropy.sum(), "loss": loss}
         # The sums stay on the device: reading one would wait for the micro-batch that is being computed.
         for name, value in every.items():
             self._sums[name] = self._sums[name] + value.detach()
@@ -55,14 +56,17 @@ class UpdateMetrics:
         """difference: learner − sampler log-probabilities of n tokens; versions: which policy sampled each."""
         self._first.append((difference.detach(), versions))
 
-    def result(self, version: int | None, group: RankGroup = ALONE) -> dict[str, float]:
-        """All of them, by name, over what all ranks of `group` added. version: of the policy that was trained."""
+    def result(self, version: int | None, steps: int, group: RankGroup = ALONE) -> dict[str, float]:
+        """All of them, by name, over what all ranks of `group` added in so many optimizer steps.
+
+        version: of the policy that was trained.
+        """
         # Sums of all ranks over the tokens of all ranks; the tokens go along under a name of their own.
         own = {name: float(value) for name, value in self._sums.items()}
         totals = group.sums({**own, "": self._tokens})
         n_tokens = totals.pop("")
         divisor = max(n_tokens, 1)
-        found = {name: value / divisor for name, value in totals.items()}
+        found = {name: value / (max(steps, 1) if name == "loss" else divisor) for name, value in totals.items()}
 
         # Of the first step's tokens alone. Where everything was filtered there are none.
         own_sums, largest = self._of_mismatch(version)

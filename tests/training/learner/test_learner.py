@@ -108,6 +108,23 @@ def test_drift_is_the_mean_change_of_all_action_tokens() -> None:
     assert "drift" not in one.update(batch, signs(batch), drift=False)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"num_mini_batches": 3, "epochs": 2}, {"aggregation": "seq_mean_token_mean"}, {"max_tokens_per_batch": 40}],
+)
+def test_the_loss_that_is_logged_is_what_the_steps_minimised(settings: dict) -> None:
+    """On the policy that sampled the ratio is 1: −A where all have one A, over however many packs and steps."""
+    one = learner(lr=1e-9, **settings)
+    batch = on_policy(one)
+    alike = constant(*[0.7] * len(batch), batch=batch)
+    assert one.update(batch, alike)["loss"] == pytest.approx(-0.7, abs=1e-4)
+    lengths = [t.n_action_tokens for t in batch]
+    of_each = [0.3, -0.2, 0.9, -1.1, 0.4, 0.0, -0.6, 0.25]
+    if not settings:
+        mean = sum(a * n for a, n in zip(of_each, lengths, strict=True)) / sum(lengths)
+        assert one.update(batch, constant(*of_each, batch=batch))["loss"] == pytest.approx(-mean, abs=1e-4)
+
+
 def test_metrics_of_a_shifted_sampler_by_hand() -> None:
     """Every token 0.3 nats likelier under the learner: ratio 1.35 > 1.28, clipped where A > 0."""
     one = learner()
