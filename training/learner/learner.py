@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from solostream import registry
+from solostream.agent.engines.allocator import trim
 from solostream.agent.engines.hf.device import DTYPES
 from solostream.agent.engines.live_weights import LiveWeights
 from solostream.agent.trajectory import Trajectory
@@ -165,6 +166,8 @@ class Learner:
             self._take_steps(update)
             # How far the policy went is what the tracker forgets by.
             moved = {"drift": update.drift(self._scored(update.first), self.group)} if drift else {}
+        if getattr(self.model.config, "quantization_config", None) is not None:
+            trim()  # each product has made its weights whole for a moment, and the heap kept the room of them
 
         # What the update was like, over all its tokens; the band holds the next one by this one's entropy.
         found = update.metrics.result(version, len(update.norms), self.group)
