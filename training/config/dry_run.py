@@ -23,20 +23,21 @@ from solostream.training.config.memory import (
     optimizer_bytes,
     peak,
 )
+from solostream.training.config.memory.lengths import Longest
 from solostream.training.config.memory.remedies import remedies
 from solostream.training.config.memory.room import available
 from solostream.training.config.memory.shape import ModelShape, shape_of
 from solostream.training.config.memory.weights import COLD_START, untouched
 from solostream.training.config.unused import notices, unused
 
-PROMPT_TOKENS = 64  # a guess, where the tokenizer is not on this machine
 CARDS = [gigabytes * 10**9 for gigabytes in (8, 12, 16, 24, 32, 48, 80, 141, 192)]  # what GPUs are sold with
+GUESSED = Longest()
 JSON_BYTES = 40  # a token in trajectories.jsonl: id, mask, logprob, version, text; 28 to 37 were measured
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Upper bounds: episodes, tokens, bytes. `prompt`: tokens of the longest; None where it is guessed.
+    """Upper bounds: episodes, tokens, bytes.
 
     base: bytes of the weights under adapters, which a run keeps once where they are its own.
     """
@@ -54,18 +55,18 @@ class Plan:
     checkpoint: int
     trajectories: int
     base: int
-    prompt: int | None
+    longest: Longest
 
     @property
     def most(self) -> str:
         """How a figure begins that grows with the prompt."""
-        return "about" if self.prompt is None else "≤"
+        return "about" if self.longest.guessed else "≤"
 
 
-def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int = 0, prompt: int | None = None) -> Plan:
+def plan(
+    config: Config, pool: int, tests: int, device: str = "cpu", total: int = 0, longest: Longest = GUESSED
+) -> Plan:
     """pool, tests: problems to train on and held out. device, total: "cpu" or "cuda", and the bytes that it has.
-
-    prompt: tokens of the longest, where they are known.
 
     Raises UserError for an unknown model.
     """
@@ -80,7 +81,7 @@ def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int 
     trained = shape.adapters(c) or shape.parameters
     master = 2 if c.masters == "bfloat16" else 4
     reference = master * trained if c.kl_coef else 0
-    phases = of_phases(config, shape, in_flight(config), _context(config, prompt), device, total)
+    phases = of_phases(config, shape, in_flight(config), longest.episode(config), device, total)
     own_base = c.lora and not untouched(config)
     return Plan(
         shape=shape,
@@ -97,13 +98,13 @@ def plan(config: Config, pool: int, tests: int, device: str = "cpu", total: int 
         + optimizer_bytes(c, shape)
         + (8 * trained if c.lora else 0)
         + reference,
-        trajectories=config.run.steps * batch * _context(config, prompt) * JSON_BYTES,
+        trajectories=config.run.steps * batch * longest.episode(config) * JSON_BYTES,
         base=shape.parameters * weight if own_base else 0,
-        prompt=prompt,
+        longest=longest,
     )
 
 
-def refuse_too_large(config: Config, device: str, *, cold_start_only: bool = False) -> None:
+def refuse_too_large(config: Config, device: str, longest: Longest = GUESSED, *, cold_start_only: bool = False) -> None:
     """Raises UserError, with what would fit, where what must lie in memory at all times is more than the device has.
 
     cold_start_only: the second phase is not entered.
@@ -119,7 +120,7 @@ def refuse_too_large(config: Config, device: str, *, cold_start_only: bool = Fal
         passing = (GROWN,) if beside else (*PASSING, GROWN)
         return {
             phase: {name: size for name, size in parts.items() if name not in passing}
-            for phase, parts in _entered(_at_least(c, shape, kind, total), cold_start_only).items()
+            for phase, parts in _entered(_at_least(c, shape, kind, total, longest), cold_start_only).items()
         }
 
     def need(c: Config) -> int:
@@ -135,7 +136,7 @@ def refuse_too_large(config: Config, device: str, *, cold_start_only: bool = Fal
         )
 
 
-def exceeds(config: Config, device: str, *, cold_start_only: bool = False) -> str:
+def exceeds(config: Config, device: str, longest: Longest = GUESSED, *, cold_start_only: bool = False) -> str:
     """One line with what would fit, where the plan takes more than is free on `device` now; "" where it fits.
 
     No reason to refuse: the plan is of the longest episodes, and of the larger phase that is entered.
@@ -146,7 +147,7 @@ def exceeds(config: Config, device: str, *, cold_start_only: bool = False) -> st
     free, total = available(device)
 
     def need(c: Config) -> int:
-        phases = _entered(_at_least(c, shape, kind, total), cold_start_only)
+        phases = _entered(_at_least(c, shape, kind, total, longest), cold_start_only)
         return max(peak(c, parts) for parts in phases.values())
 
     needed = need(config)
@@ -168,7 +169,7 @@ def _refuse_on_host(config: Config, shape: ModelShape, kind: str) -> None:
         )
 
 
-def shared_device(config: Config, device: str) -> dict[str, Any]:
+def shared_device(config: Config, device: str, longest: Longest = GUESSED) -> dict[str, Any]:
     """vLLM's engine arguments that follow from `rollout.colocate`.
 
     gpu_memory_utilization: the share of the whole GPU that the learner leaves, rounded down to a thousandth.
@@ -176,17 +177,15 @@ def shared_device(config: Config, device: str) -> dict[str, Any]:
     if not colocation.takes_the_rest(config):
         return colocation.sleeping(config)
     total = available(device)[1]
-    parts = memory(config, shape_of(config), in_flight(config), _context(config), "cuda", total)
+    parts = memory(config, shape_of(config), in_flight(config), longest.episode(config), "cuda", total)
     share = math.floor(1000 * parts[SHARE] / total) / 1000
     return {"gpu_memory_utilization": share, **colocation.sleeping(config)}
 
 
-def _at_least(
-    config: Config, shape: ModelShape, kind: str, total: int, prompt: int | None = None
-) -> dict[str, dict[str, int]]:
+def _at_least(config: Config, shape: ModelShape, kind: str, total: int, longest: Longest) -> dict[str, dict[str, int]]:
     """Phase -> part -> bytes, where vLLM takes no more than it must of what the learner leaves it."""
     wanted = 0 if colocation.takes_the_rest(config) else total
-    return of_phases(config, shape, in_flight(config), _context(config, prompt), kind, wanted)
+    return of_phases(config, shape, in_flight(config), longest.episode(config), kind, wanted)
 
 
 def _entered(phases: dict[str, dict[str, int]], cold_start_only: bool) -> dict[str, dict[str, int]]:
@@ -201,10 +200,6 @@ def _would(found: list[str]) -> str:
     return f"set {', or '.join(found)}" if found else "take a smaller model, or a larger device"
 
 
-def _context(config: Config, prompt: int | None = None) -> int:
-    return (PROMPT_TOKENS if prompt is None else prompt) + config.env.episode_tokens
-
-
 def _memory_rows(
     config: Config, p: Plan, device: str, free: int, total: int, chosen: Collection[str]
 ) -> list[tuple[str, str]]:
@@ -212,7 +207,7 @@ def _memory_rows(
     kind = device.partition(":")[0]
 
     def by_phase(c: Config) -> dict[str, int]:
-        found = _at_least(c, p.shape, kind, total, p.prompt)
+        found = _at_least(c, p.shape, kind, total, p.longest)
         return {phase: peak(c, parts) for phase, parts in found.items() if phase in chosen}
 
     def need(c: Config) -> int:
@@ -301,10 +296,10 @@ def describe(config: Config, *, cold_start_only: bool = False) -> str:
     """
     from solostream.training.cluster.crew import refuse_sampler
     from solostream.training.run import setup
-    from solostream.training.sft.cold_start import sft_batches
+    from solostream.training.sft.cold_start import problems_of, sft_batches
     from solostream.training.sft.trace_set import refuse_bad
 
-    sft_batches(config)
+    of_cold_start = problems_of(sft_batches(config))
     setup.refuse_learning(config)
     train, test = setup.problems(config, lambda remark: None)
     refuse_bad(config, test)
@@ -313,7 +308,8 @@ def describe(config: Config, *, cold_start_only: bool = False) -> str:
     refuse_sampler(config)
     colocation.check_device(config, device)
     setup.refuse_modules(config, config.model)
-    p = plan(config, len(train), len(test), device.partition(":")[0], total, setup.planned_prompt(config, train, test))
+    longest = setup.planned_longest(config, train, test, of_cold_start)
+    p = plan(config, len(train), len(test), device.partition(":")[0], total, longest)
     chosen = [COLD_START] if cold_start_only else [*p.phases]
     memory_rows = _memory_rows(config, p, device, free, total, chosen)
     rows = [

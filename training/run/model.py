@@ -103,31 +103,39 @@ def build_model(shape: BuildConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     return model
 
 
+def load_tokenizer(config: ModelConfig, corpus: Iterable[str] = ()) -> PreTrainedTokenizerBase:
+    """What `config` names, or built of `corpus`. Raises UserError where it is not there or has no chat template."""
+    if config.path == "build":
+        return build_tokenizer(corpus, config.build.vocabulary)
+    with _asked(config.path):
+        tokenizer = AutoTokenizer.from_pretrained(config.path)
+    refuse_no_template(config, tokenizer)
+    return tokenizer
+
+
 def load_model(
     config: ModelConfig,
-    corpus: Iterable[str] = (),
     seed: int = 0,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     adapters: bool = False,
     shape_only: bool = False,
     on_host: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, on its device, and the tokenizer that `config` names.
 
-    `corpus` and `seed` serve only a model that is built. adapters: see `load_weights`. shape_only: on torch's device
-    "meta", without weights; what is built is always whole. on_host: in the CPU's memory, whatever the device.
+    `seed` serves only a model that is built. tokenizer: where it is loaded already. adapters: see `load_weights`.
+    shape_only: on torch's device "meta", without weights; what is built is always whole. on_host: in the CPU's memory,
+    whatever the device.
 
     Raises UserError when the path is no model, or its tokenizer has no chat template.
     """
     device = torch.device("cpu") if on_host else device_of(config.device)
+    tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer  # before gigabytes are read
     if config.path == "build":
-        built = build_tokenizer(corpus, config.build.vocabulary)
-        fresh = build_model(config.build, built, seed).to(device)  # type: ignore[arg-type]
+        fresh = build_model(config.build, tokenizer, seed).to(device)  # type: ignore[arg-type]
         cast(fresh, base_dtype(config, device) if adapters else torch.float32)
-        return fresh, built
-    with _asked(config.path):
-        tokenizer = AutoTokenizer.from_pretrained(config.path)
-    refuse_no_template(config, tokenizer)  # before gigabytes are read
+        return fresh, tokenizer
     if shape_only:
         return without_weights(config), tokenizer
     with _asked(config.path):

@@ -34,6 +34,7 @@ from solostream.training.cluster.rank_sharding import refuse_unshardable
 from solostream.training.config import Config, ModelConfig, colocation
 from solostream.training.config.dry_run import exceeds, refuse_too_large, shared_device
 from solostream.training.config.memory import offloads
+from solostream.training.config.memory.lengths import Longest
 from solostream.training.config.memory.weights import learners, rank_to_send, small_base
 from solostream.training.learner.device import compute_dtype, device_of, sampler_dtype
 from solostream.training.learner.lora import wrap
@@ -45,6 +46,7 @@ from solostream.training.rollouts.samplers.inner import sampler_of_run
 from solostream.training.run.model import (
     build_tokenizer,
     load_model,
+    load_tokenizer,
     refuse_no_template,
     sampler_model,
     without_weights,
@@ -68,6 +70,7 @@ class Components:
     tokenizer: Any
     chat: Chat
     max_tokens: int
+    longest: Longest
     masters: HostMasters | None = None
 
 
@@ -91,15 +94,18 @@ def build(
     device = device_of(config.model.device)
     colocation.check_device(config, str(device))
     refuse_modules(config, where)
+    tokenizer = load_tokenizer(where, _corpus([*sft_batches, *train]))
+    chat = _chat(config, tokenizer, source)
+    longest = _longest(config, train, test, tokenizer, chat)
     if config.cluster.learners == 1:  # the plan of memory knows one device
-        refuse_too_large(config, str(device), cold_start_only=cold_start_only)
-        if said := exceeds(config, str(device), cold_start_only=cold_start_only):
+        refuse_too_large(config, str(device), longest, cold_start_only=cold_start_only)
+        if said := exceeds(config, str(device), longest, cold_start_only=cold_start_only):
             say(said)
     offload = offloads(config, device.type)
-    model, tokenizer = load_model(
+    model, _ = load_model(
         where,
-        _corpus([*sft_batches, *train]),
-        config.run.seed,
+        seed=config.run.seed,
+        tokenizer=tokenizer,
         adapters=small_base(config),
         shape_only=config.cluster.learners > 1,
         on_host=offload,
@@ -107,11 +113,9 @@ def build(
     masters = HostMasters(model, device, compute_dtype(config.learner.dtype, device)) if offload else None
     if config.cluster.learners > 1:
         refuse_unshardable(model)
-    chat = _chat(config, tokenizer, source)
     tokenizer.chat_template = chat.template  # saved with the model
-    prompt = _longest_prompt(config, Tasks((*train, *test)), tokenizer, chat)
-    _refuse_too_long(config, model, prompt)
-    return Components(train, test, model, tokenizer, chat, prompt + config.env.episode_tokens, masters)
+    _refuse_too_long(config, model, longest.prompt or 0)
+    return Components(train, test, model, tokenizer, chat, longest.episode(config), longest, masters)
 
 
 def refuse_modules(config: Config, where: ModelConfig) -> None:
@@ -255,7 +259,10 @@ async def open_engine(config: Config, parts: Components, slots: int, module: Cal
     module: makes a model of that shape (`module_beside`), for engines that bring none.
     """
     name, path = config.run.engine, config.model.path
-    options = {**shared_device(config, str(device_of(config.model.device))), **config.engine.get(name, {})}
+    options = {
+        **shared_device(config, str(device_of(config.model.device)), parts.longest),
+        **config.engine.get(name, {}),
+    }
     with tempfile.TemporaryDirectory(prefix="solostream-model-") as folder:
         if path == "build" and not registry.asks("engine", name, "module"):  # it reads the shapes from a folder
             with writing(Path(folder)):
@@ -346,19 +353,26 @@ def _longest_prompt(config: Config, tasks: Tasks, tokenizer: Any, chat: Chat) ->
         env.close()
 
 
-def planned_prompt(config: Config, train: Tasks, test: Tasks) -> int | None:
-    """Tokens of the longest opening; None where the tokenizer is not on this machine. Raises UserError."""
+def _longest(config: Config, train: Tasks, test: Tasks, tokenizer: Any, chat: Chat) -> Longest:
+    return Longest(_longest_prompt(config, Tasks((*train, *test)), tokenizer, chat))
+
+
+def planned_longest(config: Config, train: Tasks, test: Tasks, of_cold_start: Sequence[Task]) -> Longest:
+    """As `build` counts, which `of_cold_start` is of, too; guessed where the tokenizer is not on this machine.
+
+    Raises UserError.
+    """
     if config.model.path == "build":
-        tokenizer: Any = build_tokenizer(_corpus(train), config.model.build.vocabulary)
+        tokenizer: Any = build_tokenizer(_corpus([*of_cold_start, *train]), config.model.build.vocabulary)
     else:
         try:
             tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
         except (OSError, ValueError, TypeError):
-            return None
+            return Longest()
         if tokenizer.vocab_size <= 1:  # what transformers makes of a folder that has a config.json alone
-            return None
+            return Longest()
         refuse_no_template(config.model, tokenizer)
-    return _longest_prompt(config, Tasks((*train, *test)), tokenizer, _chat(config, tokenizer, None))
+    return _longest(config, train, test, tokenizer, _chat(config, tokenizer, None))
 
 
 def _forms(config: Config, tasks: Tasks) -> list[Task]:

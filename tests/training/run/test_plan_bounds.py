@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from test_architectures import write_model
 
 from solostream.errors import UserError
 from solostream.training.config import Config, validate
-from solostream.training.config.dry_run import describe, plan
+from solostream.training.config.dry_run import describe, exceeds, plan, shared_device
+from solostream.training.config.memory.lengths import Longest
 from solostream.training.run import setup
 
 LONG = "How many of the " + "very " * 90 + "small numbers below 7 are even?"
@@ -37,7 +39,7 @@ def test_the_longest_prompt_is_that_of_the_run(few_shot: int, problems: Path, tm
     write_model(tmp_path / "model", "qwen3")
     config = of(tmp_path / "model", problems, few_shot)
     train, test = setup.problems(config, lambda _: None)
-    tokens = setup.planned_prompt(config, train, test)
+    tokens = setup.planned_longest(config, train, test, []).prompt
     # The run tells its longest prompt where the two together are more than the 512 tokens that the model can read.
     long = config.model_copy(update={"env": config.env.model_copy(update={"episode_tokens": 511})})
     with pytest.raises(UserError, match=f"and a prompt of {tokens} tokens exceed the model's context"):
@@ -47,6 +49,31 @@ def test_the_longest_prompt_is_that_of_the_run(few_shot: int, problems: Path, tm
     shown = describe(config)
     assert "trajectories ≤ " in shown
     assert "about" not in shown
+
+
+def test_the_start_counts_with_the_prompts_that_the_plan_counts_with(
+    problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path / "model", "qwen3", max_position_embeddings=4096)
+    config = of(tmp_path / "model", problems, 2)
+    monkeypatch.setattr("solostream.training.config.dry_run.available", lambda device: (1 << 20, 64 << 30))
+    planned = re.search(r"\n +≤ (.*?) of 1 MiB free", describe(config))
+    said: list[str] = []
+    parts = setup.build(config, *setup.problems(config), [], say=said.append)
+    assert planned is not None
+    assert [line.partition(" on cpu")[0] for line in said] == [f"memory: the plan takes ≤ {planned[1]}"]
+    short = exceeds(config, "cpu").partition(" on cpu")[0]  # with a guessed prompt
+    assert short not in said[0]
+    assert parts.longest.episode(config) == parts.max_tokens
+
+
+def test_vllm_is_left_less_of_a_gpu_where_prompts_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = validate({"run": {"engine": "vllm"}, "model": {"device": "cuda"}, "rollout": {"colocate": "beside"}})
+    monkeypatch.setattr("solostream.training.config.dry_run.available", lambda device: (8 << 30, 8 << 30))
+    short, long = (
+        shared_device(shared, "cuda", longest)["gpu_memory_utilization"] for longest in (Longest(), Longest(40_000))
+    )
+    assert 0 < long < short
 
 
 def test_without_a_tokenizer_here_the_figures_are_about(problems: Path) -> None:
@@ -63,7 +90,7 @@ def test_what_lies_on_the_disk() -> None:
         "run": {"keep": 5, "steps": 7},
         "rollout": {"batch": 11, "mode": "sync"},
     }
-    whole = plan(validate(built), 20, 10, prompt=36)
+    whole = plan(validate(built), 20, 10, longest=Longest(36))
     assert whole.trajectories == 7 * 11 * (36 + 256) * 40
     assert whole.base == 0
     adapters = validate({**built, "learner": {"lora": {"rank": 3}}})
