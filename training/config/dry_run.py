@@ -81,7 +81,7 @@ def plan(
     trained = shape.adapters(c) or shape.parameters
     master = 2 if c.masters == "bfloat16" else 4
     reference = master * trained if c.kl_coef else 0
-    phases = of_phases(config, shape, in_flight(config), longest.episode(config), device, total)
+    phases = of_phases(config, shape, in_flight(config), longest.episode(config), device, total, longest.trace or 0)
     own_base = c.lora and not untouched(config)
     return Plan(
         shape=shape,
@@ -177,7 +177,9 @@ def shared_device(config: Config, device: str, longest: Longest = GUESSED) -> di
     if not colocation.takes_the_rest(config):
         return colocation.sleeping(config)
     total = available(device)[1]
-    parts = memory(config, shape_of(config), in_flight(config), longest.episode(config), "cuda", total)
+    parts = memory(
+        config, shape_of(config), in_flight(config), longest.episode(config), "cuda", total, longest.trace or 0
+    )
     share = math.floor(1000 * parts[SHARE] / total) / 1000
     return {"gpu_memory_utilization": share, **colocation.sleeping(config)}
 
@@ -185,7 +187,7 @@ def shared_device(config: Config, device: str, longest: Longest = GUESSED) -> di
 def _at_least(config: Config, shape: ModelShape, kind: str, total: int, longest: Longest) -> dict[str, dict[str, int]]:
     """Phase -> part -> bytes, where vLLM takes no more than it must of what the learner leaves it."""
     wanted = 0 if colocation.takes_the_rest(config) else total
-    return of_phases(config, shape, in_flight(config), longest.episode(config), kind, wanted)
+    return of_phases(config, shape, in_flight(config), longest.episode(config), kind, wanted, longest.trace or 0)
 
 
 def _entered(phases: dict[str, dict[str, int]], cold_start_only: bool) -> dict[str, dict[str, int]]:

@@ -103,12 +103,26 @@ def build_model(shape: BuildConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     return model
 
 
-def load_tokenizer(config: ModelConfig, corpus: Iterable[str] = ()) -> PreTrainedTokenizerBase:
+def load_tokenizer(config: ModelConfig, corpus: Iterable[str] = ()) -> Any:
     """What `config` names, or built of `corpus`. Raises UserError where it is not there or has no chat template."""
     if config.path == "build":
         return build_tokenizer(corpus, config.build.vocabulary)
     with _asked(config.path):
         tokenizer = AutoTokenizer.from_pretrained(config.path)
+    refuse_no_template(config, tokenizer)
+    return tokenizer
+
+
+def tokenizer_here(config: ModelConfig, corpus: Iterable[str] = ()) -> Any:
+    """As `load_tokenizer`, without asking a network; None where it is not on this machine."""
+    if config.path == "build":
+        return build_tokenizer(corpus, config.build.vocabulary)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.path, local_files_only=True)
+    except (OSError, ValueError, TypeError):
+        return None
+    if tokenizer.vocab_size <= 1:  # what transformers makes of a folder that has a config.json alone
+        return None
     refuse_no_template(config, tokenizer)
     return tokenizer
 
@@ -165,6 +179,11 @@ def without_weights(config: ModelConfig) -> PreTrainedModel:
     with torch.device("meta"), _asked(config.path):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(shape)
     return model
+
+
+def context_of(config: Any) -> int:
+    """Tokens that a model with this configuration of transformers can read."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20
 
 
 @contextmanager

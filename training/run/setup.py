@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from solostream import registry
 from solostream.agent.chat_template import Chat, read_template
 from solostream.agent.engine import Engine
@@ -44,11 +42,12 @@ from solostream.training.learner.streaming import check_in_parts
 from solostream.training.losses import Loss
 from solostream.training.rollouts.samplers.inner import sampler_of_run
 from solostream.training.run.model import (
-    build_tokenizer,
+    config_of,
+    context_of,
     load_model,
     load_tokenizer,
-    refuse_no_template,
     sampler_model,
+    tokenizer_here,
     without_weights,
 )
 from solostream.training.sft.demonstrations import FILLERS, boxed, fence
@@ -96,7 +95,7 @@ def build(
     refuse_modules(config, where)
     tokenizer = load_tokenizer(where, _corpus([*sft_batches, *train]))
     chat = _chat(config, tokenizer, source)
-    longest = _longest(config, train, test, tokenizer, chat)
+    longest = _longest(config, where, train, test, tokenizer, chat)
     if config.cluster.learners == 1:  # the plan of memory knows one device
         refuse_too_large(config, str(device), longest, cold_start_only=cold_start_only)
         if said := exceeds(config, str(device), longest, cold_start_only=cold_start_only):
@@ -126,7 +125,7 @@ def refuse_modules(config: Config, where: ModelConfig) -> None:
 
 def _refuse_too_long(config: Config, model: Any, prompt: int) -> None:
     """prompt: tokens of the longest that is known."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    context = context_of(model.config)
     if prompt + config.env.episode_tokens > context:
         raise UserError(
             f"env.episode_tokens = {config.env.episode_tokens} and a prompt of {prompt} tokens exceed the model's "
@@ -353,8 +352,16 @@ def _longest_prompt(config: Config, tasks: Tasks, tokenizer: Any, chat: Chat) ->
         env.close()
 
 
-def _longest(config: Config, train: Tasks, test: Tasks, tokenizer: Any, chat: Chat) -> Longest:
-    return Longest(_longest_prompt(config, Tasks((*train, *test)), tokenizer, chat))
+def _longest(
+    config: Config, where: ModelConfig, train: Tasks, test: Tasks, tokenizer: Any, chat: Chat, *, here: bool = False
+) -> Longest:
+    """here: of traces on this machine."""
+    from solostream.training.sft.trace_set import longest_trace  # which needs this module
+
+    trace = longest_trace(config, test, tokenizer, chat, here=here)
+    if trace:
+        trace = min(trace, context_of(config_of(where)))  # a longer one is refused, or left out
+    return Longest(_longest_prompt(config, Tasks((*train, *test)), tokenizer, chat), trace)
 
 
 def planned_longest(config: Config, train: Tasks, test: Tasks, of_cold_start: Sequence[Task]) -> Longest:
@@ -362,17 +369,10 @@ def planned_longest(config: Config, train: Tasks, test: Tasks, of_cold_start: Se
 
     Raises UserError.
     """
-    if config.model.path == "build":
-        tokenizer: Any = build_tokenizer(_corpus([*of_cold_start, *train]), config.model.build.vocabulary)
-    else:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
-        except (OSError, ValueError, TypeError):
-            return Longest()
-        if tokenizer.vocab_size <= 1:  # what transformers makes of a folder that has a config.json alone
-            return Longest()
-        refuse_no_template(config.model, tokenizer)
-    return _longest(config, train, test, tokenizer, _chat(config, tokenizer, None))
+    tokenizer = tokenizer_here(config.model, _corpus([*of_cold_start, *train]))
+    if tokenizer is None:
+        return Longest()
+    return _longest(config, config.model, train, test, tokenizer, _chat(config, tokenizer, None), here=True)
 
 
 def _forms(config: Config, tasks: Tasks) -> list[Task]:

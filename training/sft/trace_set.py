@@ -35,6 +35,7 @@ from solostream.sandbox.types import Execution, Sandbox
 from solostream.training.config import Config
 from solostream.training.learner.packing import MaskedTokens
 from solostream.training.run import setup
+from solostream.training.run.model import context_of
 from solostream.training.run.setup import Components
 
 AT_A_TIME = 8  # traces that are replayed together
@@ -63,6 +64,39 @@ def refuse_bad(config: Config, tasks: Tasks) -> None:
             _refuse_rows(config, bad, at)
     finally:
         env.close()
+
+
+def longest_trace(config: Config, test: Tasks, tokenizer: Any, chat: Chat, *, here: bool) -> int | None:
+    """Tokens of the longest trace, measured on the longest texts; 0 without `cold_start.data`.
+
+    here: None for what the Hub has, which the run asks for. Raises UserError.
+    """
+    data = config.cold_start.data
+    if data is None:
+        return 0
+    if here and not trace_file(data).exists():
+        return None
+    env = setup.environment(config, test, tokenizer)
+    try:
+        _speaks(config, env)
+        fit_to(chat, env)
+        traces, bad, at = read_traces(data, env.syntax, env.parallel_calls, chat.ends)
+        _refuse_rows(config, bad, at)
+        longest = sorted(_of_no_test(traces, test, data, lambda remark: None), key=_size)[-setup.LONGEST :]
+        return max((_tokens(trace, chat, env) for trace in longest), default=0)
+    finally:
+        env.close()
+
+
+def _size(trace: Trace) -> int:
+    return sum(len(message["content"]) for message in trace.messages)
+
+
+def _tokens(trace: Trace, chat: Chat, env: ToolEnv) -> int:
+    try:
+        return len(render(trace, chat, env)[0])
+    except BadTrace:  # `TraceSet` says which, or leaves it out
+        return 0
 
 
 def _speaks(config: Config, env: Any) -> None:
@@ -111,7 +145,7 @@ class TraceSet:
             traces, bad, self._at = read_traces(c.data, env.syntax, env.parallel_calls, parts.chat.ends)
             self._traces = _of_no_test(traces, parts.test, c.data, say)
             rendered: dict[int, MaskedTokens] = {}
-            limit = getattr(parts.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+            limit = context_of(parts.model.config)
             for trace in self._traces:
                 try:
                     ids, mask = render(trace, parts.chat, env)

@@ -14,6 +14,7 @@ from solostream.training.config import Config, validate
 from solostream.training.config.dry_run import describe, exceeds, plan, shared_device
 from solostream.training.config.memory.lengths import Longest
 from solostream.training.run import setup
+from solostream.training.sft.trace_set import TraceSet
 
 LONG = "How many of the " + "very " * 90 + "small numbers below 7 are even?"
 
@@ -65,6 +66,57 @@ def test_the_start_counts_with_the_prompts_that_the_plan_counts_with(
     short = exceeds(config, "cpu").partition(" on cpu")[0]  # with a guessed prompt
     assert short not in said[0]
     assert parts.longest.episode(config) == parts.max_tokens
+
+
+def on_traces(folder: Path, problems: Path, words: int, **model: int) -> Config:
+    """Of the second and longest of three traces, so many words."""
+    write_model(folder / "model", "qwen3", **model)
+    ask, said = {"role": "user", "content": "What is 2 plus 2 plus 3?"}, "It is \\boxed{7}."
+    rows = [{"messages": [ask, {"role": "assistant", "content": "hm " * n + said}]} for n in (3, words, 5)]
+    (folder / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cold = {"data": str(folder / "traces.jsonl"), "batch": 1}
+    return validate(of(folder / "model", problems, 0).model_dump(exclude_unset=True) | {"cold_start": cold})
+
+
+def test_a_cold_start_is_planned_with_its_longest_trace(
+    problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = on_traces(tmp_path, problems, 900, max_position_embeddings=4096)
+    train, test = setup.problems(config, lambda _: None)
+    longest = setup.planned_longest(config, train, test, [])
+    monkeypatch.setattr("solostream.training.config.dry_run.available", lambda device: (1 << 20, 64 << 30))
+    said: list[str] = []
+    parts = setup.build(config, train, test, [], say=said.append, cold_start_only=True)
+    traces = TraceSet(config, parts, said.append)
+    assert longest == parts.longest
+    assert longest.trace == max(len(ids) for step in range(3) for ids, _ in traces.batch(step))
+    assert longest.trace > 900
+    planned = plan(config, len(train), len(test), longest=longest)
+    cold, then = planned.phases.values()
+    assert cold["activations"] == longest.trace * planned.shape.activations(config.cold_start.learner)
+    assert cold["KV cache"] == then["KV cache"]  # the policy is evaluated on episodes
+    (figure,) = re.findall(r"\n +≤ (.*?) of 1 MiB free", describe(config, cold_start_only=True))
+    assert said[0].startswith(f"memory: the plan takes ≤ {figure} on cpu")
+
+
+def test_a_trace_that_is_longer_than_the_context_is_not_learnt(problems: Path, tmp_path: Path) -> None:
+    config = on_traces(tmp_path, problems, 900)
+    assert setup.planned_longest(config, *setup.problems(config), []).trace == 512
+
+
+def test_traces_of_the_hub_are_not_asked_for_by_a_plan(problems: Path, tmp_path: Path) -> None:
+    config = on_traces(tmp_path, problems, 4)
+    there = config.model_copy(update={"cold_start": config.cold_start.model_copy(update={"data": "somebody/traces"})})
+    assert setup.planned_longest(there, *setup.problems(there), []).trace is None
+    assert "\n               about " in describe(there)
+
+
+def test_traces_beside_batches_count_in_reinforcement() -> None:
+    sections = {"cold_start": {"data": "first-calls"}, "learner": {"imitation": {}, "max_tokens_per_batch": 256}}
+    for learner, rows in ((sections["learner"], 4000), ({"max_tokens_per_batch": 256}, 20 + 256)):
+        config = validate(sections | {"learner": learner})
+        found = plan(config, 20, 10, longest=Longest(20, 4000))
+        assert found.phases["reinforcement"]["activations"] == rows * found.shape.activations(config.learner)
 
 
 def test_vllm_is_left_less_of_a_gpu_where_prompts_are_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,9 +33,11 @@ ON_THE_WAY = "weights on their way"  # to an engine in other processes, between 
 FIRST_COLUMNS = 256  # of the hf engine's KV cache, which doubles them when an episode needs more
 
 
-def memory(config: Config, shape: ModelShape, episodes: int, context: int, device: str, total: int) -> dict[str, int]:
+def memory(
+    config: Config, shape: ModelShape, episodes: int, context: int, device: str, total: int, trace: int = 0
+) -> dict[str, int]:
     """Part -> bytes on the device at the peak, in the phase that takes the most; see `of_phases`."""
-    return larger(config, of_phases(config, shape, episodes, context, device, total))[1]
+    return larger(config, of_phases(config, shape, episodes, context, device, total, trace))[1]
 
 
 def larger(config: Config, phases: dict[str, dict[str, int]]) -> tuple[str, dict[str, int]]:
@@ -44,18 +46,20 @@ def larger(config: Config, phases: dict[str, dict[str, int]]) -> tuple[str, dict
 
 
 def of_phases(
-    config: Config, shape: ModelShape, episodes: int, context: int, device: str, total: int
+    config: Config, shape: ModelShape, episodes: int, context: int, device: str, total: int, trace: int = 0
 ) -> dict[str, dict[str, int]]:
     """Phase -> part -> bytes on the device at its peak; an upper bound where a batch fills its token budget.
 
     Of one learner, where several share the weights out. What samples for them on GPUs is not in it.
 
     episodes: in flight. context: tokens of the longest. device: "cpu" or "cuda". total: bytes that the device has; of a
-    share that `rollout.colocate` leaves to vLLM 0 gives the least.
+    share that `rollout.colocate` leaves to vLLM 0 gives the least. trace: tokens of the longest of `cold_start.data`; 0
+    counts it like an episode.
     """
+    longest = {COLD_START: trace or context, REINFORCEMENT: max(context, trace if config.learner.imitation else 0)}
     batches = {COLD_START: config.cold_start.batch, REINFORCEMENT: config.rollout.batch}
-    update = partial(_update, config, shape, device=device, context=context)
-    learner = {phase: update(c, batch=batches[phase]) for phase, c in learners(config).items()}
+    update = partial(_update, config, shape, device=device)
+    learner = {p: update(c, context=longest[p], batch=batches[p]) for p, c in learners(config).items()}
     if config.cluster.used and device == "cuda":
         sampler = {}  # in other processes, on GPUs of their own
     elif config.run.engine == "vllm" and device == "cuda":

@@ -11,14 +11,15 @@ PROMPT_TOKENS = 64  # a guess, where the tokenizer is not on this machine
 
 @dataclass(frozen=True, slots=True)
 class Longest:
-    """prompt: tokens of the longest opening; None where no tokenizer has counted them."""
+    """Tokens of the longest opening and of the longest trace (0: there is none); None where they were not counted."""
 
     prompt: int | None = None
+    trace: int | None = None
 
     @property
     def guessed(self) -> bool:
-        """Whether a figure that grows with it is about so much, and no bound."""
-        return self.prompt is None
+        """Whether a figure that grows with them is about so much, and no bound."""
+        return self.prompt is None or self.trace is None
 
     def episode(self, config: Config) -> int:
         """Tokens at most, the opening included."""
