@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from solostream.errors import UserError
 
+SEEDS = 1 << 63  # how many there are; vLLM keeps one in a signed 64-bit integer
 Weights = Mapping[str, Any]  # parameter name (as in the Hugging Face state dict) -> torch.Tensor
 
 
@@ -45,6 +46,12 @@ def checked(sampling: Sampling) -> Sampling:
             "give a temperature from 0 (greedy) up, a top-p above 0 and up to 1 (off), a top-k from 0 (off) up"
         )
     return sampling
+
+
+def check_seed(seed: int | None) -> None:
+    """Raises UserError for what numpy, torch or vLLM could not begin from."""
+    if seed is not None and not 0 <= seed < SEEDS:
+        raise UserError(f"a seed of {seed} is none: give a whole number from 0 to {SEEDS - 1}")
 
 
 def check_prompt(prompt_ids: Sequence[int], max_len: int, context: str = "a context", limit: str = "max_len") -> None:

@@ -14,7 +14,7 @@ import tyro
 
 from solostream.agent.chat_template import Chat, read_template
 from solostream.agent.conversation import Ran, Said, Talk
-from solostream.agent.engine import Engine, EngineError, checked
+from solostream.agent.engine import Engine, EngineError, check_seed, checked
 from solostream.agent.engines.spec import open_engine
 from solostream.agent.run_settings import RunSettings, registered, run_settings
 from solostream.envs.few_shot import examples
@@ -71,6 +71,7 @@ def chat(
         seed: Of sampling; default: 0 (chat: none is sent).
         api_key_env: Environment variable that holds a server's key; default: OPENAI_API_KEY.
     """
+    check_seed(seed)
     run, endpoint = run_settings(model), model.startswith("chat:")
     settings = _settings(run, sandbox=sandbox, system_prompt=system, syntax=syntax)
     sampled = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "turn_tokens": turn_tokens}

@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium
 
+from solostream.agent.engine import check_seed
 from solostream.envs.making import build
 from solostream.envs.recorder import RecordEpisodes
 from solostream.envs.tool_env import Message, ToolEnv
@@ -36,6 +37,7 @@ def play(
         seed: of the environment's generator.
         record: append the episode to this JSON-lines file.
     """
+    check_seed(seed)
     chosen: dict[str, Any] = {"sandbox": sandbox, "tasks": tasks}
     made: Any = build(env, {name: value for name, value in chosen.items() if value is not None})
     core = getattr(made, "unwrapped", made)

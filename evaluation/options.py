@@ -15,7 +15,7 @@ import tyro
 from solostream import registry
 from solostream.agent.chat_reply import Parameters
 from solostream.agent.chat_template import Chat, read_template
-from solostream.agent.engine import Sampling, checked
+from solostream.agent.engine import Sampling, check_seed, checked
 from solostream.agent.run_settings import run_settings
 from solostream.envs.data import is_made
 from solostream.envs.data.sources import SUFFIXES
@@ -212,6 +212,7 @@ class EvalOptions:
     def _check(self, temperature: float | None) -> None:
         if self.k < 1 or self.concurrency < 1 or (self.limit is not None and self.limit < 1):
             raise UserError("-k, --concurrency and --limit must be at least 1")
+        check_seed(self.seed)
         if not 0 <= self.price_per_hour < math.inf:
             raise UserError("--price-per-hour is what an hour of the machine costs: a number from 0 on")
         if temperature == 0 and self.k > 1:

@@ -19,7 +19,7 @@ from solostream.training.config.cluster import ClusterConfig
 from solostream.training.config.cold_start import ColdStartConfig
 from solostream.training.config.components import Options, beside_keys, complete, options_of
 from solostream.training.config.learner import LearnerConfig, check_base, with_defaults
-from solostream.training.config.section import Count, Levels, Names, Positive, Rate, Section
+from solostream.training.config.section import Count, Levels, Names, Positive, Rate, Section, Seed
 
 
 class BuildConfig(Section):
@@ -76,7 +76,7 @@ class DataConfig(Section):
     levels: Levels = ()  # of difficulty, of generated problems; empty: all
     train: Positive | None = None  # prompts in the pool; default: all there are, 512 of generated problems
     test: Positive = 256  # held out, at most
-    seed: Count = 0  # of generated problems: the same for every run.seed, so that runs compare
+    seed: Seed = 0  # of generated problems: the same for every run.seed, so that runs compare
 
     @property
     def made(self) -> Options:
@@ -160,7 +160,7 @@ class RunConfig(Section):
 
     name: str | None = None  # default: the file's name
     root: str = "runs"  # the folder of all runs
-    seed: Count = 0  # of weights, prompts, sampling
+    seed: Seed = 0  # of weights, prompts, sampling
     engine: str = "hf"  # what samples; its options: [engine.NAME]
     steps: Positive = 40  # of reinforcement learning: batches
     checkpoint_every: Positive = 20  # steps, of the cold start too
