@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from solostream.errors import UserError
 
+COLDEST, HOTTEST = 1e-3, 1e3  # temperatures: logits divided by much less or more are no float32 numbers, or all alike
+LARGEST_TOP_K = (1 << 31) - 1  # vLLM keeps it in 32 bits
 SEEDS = 1 << 63  # how many there are; vLLM keeps one in a signed 64-bit integer
 Weights = Mapping[str, Any]  # parameter name (as in the Hugging Face state dict) -> torch.Tensor
 
@@ -40,10 +42,12 @@ def checked(sampling: Sampling) -> Sampling:
     """What a person asked for, as it is. Raises UserError where no policy can be sampled so."""
     if sampling.max_tokens < 1:
         raise UserError(f"a turn of {sampling.max_tokens} tokens is none: give at least 1 to a turn and to all turns")
-    if sampling.temperature < 0 or sampling.top_k < 0 or not 0 < sampling.top_p <= 1:
+    warm = sampling.temperature == 0 or COLDEST <= sampling.temperature <= HOTTEST
+    if not warm or not 0 < sampling.top_p <= 1 or not 0 <= sampling.top_k <= LARGEST_TOP_K:
         raise UserError(
-            f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, top-k {sampling.top_k}: "
-            "give a temperature from 0 (greedy) up, a top-p above 0 and up to 1 (off), a top-k from 0 (off) up"
+            f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, top-k {sampling.top_k}: give a "
+            f"temperature of 0 (greedy) or from {COLDEST:g} to {HOTTEST:g}, a top-p above 0 and up to 1 (off), a top-k "
+            f"from 0 (off) up to {LARGEST_TOP_K}"
         )
     return sampling
 

@@ -29,7 +29,7 @@ from solostream.envs.rewards.grading import Rules
 from solostream.envs.rewards.rubric import RewardSource, Rubric
 from solostream.envs.space import SURROGATE, UnicodeText
 from solostream.envs.text.answers import AnswerStyle, check_style, find_answer
-from solostream.envs.text.budgets import TokenCounter, at_least_one, budget_note, clip, token_counter
+from solostream.envs.text.budgets import TokenCounter, budget_note, check_limits, clip, token_counter
 from solostream.envs.text.parse import Parsed, Parser, Think, begun, ends_inside, names_tools, stops
 from solostream.envs.text.prompts import system_prompt as default_prompt
 from solostream.envs.text.syntax import framed, syntaxes
@@ -96,7 +96,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         render_mode: str | None = None,
     ) -> None:
         check_style(answer)
-        at_least_one(max_turns=max_turns, max_calls_per_turn=max_calls_per_turn, output_tokens=output_tokens)
+        check_limits(None, max_turns=max_turns, max_calls_per_turn=max_calls_per_turn, output_tokens=output_tokens)
+        check_limits(time_limit_s, turn_tokens=turn_tokens, episode_tokens=episode_tokens)
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UserError(f"unknown render mode {render_mode!r}; one of: {', '.join(self.metadata['render_modes'])}")
         self.observation_space, self.action_space, self.render_mode = UnicodeText(), UnicodeText(), render_mode

@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from solostream.errors import SandboxError
+from solostream.errors import SandboxError, UserError
 from solostream.retry import retry
 from solostream.sandbox.spec import find, open_sandbox
-from solostream.sandbox.types import Execution, Forkable, Sandbox, Session
+from solostream.sandbox.types import Execution, Forkable, Sandbox, Session, check_timeout
 
 SandboxSource = str | Callable[..., Sandbox]
 _log = logging.getLogger(__name__)
@@ -75,7 +75,11 @@ class Workspace:
     def __init__(
         self, source: SandboxSource, options: Mapping[str, Any], *, timeout_s: float | None = None, retries: int = 2
     ) -> None:
-        """Raises UserError for a sandbox that nothing has: now, not at the first call."""
+        """Raises UserError for a sandbox that nothing has, and limits that are none: now, not at the first call."""
+        if timeout_s is not None:
+            check_timeout(timeout_s, "timeout_s")
+        if not isinstance(retries, int) or retries < 0:
+            raise UserError(f"retries={retries!r}: give a whole number, 0 or more")
         if isinstance(source, str):
             find(source)
         self._source, self._options = source, options

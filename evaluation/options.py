@@ -203,7 +203,7 @@ class EvalOptions:
         checked(Sampling(self.turn_tokens or 1, **given))
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UserError("--max-tokens must be at least 1")
-        if len(self.prices) not in (0, 2, 3) or any(price < 0 for price in self.prices):
+        if len(self.prices) not in (0, 2, 3) or not all(0 <= price < math.inf for price in self.prices):
             raise UserError("--prices takes two numbers or three: of a million prompt, completion and cached tokens")
         self._check(own["temperature"])
         extra = json_object("--extra-body", self.extra_body, '{"reasoning_effort": "low"}')

@@ -101,11 +101,11 @@ class Limits:
         return self.timeout_s if timeout is None else check_timeout(timeout)
 
 
-def check_timeout(seconds: float) -> float:
+def check_timeout(seconds: float, name: str = "timeout") -> float:
     """Raises UserError for what no clock can run down: zero, negative, infinite or not a number."""
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if not number or not 0 < seconds <= _MOST:
-        raise UserError(f"timeout={seconds!r} is no time-out; give seconds, more than 0 and finite")
+        raise UserError(f"{name}={seconds!r} is no time-out; give seconds, more than 0 and finite")
     return seconds
 
 

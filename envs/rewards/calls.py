@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import math
 import os
 import threading
 import warnings
@@ -57,8 +58,10 @@ class RewardCall:
         self._function = component(name, options)
         if timeout_s is None:
             timeout_s = float(getattr(self._function, "timeout_s", TIMEOUT_S))
-        if timeout_s <= 0 or batch < 0 or batch_wait_s < 0:
-            raise UserError(f"reward {name!r}: timeout_s must be above 0; batch and batch_wait_s at least 0")
+        if not (0 < timeout_s < math.inf and batch >= 0 and 0 <= batch_wait_s < math.inf):
+            raise UserError(
+                f"reward {name!r}: timeout_s must be above 0 and finite; batch and batch_wait_s at least 0 and finite"
+            )
         self.name, self._timeout_s, self._batch, self._batch_wait_s = name, timeout_s, batch, batch_wait_s
         self._wants_workspace = "workspace" in _parameters(self._function)
         if run == "process" and (_is_async(self._function) or self._wants_workspace):

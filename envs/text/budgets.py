@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
 from solostream import hub
 from solostream.errors import UserError
+from solostream.sandbox.types import check_timeout
 
 MARKER = "\n[… {} tokens cut …]\n"
 _MARKED = re.compile(r"\n?\[… \d+ tokens cut …\]\n?")  # whoever stored it may have stripped the ends
@@ -125,10 +127,16 @@ def _text(counter: TokenCounter, ids: Sequence[int]) -> str:
     return counter.decode(ids).strip("\ufffd")
 
 
-def at_least_one(**limits: int) -> None:
-    """Raises UserError that names the limits which leave nothing to do."""
-    if low := [name for name, limit in limits.items() if limit < 1]:
-        raise UserError(f"{', '.join(low)} must be at least 1")
+def check_limits(time_limit_s: float | None, **limits: int | None) -> None:
+    """Raises UserError that names the limits which leave nothing to do, or are no such numbers; None is no limit.
+
+    limits: whole numbers.
+    """
+    if time_limit_s is not None:
+        check_timeout(time_limit_s, "time_limit_s")
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    if odd := [name for name, limit in given.items() if not isinstance(limit, Integral) or limit < 1]:
+        raise UserError(f"{', '.join(odd)} must be at least 1, a whole number")
 
 
 def budget_note(turns: int, tokens: int | None, messages: Sequence[str], count: Callable[[str], int]) -> str:

@@ -19,7 +19,7 @@ from solostream.training.config.cluster import ClusterConfig
 from solostream.training.config.cold_start import ColdStartConfig
 from solostream.training.config.components import Options, beside_keys, complete, options_of
 from solostream.training.config.learner import LearnerConfig, check_base, with_defaults
-from solostream.training.config.section import Count, Levels, Names, Positive, Rate, Section, Seed
+from solostream.training.config.section import Count, Levels, Names, Positive, Rate, Section, Seed, Temperature, TopK
 
 
 class BuildConfig(Section):
@@ -135,9 +135,9 @@ class RolloutConfig(Section):
     learn_in_parts: Positive = 1
     stale: Literal["drop", "redispatch"] = "drop"  # what happens to a trajectory that is too old
     retries: Count = 2  # of an episode that the infrastructure failed
-    temperature: Annotated[float, Field(gt=0)] = 1.0  # of what is trained on; the learner scores at the same
+    temperature: Temperature = 1.0  # of what is trained on; the learner scores at the same
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # 1: the whole distribution
-    top_k: Count = 0  # 0: every token
+    top_k: TopK = 0  # 0: every token
 
     @model_validator(mode="after")
     def _strategy(self) -> RolloutConfig:
@@ -149,7 +149,7 @@ class RolloutConfig(Section):
 class EvalConfig(Section):
     """Held-out evaluation: sampled at `temperature` and greedy, before and after; in between every `every` steps."""
 
-    temperature: Annotated[float, Field(gt=0)] = 1.0  # of the sampled evaluation
+    temperature: Temperature = 1.0  # of the sampled evaluation
     samples: Positive = 1  # a problem
     greedy: bool = True  # evaluate greedily, too
     every: Count = 0  # 0: only before and after

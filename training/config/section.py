@@ -6,10 +6,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from solostream.agent.engine import SEEDS
+from solostream.agent.engine import COLDEST, HOTTEST, LARGEST_TOP_K, SEEDS
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+TopK = Annotated[int, Field(ge=0, le=LARGEST_TOP_K)]
+Temperature = Annotated[float, Field(ge=COLDEST, le=HOTTEST)]
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]

@@ -127,6 +127,8 @@ def test_options_of_functions_and_classes_are_checked():
         Rubric({"test_calls:Counts": {"most": "many"}})
     with pytest.raises(UserError, match="run is thread or process"):
         Rubric({"test_calls:scaled": {"run": "fiber"}})
+    with pytest.raises(UserError, match="timeout_s must be above 0 and finite"):
+        Rubric({"test_calls:scaled": {"timeout_s": float("nan")}})
     with pytest.raises(UserError, match="leave out run"):
         Rubric({"test_calls:on_the_loop": {"run": "process"}})
     with pytest.raises(UserError, match="weight must be a number"):
