@@ -74,6 +74,15 @@ def complete(root: Path) -> list[Path]:
     return sorted(p for p in root.glob("step-*") if (p / MANIFEST).exists())
 
 
+def taken_up(config: Config, source: Path | None) -> State | None:
+    """What the run goes on from, read. Raises UserError when it was written under settings that give other numbers."""
+    if source is None:
+        return None
+    saved = load(source)
+    refuse_another_run(config, saved)
+    return saved
+
+
 def load(folder: Path) -> State:
     """Read one checkpoint. Raises UserError when it is not one, or is damaged."""
     problem = damage(folder)
@@ -89,6 +98,26 @@ def repair(root: Path) -> None:
     for aside in root.glob(".old-step-*"):
         if not (root / aside.name.removeprefix(".old-")).exists():
             os.rename(aside, root / aside.name.removeprefix(".old-"))
+
+
+def set_aside(root: Path, source: Path | None, saved: State | None, say: Callable[[str], None]) -> None:
+    """Rename the checkpoints after `source`, from which a run goes on, to `abandoned-step-N`, and say so in a line.
+
+    Under their names they would be the newest ones, and `save` would delete for them what the run writes from now on.
+    """
+    repair(root)
+    own, first = source and source.resolve(), f"step-{saved.step if saved else 0:06d}"
+    late = [place for place in complete(root) if place.name >= first and place.resolve() != own]
+    for place in reversed(late):  # a kill in between leaves the older ones
+        aside, n = root / f"abandoned-{place.name}", 1
+        while aside.exists():
+            n += 1
+            aside = root / f"abandoned-{place.name}-{n}"
+        os.rename(place, aside)
+    if late:
+        said = ", ".join(place.name for place in late)
+        now = f"goes on from {source}" if source else "begins anew"
+        say(f"{said} in {root} are renamed abandoned-*, for this run {now}: delete them when you want nothing of them")
 
 
 def newest(root: Path) -> tuple[Path, State]:

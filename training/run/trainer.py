@@ -102,9 +102,7 @@ class Trainer:
         setup.refuse_learning(config, advantage, self.loss)
         self._trackers = list(trackers)
         self.sft_batches = cold_start.sft_batches(config)
-        self.saved = checkpoint.load(source) if source else None
-        if self.saved is not None:
-            checkpoint.refuse_another_run(config, self.saved)
+        self.saved = checkpoint.taken_up(config, source)
         plain = self.saved.plain if self.saved else {}
         self.clock = Clock(plain.get("times", {}), started)
         self.placement = crew.connect(config, view.say)
@@ -208,6 +206,7 @@ class Trainer:
         config, parts = self.config, self.parts
         self.folder.mkdir(parents=True, exist_ok=True)
         disk.need_room(self.folder)  # before what is there is written over
+        checkpoint.set_aside(self.folder / "checkpoints", self.source, self.saved, self.view.say)
         (self.folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         provenance.write(self.folder, seed=config.run.seed)
         self.interrupt = Interrupt()

@@ -13,7 +13,7 @@ import torch
 
 from solostream.errors import UserError
 from solostream.training.run import checkpoint
-from solostream.training.run.checkpoint import State, complete, load, newest, repair, save
+from solostream.training.run.checkpoint import State, complete, load, newest, repair, save, set_aside
 
 
 def write_weights(folder: Path) -> None:
@@ -87,6 +87,29 @@ def test_the_draft_of_a_killed_process_goes_with_the_next_save(tmp_path: Path) -
     (tmp_path / ".draft-000001").mkdir()
     save(tmp_path, state(2), write_weights, keep=1)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000002"]
+
+
+def test_what_comes_after_the_one_that_is_gone_on_from_is_kept_aside(tmp_path: Path) -> None:
+    """Also a damaged one that was passed over, and one that a kill had left between two names."""
+    for step in (1, 2, 3, 4):
+        save(tmp_path, state(step), write_weights, keep=9)
+    flip(tmp_path / "step-000003" / "model.bin")
+    os.rename(tmp_path / "step-000004", tmp_path / ".old-step-000004")
+    said: list[str] = []
+    source = tmp_path / "step-000002"
+    set_aside(tmp_path, source, load(source), said.append)
+    set_aside(tmp_path, source, load(source), said.append)
+    (line,) = said
+    assert line.startswith("step-000003, step-000004 in ")
+    assert newest(tmp_path)[1].step == 2
+    save(tmp_path, state(3), write_weights, keep=1)
+    assert [p.name for p in complete(tmp_path)] == ["step-000003"]
+    assert load(tmp_path / "abandoned-step-000004").step == 4
+    assert (tmp_path / "abandoned-step-000003").is_dir()
+    other = tmp_path / "other"  # a run that goes on from another folder's checkpoint leaves its own of that step, too
+    save(other, state(3), write_weights, keep=1)
+    set_aside(other, tmp_path / "step-000003", state(3), said.append)
+    assert complete(other) == []
 
 
 def test_without_any_the_remedy_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""What a run goes on from: an older checkpoint, another folder, a longer schedule, and what must not have changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from solostream.cli.main import main
+from solostream.training.run.metric_logger import read
+
+TINY = Path(__file__).parent / "tiny.toml"
+SHORT = ("cold_start.phases=[]", "algorithm.tracker.start_samples=0", "eval.greedy=false", "data.test=2", "run.keep=9")
+
+
+def train(root: Path, name: str, *settings: str, resume: Path | str | None = None) -> int:
+    words = [word for setting in (f"run.root={root}", *settings) for word in ("--set", setting)]
+    return main(["train", str(TINY), "--name", name, *words, *(["--resume", str(resume)] if resume else [])])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(place.name for place in (folder / "checkpoints").iterdir())
+
+
+def test_going_back_to_an_older_checkpoint_of_the_folder_wins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, "back", *SHORT, "run.steps=6") == 0
+    folder = tmp_path / "back"
+    capsys.readouterr()
+    assert train(tmp_path, "back", "run.steps=3", "run.keep=1", resume=folder / "checkpoints/step-000002") == 0
+    abandoned = ["abandoned-step-000004", "abandoned-step-000006"]
+    assert names(folder) == [*abandoned, "step-000003"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("step-000004, step-000006 in ") == 1
+    assert "are renamed abandoned-*, for this run goes on from" in said
+    assert [row["step"] for row in read(folder / "metrics.jsonl") if row["phase"] == "rl"] == [1, 2, 3]
+
+    assert train(tmp_path, "back", "run.steps=4", resume="auto") == 0  # goes on from the third step
+    assert [row["step"] for row in read(folder / "metrics.jsonl") if row["phase"] == "rl"] == [1, 2, 3, 4]
+    assert names(folder) == [*abandoned, "step-000004"]  # run.keep is still 1
+    assert "abandoned" not in capsys.readouterr().out
+
+    # what was abandoned is whole, and does not replace what was abandoned before
+    assert train(tmp_path, "back", "run.steps=6", resume=folder / "checkpoints" / abandoned[0]) == 0
+    assert names(folder) == ["abandoned-step-000004", "abandoned-step-000004-2", "abandoned-step-000006", "step-000006"]
