@@ -40,7 +40,21 @@ def notices(config: Config) -> list[str]:
             "model.dtype is of a base that is never trained, and here all weights are: leave it out; on a CPU it is "
             "that of what samples, for which there is model.sampler_dtype"
         )
-    return found
+    return [*found, *_ended_schedules(config)]
+
+
+def _ended_schedules(config: Config) -> list[str]:
+    """Of learners that go on when their rate has become 0, such as one of a run that is made longer on resume."""
+    c, cold = config.learner, config.cold_start
+    steps = {"learner": (c, config.run.steps * c.num_mini_batches * c.epochs)}
+    if cold.begun:  # on traces it may not be known
+        steps["cold_start.learner"] = cold.learner, cold.steps or sum(phase.steps for phase in cold.phases)
+    return [
+        f"{section}.total_steps = {learner.total_steps} ends the {learner.schedule} schedule before the last of {n} "
+        f"optimizer steps: from there on the rate is 0 and nothing is learnt; {section}.total_steps={n} goes to the end"
+        for section, (learner, n) in steps.items()
+        if learner.schedule != "constant" and learner.total_steps < n
+    ]
 
 
 def _sections(config: Config) -> list[str]:

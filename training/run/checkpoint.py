@@ -160,16 +160,30 @@ def inputs(config: Config, train: Tasks, test: Tasks) -> dict[str, Any]:
 
 def refuse_another_run(config: Config, saved: State) -> None:
     """Raises UserError when the checkpoint was written under settings that give other numbers."""
-    then = saved.plain["resume_fingerprint"]
-    if config.resume_fingerprint() == then:
-        return
+    now, then = config.resume_fingerprint(), saved.plain["resume_fingerprint"]
+    keys = {(section, key): None for tree in (now, then) for section in tree for key in tree[section]}
     changed = [
         f"{section}.{key}"
-        for section, keys in config.resume_fingerprint().items()
-        for key in keys
-        if then.get(section, {}).get(key) != keys[key]
+        for section, key in keys
+        if then.get(section, {}).get(key) != now.get(section, {}).get(key)
+        and (section, key) != ("learner", "total_steps")  # the run's length, of which `changes` tells
     ]
+    if not changed:
+        return
     raise UserError(f"the checkpoint was written with another {', '.join(changed)}: set them back, or start a new run")
+
+
+def changes(config: Config, saved: State | None) -> list[str]:
+    """A line for each thing that may change on resume, and makes the run another than one that was never stopped."""
+    if saved is None:
+        return []
+    c, then = config.learner, saved.plain["resume_fingerprint"]["learner"]["total_steps"]
+    if c.schedule == "constant" or c.total_steps == then:
+        return []
+    return [
+        f"learner.total_steps was {then} and is {c.total_steps}: the rate goes on along the {c.schedule} schedule of "
+        "that length, which is not the one that it had so far"
+    ]
 
 
 def refuse_other_problems(config: Config, train: Tasks, test: Tasks, saved: State) -> None:

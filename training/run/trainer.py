@@ -123,7 +123,8 @@ class Trainer:
                     f"{config.cold_start.data} has changed since the checkpoint: start a run of another --name"
                 )
         self.learning = Learning(config, self.parts, self.placement, self.loss, folder)
-        view.say("\n".join([self.learning.described, *unused(config), *notices(config)]))
+        told = [*unused(config), *notices(config), *checkpoint.changes(config, self.saved)]
+        view.say("\n".join([self.learning.described, *told]))
         second = setup.why_a_second_copy(config, self.parts.model)
         if engine is None and self.placement is None and config.run.engine == "hf" and second:
             view.say(f"the sampler has a second copy of the weights: {second}")

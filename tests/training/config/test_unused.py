@@ -166,3 +166,15 @@ def test_a_stage_stands_once() -> None:
             validate(assign({}, [f"algorithm.stages={stages}"]))
     with pytest.raises(UserError, match="'spo' is named twice"):
         validate(assign({}, ['algorithm.stages=["spo"]']))
+
+
+def test_a_schedule_that_ends_before_the_run_is_told_with_the_length_that_does_not() -> None:
+    linear = ("run.steps=10", "learner.schedule=linear", "learner.num_mini_batches=2")
+    (line,) = told(*linear, "learner.total_steps=19")
+    assert line.startswith("learner.total_steps = 19 ends the linear schedule before the last of 20 optimizer steps")
+    assert told(*linear, line.split("; ")[1].split()[0]) == told(*linear) == told("learner.total_steps=1") == []
+    cold = ("cold_start.phases=[{steps=4,mix={early=1.0}},{steps=3,mix={late=1.0}}]", "cold_start.learner.lr=1e-3")
+    cosine = ("cold_start.learner.schedule=cosine", "cold_start.learner.total_steps=6")
+    (line,) = told(*cold, *cosine)
+    assert line.startswith("cold_start.learner.total_steps = 6 ends the cosine schedule before the last of 7 ")
+    assert told(*cold, *cosine[:1]) == told(*cold) == told("cold_start.data=first-calls", *cosine) == []

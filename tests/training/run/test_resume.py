@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from solostream.cli.main import main
+from solostream.errors import UserError
+from solostream.training.config import Config
+from solostream.training.run.checkpoint import State, refuse_another_run
 from solostream.training.run.metric_logger import read
 
 TINY = Path(__file__).parent / "tiny.toml"
@@ -44,3 +47,36 @@ def test_going_back_to_an_older_checkpoint_of_the_folder_wins(
     # what was abandoned is whole, and does not replace what was abandoned before
     assert train(tmp_path, "back", "run.steps=6", resume=folder / "checkpoints" / abandoned[0]) == 0
     assert names(folder) == ["abandoned-step-000004", "abandoned-step-000004-2", "abandoned-step-000006", "step-000006"]
+
+
+def rates(folder: Path) -> list[float]:
+    """After each step, that of the coming one."""
+    return [row["learner/lr"] for row in read(folder / "metrics.jsonl") if row["phase"] == "rl"]
+
+
+def test_a_schedule_that_ends_before_a_longer_run_is_told_and_can_be_made_longer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, "linear", *SHORT, "learner.schedule=linear", "run.steps=4") == 0
+    assert rates(tmp_path / "linear") == pytest.approx([7.5e-4, 5e-4, 2.5e-4, 0.0])
+    capsys.readouterr()
+    assert train(tmp_path, "linear", "run.steps=5", resume="auto") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("learner.total_steps = 4 ends the linear schedule before the last of 5 optimizer steps") == 1
+    assert rates(tmp_path / "linear")[4:] == [0.0]
+
+    longer = ("run.steps=6", "learner.total_steps=8")
+    assert train(tmp_path, "linear", *longer, resume=tmp_path / "linear/checkpoints/step-000004") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "ends the linear schedule" not in said
+    assert said.count("learner.total_steps was 4 and is 8: the rate goes on along the linear schedule") == 1
+    assert rates(tmp_path / "linear")[4:] == pytest.approx([3.75e-4, 2.5e-4])
+
+
+def test_a_setting_that_is_there_no_more_is_named_as_a_changed_one_is() -> None:
+    config = Config()
+    then = {**config.resume_fingerprint(), "config_of_old": {"x": 1}}
+    then["data"] = {**then["data"], "own:make": {"n": 3}}
+    then["learner"] = {**then["learner"], "total_steps": 7}  # as a run that is made longer has it
+    with pytest.raises(UserError, match=r"another data.own:make, config_of_old.x: set them back"):
+        refuse_another_run(config, State(1, {"resume_fingerprint": then}, {}))
