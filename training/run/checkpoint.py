@@ -9,6 +9,7 @@ SHA-256 and is written last: a folder without it, or that does not match it, is 
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import os
@@ -186,8 +187,10 @@ def changes(config: Config, saved: State | None) -> list[str]:
     ]
 
 
-def refuse_other_problems(config: Config, train: Tasks, test: Tasks, saved: State) -> None:
+def refuse_other_problems(config: Config, train: Tasks, test: Tasks, saved: State | None) -> None:
     """Raises UserError when the data, which the configuration only names, has changed since the checkpoint."""
+    if saved is None:
+        return
     now = inputs(config, train, test)
     changed = [name for name, digest in saved.plain["data"].items() if now["data"][name] != digest]
     if saved.plain["few_shot"] != now["few_shot"]:
@@ -231,6 +234,38 @@ def base_of(config: Config, folder: Path) -> Path | None:
     if config.learner.lora is None:
         return None
     return Path(config.model.path) if untouched(config) else folder / "base"
+
+
+def base_under(config: Config, folder: Path, source: Path | None, saved: State | None) -> Path | None:
+    """Where the weights are, under adapters alone, of the checkpoint `source` that the run `folder` goes on from.
+
+    That of the run which wrote it, until `bring_base` has copied it. None where the checkpoint has all weights. Raises
+    UserError.
+    """
+    base = base_of(config, folder)
+    if source is None or saved is None or base is None or untouched(config):
+        return base if source else None
+    if saved.plain["phase"] != "rl":
+        return None
+    found = source.resolve().parent.parent / "base"
+    if not found.is_dir():  # a checkpoint that was moved, perhaps into the folder that has it
+        if base.is_dir():
+            return base
+        raise UserError(f"{source} has adapters alone, and there are no weights under them in {found}: put them back")
+    files = [str(place.relative_to(found)) for place in found.rglob("*") if place.is_file()]
+    if base.is_dir() and len(filecmp.cmpfiles(found, base, files)[0]) < len(files):
+        raise UserError(f"{base} is not {found}, on which {source} was trained: go on under another --name")
+    return found
+
+
+def bring_base(base: Path | None, under: Path | None) -> None:
+    """Copy the weights `under` the adapters once, so that the run needs no other folder."""
+    if base is None or under is None or base.exists():
+        return
+    draft = base.with_name(".draft-base")
+    with writing(base.parent):
+        shutil.copytree(under, draft, dirs_exist_ok=True)
+    draft.rename(base)
 
 
 def write_base(base: Path, folder: Path, tokenizer: Any, write: Callable[[Path], None]) -> None:

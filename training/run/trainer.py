@@ -32,7 +32,7 @@ from solostream.training.cluster import crew
 from solostream.training.cluster.learning import Learning, Learns, sft_loss, sft_step
 from solostream.training.cluster.rank_worker import RankLost
 from solostream.training.config import Config
-from solostream.training.config.memory.weights import learners, only_adapters, untouched
+from solostream.training.config.memory.weights import learners, only_adapters
 from solostream.training.config.unused import notices, unused
 from solostream.training.losses import Loss
 from solostream.training.observers import RunTracker
@@ -109,13 +109,12 @@ class Trainer:
         with self.clock.phase("build"):
             of_cold_start = cold_start.problems_of(self.sft_batches)
             train, test = setup.problems(config, view.say)
-            if self.saved is not None:
-                checkpoint.refuse_other_problems(config, train, test, self.saved)
+            checkpoint.refuse_other_problems(config, train, test, self.saved)
             self.base = checkpoint.base_of(config, folder)
-            under = self.base if plain.get("phase") == "rl" or (source and untouched(config)) else None
+            self.under = checkpoint.base_under(config, folder, source, self.saved)
             refuse_bad(config, test)
             self.parts = setup.build(
-                config, train, test, of_cold_start, source, under, view.say, cold_start_only=cold_start_only
+                config, train, test, of_cold_start, source, self.under, view.say, cold_start_only=cold_start_only
             )
             self.traces = TraceSet(config, self.parts, view.say) if config.cold_start.data else None
             if self.traces and plain.get("traces", self.traces.fingerprint) != self.traces.fingerprint:
@@ -208,6 +207,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         disk.need_room(self.folder)  # before what is there is written over
         checkpoint.set_aside(self.folder / "checkpoints", self.source, self.saved, self.view.say)
+        checkpoint.bring_base(self.base, self.under)
         (self.folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         provenance.write(self.folder, seed=config.run.seed)
         self.interrupt = Interrupt()

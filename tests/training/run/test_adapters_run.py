@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ LORA = (
 )
 
 
-def train(root: Path, name: str, *settings: str, resume: bool = False) -> Path:
+def train(root: Path, name: str, *settings: str, resume: bool | Path = False) -> Path:
     settings = (f"run.root={root}", "eval.greedy=false", "data.test=2", "algorithm.tracker.start_samples=0", *settings)
-    more = ["--resume"] if resume else []
+    more = ["--resume", *([str(resume)] if isinstance(resume, Path) else [])] if resume else []
     flags = (part for s in settings for part in ("--set", s))
     assert main(["train", str(TINY), "--name", name, *more, *flags]) == 0
     return root / name / "checkpoints"
@@ -56,6 +57,38 @@ def test_adapters_are_kept_apart_from_a_base_that_is_written_once(tmp_path: Path
     parts = train(tmp_path, "parts", *LORA, "run.steps=2", resume=True)
     one, two = (Auto.from_pretrained(folder / "step-000002").state_dict() for folder in (whole, parts))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["built", "cold start"])
+def test_another_folder_goes_on_from_a_checkpoint_and_has_its_base(
+    built: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (*LORA, *(["cold_start.phases=[]"] if built else []))
+    whole = train(tmp_path, "whole", *settings, "run.steps=3")
+    train(tmp_path, "parts", "run.steps=2", resume=whole / "step-000001")
+    base = tmp_path / "parts" / "base"
+    (tmp_path / "whole").rename(tmp_path / "away")  # the new folder stands alone
+    parts = train(tmp_path, "parts", "run.steps=3", resume=True)
+    one, two = (Auto.from_pretrained(f / "step-000003").state_dict() for f in (tmp_path / "away/checkpoints", parts))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert json.loads((parts / "step-000003/adapter/adapter_config.json").read_text())["base_model_name_or_path"] == (
+        str(base)
+    )
+    again = train(tmp_path, "parts", "run.steps=3", resume=tmp_path / "away/checkpoints/step-000002")  # has it already
+    assert (again / "step-000003").is_dir()
+
+    def refused(name: str, source: Path) -> str:
+        capsys.readouterr()
+        assert main(["train", str(TINY), "--name", name, "--set", f"run.root={tmp_path}", "--resume", str(source)]) == 2
+        (line,) = (s for s in capsys.readouterr().err.splitlines() if s.startswith("solostream:"))
+        return line
+
+    with (base / "config.json").open("a") as file:
+        file.write(" ")
+    assert "go on under another --name" in refused("parts", tmp_path / "away/checkpoints/step-000002")
+    (tmp_path / "away" / "base").rename(tmp_path / "base")
+    assert "there are no weights under them in" in refused("other", tmp_path / "away/checkpoints/step-000002")
+    assert not (tmp_path / "other").exists()
 
 
 ADAPTED = (
