@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,6 +67,8 @@ def _message(one: Any) -> Mapping[str, Any]:
     thought = one.get("reasoning_content") or one.get("reasoning")
     if role == "assistant" and isinstance(thought, str) and thought.strip():
         content = f"<think>\n{thought.strip()}\n</think>\n\n{content}"
+    # A progress bar's carriage returns stay in an output, where its environment shows them.
+    content = content.replace("\r\n", "\n") if role == "tool" else with_newlines(content)
     answers = one.get("tool_call_id")
     return {
         "role": role,
@@ -95,6 +98,11 @@ def _text_of(part: Any) -> str:
         kind = part.get("type") if isinstance(part, Mapping) else part
         raise BadTrace(f"a part of a message that is no text ({kind})")
     return text
+
+
+def with_newlines(text: str) -> str:
+    """With the line ends of Windows and of old Macs as a newline: what reads calls and outputs knows no other."""
+    return re.sub(r"\r\n?", "\n", text)
 
 
 def decoded(text: Any, what: str) -> Any:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from solostream.envs.data import sources
-from solostream.envs.data.trace_rows import BadTrace, decoded, messages_of
+from solostream.envs.data.trace_rows import BadTrace, decoded, messages_of, with_newlines
 from solostream.envs.text.parse import parse
 from solostream.envs.text.syntax import framed
 from solostream.envs.text.syntax import syntax as syntax_of
@@ -240,6 +240,7 @@ def _written(name: str, arguments: Mapping[str, Any], syntax: Sequence[str]) -> 
         raise BadTrace(
             f"a call that would have to be written in {syntax[0]}, which has no `write`: write it so yourself"
         )
+    arguments = {key: with_newlines(one) if isinstance(one, str) else one for key, one in arguments.items()}
     if not writer.tools:
         names = [key for key in ("code", "source", "input", "script") if isinstance(arguments.get(key), str)]
         if not names:

@@ -23,7 +23,7 @@ from solostream.agent.tokenization import encode
 from solostream.agent.trajectory import TokenRecord
 from solostream.envs.data import Tasks
 from solostream.envs.data.sources import SUFFIXES
-from solostream.envs.data.trace_rows import BadTrace
+from solostream.envs.data.trace_rows import BadTrace, with_newlines
 from solostream.envs.data.traces import PACKAGED, Trace, read_traces, told, trace_file
 from solostream.envs.text.budgets import cuts, without_note
 from solostream.envs.text.observation import observe
@@ -115,7 +115,7 @@ def _of_no_test(traces: Sequence[Trace], test: Tasks, name: str, say: Callable[[
 
     Raises UserError where none is left.
     """
-    asked = {task.prompt.strip() for task in test}
+    asked = {with_newlines(task.prompt).strip() for task in test}
     kept = [trace for trace in traces if asked.isdisjoint(_questions(trace))]
     if traces and not kept:
         raise UserError(f"every trace of {name} is of a held-out problem: give other traces, or another data.test_path")
