@@ -6,8 +6,9 @@ Layouts, a row each (JSON lines, Parquet, a data set of the Hugging Face Hub): O
 parts, `tool_calls` or `function_call`, `tool` messages), ShareGPT `conversations` (`from`/`value`, `system` beside
 them), `prompt` and `completion` or `response` (text or messages), `instruction`, `input` and `output`. An assistant's
 text may hold calls with their outputs, as ReTool writes them (`<code>…</code><interpreter>…</interpreter>`) or fences
-(```python, then ```output, or a plain one behind "Output:"): it is split where the interpreter spoke. A message of the
-user that is such an output, behind a call, is one. What cannot be a trace is told by its number.
+(```python, then ```output, or a plain one behind "Output:"), or as `<tool_call>…</tool_call><tool_response>…`: it is
+split where the interpreter spoke. A message of the user that is such an output, behind a call, is one. What cannot be a
+trace is told by its number.
 """
 
 from __future__ import annotations
@@ -29,22 +30,28 @@ from solostream.errors import UserError
 SHOWN = 5  # kinds of bad rows that a message lists
 PACKAGED = ("first-calls",)  # traces that come with the package
 # How an output stands in a text: in tags, in a fence that says so, or in a plain one behind a line that does.
-_TAGGED = r"<(?P<shown>interpreter|output|result|llm-code-output|tool_response)>(?P<seen>.*?)</(?P=shown)>"
+# The first tags are an environment's alone; <output> and <result> are words that any text may hold.
+_OWN_TAGS = (
+    r"interpreter|llm-code-output|observation|(?:tool|function)_(?:response|result|output)s?"
+    r"|(?:code|execution|python)_(?:result|output)s?"
+)
+_TAGGED = rf"<(?P<shown>{_OWN_TAGS}|output|result)>(?P<seen>.*?)</(?P=shown)>"
 _LABEL = r"[*_#\s]{0,8}(?:code )?(?:execution )?(?:output|results?|stdout)[*_]{0,2}:[*_]{0,2}"
 _SEEN = (
-    rf"(?:(?:{_LABEL}\s*)?(?:{_TAGGED}|```(?:output|text|console|stdout)[ \t]*\n(?P<out>.*?)^```[ \t]*$)"
+    rf"(?:(?:{_LABEL}\s*)?(?:{_TAGGED}|```(?:output|text|console|stdout|tool_outputs?)[ \t]*\n(?P<out>.*?)^```[ \t]*$)"
     rf"|{_LABEL}\s*^```[ \t]*\n(?P<plain>.*?)^```[ \t]*$)"
 )
 _FLAGS = re.DOTALL | re.MULTILINE | re.IGNORECASE
-# A call and what came of it, within one text.
+# A call and what came of it, within one text. Of a call that names its tool only the end is looked for: any may be it.
 _INLINE = re.compile(
     r"(?:<(?P<call>code|python|llm-code)>(?P<tag>(?:(?!</(?P=call)>).)*)</(?P=call)>"
-    r"|^```(?:python3?|py)[ \t]*\n(?P<fence>(?:(?!```)[^\n]*\n)*)```[ \t]*\n)\s*" + _SEEN,
+    r"|^```(?:python3?|py|tool_code)[ \t]*\n(?P<fence>(?:(?!```)[^\n]*\n)*)```[ \t]*\n"
+    r"|(?P<named></tool_call>))\s*" + _SEEN,
     _FLAGS,
 )
 # The same in a message of its own: all of it is the output.
 _ANSWER = re.compile(rf"\s*(?:{_SEEN}|{_LABEL}(?P<rest>.*))\s*\Z", _FLAGS)
-_ANSWERS = re.compile(r"\s*<tool_response>(.*?)</tool_response>", re.DOTALL)
+_ANSWERS = re.compile(rf"\s*{_TAGGED}", _FLAGS)  # of several calls, one after the other
 _FRAMED = re.compile(r"\s*<(interpreter|tool_response)>\n?(.*?)\n?</\1>\s*\Z", re.DOTALL)
 _INNER_FENCE = re.compile(r"\A\s*```(?:python3?|py)?[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
 # Syntaxes that are recognised in a text, in this order: what a fence holds may look like a call of another.
@@ -180,22 +187,34 @@ def _spread(
     if role != "assistant":
         return [{"role": role, "content": text}]
     unlearnt = {} if message["learnt"] else {"weight": "0"}
-    parts: list[dict[str, str]] = []
-    end = 0
-    for match in _INLINE.finditer(text):
-        code = match["tag"] if match["tag"] is not None else match["fence"]
-        inner = _INNER_FENCE.match(code)
-        code = (inner[1] if inner else code).strip("\n")
-        said = text[end : match.start()].lstrip("\n") + _written("python", {"code": code}, syntax)
-        parts += [{"role": "assistant", "content": said, **unlearnt}, {"role": "tool", "content": _seen(match)}]
-        end = match.end()
-    rest = text[end:].lstrip("\n") if parts else text
+    split, rest = _split(text, syntax)
+    parts = [{"role": r, "content": one, **(unlearnt if r == "assistant" else {})} for r, one in split]
     written = [_written(*_named(call), syntax) for call in message["tool_calls"]]
     if written and rest.strip():
         written.insert(0, rest)
     if written or rest.strip() or not parts:
         parts.append({"role": "assistant", "content": "\n".join(written) if written else rest, **unlearnt})
     return parts
+
+
+def _split(text: str, syntax: Sequence[str]) -> tuple[list[tuple[str, str]], str]:
+    """Role and content of turns and outputs in a text, as far as there are outputs, and what is left behind these."""
+    parts: list[tuple[str, str]] = []
+    end = 0
+    while match := _INLINE.search(text, end):
+        if match["named"]:
+            said = text[end : match.end("named")].lstrip("\n")
+        else:
+            code = match["tag"] if match["tag"] is not None else match["fence"]
+            inner = _INNER_FENCE.match(code)
+            code = (inner[1] if inner else code).strip("\n")
+            said = text[end : match.start()].lstrip("\n") + _written("python", {"code": code}, syntax)
+        parts += [("assistant", said), ("tool", _seen(match))]
+        end = match.end()
+        while match["named"] and (another := _ANSWERS.match(text, end)):
+            parts.append(("tool", _seen(another)))
+            end = another.end()
+    return parts, text[end:].lstrip("\n") if parts else text
 
 
 def _without(text: str, ends: Sequence[str]) -> str:
@@ -206,9 +225,9 @@ def _without(text: str, ends: Sequence[str]) -> str:
 
 def _answers(text: str) -> list[str]:
     """The outputs that a message of the user is; none where it is a question."""
-    found = _ANSWERS.findall(text)
+    found = [_seen(one) for one in _ANSWERS.finditer(text)]
     if found and not _ANSWERS.sub("", text).strip():
-        return [one.strip("\n") for one in found]
+        return found
     answer = _ANSWER.match(text)
     return [_seen(answer)] if answer else []
 
@@ -219,7 +238,7 @@ def _calls(text: str, syntax: Sequence[str]) -> bool:
 
 
 def _seen(match: re.Match[str]) -> str:
-    """The output in a match of `_SEEN`."""
+    """The output in a match of `_SEEN` or a part of it."""
     groups = match.groupdict()
     return next(groups[name] for name in ("seen", "out", "plain", "rest") if groups.get(name) is not None).strip("\n")
 

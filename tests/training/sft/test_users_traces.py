@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
+from solostream.agent.chat_template import Chat
+from solostream.agent.engines.scripted import byte_tokenizer
+from solostream.envs.text.parse import parse
+from solostream.envs.tool_env import ToolEnv
 from solostream.envs.types import Task
-from solostream.training.sft.trace_set import _of_no_test
-from tests.training.sft.test_traces import ASK, CODE, END, LAYOUTS, SAY, USER, read
+from solostream.training.sft.trace_set import _of_no_test, render
+from tests.training.sft.test_traces import ASK, CODE, END, FENCE, LAYOUTS, OUT, SAY, USER, read
 
 
 def ended(tree: Any, end: str) -> Any:
@@ -51,3 +55,58 @@ def test_a_held_out_problem_is_known_by_other_line_ends(tmp_path: Path) -> None:
     (kept,) = _of_no_test(traces, [Task("a", asked, "42")], "traces", told.append)  # type: ignore[arg-type]
     assert kept.messages[0] == USER
     assert told == ["traces: 1 of 2 traces are of held-out problems: left out of training"]
+
+
+def hermes(name: str, **arguments: str) -> str:
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
+CALL = f"{SAY}\n{hermes('python', code=CODE)}"
+XML = f"{SAY}\n<tool_call>\n<function=python>\n<parameter=code>\n{CODE}\n</parameter>\n</function>\n</tool_call>"
+SHOWN = f"<tool_response>\n{OUT}\n</tool_response>"
+INLINE = {
+    "Hermes": f"{CALL}\n{SHOWN}\n{END}",
+    "Hermes without lines": f"{CALL}{SHOWN}{END}",
+    "Hermes twice": f"{CALL}\n{SHOWN}\n{CALL}\n{SHOWN}\n{END}",
+    "Qwen's XML": f"{XML}\n{SHOWN}\n{END}",
+    "Gemini": f"{FENCE.replace('python', 'tool_code')}```tool_outputs\n{OUT}\n```\n{END}",
+    **{
+        f"{tag} behind a {kind}": f"{said}\n<{tag}>\n{OUT}\n</{tag}>\n{END}"
+        for tag in ("tool_result", "tool_output", "function_results", "execution_result", "code_output", "observation",
+                    "output", "result")
+        for kind, said in {"call": CALL, "fence": FENCE}.items()
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("syntax", ["fence", "hermes", "retool", "qwen_xml"])
+@pytest.mark.parametrize("text", INLINE.values(), ids=INLINE)
+def test_outputs_within_a_turn_are_not_learnt(tmp_path: Path, text: str, syntax: str) -> None:
+    (trace,), bad = read(tmp_path, {"messages": [USER, {"role": "assistant", "content": text}]}, syntax=(syntax,))
+    assert not bad
+    times = text.count(SAY)
+    assert [m["role"] for m in trace.messages] == ["user", *["assistant", "tool"] * times, "assistant"]
+    assert [call.code for call in trace.calls] == [CODE] * times
+    assert trace.outputs == (OUT,) * times
+    chat = Chat(byte_tokenizer())
+    ids, mask = render(trace, chat, ToolEnv(syntax=syntax))
+    learnt = chat.tokenizer.decode(ids[mask]).replace("<|im_end|>", "")
+    assert learnt == "".join(m["content"] for m in trace.messages if m["role"] == "assistant")
+    assert learnt.replace("\n\n", "\n").startswith(f"{SAY}\n")
+    assert learnt.endswith(END)
+    assert learnt.count(OUT) == END.count(OUT)
+    assert [call.code for call in parse(learnt, syntax).calls] == [CODE] * times
+
+
+def test_outputs_of_several_calls_within_a_turn(tmp_path: Path) -> None:
+    calls = [hermes("search", query="6 * 7"), hermes("python", code=CODE)]
+    said = "\n".join([*calls, "<tool_response>found</tool_response>", SHOWN, END])
+    row = {"messages": [USER, {"role": "assistant", "content": said, "weight": 0}, USER,
+                        {"role": "assistant", "content": END}]}  # fmt: skip
+    (trace,), bad = read(tmp_path, row, syntax=("hermes",), parallel=True)
+    assert not bad
+    assert [call.name for call in trace.calls] == ["search", "python"]
+    assert trace.outputs == ("found", OUT)
+    assert [m.get("weight") for m in trace.messages if m["role"] == "assistant"] == ["0", "0", None]
+    assert trace.messages[1]["content"] == "\n".join(calls)
+    assert trace.messages[4]["content"] == END
