@@ -54,6 +54,12 @@ _ANSWER = re.compile(rf"\s*(?:{_SEEN}|{_LABEL}(?P<rest>.*))\s*\Z", _FLAGS)
 _ANSWERS = re.compile(rf"\s*{_TAGGED}", _FLAGS)  # of several calls, one after the other
 _FRAMED = re.compile(r"\s*<(interpreter|tool_response)>\n?(.*?)\n?</\1>\s*\Z", re.DOTALL)
 _INNER_FENCE = re.compile(r"\A\s*```(?:python3?|py)?[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
+# What only an environment writes. <output>, <result> and Search-R1's <information> are that behind a call alone.
+_MARK = re.compile(
+    rf"</?(?:{_OWN_TAGS})>|^[ \t>]*```(?:output|stdout|tool_outputs?)[ \t]*$|\[/?TOOL_RESULTS\]"
+    r"|<｜tool▁outputs?▁(?:begin|end)｜>|</(?:code|python|llm-code|tool_call|search)>\s*<(?:output|result|information)>",
+    _FLAGS,
+)
 # Syntaxes that are recognised in a text, in this order: what a fence holds may look like a call of another.
 _TEXTUAL = ("fence", "code", "python", "hermes", "openai", "qwen_xml", "glm", "llama", "mistral", "deepseek", "harmony")
 
@@ -130,6 +136,8 @@ def trace_of(
             after = [m for m in _until_assistant(messages[index + 1 :]) if m["role"] == "tool"]
             said = [m["content"] for m in after]
             message["content"], found = _turn(message["content"], syntax, said, parallel)
+            if "weight" not in message:
+                _refuse_outputs(message["content"], found)
             calls += found
             for call, output in zip(found, after, strict=True):
                 outputs.append(output["content"])
@@ -302,6 +310,18 @@ def _turn(text: str, syntax: Sequence[str], outputs: Sequence[str], parallel: bo
         if not text.endswith("\n") and syntax[0] == "fence":
             text += "\n"
     return text, calls
+
+
+def _refuse_outputs(text: str, calls: Sequence[ToolCall]) -> None:
+    """Raises BadTrace where an output is left in a turn: beside its calls, for code may print anything."""
+    for start, end in sorted({call.span for call in calls}, reverse=True):
+        text = f"{text[:start]}\n{text[end:]}"
+    if found := _MARK.search(text):
+        mark = " ".join(found.group().split())
+        raise BadTrace(
+            f"{mark} within what the assistant says, which would learn to write outputs: "
+            "put each into a `tool` message behind its call, or take it out"
+        )
 
 
 def _rewritten(text: str, syntax: Sequence[str]) -> str:

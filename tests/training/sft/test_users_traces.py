@@ -110,3 +110,46 @@ def test_outputs_of_several_calls_within_a_turn(tmp_path: Path) -> None:
     assert [m.get("weight") for m in trace.messages if m["role"] == "assistant"] == ["0", "0", None]
     assert trace.messages[1]["content"] == "\n".join(calls)
     assert trace.messages[4]["content"] == END
+
+
+LEFT = {
+    "no call before it": (f"{SHOWN}\n{END}", "<tool_response>"),
+    "only the end of it": (f"{OUT}\n</interpreter>\n{END}", "</interpreter>"),
+    "a fence behind words": (f"It prints:\n\n```output\n{OUT}\n```\n{END}", "```output"),
+    "a fence in a quotation": (f"> ```output\n> {OUT}\n> ```\n{END}", "> ```output"),
+    "another": (f"<execute>{CODE}</execute>\n<execution_result>{OUT}</execution_result>\n{END}", "<execution_result>"),
+    "Search-R1": (f"<search>x</search>\n\n<information>{OUT}</information>\n{END}", "</search> <information>"),
+    "Mistral": (f"[TOOL_RESULTS]{OUT}[/TOOL_RESULTS]{END}", "[TOOL_RESULTS]"),
+    "DeepSeek": (f"<｜tool▁outputs▁begin｜>{OUT}<｜tool▁outputs▁end｜>{END}", "<｜tool▁outputs▁begin｜>"),
+}
+
+
+@pytest.mark.parametrize(("text", "mark"), LEFT.values(), ids=LEFT)
+def test_outputs_that_nothing_splits_off_are_told_by_line(tmp_path: Path, text: str, mark: str) -> None:
+    said = {"role": "assistant", "content": text}
+    whole = [USER, {"role": "assistant", "content": END}]
+    rows = [whole, [USER, said], [USER, {**said, "weight": 0}, *whole]]
+    traces, bad = read(tmp_path, *({"messages": row} for row in rows))
+    assert [trace.line for trace in traces] == [1, 3]
+    ((why, lines),) = bad.items()
+    assert (why.startswith(f"{mark} within what the assistant says"), lines) == (True, [2])
+    assert "`tool` message" in why
+
+
+def test_words_between_a_call_and_its_output_are_told_in_every_syntax(tmp_path: Path) -> None:
+    row = {"prompt": ASK, "completion": f"{CALL}\nIt prints:\n{SHOWN}\n{END}"}
+    for syntax in ("fence", "hermes"):  # prose to the one, to the other a call without an output
+        assert list(read(tmp_path, row, syntax=(syntax,))[1].values()) == [[1]]
+
+
+@pytest.mark.parametrize("syntax", ["fence", "hermes", "retool"])
+def test_code_may_print_an_output_and_words_may_hold_its_tags(tmp_path: Path, syntax: str) -> None:
+    code = 'print("<tool_response>", """\n```output\n""", "<observation>")'
+    end = f"The program's <output> is\n```text\n{OUT}\n```\nHence <result>{OUT}</result>. {END}"
+    call = {"function": {"name": "python", "arguments": {"code": code}}}
+    row = {"messages": [USER, {"role": "assistant", "content": SAY, "tool_calls": [call]},
+                        {"role": "tool", "content": "```output\n"}, {"role": "assistant", "content": end}]}  # fmt: skip
+    (trace,), bad = read(tmp_path, row, syntax=(syntax,))
+    assert not bad
+    assert [one.code for one in trace.calls] == [code]
+    assert trace.messages[-1]["content"] == end
