@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from solostream.agent.chat_template import read_template
 from solostream.disk import writing
 from solostream.envs.data import Tasks
 from solostream.envs.few_shot import fingerprint
@@ -156,6 +157,7 @@ def inputs(config: Config, train: Tasks, test: Tasks) -> dict[str, Any]:
         "config_hash": config.hash(),
         "data": {"train": train.fingerprint, "test": test.fingerprint},
         "few_shot": fingerprint(config.env.options.get("few_shot")),
+        "chat_template": _of_text(read_template(config.model.chat_template)),
     }
 
 
@@ -187,11 +189,18 @@ def changes(config: Config, saved: State | None) -> list[str]:
     ]
 
 
-def refuse_other_problems(config: Config, train: Tasks, test: Tasks, saved: State | None) -> None:
-    """Raises UserError when the data, which the configuration only names, has changed since the checkpoint."""
+def refuse_other_inputs(config: Config, now: Mapping[str, Any], saved: State | None) -> None:
+    """Raises UserError when a file that the configuration only names has changed since the checkpoint.
+
+    now: see `inputs`.
+    """
     if saved is None:
         return
-    now = inputs(config, train, test)
+    if saved.plain.get("chat_template", now["chat_template"]) != now["chat_template"]:
+        raise UserError(
+            f"the chat template {config.model.chat_template} has changed since the checkpoint: "
+            f"put it back, or start a new run under another --name"
+        )
     changed = [name for name, digest in saved.plain["data"].items() if now["data"][name] != digest]
     if saved.plain["few_shot"] != now["few_shot"]:
         raise UserError(
@@ -204,6 +213,10 @@ def refuse_other_problems(config: Config, train: Tasks, test: Tasks, saved: Stat
             f"the {' and '.join(changed)} problems of {where} have changed since the checkpoint: "
             f"put them back, or start a new run under another --name"
         )
+
+
+def _of_text(text: str | None) -> str | None:
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _digest(path: Path) -> str:

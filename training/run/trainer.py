@@ -109,7 +109,8 @@ class Trainer:
         with self.clock.phase("build"):
             of_cold_start = cold_start.problems_of(self.sft_batches)
             train, test = setup.problems(config, view.say)
-            checkpoint.refuse_other_problems(config, train, test, self.saved)
+            self.inputs = checkpoint.inputs(config, train, test)  # of now: files may change while the run goes on
+            checkpoint.refuse_other_inputs(config, self.inputs, self.saved)
             self.base = checkpoint.base_of(config, folder)
             self.under = checkpoint.base_under(config, folder, source, self.saved)
             refuse_bad(config, test)
@@ -118,9 +119,8 @@ class Trainer:
             )
             self.traces = TraceSet(config, self.parts, view.say) if config.cold_start.data else None
             if self.traces and plain.get("traces", self.traces.fingerprint) != self.traces.fingerprint:
-                raise UserError(
-                    f"{config.cold_start.data} has changed since the checkpoint: start a run of another --name"
-                )
+                file = config.cold_start.data
+                raise UserError(f"{file} has changed since the checkpoint: start a run of another --name")
         self.learning = Learning(config, self.parts, self.placement, self.loss, folder)
         told = [*unused(config), *notices(config), *checkpoint.changes(config, self.saved)]
         view.say("\n".join([self.learning.described, *told]))
@@ -364,7 +364,7 @@ class Trainer:
             "cold_step": self.cold_step,
             "before": asdict(self.before) if self.before else None,
             "times": self.clock.times(),
-            **checkpoint.inputs(self.config, self.parts.train, self.parts.test),
+            **self.inputs,
             "traces": self.traces.fingerprint if self.traces else None,
             "reinforcement": rl.state_dict() if rl else None,
             "log_bytes": log.sync() if log else 0,

@@ -8,9 +8,10 @@ import pytest
 
 from solostream.cli.main import main
 from solostream.errors import UserError
-from solostream.training.config import Config
+from solostream.training.config import Config, load
 from solostream.training.run.checkpoint import State, refuse_another_run
 from solostream.training.run.metric_logger import read
+from solostream.training.run.trainer import Trainer
 
 TINY = Path(__file__).parent / "tiny.toml"
 SHORT = ("cold_start.phases=[]", "algorithm.tracker.start_samples=0", "eval.greedy=false", "data.test=2", "run.keep=9")
@@ -80,3 +81,19 @@ def test_a_setting_that_is_there_no_more_is_named_as_a_changed_one_is() -> None:
     then["learner"] = {**then["learner"], "total_steps": 7}  # as a run that is made longer has it
     with pytest.raises(UserError, match=r"another data.own:make, config_of_old.x: set them back"):
         refuse_another_run(config, State(1, {"resume_fingerprint": then}, {}))
+
+
+def test_a_chat_template_that_was_edited_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is another prompt; also where it was edited while the run went on, and so before the checkpoint was written."""
+    source = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    file = tmp_path / "own.jinja"
+    file.write_text(source)
+    settings = (*SHORT, f"run.root={tmp_path}", f"model.chat_template={file}", "run.steps=1")
+    trainer = Trainer(load(TINY, settings), tmp_path / "own")
+    file.write_text(f"Now differently. {source}")
+    trainer.run()
+    assert train(tmp_path, "own", "run.steps=2", resume="auto") == 2
+    (line,) = (s for s in capsys.readouterr().err.splitlines() if s.startswith("solostream:"))
+    assert f"the chat template {file} has changed since the checkpoint: put it back" in line
+    file.write_text(source)
+    assert train(tmp_path, "own", "run.steps=2", resume="auto") == 0
