@@ -150,9 +150,14 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def inputs(config: Config, train: Tasks, test: Tasks) -> dict[str, Any]:
-    """What a run was made of, as a checkpoint remembers it: whoever resumes must bring the same."""
+def inputs(config: Config, train: Tasks, test: Tasks, saved: State | None) -> dict[str, Any]:
+    """What a run was made of, as a checkpoint remembers it: whoever resumes must bring the same.
+
+    "eval": how "before" is measured, or was in the run that `saved` is of.
+    """
+    then = saved.plain if saved is not None and saved.plain["before"] else {}
     return {
+        "eval": then.get("eval", _measured(config)),
         "resume_fingerprint": config.resume_fingerprint(),
         "config_hash": config.hash(),
         "data": {"train": train.fingerprint, "test": test.fingerprint},
@@ -189,6 +194,20 @@ def changes(config: Config, saved: State | None) -> list[str]:
     ]
 
 
+def unlike(config: Config, now: Mapping[str, Any]) -> list[str]:
+    """A line for each setting that "before" was not measured with, and "after" will be. now: see `inputs`."""
+    return [
+        f'eval.{name} was {now["eval"][name]} when "before" was measured and is {value}: before → after is no '
+        f"comparison; set it back for one"
+        for name, value in _measured(config).items()
+        if now["eval"][name] != value
+    ]
+
+
+def _measured(config: Config) -> dict[str, Any]:
+    return {"temperature": config.eval.temperature, "samples": config.eval.samples}
+
+
 def refuse_other_inputs(config: Config, now: Mapping[str, Any], saved: State | None) -> None:
     """Raises UserError when a file that the configuration only names has changed since the checkpoint.
 
@@ -212,6 +231,14 @@ def refuse_other_inputs(config: Config, now: Mapping[str, Any], saved: State | N
         raise UserError(
             f"the {' and '.join(changed)} problems of {where} have changed since the checkpoint: "
             f"put them back, or start a new run under another --name"
+        )
+
+
+def refuse_other_traces(config: Config, now: Mapping[str, Any], saved: State | None) -> None:
+    """The same of the traces, which are read when there is a tokenizer."""
+    if saved is not None and saved.plain["traces"] != now["traces"]:
+        raise UserError(
+            f"{config.cold_start.data} has changed since the checkpoint: put it back, or start a run of another --name"
         )
 
 

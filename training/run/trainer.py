@@ -109,7 +109,7 @@ class Trainer:
         with self.clock.phase("build"):
             of_cold_start = cold_start.problems_of(self.sft_batches)
             train, test = setup.problems(config, view.say)
-            self.inputs = checkpoint.inputs(config, train, test)  # of now: files may change while the run goes on
+            self.inputs = checkpoint.inputs(config, train, test, self.saved)  # now: files may change meanwhile
             checkpoint.refuse_other_inputs(config, self.inputs, self.saved)
             self.base = checkpoint.base_of(config, folder)
             self.under = checkpoint.base_under(config, folder, source, self.saved)
@@ -118,12 +118,11 @@ class Trainer:
                 config, train, test, of_cold_start, source, self.under, view.say, cold_start_only=cold_start_only
             )
             self.traces = TraceSet(config, self.parts, view.say) if config.cold_start.data else None
-            if self.traces and plain.get("traces", self.traces.fingerprint) != self.traces.fingerprint:
-                file = config.cold_start.data
-                raise UserError(f"{file} has changed since the checkpoint: start a run of another --name")
+            self.inputs["traces"] = self.traces.fingerprint if self.traces else None
+            checkpoint.refuse_other_traces(config, self.inputs, self.saved)
         self.learning = Learning(config, self.parts, self.placement, self.loss, folder)
         told = [*unused(config), *notices(config), *checkpoint.changes(config, self.saved)]
-        view.say("\n".join([self.learning.described, *told]))
+        view.say("\n".join([self.learning.described, *told, *checkpoint.unlike(config, self.inputs)]))
         second = setup.why_a_second_copy(config, self.parts.model)
         if engine is None and self.placement is None and config.run.engine == "hf" and second:
             view.say(f"the sampler has a second copy of the weights: {second}")
@@ -354,7 +353,8 @@ class Trainer:
         )
         summary.write(self.folder)
         observers.tell(self._callbacks, "on_end", asdict(summary))
-        self.view.say(f"\n{table(summary)}\n{self.folder}/")
+        told = checkpoint.unlike(self.config, self.inputs)
+        self.view.say("\n".join(["", table(summary), *told, f"{self.folder}/"]))
         return summary
 
     async def _save(self, learner: Learns, rl: Reinforcement | None = None, log: TrajectoryLog | None = None) -> None:
@@ -365,7 +365,6 @@ class Trainer:
             "before": asdict(self.before) if self.before else None,
             "times": self.clock.times(),
             **self.inputs,
-            "traces": self.traces.fingerprint if self.traces else None,
             "reinforcement": rl.state_dict() if rl else None,
             "log_bytes": log.sync() if log else 0,
         }

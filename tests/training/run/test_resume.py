@@ -84,7 +84,7 @@ def test_a_setting_that_is_there_no_more_is_named_as_a_changed_one_is() -> None:
 
 
 def test_a_chat_template_that_was_edited_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is another prompt; also where it was edited while the run went on, and so before the checkpoint was written."""
+    """It is another prompt; also where it was edited while the run went on, before the checkpoint was written."""
     source = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
     file = tmp_path / "own.jinja"
     file.write_text(source)
@@ -97,3 +97,22 @@ def test_a_chat_template_that_was_edited_is_refused(tmp_path: Path, capsys: pyte
     assert f"the chat template {file} has changed since the checkpoint: put it back" in line
     file.write_text(source)
     assert train(tmp_path, "own", "run.steps=2", resume="auto") == 0
+
+
+def test_before_and_after_that_are_measured_differently_are_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ("eval.temperature=0.5", "eval.samples=2")
+
+    def told(*settings: str) -> list[str]:
+        capsys.readouterr()
+        assert train(tmp_path, "own", *settings, resume="auto") == 0
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("eval.")]
+
+    assert told(*SHORT, "run.steps=1") == []
+    lines = told("run.steps=2", *other)
+    assert lines[0].startswith('eval.temperature was 1.0 when "before" was measured and is 0.5')
+    assert lines[1].startswith('eval.samples was 1 when "before" was measured and is 2')
+    assert lines[2:] == lines[:2]  # at the start, and under the table
+    assert told("run.steps=3", "eval.every=2") == lines  # a checkpoint later it is still that "before"
+    assert told("run.steps=4", "eval.temperature=1.0", "eval.samples=1") == []
