@@ -10,6 +10,7 @@ from solostream.sandbox.types import Execution
 
 CallStatus = Literal["ok", "unclosed", "malformed"]
 UNREADABLE = "Error: this call could not be read:"  # how the answer to a call begins whose status is not "ok"
+NO_SUCH_TOOL = "Error: no such tool;"  # and to one of a tool that the environment has not
 EnvEnding = Literal["answered", "void", "turn_limit", "token_limit", "time_limit"]
 
 

@@ -14,7 +14,7 @@ trace is told by its number.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from solostream.envs.data.trace_rows import BadTrace, decoded, messages_of, with
 from solostream.envs.text.parse import parse
 from solostream.envs.text.syntax import framed
 from solostream.envs.text.syntax import syntax as syntax_of
-from solostream.envs.types import UNREADABLE, ToolCall
+from solostream.envs.types import NO_SUCH_TOOL, UNREADABLE, ToolCall
 from solostream.errors import UserError
 
 SHOWN = 5  # kinds of bad rows that a message lists
@@ -54,6 +54,12 @@ _ANSWER = re.compile(rf"\s*(?:{_SEEN}|{_LABEL}(?P<rest>.*))\s*\Z", _FLAGS)
 _ANSWERS = re.compile(rf"\s*{_TAGGED}", _FLAGS)  # of several calls, one after the other
 _FRAMED = re.compile(r"\s*<(interpreter|tool_response)>\n?(.*?)\n?</\1>\s*\Z", re.DOTALL)
 _INNER_FENCE = re.compile(r"\A\s*```(?:python3?|py)?[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
+# Names under which Python is run: python, code_interpreter, execute_python_code, functions.run, PythonREPL, …
+_PYTHON = re.compile(
+    r"(?:i?py(?:thon)?|code|interpreter|exec(?:ut(?:e|or|ion))?|eval|run(?:ner)?|repl|ast|script|tool|sandbox|cell"
+    r"|jupyter|notebook|stateful|functions?|[\W\d_])+",
+    re.IGNORECASE,
+)
 # What only an environment writes. <output>, <result> and Search-R1's <information> are that behind a call alone.
 _MARK = re.compile(
     rf"</?(?:{_OWN_TAGS})>|^[ \t>]*```(?:output|stdout|tool_outputs?)[ \t]*$|\[/?TOOL_RESULTS\]"
@@ -84,12 +90,16 @@ def trace_file(name: str) -> Path:
 
 
 def read_traces(
-    name: str, syntax: Sequence[str], parallel: bool, ends: Sequence[str] = ()
+    name: str,
+    syntax: Sequence[str],
+    parallel: bool,
+    ends: Sequence[str] = (),
+    tools: Collection[str] | None = None,
 ) -> tuple[list[Trace], dict[str, list[int]], str]:
     """(traces, why -> numbers of the rows that are none, what the numbers count); syntax, parallel: of the environment.
 
     name: as data is named (a file, a folder, a Hugging Face id), or packaged traces. ends: tokens that end a turn, left
-    out where messages end in them. Raises UserError without any.
+    out where messages end in them. tools: what calls may name; None: anything. Raises UserError without any rows.
     """
     try:
         rows, at = sources.rows(str(trace_file(name)), None, None)
@@ -100,7 +110,7 @@ def read_traces(
     traces, bad = [], dict[str, list[int]]()
     for number, row in rows:
         try:
-            traces.append(trace_of(_checked(row), syntax, parallel, number, ends))
+            traces.append(trace_of(_checked(row), syntax, parallel, number, ends, tools))
         except BadTrace as error:
             bad.setdefault(str(error), []).append(number)
     return traces, bad, at
@@ -121,7 +131,12 @@ def _checked(row: Any) -> Mapping[str, Any]:
 
 
 def trace_of(
-    row: Mapping[str, Any], syntax: Sequence[str], parallel: bool, number: int = 1, ends: Sequence[str] = ()
+    row: Mapping[str, Any],
+    syntax: Sequence[str],
+    parallel: bool,
+    number: int = 1,
+    ends: Sequence[str] = (),
+    tools: Collection[str] | None = None,
 ) -> Trace:
     """One row, as `read_traces` reads all of them. Raises BadTrace."""
     messages: list[dict[str, str]] = []
@@ -138,6 +153,7 @@ def trace_of(
             message["content"], found = _turn(message["content"], syntax, said, parallel)
             if "weight" not in message:
                 _refuse_outputs(message["content"], found)
+                _refuse_tools(found, said, tools)
             calls += found
             for call, output in zip(found, after, strict=True):
                 outputs.append(output["content"])
@@ -270,8 +286,9 @@ def _written(name: str, arguments: Mapping[str, Any], syntax: Sequence[str]) -> 
     arguments = {key: with_newlines(one) if isinstance(one, str) else one for key, one in arguments.items()}
     if not writer.tools:
         names = [key for key in ("code", "source", "input", "script") if isinstance(arguments.get(key), str)]
-        if not names:
-            raise BadTrace(f"a call of {name} that is no code: set syntax = 'hermes' in env.options")
+        if not names or not _PYTHON.fullmatch(name):
+            how = "name it in env.options.tools, and set syntax = 'hermes' beside it"
+            raise BadTrace(f"a call of {name} that is no Python: {how}" + (", or write python for it" if names else ""))
         if others := sorted(arguments.keys() - {names[0]}):
             told = ", ".join(others)
             raise BadTrace(
@@ -322,6 +339,17 @@ def _refuse_outputs(text: str, calls: Sequence[ToolCall]) -> None:
             f"{mark} within what the assistant says, which would learn to write outputs: "
             "put each into a `tool` message behind its call, or take it out"
         )
+
+
+def _refuse_tools(calls: Sequence[ToolCall], outputs: Sequence[str], tools: Collection[str] | None) -> None:
+    """Raises BadTrace for a call of what is no tool; not where its output says so: that is how one is unlearnt."""
+    for call, output in zip(calls, outputs, strict=True):
+        if tools is None or call.status != "ok" or call.name in tools or output.startswith(NO_SUCH_TOOL):
+            continue
+        is_python = "python" in tools and _PYTHON.fullmatch(call.name)
+        remedy = "write python for it" if is_python else "name it in env.options.tools"
+        has = ", ".join(tools) or "none"
+        raise BadTrace(f"a call of {call.name!r}, which the environment has not (its tools: {has}): {remedy}")
 
 
 def _rewritten(text: str, syntax: Sequence[str]) -> str:

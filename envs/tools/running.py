@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from solostream.envs.space import SURROGATE
 from solostream.envs.text.observation import observe
 from solostream.envs.tools import Tool, typed, wrong_arguments
-from solostream.envs.types import UNREADABLE, ToolCall
+from solostream.envs.types import NO_SUCH_TOOL, UNREADABLE, ToolCall
 from solostream.envs.workspace import Workspace
 from solostream.errors import UserError
 from solostream.sandbox.types import CodeError, Execution
@@ -24,7 +24,7 @@ async def run_call(
         return None, f"{UNREADABLE} {call.arguments['error']}"
     tool = tools.get(call.name)
     if tool is None:
-        return None, f"Error: no such tool; there is: {', '.join(tools) or 'none for this problem'}"
+        return None, f"{NO_SUCH_TOOL} there is: {', '.join(tools) or 'none for this problem'}"
     arguments = typed(tool, call.arguments)
     if wrong := wrong_arguments(tool, arguments):
         return None, f"Error: {wrong}"

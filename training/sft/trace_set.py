@@ -27,6 +27,7 @@ from solostream.envs.data.trace_rows import BadTrace, with_newlines
 from solostream.envs.data.traces import PACKAGED, Trace, read_traces, told, trace_file
 from solostream.envs.text.budgets import cuts, without_note
 from solostream.envs.text.observation import observe
+from solostream.envs.text.parse import names_tools
 from solostream.envs.tool_env import ToolEnv
 from solostream.envs.types import UNREADABLE
 from solostream.errors import UserError
@@ -60,7 +61,7 @@ def refuse_bad(config: Config, tasks: Tasks) -> None:
     try:
         _speaks(config, env)
         if env.syntax:  # else the model's chat template says which
-            _, bad, at = read_traces(data, env.syntax, env.parallel_calls)
+            _, bad, at = read_traces(data, env.syntax, env.parallel_calls, tools=_names(env))
             _refuse_rows(config, bad, at)
     finally:
         env.close()
@@ -104,6 +105,11 @@ def _speaks(config: Config, env: Any) -> None:
         raise UserError(f"cold_start.data needs an environment whose policy calls tools; {config.env.id} is none")
 
 
+def _names(env: ToolEnv) -> tuple[str, ...] | None:
+    """Of the tools that a call may name; None where calls name none."""
+    return tuple(tool["function"]["name"] for tool in env.tools) if names_tools(env.syntax) else None
+
+
 def _refuse_rows(config: Config, bad: Mapping[str, Sequence[int]], at: str) -> None:
     c = config.cold_start
     if bad and not c.skip_bad:
@@ -142,7 +148,7 @@ class TraceSet:
         _speaks(config, env)
         try:
             fit_to(parts.chat, env)
-            traces, bad, self._at = read_traces(c.data, env.syntax, env.parallel_calls, parts.chat.ends)
+            traces, bad, self._at = read_traces(c.data, env.syntax, env.parallel_calls, parts.chat.ends, _names(env))
             self._traces = _of_no_test(traces, parts.test, c.data, say)
             rendered: dict[int, MaskedTokens] = {}
             limit = context_of(parts.model.config)

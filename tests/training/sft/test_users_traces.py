@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 
 from solostream.agent.chat_template import Chat
 from solostream.agent.engines.scripted import byte_tokenizer
+from solostream.cli.main import main
+from solostream.envs.data.trace_rows import BadTrace
+from solostream.envs.data.traces import trace_of
 from solostream.envs.text.parse import parse
 from solostream.envs.tool_env import ToolEnv
 from solostream.envs.types import Task
@@ -153,3 +157,69 @@ def test_code_may_print_an_output_and_words_may_hold_its_tags(tmp_path: Path, sy
     assert not bad
     assert [one.code for one in trace.calls] == [code]
     assert trace.messages[-1]["content"] == end
+
+
+WEATHER = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+
+
+def called(name: str, arguments: dict[str, str], output: str = OUT) -> dict[str, Any]:
+    """A row as for function calling: the tools that it was made with, a call, what came of it, an answer."""
+    call = {"id": "1", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+    return {
+        "tools": [{"type": "function", "function": WEATHER}],
+        "messages": [USER, {"role": "assistant", "content": None, "tool_calls": [call]},
+                     {"role": "tool", "tool_call_id": "1", "content": output}, {"role": "assistant", "content": END}],
+    }  # fmt: skip
+
+
+def test_a_call_of_a_tool_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "traces.jsonl"
+    rows = [called("weather", {"city": "Rome"}), called("python", {"code": CODE}), called("run_code", {"code": CODE})]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny = Path(__file__).parents[1] / "run" / "tiny.toml"
+    settings = (
+        f"run.root={tmp_path}",
+        f"cold_start.data={path}",
+        "cold_start.phases=[]",
+        'env.options.syntax="hermes"',
+    )
+    assert main(["sft", str(tiny), "--name", "a", *(part for one in settings for part in ("--set", one))]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "line 1: a call of 'weather', which the environment has not (its tools: python): name it in env.options.tools; "
+        "line 3: a call of 'run_code', which the environment has not (its tools: python): write python for it. "
+        "Fix these, or set cold_start.skip_bad = true"
+    ) in said
+    assert said.count("\n") == 1
+
+
+def test_calls_of_tools_that_are_there_or_were_said_not_to_be(tmp_path: Path) -> None:
+    rows = [called("weather", {"city": "Rome"}), called("weather", {}, "Error: no such tool; there is: python")]
+    for tools, row in ((("python", "weather"), rows[0]), (None, rows[0]), (("python",), rows[1])):
+        (call,) = trace_of(row, ("hermes",), False, tools=tools).calls
+        assert call.name == "weather"
+    unlearnt = json.loads(json.dumps(rows[0]))
+    unlearnt["messages"][1]["weight"] = 0
+    trace_of(unlearnt, ("hermes",), False, tools=("python",))
+    with pytest.raises(BadTrace, match="its tools: none"):
+        trace_of(rows[0], ("hermes",), False, tools=())
+
+
+RUN_PYTHON = ("python", "python3", "functions.python", "code_interpreter", "codeinterpreter", "execute_python", "run",
+              "PythonREPL", "python_repl_ast", "execute_ipython_cell", "jupyter_code_executor")  # fmt: skip
+RUN_NONE = {"airport": "code", "bash": "script", "search": "input", "run_sql": "code"}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "runs"),
+    [
+        *((name, "code", True) for name in RUN_PYTHON),
+        *(("python", key, True) for key in ("source", "input", "script")),
+        *((name, key, False) for name, key in RUN_NONE.items()),
+    ],
+)
+def test_only_what_runs_python_is_written_as_python(name: str, key: str, runs: bool) -> None:
+    row = called(name, {key: CODE})
+    told = pytest.raises(BadTrace, match=f"a call of {name} that is no Python: name it in env.options.tools")
+    with nullcontext() if runs else told:
+        assert [(call.name, call.code) for call in trace_of(row, ("fence",), False).calls] == [("python", CODE)]
