@@ -18,6 +18,7 @@ from solostream.agent.trajectory import Trajectory
 from solostream.agent.trajectory_file import read_lines
 from solostream.cli.eval import evaluate
 from solostream.envs.data import is_made, only_tests, training_split
+from solostream.envs.data.traces import output_in
 from solostream.errors import UserError
 from solostream.evaluation.evaluate import SUMMARY
 from solostream.evaluation.folder import REPLACED, SAMPLES
@@ -34,7 +35,8 @@ def distill(
     """Rejection sampling: evaluate MODEL, and keep the samples that are right as traces for a cold start.
 
     Everything that `solostream eval` takes, but the training split is the default where there is one. The samples stay
-    in its folder, and the same command goes on there. Samples with several calls in one turn are left out.
+    in its folder, and the same command goes on there. Samples with several calls in one turn are left out, and those
+    that made up an output.
 
     Args:
         traces: The .jsonl file to write; default: traces.jsonl in the evaluation's folder. What else holds something
@@ -130,6 +132,8 @@ def _kept(path: Path, per_problem: int, tool_only: bool, opener: str) -> Iterato
             continue
         if any(len(turn.calls) > 1 for turn in one.turns):  # their outputs are one text: nobody could tell them apart
             continue
+        if any(output_in(turn.text, turn.calls) for turn in one.turns if turn.role == "assistant"):
+            continue  # `sft` would refuse it: nobody shall learn to make up what a tool says
         if len(one.segments) > 1:  # history was replaced: no model saw these turns as one conversation
             continue
         said = "\n".join(turn.text for turn in one.turns if turn.role == "assistant")

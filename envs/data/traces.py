@@ -329,12 +329,17 @@ def _turn(text: str, syntax: Sequence[str], outputs: Sequence[str], parallel: bo
     return text, calls
 
 
-def _refuse_outputs(text: str, calls: Sequence[ToolCall]) -> None:
-    """Raises BadTrace where an output is left in a turn: beside its calls, for code may print anything."""
+def output_in(text: str, calls: Sequence[ToolCall]) -> str:
+    """What begins an output in a turn of the policy, beside its calls, for code may print anything; "" for none."""
     for start, end in sorted({call.span for call in calls}, reverse=True):
         text = f"{text[:start]}\n{text[end:]}"
-    if found := _MARK.search(text):
-        mark = " ".join(found.group().split())
+    found = _MARK.search(text)
+    return " ".join(found.group().split()) if found else ""
+
+
+def _refuse_outputs(text: str, calls: Sequence[ToolCall]) -> None:
+    """Raises BadTrace where an output is left in a turn."""
+    if mark := output_in(text, calls):
         raise BadTrace(
             f"{mark} within what the assistant says, which would learn to write outputs: "
             "put each into a `tool` message behind its call, or take it out"

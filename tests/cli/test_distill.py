@@ -46,6 +46,22 @@ def test_right_samples_become_traces_that_can_be_learnt(tmp_path: Path) -> None:
     assert "no sample in" in none.stderr
 
 
+def test_a_right_sample_that_made_up_an_output_is_no_trace(tmp_path: Path) -> None:
+    """The answer is right and no tool spoke: who learns from it writes outputs."""
+    rows = [{"id": f"p{i}", "prompt": prompt, "answer": str(answer)} for i, (prompt, answer) in enumerate(PROBLEMS[:3])]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "inventor.py").write_text(
+        "def says(text):\n"
+        "    if '6 * 7' in text:\n"
+        "        return '```output\\n42\\n```\\nSo \\\\boxed{42}.'\n"
+        "    return '\\\\boxed{6}' if '2 * 3' in text else 'The <output> is \\\\boxed{144}'\n"
+    )
+    done = run(tmp_path, "scripted:inventor:says", "--data", "problems.jsonl", "--traces", "mine.jsonl")
+    assert "2 traces of 2 problems" in done.stdout, done.stderr
+    _, bad, _ = read_traces(str(tmp_path / "mine.jsonl"), ("fence",), False)
+    assert not bad
+
+
 def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
     """Said before anything is played, in one line; what the same evaluation wrote is only brought up to date."""
     (tmp_path / "problems.jsonl").write_text(json.dumps({"prompt": PROBLEMS[0][0], "answer": "42"}) + "\n")
