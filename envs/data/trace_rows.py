@@ -20,7 +20,7 @@ class BadTrace(ValueError):
 
 
 def messages_of(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Each with role, content, tool_calls, `answers` (the call that an output names) and `learnt`. Raises BadTrace."""
+    """Each with role, content, tool_calls, `answers` (the call that an output names) and `trained`. Raises BadTrace."""
     said = row.get("system")
     opening = [{"role": "system", "content": said}] if isinstance(said, str) and said.strip() else []
     for name in ("messages", "conversations", "conversation"):
@@ -54,7 +54,7 @@ def _message(one: Any) -> Mapping[str, Any]:
         raise BadTrace("tool_calls that are no list")
     if role == "function_call":  # ShareGPT's own: the call is the message
         calls = [decoded(content, "the function_call")]
-        return {"role": "assistant", "content": "", "tool_calls": calls, "learnt": _learnt(one)}
+        return {"role": "assistant", "content": "", "tool_calls": calls, "trained": _trained(one)}
     role = _ROLES.get(str(role), role)
     if role not in ("system", "user", "assistant", "tool"):
         raise BadTrace(f"a message of the role {role!r}")
@@ -75,11 +75,11 @@ def _message(one: Any) -> Mapping[str, Any]:
         "content": content,
         "tool_calls": calls,
         "answers": None if answers is None else str(answers),
-        "learnt": role != "assistant" or _learnt(one),
+        "trained": role != "assistant" or _trained(one),
     }
 
 
-def _learnt(one: Mapping[str, Any]) -> bool:
+def _trained(one: Mapping[str, Any]) -> bool:
     """Whether a message of the assistant is trained on."""
     for name in _WEIGHTS:
         weight = one.get(name)

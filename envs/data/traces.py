@@ -210,7 +210,7 @@ def _spread(
         return [{"role": "tool", "content": one} for one in seen]
     if role != "assistant":
         return [{"role": role, "content": text}]
-    unlearnt = {} if message["learnt"] else {"weight": "0"}
+    unlearnt = {} if message["trained"] else {"weight": "0"}
     split, rest = _split(text, syntax)
     parts = [{"role": r, "content": one, **(unlearnt if r == "assistant" else {})} for r, one in split]
     written = [_written(*_named(call), syntax) for call in message["tool_calls"]]

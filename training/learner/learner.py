@@ -166,8 +166,6 @@ class Learner:
             self._take_steps(update)
             # How far the policy went is what the tracker forgets by.
             moved = {"drift": update.drift(self._scored(update.first), self.group)} if drift else {}
-        if getattr(self.model.config, "quantization_config", None) is not None:
-            trim()  # each product has made its weights whole for a moment, and the heap kept the room of them
 
         # What the update was like, over all its tokens; the band holds the next one by this one's entropy.
         found = update.metrics.result(version, len(update.norms), self.group)
@@ -198,6 +196,8 @@ class Learner:
                 order = update.rng.permutation(order)
             for members in np.array_split(order, self.config.num_mini_batches):
                 self._take_step(update, members.tolist())
+        if getattr(self.model.config, "quantization_config", None) is not None:
+            trim()  # each product has made its weights whole for a moment, and the heap kept the room of them
 
     def logprobs(self, batch: Sequence[Trajectory]) -> list[np.ndarray]:
         """Log-probabilities of each trajectory's action tokens under the weights of now, float32."""
@@ -246,7 +246,7 @@ class Learner:
         """Merge the adapters into the model for good, so that another learner can train it; the end of this one."""
         if self.config.lora:
             with self._live.writing():
-                lora.merge_adapters(self.model, learnt=self.step > 0)
+                lora.merge_adapters(self.model, trained=self.step > 0)
 
     def save(self, folder: Path, *, weights: bool = False, base: bool = True, on: Path | None = None) -> None:
         """A folder for `from_pretrained`, and beside the model what training goes on from (see `state_dict`).

@@ -67,9 +67,9 @@ def _shared(model: Any) -> dict[int, list[str]]:
     return {key: places for key, places in names.items() if len(places) > 1}
 
 
-def merge_adapters(model: Any, *, learnt: bool) -> None:
-    """Leave the plain model inside `model`, in place, its weights with what the adapters have `learnt` merged in."""
-    plain = model.merge_and_unload() if learnt else model.unload()
+def merge_adapters(model: Any, *, trained: bool) -> None:
+    """Leave the plain model inside `model`, in place; merged with it what the adapters learnt, if they were `trained`."""
+    plain = model.merge_and_unload() if trained else model.unload()
     for parameter in plain.parameters():
         parameter.requires_grad_(parameter.is_floating_point())  # for another learner, which may train them all
 

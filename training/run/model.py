@@ -205,24 +205,26 @@ def load_weights(config: ModelConfig, path: str, device: torch.device, *, adapte
     dtype = base_dtype(config, device) if adapters else torch.float32
     if not adapters or config.dtype != "4bit":
         model: Any = read_model(path, dtype=dtype, **straight_to(device))
-        _mend_generation(model)
+        _writable_generation(model)
         return model.to(device)
     # Each tensor becomes small where it is wanted: the whole model never lies anywhere.
     quantization = four_bit.quantization()
     model = read_model(path, dtype=dtype, quantization_config=quantization, **straight_to(device))
     four_bit.settle(model)
     trim()
-    _mend_generation(model)
+    _writable_generation(model)
     return model
 
 
-def _mend_generation(model: Any) -> None:
+def _writable_generation(model: Any) -> None:
     """Defaults of `generate` that transformers reads and will not write, as in folders of before it looked: a
     temperature without sampling means sampling; of others the token ids stay. No run of ours generates by them.
     """
     given = model.generation_config
-    for mended in (given, {**given.to_diff_dict(), "do_sample": True}, _ids(given.to_diff_dict())):
-        made = GenerationConfig.from_dict(mended) if isinstance(mended, dict) else mended
+    if given is None:
+        return
+    for tried in (given, {**given.to_diff_dict(), "do_sample": True}, _ids(given.to_diff_dict())):
+        made = GenerationConfig.from_dict(tried) if isinstance(tried, dict) else tried
         try:
             made.validate(strict=True)
         except ValueError:

@@ -230,7 +230,7 @@ class Trainer:
             with self.clock.phase("cold start"), self.view.stage("cold start", total, self.cold_step) as stage:
                 async for step, sequences in course.batches(self.cold_step):
                     metrics = await turns.run(learner, 0, sft_step, learner, sequences, step)
-                    course.learnt(step, metrics["loss"])
+                    course.record(step, metrics["loss"])
                     done, self.cold_step = step + 1 - self.cold_step, step + 1
                     metrics |= await self._measure_cold_start(learner, total)
                     self.logger.log("cold_start", self.cold_step, metrics)

@@ -105,7 +105,7 @@ class Demonstrations:
         """All of them, those that may be left out included."""
         return len(self._batches)
 
-    def learnt(self, step: int, loss: float) -> None:
+    def record(self, step: int, loss: float) -> None:
         """What step `step` has cost, in nats a token: is its phase over?"""
         phase = bisect_right(self._ends, step)
         if phase != self._phase:

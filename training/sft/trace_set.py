@@ -217,7 +217,7 @@ class TraceSet:
         for step in range(start, self.steps):
             yield step, self.batch(step)
 
-    def learnt(self, step: int, loss: float) -> None:
+    def record(self, step: int, loss: float) -> None:
         """Nothing is left out, however small the loss."""
 
     def batch(self, step: int) -> list[MaskedTokens]:

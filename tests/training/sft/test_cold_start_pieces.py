@@ -135,7 +135,7 @@ async def test_a_phase_that_has_learnt_enough_leaves_out_its_rest(tmp_path) -> N
         shown.append(step)
         # The first phase: .9 up to step 9, then .3, so that the mean of 20 is .48 after step 23, and .51 before.
         # The second never learns. The third has its 20 steps to itself: what was learnt before does not count.
-        course.learnt(step, 0.9 if step < 10 or 45 <= step < 82 else 0.3)
+        course.record(step, 0.9 if step < 10 or 45 <= step < 82 else 0.3)
     # What is ahead when a phase ends is shown: three batches.
     assert shown == [*range(3, 27), *range(45, 105)]
     assert course.steps == 142

@@ -8,7 +8,7 @@ that the plain causal kernel (flash where there is one) is exact without a mask.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,16 +107,34 @@ def packed_attention(
         return _without_padding(query, key, value, layout, scaling, sliding_window), None
 
     # Tokens as rows, and each block of sequences padded to its longest.
-    repeat = query.shape[1] // key.shape[1]  # query heads that share a key head
     rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, heads, d]
     if layout.rows is not None:
         rows = [_pad(x, *layout.rows) for x in rows]  # [P, heads, d]
 
-    # A block is a batch of its own, so that nothing can look from one sequence into another; a query never sees the
-    # padding, which comes after it.
+    joined = _of_blocks(rows, layout.blocks, query.shape[1] // key.shape[1], scaling, sliding_window)  # [P, heads, d]
+
+    # Back to tokens as they lie, without the padding.
+    if layout.rows is not None:
+        _, scatter = layout.rows
+        joined = _unpad(joined, scatter)  # [T, heads, d]
+    return joined[None], None
+
+
+def _of_blocks(
+    rows: Sequence[Tensor],
+    blocks: Sequence[tuple[int, int]],
+    repeat: int,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    """Queries, keys and values, [P, heads, d] each -> [P, heads, d]. repeat: query heads that share a key head.
+
+    A block is a batch of its own, so that nothing can look from one sequence into another; a query never sees the
+    padding, which comes after it.
+    """
     outputs: list[Tensor] = []
     start = 0
-    for count, length in layout.blocks:
+    for count, length in blocks:
         end = start + count * length
         q, k, v = (
             x[start:end].unflatten(0, (count, length)).transpose(1, 2) for x in rows
@@ -135,13 +153,7 @@ def packed_attention(
         )
         outputs.append(block.transpose(1, 2).flatten(0, 1))  # [count · length, heads, d]
         start = end
-
-    # Back to tokens as they lie, without the padding.
-    joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]  # [P, heads, d]
-    if layout.rows is not None:
-        _, scatter = layout.rows
-        joined = _unpad(joined, scatter)  # [T, heads, d]
-    return joined[None], None
+    return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
 def _without_padding(
