@@ -68,7 +68,7 @@ def _shared(model: Any) -> dict[int, list[str]]:
 
 
 def merge_adapters(model: Any, *, trained: bool) -> None:
-    """Leave the plain model inside `model`, in place; merged with it what the adapters learnt, if they were `trained`."""
+    """Leave the plain model inside `model`, in place; what the adapters learnt is in it, if they were `trained`."""
     plain = model.merge_and_unload() if trained else model.unload()
     for parameter in plain.parameters():
         parameter.requires_grad_(parameter.is_floating_point())  # for another learner, which may train them all
