@@ -104,8 +104,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         self.tasks = data.tasks(tasks)
         self._think: Think = think
         Parser(think=think)  # refuses an unknown policy now, not in the first step
-        self._parallel = parallel_calls
-        self._answer_style: AnswerStyle = answer
+        self._parallel, self._answer_style = parallel_calls, answer
         self._rubric = Rubric(reward)
         self._turn_rubric = None if turn_reward is None else Rubric(turn_reward)
         self._rules = Rules(**registry.checked("grading", Rules, grading or {}, ()))
